@@ -1,0 +1,183 @@
+"""Everything a run shows or writes while it goes: curves, pictures, results, progress, safe checkpoints."""
+
+import os
+import time
+from abc import abstractmethod
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.callbacks import Callback, TQDMProgressBar
+from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.plugins.io import TorchCheckpointIO
+from torch import Tensor
+from torchvision.utils import make_grid
+
+from rlsd_lightning.errors import NonFiniteError
+from rlsd_lightning.functional.metrics import psnr
+from rlsd_lightning.particles import ParticleModule
+from rlsd_lightning.results import load_lpips, score, write_images, write_metrics
+
+__all__ = ["AtomicCheckpointIO", "FiniteGuard", "ImageResults", "Monitor", "Progress", "Results"]
+
+
+class AtomicCheckpointIO(TorchCheckpointIO):
+    """Writes a checkpoint beside its target and renames it: a kill in the middle of a save leaves the last one."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None) -> None:
+        path = Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_name(path.name + ".partial")
+        with partial.open("wb") as file:
+            torch.save(checkpoint, file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+
+
+class FiniteGuard(Callback):
+    """Stops a measurement whose loss or particles are no longer finite, before they reach a checkpoint.
+
+    Args:
+        every_n_steps: Steps between two looks (each waits for the device); must divide the checkpoints' interval.
+
+    Raises:
+        NonFiniteError: When it stops one.
+    """
+
+    def __init__(self, every_n_steps: int = 25) -> None:
+        self.every_n_steps = every_n_steps
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: ParticleModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        done = batch_idx + 1
+        if done % self.every_n_steps and done != len(pl_module.timesteps):
+            return
+        if not all(torch.isfinite(particles).all() for particles in (pl_module.z, pl_module.x)):
+            raise NonFiniteError(
+                f"particles of '{pl_module.measurement.name}' are no longer finite at step {done}; lower "
+                "method.lr_z or method.gamma, or use precision 32-true"
+            )
+
+
+class Monitor(Callback):
+    """Curves and pictures in TensorBoard as the particles evolve.
+
+    Args:
+        every_n_steps: Steps between two pictures, each of which costs a decode.
+    """
+
+    def __init__(self, every_n_steps: int = 50) -> None:
+        self.every_n_steps = every_n_steps
+        self._since: tuple[int, float] | None = None
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: ParticleModule) -> None:
+        self._since = (trainer.fit_loop.epoch_loop.batch_progress.current.completed, time.perf_counter())
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: ParticleModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        done = batch_idx + 1
+        if done % trainer.log_every_n_steps == 0:
+            step, start = self._since
+            now = time.perf_counter()
+            self.log("seconds_per_step", (now - start) / max(1, done - step))
+            self._since = (done, now)
+        if done % self.every_n_steps and done != len(pl_module.timesteps):
+            return
+        images, decoded = pl_module.reconstructions()
+        truth = pl_module.measurement.truth
+        if truth is not None and images.ndim == 4:
+            each = psnr(images, truth.to(images))
+            self.log_dict({"psnr/mean": each.mean(), "psnr/best": each.max()})
+        for logger in trainer.loggers:
+            if isinstance(logger, TensorBoardLogger) and images.ndim == 4:
+                for name, pictures in (("particles", images), ("decoded", decoded)):
+                    grid = make_grid(pictures.float().clamp(-1, 1) / 2 + 0.5, nrow=8)
+                    logger.experiment.add_image(name, grid, done)
+
+
+class Progress(TQDMProgressBar):
+    """One bar that names the measurement and how many there are.
+
+    Args:
+        refresh_rate: Steps between two updates.
+    """
+
+    def __init__(self, refresh_rate: int = 5) -> None:
+        super().__init__(refresh_rate=refresh_rate, leave=True)
+        self.position = ""
+
+    def on_train_epoch_start(self, trainer: L.Trainer, pl_module: ParticleModule) -> None:
+        super().on_train_epoch_start(trainer, pl_module)
+        self.train_progress_bar.set_description(f"{self.position}{pl_module.measurement.name}")
+
+    def get_metrics(self, trainer: L.Trainer, pl_module: L.LightningModule) -> dict:
+        metrics = super().get_metrics(trainer, pl_module)
+        metrics.pop("v_num", None)
+        return {name.removeprefix("loss/"): value for name, value in metrics.items()}
+
+
+class Results(Callback):
+    """Writes a measurement's results once it is finished; metrics.json comes last and marks it as done.
+
+    Args:
+        folder: The measurement's folder.
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        self.folder = Path(folder)
+        self._seconds_before = 0.0
+        self._start = 0.0
+
+    def state_dict(self) -> dict[str, float]:
+        return {"seconds": self._seconds()}
+
+    def load_state_dict(self, state: dict[str, float]) -> None:
+        self._seconds_before = state["seconds"]
+
+    def _seconds(self) -> float:
+        return self._seconds_before + time.perf_counter() - self._start
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: ParticleModule) -> None:
+        self._start = time.perf_counter()
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: ParticleModule) -> None:
+        seconds = self._seconds()
+        images, decoded = pl_module.reconstructions()
+        self.folder.mkdir(parents=True, exist_ok=True)
+        metrics = {
+            "name": pl_module.measurement.name,
+            **self.results(pl_module, images, decoded),
+            "num_particles": pl_module.num_particles,
+            "num_steps": len(pl_module.timesteps),
+            "seconds": round(seconds, 3),
+        }
+        write_metrics(self.folder, metrics)
+        for logger in trainer.loggers:
+            if isinstance(logger, TensorBoardLogger):
+                numbers = {f"final/{k}": v for k, v in metrics.items() if isinstance(v, float)}
+                logger.log_hyperparams(dict(pl_module.hparams), numbers)
+
+    @abstractmethod
+    def results(self, pl_module: ParticleModule, images: Tensor, decoded: Tensor) -> dict[str, Any]:
+        """Writes whatever belongs to the particles and returns their figures."""
+
+
+class ImageResults(Results):
+    """Pictures, tensors and figures of image-shaped particles."""
+
+    def results(self, pl_module: ParticleModule, images: Tensor, decoded: Tensor) -> dict[str, Any]:
+        measurement = pl_module.measurement
+        truth = None if measurement.truth is None else measurement.truth.to(images)
+        write_images(self.folder, images, pl_module.z, measurement.y, truth)
+        with torch.no_grad():
+            features = pl_module.features(pl_module.z, images)
+        return score(images, measurement.y, pl_module.physics, truth, features, load_lpips())

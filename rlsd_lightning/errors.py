@@ -1,0 +1,11 @@
+"""Errors that a user can mend, told apart from bugs: the command line prints them in one line."""
+
+__all__ = ["InputError", "NonFiniteError"]
+
+
+class InputError(ValueError):
+    """What the user gave can't be used; the message says what was expected, what came and what to do."""
+
+
+class NonFiniteError(ArithmeticError):
+    """A loss or a particle became infinite or not a number; the measurement's last checkpoint is still good."""

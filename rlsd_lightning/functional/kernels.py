@@ -1,0 +1,119 @@
+r"""The kernel between particles and the repulsion that follows from it.
+
+Particles repel each other down the gradient of their own density
+:math:`q(f) = \sum_j k(f, f_j)`, with the RBF kernel :math:`k(f, g) = \exp(-\|f - g\|^2 / h)`.
+"""
+
+import math
+
+import torch
+from torch import Tensor
+
+__all__ = ["log_density", "median_bandwidth", "official_repulsion", "repulsion", "squared_distances"]
+
+
+def squared_distances(features: Tensor, others: Tensor) -> Tensor:
+    r"""Squared Euclidean distances :math:`\|f_i - g_j\|^2`.
+
+    Args:
+        features: With shape :math:`(n, D)`.
+        others: With shape :math:`(N, D)`.
+
+    Returns:
+        With shape :math:`(n, N)`.
+
+    Raises:
+        ValueError: If the feature sizes differ.
+    """
+    if features.shape[1:] != others.shape[1:]:
+        raise ValueError(f"features of one size expected, got {tuple(features.shape)} and {tuple(others.shape)}")
+    # not torch.cdist: its gradient at distance zero, and its matrix product's rounding, are worse
+    return (features[:, None] - others[None]).square().sum(-1)
+
+
+def median_bandwidth(features: Tensor) -> Tensor:
+    r"""The median heuristic :math:`h = \mathrm{median}_{i \ne j} \|f_i - f_j\|^2 / \log(N + 1)`, detached.
+
+    Args:
+        features: All particles, with shape :math:`(N, D)`.
+
+    Returns:
+        With shape :math:`()`; 1 if there is one particle or all coincide.
+
+    References:
+        | Stein Variational Gradient Descent (Liu & Wang, 2016), Section 5
+        | https://arxiv.org/abs/1608.04471
+    """
+    features = features.detach()
+    count = len(features)
+    if count == 1:
+        return features.new_ones(())
+    rows, columns = torch.triu_indices(count, count, offset=1, device=features.device)
+    h = squared_distances(features, features)[rows, columns].median() / math.log(count + 1)
+    return torch.where(h > 0, h, torch.ones_like(h))
+
+
+def log_density(features: Tensor, others: Tensor, bandwidth: Tensor) -> Tensor:
+    r"""The particles' log density :math:`\log \sum_j k(f_i, f_j)`, the particle itself included.
+
+    With :math:`j = i` in the sum a single particle has density one and gradient zero, and the push between two fades
+    with their distance.
+
+    Args:
+        features: This device's particles, with shape :math:`(n, D)`.
+        others: All particles, detached, with shape :math:`(N, D)`.
+        bandwidth: The squared length scale :math:`h`, with shape :math:`()`.
+
+    Returns:
+        With shape :math:`(n,)`.
+    """
+    return torch.logsumexp(-squared_distances(features, others) / bandwidth, dim=1)
+
+
+def repulsion(features: Tensor, others: Tensor, bandwidth: Tensor) -> Tensor:
+    r"""Gradient of the log density at each particle, :math:`\nabla_i \log \sum_j k(f_i, f_j)`.
+
+    Args:
+        features: This device's particles, with shape :math:`(n, D)`.
+        others: All particles, with shape :math:`(N, D)`.
+        bandwidth: The squared length scale :math:`h`, with shape :math:`()`.
+
+    Returns:
+        The direction of HIGHER density, with shape :math:`(n, D)`; zero if :math:`N = 1`.
+
+    Raises:
+        ValueError: If the feature sizes differ.
+
+    References:
+        | Repulsive Latent Score Distillation for Solving Inverse Problems (Zilberstein et al., 2025)
+        | https://arxiv.org/abs/2406.16683
+    """
+    with torch.enable_grad():
+        leaf = features.detach().requires_grad_()
+        (gradient,) = torch.autograd.grad(log_density(leaf, others.detach(), bandwidth).sum(), leaf)
+    return gradient
+
+
+def official_repulsion(features: Tensor) -> Tensor:
+    r"""The push of the published code, :math:`\sum_{j \ne i} 2 k_{ij} (f_i - f_j) / h_i \, / \sum_{j \ne i} k_{ij}`.
+
+    Here :math:`k_{ij} = \exp(-\|f_i - f_j\|^2 / h_i)` and
+    :math:`h_i = \mathrm{median}_{j \ne i} \|f_i - f_j\|^2 / \log(N - 1)`. It points AWAY from the other particles, is
+    not the gradient of a density (:math:`h_i` differs between particles), and is zero for :math:`N \le 2`.
+
+    Args:
+        features: All particles, with shape :math:`(N, D)`.
+
+    Returns:
+        With shape :math:`(N, D)`.
+    """
+    count = len(features)
+    if count <= 2:
+        return torch.zeros_like(features)
+    others = ~torch.eye(count, dtype=torch.bool, device=features.device)
+    difference = (features[:, None] - features[None])[others].view(count, count - 1, -1)  # (N, N - 1, D)
+    squared = difference.square().sum(-1)  # (N, N - 1)
+    h = squared.median(dim=1, keepdim=True).values / math.log(count - 1)
+    # a constant factor cancels: the softmax stays finite where every kernel value underflows
+    share = torch.softmax(-squared / h, dim=1)
+    return (share[..., None] * 2 * difference / h[..., None]).sum(dim=1)

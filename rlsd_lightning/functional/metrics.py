@@ -1,0 +1,61 @@
+"""Figures about a set of particles that torchmetrics does not have."""
+
+import torch
+from torch import Tensor
+from torch.nn.functional import normalize
+
+__all__ = ["diversity", "mode_total_variation", "psnr", "residual_rms"]
+
+
+def psnr(images: Tensor, truth: Tensor) -> Tensor:
+    r"""Peak signal-to-noise ratio of images in [-1, 1], one value an image (torchmetrics averages over a batch).
+
+    Args:
+        images: With shape :math:`(N, \dots)`; values beyond the range are clipped.
+        truth: With shape :math:`(1, \dots)`.
+
+    Returns:
+        Decibels, with shape :math:`(N,)`: :math:`10 \log_{10}(4 / \mathrm{mse})`.
+    """
+    mse = (images.clamp(-1, 1) - truth).square().flatten(1).mean(dim=1)
+    return 10 * torch.log10(4 / mse)
+
+
+def diversity(features: Tensor) -> Tensor:
+    r"""One minus the mean cosine similarity of the features of two different particles, with shape :math:`()`.
+
+    Args:
+        features: With shape :math:`(N, D)`.
+
+    Returns:
+        From 0 (all alike) to 2; 0 if :math:`N = 1`.
+
+    References:
+        | Repulsive Latent Score Distillation for Solving Inverse Problems (Zilberstein et al., 2025)
+        | https://arxiv.org/abs/2406.16683
+    """
+    count = len(features)
+    if count == 1:
+        return features.new_zeros(())
+    unit = normalize(features, dim=1)
+    similarity = unit @ unit.T
+    return 1 - (similarity.sum() - similarity.trace()) / (count * (count - 1))
+
+
+def residual_rms(measured: Tensor, y: Tensor) -> Tensor:
+    r"""Root mean square of :math:`y - A(x)` over all particles and elements, in units of the measurement."""
+    return (y - measured).square().mean().sqrt()
+
+
+def mode_total_variation(assignments: Tensor, weights: Tensor) -> Tensor:
+    r"""Total variation between the particles' shares of the modes and the modes' weights.
+
+    Args:
+        assignments: The index of each particle's mode, with shape :math:`(N,)`.
+        weights: The true weights, with shape :math:`(K,)`, summing to one.
+
+    Returns:
+        :math:`\frac{1}{2} \sum_k |\hat w_k - w_k|`, from 0 to 1.
+    """
+    shares = torch.bincount(assignments, minlength=len(weights)).to(weights) / len(assignments)
+    return 0.5 * (shares - weights).abs().sum()

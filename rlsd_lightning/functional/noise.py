@@ -1,0 +1,53 @@
+"""Noise that depends on what it is for and on nothing else.
+
+A counter-based generator (Philox) is keyed by (seed, measurement) and its counter set to (stream, step, particle):
+there is no generator state to save, and a particle gets the same noise on any number of devices, in any batch and
+after any restart.
+"""
+
+import hashlib
+from collections.abc import Iterable
+
+import numpy as np
+import torch
+from torch import Tensor
+
+__all__ = ["STREAMS", "keyed_normal", "measurement_key"]
+
+STREAMS = {"z_init": 0, "x_init": 1, "step": 2, "measurement": 3}
+"""What a draw is for: the initial latents, the initial auxiliaries, a step's noise, the measurement's own noise."""
+
+
+def measurement_key(name: str) -> int:
+    """A 64-bit key of a measurement's name, so that its noise does not depend on the order of measurements."""
+    return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "little")
+
+
+def keyed_normal(
+    shape: tuple[int, ...], particles: Iterable[int], *, seed: int, measurement: int, stream: str, step: int = 0
+) -> Tensor:
+    r"""Standard normal noise for some particles.
+
+    Args:
+        shape: Shape of one particle's noise.
+        particles: Their indices in the whole set.
+        seed: The run's seed, from 0 to :math:`2^{64} - 1`.
+        measurement: The measurement's key, from :func:`measurement_key`.
+        stream: One of :data:`STREAMS`.
+        step: The step :math:`k` it is for.
+
+    Returns:
+        Float32 on the CPU, with shape :math:`(n, *\mathrm{shape})`.
+
+    References:
+        | Parallel Random Numbers: As Easy as 1, 2, 3 (Salmon et al., 2011)
+        | https://doi.org/10.1145/2063384.2063405
+    """
+    key = np.array([seed, measurement], dtype=np.uint64)
+    draws = []
+    for particle in particles:
+        # the first word counts the blocks of one draw and starts at zero
+        counter = np.array([0, STREAMS[stream], step, particle], dtype=np.uint64)
+        generator = np.random.Generator(np.random.Philox(key=key, counter=counter))
+        draws.append(generator.standard_normal(shape, dtype=np.float32))
+    return torch.from_numpy(np.stack(draws)) if draws else torch.empty(0, *shape)

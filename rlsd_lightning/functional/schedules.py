@@ -1,0 +1,98 @@
+r"""Noise schedules and what a denoiser predicts.
+
+With :math:`\alpha_t = \sqrt{\bar\alpha_t}` and :math:`\sigma_t = \sqrt{1 - \bar\alpha_t}` a noisy latent is
+:math:`z_t = \alpha_t z + \sigma_t \epsilon`, where :math:`\epsilon \sim \mathcal{N}(0, I)`.
+"""
+
+import torch
+from torch import Tensor
+
+__all__ = ["PREDICTION_TYPES", "add_noise", "ddim_timesteps", "noise_from_output", "prior_weight"]
+
+PREDICTION_TYPES = ("epsilon", "v_prediction", "sample")
+PRIOR_WEIGHTS = ("linear", "sqrt", "log", "square", "const")
+
+
+def add_noise(z: Tensor, eps: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
+    r"""Returns :math:`z_t = \alpha_t z + \sigma_t \epsilon`, with the shape of ``z``."""
+    return alpha * z + sigma * eps
+
+
+def ddim_timesteps(num_train_timesteps: int, num_steps: int, offset: int = 1) -> list[int]:
+    r"""Timesteps :math:`t_0 > t_1 > \dots`, evenly spaced over the training schedule ("leading" spacing).
+
+    Args:
+        num_train_timesteps: Length :math:`T` of the training schedule.
+        num_steps: How many timesteps to return, from 1 to :math:`T`.
+        offset: Added to every timestep, 1 in Stable Diffusion; the result never exceeds :math:`T - 1`.
+
+    Raises:
+        ValueError: If ``num_steps`` is out of range.
+
+    References:
+        | Denoising Diffusion Implicit Models (Song et al., 2021)
+        | https://arxiv.org/abs/2010.02502
+    """
+    if not 1 <= num_steps <= num_train_timesteps:
+        raise ValueError(f"num_steps must be from 1 to {num_train_timesteps}, the prior's schedule, got {num_steps}")
+    stride = num_train_timesteps // num_steps
+    return [min(k * stride + offset, num_train_timesteps - 1) for k in reversed(range(num_steps))]
+
+
+def noise_from_output(output: Tensor, z_t: Tensor, alpha: Tensor, sigma: Tensor, prediction_type: str) -> Tensor:
+    r"""Turns what a network predicts into the noise :math:`\hat\epsilon`.
+
+    - ``epsilon``: the noise itself
+    - ``v_prediction``: :math:`v = \alpha_t \epsilon - \sigma_t z`, so :math:`\hat\epsilon = \sigma_t z_t + \alpha_t v`
+    - ``sample``: the clean latent, so :math:`\hat\epsilon = (z_t - \alpha_t \hat z) / \sigma_t`
+
+    Args:
+        output: What the network predicts, with shape :math:`(N, \dots)`.
+        z_t: The noisy latents, with the same shape.
+        alpha: Signal level :math:`\alpha_t`, with shape :math:`()`.
+        sigma: Noise level :math:`\sigma_t > 0`, with shape :math:`()`.
+        prediction_type: One of :data:`PREDICTION_TYPES`.
+
+    Raises:
+        ValueError: If the prediction type is unknown.
+
+    References:
+        | Progressive Distillation for Fast Sampling of Diffusion Models (Salimans & Ho, 2022)
+        | https://arxiv.org/abs/2202.00512
+    """
+    if prediction_type == "epsilon":
+        return output
+    if prediction_type == "v_prediction":
+        return sigma * z_t + alpha * output
+    if prediction_type == "sample":
+        return (z_t - alpha * output) / sigma
+    raise ValueError(f"prediction_type must be one of {', '.join(PREDICTION_TYPES)}, got '{prediction_type}'")
+
+
+def prior_weight(alpha: Tensor, sigma: Tensor, kind: str = "linear") -> Tensor:
+    r"""The distillation weight :math:`w(t)` as a function of the noise-to-signal ratio :math:`r = \sigma_t / \alpha_t`.
+
+    Args:
+        alpha: Signal level :math:`\alpha_t`.
+        sigma: Noise level :math:`\sigma_t`.
+        kind: ``linear`` (:math:`r`), ``sqrt``, ``log`` (:math:`\log(1 + r)`), ``square`` or ``const`` (1).
+
+    Raises:
+        ValueError: If the kind is unknown.
+
+    References:
+        | A Variational Perspective on Solving Inverse Problems with Diffusion Models (Mardani et al., 2024)
+        | https://arxiv.org/abs/2305.04391
+    """
+    ratio = sigma / alpha
+    if kind == "linear":
+        return ratio
+    if kind == "sqrt":
+        return ratio.sqrt()
+    if kind == "log":
+        return torch.log1p(ratio)
+    if kind == "square":
+        return ratio.square()
+    if kind == "const":
+        return torch.ones_like(ratio)
+    raise ValueError(f"weighting must be one of {', '.join(PRIOR_WEIGHTS)}, got '{kind}'")

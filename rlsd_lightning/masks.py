@@ -1,0 +1,81 @@
+"""Masks of any size: 1 where the image is seen, 0 where it is missing, with shape :math:`(1, H, W)`."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageDraw
+from torch import Tensor
+
+from rlsd_lightning.errors import InputError
+
+__all__ = ["box_mask", "free_form_mask", "half_mask", "load_mask", "random_mask"]
+
+
+def half_mask(height: int, width: int) -> Tensor:
+    """Hides the lower half."""
+    mask = torch.ones(1, height, width)
+    mask[:, height // 2 :] = 0
+    return mask
+
+
+def box_mask(height: int, width: int) -> Tensor:
+    """Hides a centred box of half the height and half the width."""
+    mask = torch.ones(1, height, width)
+    mask[:, height // 4 : height - height // 4, width // 4 : width - width // 4] = 0
+    return mask
+
+
+def free_form_mask(height: int, width: int, seed: int = 0, share: float = 0.25) -> Tensor:
+    """Hides brush strokes that cover at least a share of the image."""
+    rng = np.random.default_rng(seed)
+    canvas = Image.new("L", (width, height), 255)
+    draw = ImageDraw.Draw(canvas)
+    brush = max(2, min(height, width) // 10)
+    while np.mean(np.asarray(canvas) == 0) < share:
+        points = rng.uniform((0, 0), (width, height), size=(4, 2))
+        draw.line([tuple(point) for point in points], fill=0, width=brush, joint="curve")
+        for x, y in points:  # round ends
+            draw.ellipse((x - brush / 2, y - brush / 2, x + brush / 2, y + brush / 2), fill=0)
+    return torch.from_numpy(np.asarray(canvas) > 0)[None].float()
+
+
+def random_mask(height: int, width: int, seed: int = 0, share: float = 0.8) -> Tensor:
+    """Hides exactly a share of the pixels, chosen at random."""
+    hidden = np.random.default_rng(seed).permutation(height * width)[: round(share * height * width)]
+    mask = torch.ones(height * width)
+    mask[torch.from_numpy(hidden)] = 0
+    return mask.view(1, height, width)
+
+
+_NAMED = {"half": half_mask, "box": box_mask, "free": free_form_mask, "random": random_mask}
+
+
+def load_mask(mask: str | Path, height: int, width: int) -> Tensor:
+    """A mask by name, or from an image file that is white where the image is seen.
+
+    Args:
+        mask: ``half``, ``box``, ``free``, ``random`` or a file.
+        height: The image's height.
+        width: The image's width.
+
+    Raises:
+        InputError: If the file is missing, not an image, of another size, or hides everything.
+    """
+    if str(mask) in _NAMED:
+        return _NAMED[str(mask)](height, width)
+    if not Path(mask).is_file():
+        raise InputError(f"data.mask must be one of {', '.join(_NAMED)} or an image file, got '{mask}'")
+    try:
+        with Image.open(mask) as image:
+            pixels = np.asarray(image.convert("L"))
+    except OSError as error:
+        raise InputError(f"data.mask='{mask}' can't be read as an image ({error}); save it as PNG again") from error
+    if pixels.shape != (height, width):
+        raise InputError(
+            f"a mask of {width}x{height} pixels is expected, the size of the prior's images, but '{mask}' has "
+            f"{pixels.shape[1]}x{pixels.shape[0]}; resize it without interpolation"
+        )
+    if not (pixels > 127).any():
+        raise InputError(f"data.mask='{mask}' hides every pixel; pixels that are seen must be white")
+    return torch.from_numpy(pixels > 127)[None].float()

@@ -1,0 +1,24 @@
+"""One inverse problem."""
+
+from typing import NamedTuple
+
+from deepinv.physics import Physics
+from torch import Tensor
+
+__all__ = ["Measurement"]
+
+
+class Measurement(NamedTuple):
+    """What is known about one image.
+
+    Attributes:
+        name: Names the folder of the results and keys the noise.
+        y: The measurement, with shape :math:`(1, ...)`.
+        physics: The operator :math:`A` and the noise model.
+        truth: The clean image in [-1, 1] with shape :math:`(1, C, H, W)`, if it is known.
+    """
+
+    name: str
+    y: Tensor
+    physics: Physics
+    truth: Tensor | None = None

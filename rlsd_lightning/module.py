@@ -1,0 +1,194 @@
+r"""Repulsive Latent Score Distillation.
+
+For steps :math:`k` with timesteps :math:`t` from high noise to low, and every particle :math:`i`:
+
+.. math::
+    z_{t,i} &= \alpha_t z_i + \sigma_t \epsilon_{i,k} \\
+    r_i &= \hat\epsilon(z_{t,i}, t) - \epsilon_{i,k} + \gamma \sigma_t \nabla_{z_i} \log \textstyle\sum_j k(f_i, f_j)
+        \quad \text{with features } f_i = \phi(D(z_i)) \\
+    x_i &= \arg\min_x \mathrm{mean}(y - A(x))^2 + \mu \, \mathrm{mean}(x - D(z_i))^2 \\
+    z_i &\leftarrow \mathrm{Adam} \big[ \tfrac{1}{2} \mathrm{mean}(x_i - D(z_i))^2
+        + \lambda w(t) \, \mathrm{mean}(\mathrm{sg}[r_i] z_i) \big]
+
+One decode a step serves the proximal step, the coupling and the features.
+"""
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Adam
+from torch.optim.lr_scheduler import LambdaLR
+
+from rlsd_lightning.errors import InputError
+from rlsd_lightning.functional.kernels import log_density, median_bandwidth
+from rlsd_lightning.functional.losses import coupling, data_fidelity, distillation
+from rlsd_lightning.functional.schedules import add_noise, prior_weight
+from rlsd_lightning.measurement import Measurement
+from rlsd_lightning.particles import ParticleModule
+from rlsd_lightning.priors import Prior
+from rlsd_lightning.proximal import proximal_step
+
+__all__ = ["RLSD"]
+
+GAIN_EVERY = 10
+"""Steps between two measurements of the decoder's gain, each of which costs one more backward pass."""
+
+
+class RLSD(ParticleModule):
+    r"""N interacting particles that explain one measurement under a latent diffusion prior.
+
+    Args:
+        prior: The latent diffusion prior.
+        measurement: What is known.
+        features: Called with latents and images, returns what the kernel compares.
+        num_particles: The number :math:`N` of particles.
+        num_steps: The number :math:`K` of timesteps.
+        seed: Seed of all noise.
+        gamma: Strength of the repulsion; 0 switches it off.
+        gamma_mode: ``relative``: the repulsion's norm is ``gamma`` times that of :math:`\hat\epsilon - \epsilon`, for
+            each particle; ``absolute``: as written above.
+        sigma_break: Repulsion acts in the first so many thousandths of the steps, those with the most noise.
+        augmented: Whether there is an auxiliary image :math:`x`; if not, the fidelity acts on :math:`D(z)`.
+        x_update: ``prox`` solves for :math:`x`; ``adam`` takes one Adam step on both variables (the published form).
+        decoder_std: How far :math:`D(z)` typically is from an image, in units of an image in [-1, 1]; together with
+            the noise level :math:`s` it gives :math:`\mu = \max(s^2 / \mathrm{decoder\_std}^2, \mathrm{min\_mu})`.
+        min_mu: The least :math:`\mu`.
+        rho: Weight of the coupling of both variables where ``x_update`` is ``adam``.
+        distillation_weight: The weight :math:`\lambda`.
+        weighting: The weight :math:`w(t)`: ``linear`` (:math:`\sigma_t / \alpha_t`), ``sqrt``, ``log``, ``square`` or
+            ``const``.
+        lr_z: First step size of Adam on the latents.
+        lr_x: First step size of Adam on the auxiliaries.
+        final_lr: Share of the step size that is left at the end of the cosine decay; 1 is no decay.
+
+    Raises:
+        InputError: If an argument is out of range.
+
+    References:
+        | Repulsive Latent Score Distillation for Solving Inverse Problems (Zilberstein et al., 2025)
+        | https://arxiv.org/abs/2406.16683
+    """
+
+    def __init__(
+        self,
+        prior: Prior,
+        measurement: Measurement,
+        features: nn.Module,
+        *,
+        num_particles: int = 4,
+        num_steps: int = 200,
+        seed: int = 0,
+        gamma: float = 0.1,
+        gamma_mode: str = "relative",
+        sigma_break: int = 1000,
+        augmented: bool = True,
+        x_update: str = "prox",
+        decoder_std: float = 0.08,
+        min_mu: float = 1e-3,
+        rho: float = 0.1,
+        distillation_weight: float = 0.1,
+        weighting: str = "linear",
+        lr_z: float = 0.5,
+        lr_x: float = 0.4,
+        final_lr: float = 0.0,
+    ) -> None:
+        super().__init__(prior, measurement, features, num_particles=num_particles, num_steps=num_steps, seed=seed)
+        if gamma_mode not in ("relative", "absolute"):
+            raise InputError(f"method.gamma_mode must be relative or absolute, got '{gamma_mode}'")
+        if x_update not in ("prox", "adam"):
+            raise InputError(f"method.x_update must be prox or adam, got '{x_update}'")
+        self.save_hyperparameters(ignore=["prior", "measurement", "features"])
+        noise_std = float(getattr(measurement.physics.noise_model, "sigma", torch.zeros(())).max())
+        self.mu = max((noise_std / decoder_std) ** 2, min_mu)
+        self.x.requires_grad_(augmented and x_update == "adam")
+        self.register_buffer("decoder_gain", torch.ones(num_particles))
+
+    def training_step(self, batch: tuple[int, int], batch_idx: int) -> Tensor:
+        step, t = batch
+        assert step == batch_idx, f"step {step} came as batch {batch_idx}: the schedule was not restored"
+        alpha, sigma = self.prior.alpha(t), self.prior.sigma(t)
+        eps = self.noise(step)
+        with torch.no_grad():
+            score = self.prior.predict_noise(add_noise(self.z, eps, alpha, sigma), t) - eps
+        decoded = self.prior.decode(self.z)
+        losses = self._likelihood(decoded)
+        weight = self.hparams.distillation_weight * prior_weight(alpha, sigma, self.hparams.weighting)
+        losses["distillation"] = weight * distillation(score, self.z)
+        if self.hparams.gamma and self.repulsion_is_on(step, self.hparams.sigma_break):
+            surrogate, ratio = self._repulsion(decoded, score, sigma, step)
+            losses["repulsion"] = weight * surrogate
+            self.log_step({"repulsion_to_score": ratio}, batch_idx)
+        loss = sum(losses.values())
+        self.log_losses({"total": loss, **losses}, batch_idx)
+        return loss
+
+    def _likelihood(self, decoded: Tensor) -> dict[str, Tensor]:
+        """The terms that tie the latents to the measurement; in the proximal form they also renew x."""
+        if not self.hparams.augmented:
+            return {"fidelity": data_fidelity(self.physics.A(decoded), self.y)}
+        if self.hparams.x_update == "adam":
+            return {
+                "fidelity": data_fidelity(self.physics.A(self.x), self.y),
+                "coupling": self.hparams.rho * coupling(self.x, decoded),
+            }
+        self.x.data.copy_(proximal_step(self.physics, self.y, decoded, self.mu))
+        return {"coupling": coupling(self.x, decoded)}
+
+    def _repulsion(self, decoded: Tensor, score: Tensor, sigma: Tensor, step: int) -> tuple[Tensor, Tensor]:
+        r"""A surrogate whose gradient in z is the scaled repulsion over the number of elements of a latent,
+        and the mean ratio of the repulsion's norm to the score's.
+
+        The gradient of the log density is taken back to the decoded image only, and goes through the decoder together
+        with that of the coupling. Its norm after the decoder, which relative strength needs, is the norm before it
+        times the decoder's gain, measured now and then.
+        """
+        latents, images = self.z.detach().requires_grad_(), decoded.detach().requires_grad_()
+        features = self.features(latents, images).float()
+        others = features.detach()
+        density = log_density(features, others, median_bandwidth(others)).sum()
+        push = torch.autograd.grad(density, (latents, images), allow_unused=True)
+        through_decoder = push[1] is not None
+        push_z, push_x = (
+            torch.zeros_like(leaf) if gradient is None else gradient
+            for gradient, leaf in zip(push, (latents, images), strict=True)
+        )
+        before = torch.sqrt(_square_norm(push_z) + _square_norm(push_x))
+        if through_decoder and step % GAIN_EVERY == 0:
+            (pulled,) = torch.autograd.grad(decoded, self.z, push_x, retain_graph=True)
+            after = torch.sqrt(_square_norm(push_z + pulled))
+            self.decoder_gain.copy_(torch.where(before > 0, after / before, self.decoder_gain))
+        norm, score_norm = before * self.decoder_gain, _square_norm(score).sqrt()
+        if self.hparams.gamma_mode == "absolute":
+            scale = self.hparams.gamma * sigma * torch.ones_like(norm)
+        else:
+            # a lone particle, or two in one place, have no direction to go
+            scale = torch.where(norm > 0, self.hparams.gamma * score_norm / norm, 0.0)
+        ratio = (scale * norm / score_norm).mean()
+        scale = scale.view(-1, *[1] * (self.z.ndim - 1)) / self.z[0].numel()
+        surrogate = torch.sum(scale * push_z * self.z)
+        if through_decoder:
+            surrogate = surrogate + torch.sum(scale.view(-1, *[1] * (decoded.ndim - 1)) * push_x * decoded)
+        return surrogate, ratio
+
+    @torch.no_grad()
+    def reconstructions(self) -> tuple[Tensor, Tensor]:
+        decoded = self.prior.decode(self.z)
+        if not self.hparams.augmented:
+            return decoded, decoded
+        if self.hparams.x_update == "adam":
+            return self.x.detach(), decoded
+        return proximal_step(self.physics, self.y, decoded, self.mu), decoded
+
+    def configure_optimizers(self) -> dict:
+        groups = [{"params": [self.z], "lr": self.hparams.lr_z}]
+        if self.x.requires_grad:
+            groups.append({"params": [self.x], "lr": self.hparams.lr_x})
+        optimizer = Adam(groups, betas=(0.9, 0.99))
+        final, count = self.hparams.final_lr, len(self.timesteps)
+        schedule = LambdaLR(optimizer, lambda k: final + (1 - final) * 0.5 * (1 + math.cos(math.pi * k / count)))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+
+def _square_norm(value: Tensor) -> Tensor:
+    return value.float().square().flatten(1).sum(dim=1)

@@ -1,0 +1,123 @@
+r"""The published algorithm, as its authors' final runs had it.
+
+Every step updates the latents, decodes them again, and updates the auxiliaries, each with an Adam of its own:
+
+.. math::
+    z &\leftarrow \mathrm{Adam}\big[ \tfrac{1}{2} \mathrm{mean}(x - D(z))^2 + \lambda \tfrac{\sigma_t}{\alpha_t}
+        \mathrm{mean}(\mathrm{sg}[\hat\epsilon - \epsilon - \gamma \sigma_t J^\top g] \, z) \big] \\
+    x &\leftarrow \mathrm{Adam}\big[ \tfrac{1}{2} \mathrm{mean}(y - A(x))^2
+        + \tfrac{\rho}{2} \mathrm{mean}(x - D(z))^2 \big]
+
+with means over all particles together, so that step sizes belong to a number of particles, and with the kernel of
+:func:`~rlsd_lightning.functional.kernels.official_repulsion`. One thing differs from the official code: the
+measurement's noise is drawn once, not once per particle.
+"""
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Adam
+
+from rlsd_lightning.functional.kernels import official_repulsion
+from rlsd_lightning.functional.schedules import add_noise
+from rlsd_lightning.measurement import Measurement
+from rlsd_lightning.particles import ParticleModule
+from rlsd_lightning.priors import Prior
+
+__all__ = ["RLSDPaper"]
+
+
+class RLSDPaper(ParticleModule):
+    r"""Alternating updates, for the settings that were published.
+
+    Args:
+        prior: The latent diffusion prior.
+        measurement: What is known.
+        features: Called with latents and images, returns what the kernel compares.
+        num_particles: The number :math:`N` of particles.
+        num_steps: The number :math:`K` of timesteps.
+        seed: Seed of all noise.
+        gamma: Absolute strength :math:`\gamma` of the repulsion; zero for two particles or fewer.
+        sigma_break: Repulsion acts in the first so many thousandths of the steps.
+        rho: Weight of the coupling in the auxiliaries' loss.
+        distillation_weight: The weight :math:`\lambda`.
+        lr_z: Step size of Adam on the latents.
+        lr_x: Step size of Adam on the auxiliaries.
+
+    References:
+        | Repulsive Latent Score Distillation for Solving Inverse Problems (Zilberstein et al., 2025)
+        | https://arxiv.org/abs/2406.16683
+    """
+
+    def __init__(
+        self,
+        prior: Prior,
+        measurement: Measurement,
+        features: nn.Module,
+        *,
+        num_particles: int = 4,
+        num_steps: int = 999,
+        seed: int = 0,
+        gamma: float = 50.0,
+        sigma_break: int = 999,
+        rho: float = 0.07,
+        distillation_weight: float = 0.15,
+        lr_z: float = 0.8,
+        lr_x: float = 0.4,
+    ) -> None:
+        super().__init__(prior, measurement, features, num_particles=num_particles, num_steps=num_steps, seed=seed)
+        self.save_hyperparameters(ignore=["prior", "measurement", "features"])
+        self.automatic_optimization = False
+
+    def training_step(self, batch: tuple[int, int], batch_idx: int) -> None:
+        step, t = batch
+        assert step == batch_idx, f"step {step} came as batch {batch_idx}: the schedule was not restored"
+        optimizer_z, optimizer_x = self.optimizers()
+        losses = self.latent_losses(step, t)
+        self._descend(optimizer_z, sum(losses.values()))
+        with torch.no_grad():
+            decoded = self.prior.decode(self.z)
+        losses_x = self.auxiliary_losses(decoded)
+        self._descend(optimizer_x, sum(losses_x.values()))
+        losses |= losses_x
+        self.log_losses({"total": sum(losses.values()), **losses}, batch_idx)
+
+    def latent_losses(self, step: int, t: int) -> dict[str, Tensor]:
+        """The terms of the latents' loss; the repulsion's is a surrogate with its gradient."""
+        alpha, sigma = self.prior.alpha(t), self.prior.sigma(t)
+        eps = self.noise(step)
+        with torch.no_grad():
+            score = self.prior.predict_noise(add_noise(self.z, eps, alpha, sigma), t) - eps
+        decoded = self.prior.decode(self.z)
+        weight = self.hparams.distillation_weight * sigma / alpha
+        losses = {
+            "coupling": 0.5 * (self.x.detach() - decoded).square().mean(),
+            "distillation": weight * (score * self.z).mean(),
+        }
+        if self.hparams.gamma and self.repulsion_is_on(step, self.hparams.sigma_break):
+            features = self.features(self.z, decoded)
+            push = official_repulsion(features.detach())
+            scale = self.hparams.gamma * sigma / self.z.numel()
+            losses["repulsion"] = -weight * scale * torch.sum(push * features)
+        return losses
+
+    def auxiliary_losses(self, decoded: Tensor) -> dict[str, Tensor]:
+        """The terms of the auxiliaries' loss."""
+        return {
+            "fidelity": 0.5 * (self.y - self.physics.A(self.x)).square().mean(),
+            "coupling_x": 0.5 * self.hparams.rho * (self.x - decoded).square().mean(),
+        }
+
+    def _descend(self, optimizer: Adam, loss: Tensor) -> None:
+        optimizer.zero_grad()
+        self.manual_backward(loss)
+        optimizer.step()
+
+    @torch.no_grad()
+    def reconstructions(self) -> tuple[Tensor, Tensor]:
+        return self.x.detach(), self.prior.decode(self.z)
+
+    def configure_optimizers(self) -> list[Adam]:
+        return [
+            Adam([self.z], lr=self.hparams.lr_z, betas=(0.9, 0.99)),
+            Adam([self.x], lr=self.hparams.lr_x, betas=(0.9, 0.99)),
+        ]

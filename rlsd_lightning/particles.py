@@ -1,0 +1,171 @@
+"""What every particle method has: the particles, their noise, the schedule, and a safe checkpoint."""
+
+import hashlib
+from abc import abstractmethod
+
+import lightning as L
+import torch
+from deepinv.physics import Physics
+from torch import Tensor, nn
+
+from rlsd_lightning.errors import InputError
+from rlsd_lightning.functional.noise import keyed_normal, measurement_key
+from rlsd_lightning.functional.schedules import ddim_timesteps
+from rlsd_lightning.measurement import Measurement
+from rlsd_lightning.priors import Prior
+from rlsd_lightning.timesteps import Timesteps
+
+__all__ = ["ParticleModule"]
+
+
+class ParticleModule(L.LightningModule):
+    r"""N particles of one measurement: latents ``z`` and auxiliaries ``x``, drawn from :math:`\mathcal{N}(0, I)`.
+
+    Both are Parameters, so they are what a Lightning checkpoint holds. The prior, the features and the physics are
+    frozen and held outside the module's parameters: they never are in a checkpoint, a fingerprint of them is.
+
+    Args:
+        prior: The latent diffusion prior.
+        measurement: What is known.
+        features: Called with latents and images, returns what the kernel compares.
+        num_particles: The number :math:`N \ge 1` of particles.
+        num_steps: The number :math:`K` of timesteps.
+        seed: Seed of all noise.
+
+    Raises:
+        InputError: If a number is out of range, or the operator does not fit the prior's images.
+    """
+
+    def __init__(
+        self,
+        prior: Prior,
+        measurement: Measurement,
+        features: nn.Module,
+        *,
+        num_particles: int,
+        num_steps: int,
+        seed: int,
+    ) -> None:
+        super().__init__()
+        if num_particles < 1:
+            raise InputError(f"num_particles must be at least 1, got {num_particles}")
+        try:
+            self.timesteps = ddim_timesteps(prior.num_train_timesteps, num_steps, prior.timestep_offset)
+        except ValueError as error:
+            raise InputError(str(error)) from error
+        if not 0 <= seed < 2**64:
+            raise InputError(f"seed must be from 0 to 2^64 - 1, got {seed}")
+        _check_physics(measurement, prior.image_shape)
+        self.num_particles = num_particles
+        self.seed = seed
+        # a plain dict hides modules from state_dict() and parameters()
+        self._frozen = {"prior": prior, "features": features, "physics": measurement.physics}
+        self.measurement = measurement
+        self._key = measurement_key(measurement.name)
+        self.z = nn.Parameter(self._draw("z_init", prior.latent_shape))
+        self.x = nn.Parameter(self._draw("x_init", prior.image_shape))
+        self._fingerprint: str | None = None
+
+    @property
+    def prior(self) -> Prior:
+        """The latent diffusion prior."""
+        return self._frozen["prior"]
+
+    @property
+    def features(self) -> nn.Module:
+        """The features the kernel compares."""
+        return self._frozen["features"]
+
+    @property
+    def physics(self) -> Physics:
+        """The forward operator."""
+        return self._frozen["physics"]
+
+    @property
+    def y(self) -> Tensor:
+        """The measurement, on this module's device."""
+        return self.measurement.y
+
+    @property
+    def steps_done(self) -> int:
+        """How many of the timesteps have been taken."""
+        return self.trainer.fit_loop.epoch_loop.total_batch_idx + 1 if self._trainer else 0
+
+    @abstractmethod
+    def reconstructions(self) -> tuple[Tensor, Tensor]:
+        """The particles as images, and their decoded latents, both with shape :math:`(N, *image_shape)`."""
+
+    def train_dataloader(self) -> Timesteps:
+        return Timesteps(self.timesteps)
+
+    def on_fit_start(self) -> None:
+        for module in self._frozen.values():
+            module.to(self.device)
+        self.measurement = self.measurement._replace(y=self.measurement.y.to(self.device))
+
+    def noise(self, step: int) -> Tensor:
+        """The noise of one step, with the shape, type and device of ``z``."""
+        return self._draw("step", self.prior.latent_shape, step).to(self.z)
+
+    def repulsion_is_on(self, step: int, sigma_break: int) -> bool:
+        """Whether a step's noise level is above that of the gate: the first ``sigma_break`` thousandths of steps."""
+        gate = min(int(len(self.timesteps) / 1000 * sigma_break), len(self.timesteps) - 1)
+        return step < gate
+
+    def log_step(self, values: dict[str, Tensor], batch_idx: int, prog_bar: bool = False) -> None:
+        """Logs scalars on the steps that the Trainer writes, and costs nothing on the others."""
+        if self._trainer is not None and (batch_idx + 1) % self.trainer.log_every_n_steps == 0:
+            self.log_dict({name: value.detach() for name, value in values.items()}, prog_bar=prog_bar)
+
+    def log_losses(self, losses: dict[str, Tensor], batch_idx: int) -> None:
+        """Logs the terms of the loss and the noise level."""
+        self.log_step({f"loss/{name}": value for name, value in losses.items()}, batch_idx, prog_bar=True)
+        self.log_step({"noise_level": self.prior.sigma(self.timesteps[batch_idx])}, batch_idx)
+
+    def fingerprint(self) -> str:
+        """A digest of what a checkpoint must agree with: measurement, operator, prior, particles, schedule."""
+        if self._fingerprint is None:
+            digest = hashlib.sha256()
+            settings = (self.measurement.name, self.num_particles, self.seed, self.timesteps, type(self).__name__)
+            digest.update(repr((settings, type(self.physics).__name__, sorted(self.hparams.items()))).encode())
+            digest.update(self.measurement.y.detach().cpu().numpy().tobytes())
+            for module in (self.physics, self.prior):
+                for name, tensor in module.state_dict().items():
+                    # the head of every tensor tells two checkpoints apart and costs nothing for gigabytes of weights
+                    head = tensor.detach().flatten()[:64].cpu().double().abs().numpy().tobytes()
+                    digest.update(repr((name, tuple(tensor.shape))).encode() + head)
+            self._fingerprint = digest.hexdigest()
+        return self._fingerprint
+
+    def on_save_checkpoint(self, checkpoint: dict) -> None:
+        checkpoint["fingerprint"] = self.fingerprint()
+        checkpoint["measurement"] = self.measurement.name
+
+    def on_load_checkpoint(self, checkpoint: dict) -> None:
+        if checkpoint.get("fingerprint") != self.fingerprint():
+            raise InputError(
+                f"the checkpoint belongs to measurement '{checkpoint.get('measurement')}' of a run with another "
+                f"measurement, operator, prior, method or number of particles or steps than '{self.measurement.name}' "
+                "here; resume with the settings it was made with"
+            )
+
+    def _draw(self, stream: str, shape: tuple[int, ...], step: int = 0) -> Tensor:
+        particles = range(self.num_particles)
+        return keyed_normal(shape, particles, seed=self.seed, measurement=self._key, stream=stream, step=step)
+
+
+@torch.no_grad()
+def _check_physics(measurement: Measurement, image_shape: tuple[int, ...]) -> None:
+    probe = torch.zeros(1, *image_shape, device=measurement.y.device)
+    try:
+        shape = measurement.physics.A(probe).shape
+    except (RuntimeError, ValueError, IndexError) as error:
+        raise InputError(
+            f"{type(measurement.physics).__name__} does not take images of shape {image_shape}, which the prior makes "
+            f"({str(error).splitlines()[0]})"
+        ) from error
+    if shape != measurement.y.shape:
+        raise InputError(
+            f"{type(measurement.physics).__name__} turns the prior's images of shape {image_shape} into measurements "
+            f"of shape {tuple(shape)}, but '{measurement.name}' has shape {tuple(measurement.y.shape)}"
+        )

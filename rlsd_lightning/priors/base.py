@@ -1,0 +1,85 @@
+"""The contract of a prior: a frozen network that predicts noise, between an encoder and a decoder."""
+
+from abc import ABC, abstractmethod
+
+from torch import Tensor, nn
+
+from rlsd_lightning.errors import InputError
+from rlsd_lightning.functional.schedules import PREDICTION_TYPES, noise_from_output
+
+__all__ = ["Prior"]
+
+
+class Prior(nn.Module, ABC):
+    r"""A latent diffusion prior.
+
+    Subclasses implement :meth:`network`, and :meth:`encode` and :meth:`decode` if the latent is not the image itself.
+    They call ``self.freeze()`` at the end of their constructor.
+
+    Args:
+        alphas_cumprod: The schedule :math:`\bar\alpha_t`, falling, with shape :math:`(T,)`.
+        latent_shape: Shape of one latent.
+        image_shape: Shape of one image; images are in [-1, 1].
+        prediction_type: What the network predicts: ``epsilon``, ``v_prediction`` or ``sample``.
+        timestep_offset: The smallest timestep the network was trained to be asked for.
+
+    Raises:
+        InputError: If the prediction type is unknown.
+    """
+
+    def __init__(
+        self,
+        alphas_cumprod: Tensor,
+        latent_shape: tuple[int, ...],
+        image_shape: tuple[int, ...],
+        prediction_type: str = "epsilon",
+        timestep_offset: int = 1,
+    ) -> None:
+        super().__init__()
+        if prediction_type not in PREDICTION_TYPES:
+            raise InputError(
+                f"a prior that predicts one of {', '.join(PREDICTION_TYPES)} is expected, got '{prediction_type}'"
+            )
+        self.register_buffer("alphas_cumprod", alphas_cumprod)
+        self.latent_shape = tuple(latent_shape)
+        self.image_shape = tuple(image_shape)
+        self.prediction_type = prediction_type
+        self.timestep_offset = timestep_offset
+
+    def freeze(self) -> None:
+        """Switches to evaluation mode and takes every weight out of differentiation."""
+        self.eval().requires_grad_(False)
+
+    @property
+    def num_train_timesteps(self) -> int:
+        """Length of the training schedule."""
+        return len(self.alphas_cumprod)
+
+    def alpha(self, t: int) -> Tensor:
+        r"""Signal level :math:`\alpha_t = \sqrt{\bar\alpha_t}`, with shape :math:`()`."""
+        return self.alphas_cumprod[t].sqrt()
+
+    def sigma(self, t: int) -> Tensor:
+        r"""Noise level :math:`\sigma_t = \sqrt{1 - \bar\alpha_t}`, with shape :math:`()`."""
+        return (1 - self.alphas_cumprod[t]).sqrt()
+
+    def predict_noise(self, z_t: Tensor, t: int) -> Tensor:
+        r"""The noise :math:`\hat\epsilon(z_t, t, c)` in noisy latents, with the shape of ``z_t``.
+
+        Args:
+            z_t: Noisy latents :math:`\alpha_t z + \sigma_t \epsilon`, with shape :math:`(N, *\mathrm{latent\_shape})`.
+            t: The timestep, from 0 to :math:`T - 1`.
+        """
+        return noise_from_output(self.network(z_t, t), z_t, self.alpha(t), self.sigma(t), self.prediction_type)
+
+    @abstractmethod
+    def network(self, z_t: Tensor, t: int) -> Tensor:
+        """The network's own output, of the kind ``prediction_type`` names."""
+
+    def encode(self, images: Tensor) -> Tensor:
+        """Latents of images in [-1, 1]; the identity unless overridden."""
+        return images
+
+    def decode(self, z: Tensor) -> Tensor:
+        """Images of latents, about in [-1, 1]; the identity unless overridden."""
+        return z

@@ -1,0 +1,176 @@
+"""What a finished measurement leaves on disk, and how a run is summed up."""
+
+import csv
+import json
+import math
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import torch
+from deepinv.physics import Physics
+from matplotlib.figure import Figure
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torchmetrics.functional.image import structural_similarity_index_measure
+
+from rlsd_lightning.data import to_pil
+from rlsd_lightning.functional.metrics import diversity, psnr, residual_rms
+
+__all__ = ["load_lpips", "read_metrics", "score", "write_atomically", "write_images", "write_metrics", "write_summary"]
+
+METRICS_FILE = "metrics.json"
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Writes a file that is either complete or not there."""
+    partial = path.with_name(path.name + ".partial")
+    with partial.open("w") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(partial, path)
+
+
+def load_lpips() -> nn.Module | None:
+    """The LPIPS metric if AlexNet's weights are in torch's cache, else None; never reaches for the network."""
+    cache = Path(torch.hub.get_dir()) / "checkpoints"
+    if not list(cache.glob("alexnet-owt-*.pth")):
+        return None
+    from torchmetrics.image.lpip import LearnedPerceptualImagePatchSimilarity
+
+    return LearnedPerceptualImagePatchSimilarity(net_type="alex")
+
+
+@torch.no_grad()
+def score(
+    images: Tensor, y: Tensor, physics: Physics, truth: Tensor | None, features: Tensor, lpips: nn.Module | None
+) -> dict[str, float | None]:
+    """Figures of one measurement's particles.
+
+    Args:
+        images: The particles in [-1, 1], with shape :math:`(N, C, H, W)`.
+        y: The measurement, with shape :math:`(1, ...)`.
+        physics: The operator.
+        truth: The clean image, if known, with shape :math:`(1, C, H, W)`.
+        features: The particles' features, with shape :math:`(N, D)`.
+        lpips: The metric, if its weights are at hand.
+
+    Returns:
+        ``psnr_mean``, ``psnr_best`` and ``psnr_of_mean`` in decibels, ``ssim_mean``, ``lpips_mean``, ``diversity``
+        (one minus the mean cosine of features) and ``residual`` (root mean square, in units of the measurement). What
+        needs the truth, or weights that are missing, is None.
+    """
+    scores: dict[str, float | None] = dict.fromkeys(
+        ("psnr_mean", "psnr_best", "psnr_of_mean", "ssim_mean", "lpips_mean")
+    )
+    if truth is not None:
+        each = psnr(images, truth)
+        scores["psnr_mean"], scores["psnr_best"] = each.mean().item(), each.max().item()
+        scores["psnr_of_mean"] = psnr(images.mean(dim=0, keepdim=True), truth).item()
+        if min(images.shape[-2:]) >= 11:  # the size of the metric's window
+            ssim = structural_similarity_index_measure(
+                images.clamp(-1, 1), truth.expand_as(images).contiguous(), data_range=(-1.0, 1.0)
+            )
+            scores["ssim_mean"] = ssim.item()
+        if lpips is not None:
+            lpips = lpips.to(images.device)
+            scores["lpips_mean"] = lpips(images.clamp(-1, 1), truth.expand_as(images).contiguous()).item()
+    scores["diversity"] = diversity(features).item()
+    scores["residual"] = residual_rms(physics.A(images), y).item()
+    return scores
+
+
+def write_metrics(folder: Path, metrics: Mapping) -> None:
+    """Writes metrics.json, the mark of a finished measurement; numbers that JSON has not become null."""
+    clean = {
+        key: None if isinstance(value, float) and not math.isfinite(value) else value for key, value in metrics.items()
+    }
+    write_atomically(folder / METRICS_FILE, json.dumps(clean, indent=2) + "\n")
+
+
+def read_metrics(folder: Path) -> dict | None:
+    """The metrics of a finished measurement, or None if it is not finished."""
+    try:
+        return json.loads((folder / METRICS_FILE).read_text())
+    except (FileNotFoundError, json.JSONDecodeError):
+        return None
+
+
+def _panel(image: Tensor) -> np.ndarray:
+    return np.asarray(to_pil(image))
+
+
+def _is_picture(tensor: Tensor) -> bool:
+    return tensor.ndim == 4 and tensor.shape[1] in (1, 3)
+
+
+def write_images(folder: Path, images: Tensor, z: Tensor, y: Tensor, truth: Tensor | None) -> None:
+    """Writes the particles as pictures and tensors, their mean and standard deviation, and a labelled grid.
+
+    Args:
+        folder: The measurement's folder.
+        images: The particles in [-1, 1], with shape :math:`(N, C, H, W)`.
+        z: Their latents.
+        y: The measurement; written as a picture if it is one.
+        truth: The clean image, if known.
+    """
+    (folder / "particles").mkdir(parents=True, exist_ok=True)
+    images = images.detach().cpu()
+    mean = images.clamp(-1, 1).mean(dim=0)
+    # the population's deviation: zero, not undefined, for one particle
+    std = images.clamp(-1, 1).std(dim=0, correction=0).mean(dim=0)
+    panels: list[tuple[str, np.ndarray]] = []
+    if truth is not None:
+        to_pil(truth[0]).save(folder / "truth.png")
+        panels.append(("truth", _panel(truth[0])))
+    if _is_picture(y):
+        to_pil(y[0]).save(folder / "measurement.png")
+        panels.append(("measurement", _panel(y[0])))
+    for index, image in enumerate(images):
+        to_pil(image).save(folder / "particles" / f"{index:02d}.png")
+        panels.append((f"particle {index}", _panel(image)))
+    to_pil(mean).save(folder / "mean.png")
+    panels.append(("mean", _panel(mean)))
+    # full white is a standard deviation of a quarter of the range
+    to_pil((std * 4 - 1)[None]).save(folder / "std.png")
+    _write_grid(folder / "grid.png", panels, std.numpy())
+    tensors = {"x": images, "z": z.detach().cpu(), "y": y.detach().cpu(), "mean": mean, "std": std}
+    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, folder / "particles.safetensors")
+
+
+def _write_grid(path: Path, panels: list[tuple[str, np.ndarray]], std: np.ndarray, columns: int = 8) -> None:
+    count = len(panels) + 1
+    columns = min(columns, count)
+    rows = math.ceil(count / columns)
+    figure = Figure(figsize=(1.7 * columns, 1.9 * rows), layout="constrained")
+    axes = figure.subplots(rows, columns, squeeze=False).flat
+    for axis in axes:
+        axis.axis("off")
+    for axis, (title, pixels) in zip(axes, panels, strict=False):
+        axis.imshow(pixels, interpolation="nearest")
+        axis.set_title(title, fontsize=9)
+    shown = axes[len(panels)].imshow(std, cmap="magma", vmin=0, interpolation="nearest")
+    axes[len(panels)].set_title("std", fontsize=9)
+    figure.colorbar(shown, ax=axes[len(panels)], shrink=0.7).ax.tick_params(labelsize=7)
+    figure.savefig(path, dpi=100)
+
+
+def write_summary(folder: Path, rows: list[dict]) -> None:
+    """Writes summary.csv: a row per measurement, then the mean of every numeric column."""
+    if not rows:
+        return
+    columns = list(dict.fromkeys(key for row in rows for key in row))
+    mean = {"name": "mean"}
+    for column in columns[1:]:
+        values = [row.get(column) for row in rows]
+        numbers = [value for value in values if isinstance(value, int | float) and not isinstance(value, bool)]
+        if numbers:
+            mean[column] = sum(numbers) / len(numbers)
+    partial = folder / "summary.csv.partial"
+    with partial.open("w", newline="") as file:
+        writer = csv.DictWriter(file, columns)
+        writer.writeheader()
+        writer.writerows([*rows, mean])
+    os.replace(partial, folder / "summary.csv")

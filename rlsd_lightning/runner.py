@@ -1,0 +1,67 @@
+"""A run over many measurements: each in a folder of its own, none lost because of another."""
+
+import logging
+from collections.abc import Callable
+from pathlib import Path
+
+import lightning as L
+
+from rlsd_lightning.callbacks import Progress
+from rlsd_lightning.errors import InputError, NonFiniteError
+from rlsd_lightning.particles import ParticleModule
+from rlsd_lightning.report import write_report
+from rlsd_lightning.results import read_metrics, write_summary
+
+__all__ = ["run_measurements"]
+
+log = logging.getLogger(__name__)
+
+
+def run_measurements(
+    data,
+    make_module: Callable[..., ParticleModule],
+    make_trainer: Callable[[Path], L.Trainer],
+    folder: Path,
+    checkpoint: tuple[str, Path] | None = None,
+) -> int:
+    """Solves every measurement that has no result yet, from its last checkpoint if there is one.
+
+    Args:
+        data: A sequence of measurements, with their ``names``.
+        make_module: Called with a measurement.
+        make_trainer: Called with a measurement's folder.
+        folder: The run's folder.
+        checkpoint: The name of one measurement and the checkpoint it goes on from; the others are left alone.
+
+    Returns:
+        How many measurements have no result at the end.
+    """
+    failed = 0
+    for index, name in enumerate(data.names):
+        if checkpoint is not None and name != checkpoint[0]:
+            continue
+        target = folder / name
+        if read_metrics(target) is not None:
+            log.info("%s: finished before, left as it is", name)
+            continue
+        try:
+            module = make_module(data[index])
+            trainer = make_trainer(target)
+            last = checkpoint[1] if checkpoint else target / "checkpoints" / "last.ckpt"
+            if isinstance(trainer.progress_bar_callback, Progress):
+                trainer.progress_bar_callback.position = f"[{index + 1}/{len(data)}] "
+            if last.is_file():
+                log.info("%s: going on from %s", name, last)
+            # our own checkpoints hold tensors and plain numbers only
+            trainer.fit(module, ckpt_path=last if last.is_file() else None, weights_only=True)
+        except (InputError, NonFiniteError) as error:
+            if len(data) == 1 and isinstance(error, InputError):
+                raise
+            log.error("%s: %s", name, error)
+            failed += 1
+            continue
+    rows = [metrics for name in data.names if (metrics := read_metrics(folder / name)) is not None]
+    write_summary(folder, rows)
+    if rows:
+        write_report(folder, rows)
+    return failed

@@ -1,0 +1,79 @@
+"""The Python interface: one call from a measurement to particles."""
+
+import tempfile
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import lightning as L
+from deepinv.physics import Physics
+from lightning.pytorch.callbacks import Callback
+from torch import Tensor, nn
+
+from rlsd_lightning.features import PixelFeatures
+from rlsd_lightning.measurement import Measurement
+from rlsd_lightning.module import RLSD
+from rlsd_lightning.particles import ParticleModule
+from rlsd_lightning.priors import Prior
+
+__all__ = ["solve"]
+
+
+def solve(
+    y: Tensor,
+    physics: Physics,
+    prior: Prior,
+    *,
+    num_particles: int = 4,
+    num_steps: int = 200,
+    seed: int = 0,
+    features: nn.Module | None = None,
+    method: Callable[..., ParticleModule] = RLSD,
+    callbacks: Sequence[Callback] = (),
+    trainer: dict[str, Any] | None = None,
+    **settings: Any,
+) -> Tensor:
+    r"""Draws particles that explain a measurement.
+
+    Args:
+        y: The measurement :math:`y = A(x) + n`, with shape :math:`(1, \dots)`.
+        physics: The operator :math:`A`, acting on images in [-1, 1].
+        prior: The latent diffusion prior.
+        num_particles: The number :math:`N` of particles.
+        num_steps: The number of timesteps.
+        seed: Seed of all noise.
+        features: What the kernel compares; the decoded pixels if left out.
+        method: The particle method.
+        callbacks: Lightning callbacks.
+        trainer: Arguments of the ``lightning.Trainer``, such as ``accelerator`` or ``precision``.
+        settings: Arguments of the method, such as ``gamma``.
+
+    Returns:
+        The particles in [-1, 1], with shape :math:`(N, *\mathrm{image\_shape})`, on the CPU.
+
+    Raises:
+        InputError: If an argument is out of range, or the operator does not fit the prior.
+    """
+    module = method(
+        prior,
+        Measurement("measurement", y, physics),
+        features or PixelFeatures(),
+        num_particles=num_particles,
+        num_steps=num_steps,
+        seed=seed,
+        **settings,
+    )
+    options = {
+        "accelerator": "auto",
+        "devices": 1,
+        "max_epochs": 1,
+        "logger": False,
+        "enable_checkpointing": False,
+        "enable_model_summary": False,
+        "use_distributed_sampler": False,
+        "num_sanity_val_steps": 0,
+        **(trainer or {}),
+    }
+    with tempfile.TemporaryDirectory() as scratch:
+        L.Trainer(**{"default_root_dir": scratch, **options}, callbacks=list(callbacks)).fit(module)
+    images, _ = module.reconstructions()
+    return images.float().clamp(-1, 1).cpu()

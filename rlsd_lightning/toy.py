@@ -1,0 +1,93 @@
+"""A two-dimensional problem with an exact posterior: five equal modes that one coordinate can't tell apart."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from deepinv.physics import GaussianNoise, Inpainting
+from matplotlib.figure import Figure
+from safetensors.torch import save_file
+from torch import Tensor
+
+from rlsd_lightning.callbacks import Results
+from rlsd_lightning.functional.metrics import mode_total_variation
+from rlsd_lightning.measurement import Measurement
+from rlsd_lightning.particles import ParticleModule
+from rlsd_lightning.priors import GaussianMixture, GaussianMixturePrior
+
+__all__ = ["DensityResults", "PointMeasurement", "exact_posterior", "first_coordinate"]
+
+
+def first_coordinate(image_shape: tuple[int, ...], sigma: float = 0.1) -> Inpainting:
+    """Sees the first coordinate of a point only.
+
+    Args:
+        image_shape: Shape of a point, :math:`(d,)`.
+        sigma: Standard deviation of the noise.
+    """
+    mask = torch.zeros(image_shape)
+    mask[0] = 1
+    return Inpainting(image_shape, mask=mask, noise_model=GaussianNoise(sigma=float(sigma)))
+
+
+class PointMeasurement(Sequence[Measurement]):
+    """The measurement that the first coordinate is ``value``.
+
+    Args:
+        image_shape: Shape of a point, :math:`(d,)`.
+        physics: Makes the operator that sees the first coordinate, from the point's shape.
+        value: What it saw.
+    """
+
+    def __init__(self, image_shape: tuple[int, ...], physics: Callable[..., Inpainting], value: float = 0.0) -> None:
+        self.names = ["toy"]
+        y = torch.zeros(1, *image_shape)
+        y[0, 0] = value
+        self._measurements = [Measurement("toy", y, physics(image_shape))]
+
+    def __len__(self) -> int:
+        return len(self._measurements)
+
+    def __getitem__(self, index: int) -> Measurement:
+        return self._measurements[index]
+
+
+def exact_posterior(prior: GaussianMixturePrior, measurement: Measurement) -> GaussianMixture:
+    """The posterior of a mixture prior when some coordinates are seen."""
+    physics = measurement.physics
+    seen = physics.mask[0] > 0
+    operator = torch.diag(physics.mask[0])[seen]
+    return prior.mixture.posterior(operator, measurement.y[0][seen], physics.noise_model.sigma.max().item())
+
+
+class DensityResults(Results):
+    """Draws the particles over the exact posterior's density and compares their shares of its modes."""
+
+    def results(self, pl_module: ParticleModule, images: Tensor, decoded: Tensor) -> dict[str, Any]:
+        posterior = exact_posterior(pl_module.prior, pl_module.measurement)
+        assignments = posterior.assign(images)
+        tensors = {"x": images, "z": pl_module.z.detach(), "y": pl_module.measurement.y}
+        save_file({k: v.cpu().contiguous() for k, v in tensors.items()}, self.folder / "particles.safetensors")
+        _draw_density(self.folder / "grid.png", posterior.cpu(), pl_module.prior.mixture.cpu(), images.cpu())
+        return {
+            "mode_total_variation": mode_total_variation(assignments, posterior.weights).item(),
+            "log_density": posterior.log_prob(images).mean().item(),
+        }
+
+
+def _draw_density(path: Path, posterior: GaussianMixture, prior: GaussianMixture, points: Tensor) -> None:
+    reach = prior.means.abs().max().item() + 1
+    axis = torch.linspace(-reach, reach, 300)
+    grid = torch.cartesian_prod(axis, axis)
+    figure = Figure(figsize=(9, 4.5), layout="constrained")
+    for panel, (name, density) in zip(
+        figure.subplots(1, 2), (("prior", prior), ("exact posterior", posterior)), strict=True
+    ):
+        values = density.log_prob(grid).exp().view(300, 300).T
+        panel.imshow(values, origin="lower", extent=(-reach, reach, -reach, reach), cmap="Blues")
+        panel.plot(*points.T, ".", color="crimson", markersize=6, label="particles")
+        panel.set_title(f"{name} and {len(points)} particles")
+        panel.set_xlabel("seen coordinate")
+        panel.set_ylabel("hidden coordinate")
+    figure.savefig(path, dpi=100)
