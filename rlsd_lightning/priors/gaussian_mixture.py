@@ -131,12 +131,13 @@ class GaussianMixturePrior(Prior):
         beta_end: float = 0.012,
     ) -> None:
         means = torch.as_tensor(means)
-        weights = torch.ones(len(means)).to(means) if weights is None else torch.as_tensor(weights)
+        means = means if means.is_floating_point() else means.float()
+        weights = torch.ones(len(means)) if weights is None else torch.as_tensor(weights)
         betas = torch.linspace(beta_start**0.5, beta_end**0.5, num_train_timesteps, dtype=torch.float64) ** 2
         shape = means.shape[1:]
         super().__init__(torch.cumprod(1 - betas, dim=0).to(means), shape, shape)
         covariance = std**2 * torch.eye(means.shape[1]).to(means)
-        self.mixture = GaussianMixture(weights, means, covariance.expand(len(means), -1, -1))
+        self.mixture = GaussianMixture(weights.to(means), means, covariance.expand(len(means), -1, -1))
         self.freeze()
 
     def network(self, z_t: Tensor, t: int) -> Tensor:
