@@ -97,7 +97,7 @@ class Diffusion(L.LightningModule):
         vocabulary: int,
         eos_token_id: int,
         latent_size: int = 16,
-        channels: tuple[int, ...] = (64, 128, 192),
+        channels: tuple[int, ...] = (48, 96, 144),
         lr: float = 8e-4,
         max_steps: int = 5000,
     ) -> None:
@@ -161,8 +161,8 @@ def save_pipeline(folder: Path, vae: AutoencoderKL, module: Diffusion, tokenizer
 
 
 def main(arguments: list[str] | None = None) -> None:
-    options = parser(__doc__.splitlines()[0], steps=5000, batch_size=64, out="data/priors/faces")
-    options.add_argument("--channels", type=int, nargs="+", default=[64, 128, 192], help="widths of the UNet")
+    options = parser(__doc__.splitlines()[0], steps=6000, batch_size=32, out="data/priors/faces")
+    options.add_argument("--channels", type=int, nargs="+", default=[48, 96, 144], help="widths of the UNet")
     args = options.parse_args(arguments)
     L.seed_everything(args.seed)
     vae = AutoencoderKL.from_pretrained(args.out / "vae").eval().requires_grad_(False)

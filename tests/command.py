@@ -1,0 +1,39 @@
+"""Runs train.py as its users do: inside this process (a second) or in one of its own (ten seconds)."""
+
+import contextlib
+import io
+import runpy
+import subprocess
+import sys
+from pathlib import Path
+from unittest import mock
+
+PROJECT = Path(__file__).resolve().parents[1]
+TRAIN = PROJECT / "train.py"
+
+
+def train(*arguments: object) -> tuple[int, str]:
+    """Runs the command line in this process; returns its exit code and what it printed on both streams."""
+    printed = io.StringIO()
+    code = 0
+    with (
+        mock.patch.object(sys, "argv", ["train.py", *map(str, arguments)]),
+        contextlib.redirect_stdout(printed),
+        contextlib.redirect_stderr(printed),
+    ):
+        try:
+            runpy.run_path(str(TRAIN), run_name="__main__")
+        except SystemExit as stop:
+            code = stop.code or 0
+    return code, printed.getvalue()
+
+
+def start_train(*arguments: object) -> subprocess.Popen:
+    """Starts the command line as a process of its own."""
+    return subprocess.Popen(
+        [sys.executable, str(TRAIN), *map(str, arguments)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        cwd=PROJECT,
+    )

@@ -1,0 +1,76 @@
+"""Which part of the package may import what."""
+
+import ast
+import sys
+from pathlib import Path
+
+import pytest
+
+import rlsd_lightning
+
+PACKAGE = Path(rlsd_lightning.__file__).parent
+FILES = sorted(PACKAGE.rglob("*.py"))
+
+
+def imported(source: str) -> set[str]:
+    """Full names of the modules that a source imports, inside functions too."""
+    names = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "relative imports hide what is imported"
+            names.add(node.module)
+    return names
+
+
+def roots(names: set[str]) -> set[str]:
+    return {name.partition(".")[0] for name in names}
+
+
+def name_of(file: Path) -> str:
+    return str(file.relative_to(PACKAGE))
+
+
+def files_in(folder: str) -> list[Path]:
+    files = [file for file in FILES if file.is_relative_to(PACKAGE / folder)]
+    assert len(files) > 2, f"{folder} has moved"
+    return files
+
+
+def test_imports_inside_functions_are_seen():
+    source = "import a.b\ndef f():\n    from c.d import e\n    import g as h\n"
+    assert imported(source) == {"a.b", "c.d", "g"}
+
+
+@pytest.mark.parametrize("file", FILES, ids=name_of)
+def test_nothing_knows_of_hydra(file: Path):
+    # settings are explicit keyword arguments; configs and train.py are the only users
+    assert not roots(imported(file.read_text())) & {"hydra", "omegaconf"}
+
+
+@pytest.mark.parametrize("file", files_in("functional"), ids=name_of)
+def test_pure_functions_need_torch_and_numpy_only(file: Path):
+    names = imported(file.read_text())
+    own = {name for name in names if name.startswith("rlsd_lightning.functional.")}
+    assert roots(names - own) <= {"torch", "numpy", *sys.stdlib_module_names}
+
+
+def reach(file: Path, seen: set[Path]) -> set[str]:
+    """What a file imports, by itself and by files of this package that it imports."""
+    if file in seen:
+        return set()
+    seen.add(file)
+    names = imported(file.read_text())
+    for name in sorted(names):
+        if name.startswith("rlsd_lightning."):
+            path = PACKAGE.joinpath(*name.split(".")[1:])
+            names = names | reach(
+                path.with_suffix(".py") if path.with_suffix(".py").exists() else path / "__init__.py", seen
+            )
+    return names
+
+
+@pytest.mark.parametrize("file", files_in("priors"), ids=name_of)
+def test_priors_do_not_know_of_lightning(file: Path):
+    assert not roots(reach(file, set())) & {"lightning", "pytorch_lightning", "lightning_fabric"}

@@ -1,0 +1,68 @@
+"""Means over one particle, sums over particles."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+
+from rlsd_lightning.functional.losses import coupling, data_fidelity, distillation, half_mean_square
+
+
+def values(count: int, seed: int = 0) -> Tensor:
+    return torch.randn(count, 3, 4, 5, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+LOSSES = {
+    "half_mean_square": lambda leaf, fixed: half_mean_square(leaf - fixed),
+    "data_fidelity": lambda leaf, fixed: data_fidelity(leaf, fixed[:1]),
+    "coupling_in_x": lambda leaf, fixed: coupling(leaf, fixed),
+    "coupling_in_decoded": lambda leaf, fixed: coupling(fixed, leaf),
+    "distillation": lambda leaf, fixed: distillation(fixed, leaf),
+}
+
+
+def gradient(loss: Callable, leaf: Tensor, fixed: Tensor) -> Tensor:
+    leaf = leaf.clone().requires_grad_()
+    return torch.autograd.grad(loss(leaf, fixed), leaf)[0]
+
+
+@pytest.mark.parametrize("loss", LOSSES.values(), ids=LOSSES.keys())
+def test_a_particles_gradient_does_not_depend_on_how_many_there_are(loss: Callable):
+    leaf, fixed = values(4), values(4, seed=1)
+    alone = gradient(loss, leaf[:1], fixed[:1])
+    torch.testing.assert_close(gradient(loss, leaf, fixed)[:1], alone, rtol=1e-12, atol=0)
+
+
+@pytest.mark.parametrize("loss", LOSSES.values(), ids=LOSSES.keys())
+def test_a_loss_of_equal_particles_is_their_number_times_that_of_one(loss: Callable):
+    leaf, fixed = values(1), values(1, seed=1)
+    many = loss(leaf.expand(4, -1, -1, -1), fixed.expand(4, -1, -1, -1))
+    torch.testing.assert_close(many, 4 * loss(leaf, fixed), rtol=1e-12, atol=0)
+
+
+@pytest.mark.parametrize("name", ["half_mean_square", "data_fidelity", "coupling_in_x"])
+def test_gradient_of_a_squared_error_is_the_error_by_the_elements(name: str):
+    leaf, fixed = values(1), values(1, seed=1)
+    torch.testing.assert_close(gradient(LOSSES[name], leaf, fixed), (leaf - fixed) / 60, rtol=1e-12, atol=1e-15)
+
+
+def test_half_mean_square_of_two_known_particles():
+    error = torch.tensor([[1.0, 3.0], [2.0, 0.0]])
+    assert half_mean_square(error).item() == 0.5 * (5 + 2)
+
+
+def test_gradient_of_distillation_is_the_residual_by_the_elements():
+    residual, z = values(3), values(3, seed=1)
+    torch.testing.assert_close(gradient(distillation_of(residual), z, z), residual / 60, rtol=1e-12, atol=0)
+
+
+def distillation_of(residual: Tensor) -> Callable:
+    return lambda leaf, _: distillation(residual, leaf)
+
+
+def test_no_gradient_flows_through_the_residual():
+    residual, z = values(2).requires_grad_(), values(2, seed=1).requires_grad_()
+    distillation(residual * 2, z).backward()
+    assert residual.grad is None
+    assert z.grad is not None

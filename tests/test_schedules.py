@@ -1,0 +1,89 @@
+"""Timesteps and prediction types against diffusers and against their definitions."""
+
+import pytest
+import torch
+from diffusers import DDIMScheduler
+
+from rlsd_lightning.functional.schedules import (
+    PREDICTION_TYPES,
+    add_noise,
+    ddim_timesteps,
+    noise_from_output,
+    prior_weight,
+)
+
+
+@pytest.mark.parametrize("num_steps", [1, 4, 7, 50, 200, 300, 999])
+def test_timesteps_are_those_of_diffusers(num_steps: int):
+    scheduler = DDIMScheduler(num_train_timesteps=1000, timestep_spacing="leading", steps_offset=1)
+    scheduler.set_timesteps(num_steps)
+    assert ddim_timesteps(1000, num_steps) == scheduler.timesteps.tolist()
+
+
+@pytest.mark.parametrize("num_steps", [1, 3, 999])
+def test_timesteps_fall_and_stay_in_the_schedule(num_steps: int):
+    steps = ddim_timesteps(1000, num_steps)
+    assert len(steps) == num_steps
+    assert all(a > b for a, b in zip(steps, steps[1:], strict=False))
+    assert 0 <= steps[-1] <= steps[0] <= 999
+
+
+def test_as_many_steps_as_the_schedule_has_never_leave_it():
+    # diffusers would ask the network for timestep 1000 of 0 ... 999
+    assert max(ddim_timesteps(1000, 1000)) == 999
+
+
+def test_offset_zero_ends_at_the_least_noise():
+    assert ddim_timesteps(1000, 10, offset=0) == list(range(900, -1, -100))
+
+
+@pytest.mark.parametrize("num_steps", [0, -1, 1001])
+def test_number_of_steps_out_of_range_is_refused(num_steps: int):
+    with pytest.raises(ValueError, match=rf"1 to 1000.*got {num_steps}"):
+        ddim_timesteps(1000, num_steps)
+
+
+@pytest.mark.parametrize("abar", [0.999, 0.5, 0.005])
+@pytest.mark.parametrize("kind", PREDICTION_TYPES)
+def test_every_prediction_type_gives_back_the_noise_that_was_added(kind: str, abar: float):
+    generator = torch.Generator().manual_seed(0)
+    z, eps = torch.randn(2, 3, 4, 4, 4, generator=generator, dtype=torch.float64)
+    abar = torch.tensor(abar, dtype=torch.float64)
+    alpha, sigma = abar.sqrt(), (1 - abar).sqrt()
+    z_t = add_noise(z, eps, alpha, sigma)
+    output = {"epsilon": eps, "v_prediction": alpha * eps - sigma * z, "sample": z}[kind]
+    torch.testing.assert_close(noise_from_output(output, z_t, alpha, sigma, kind), eps, rtol=1e-9, atol=1e-11)
+
+
+def test_noise_is_added_as_diffusers_adds_it():
+    generator = torch.Generator().manual_seed(0)
+    z, eps = torch.randn(2, 3, 4, 4, 4, generator=generator)
+    scheduler = DDIMScheduler(beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012)
+    abar = scheduler.alphas_cumprod[500]
+    expected = scheduler.add_noise(z, eps, torch.full((3,), 500))
+    torch.testing.assert_close(add_noise(z, eps, abar.sqrt(), (1 - abar).sqrt()), expected)
+
+
+def test_unknown_prediction_type_is_refused_by_name():
+    one = torch.ones(())
+    with pytest.raises(ValueError, match="'flow'"):
+        noise_from_output(one, one, one, one, "flow")
+
+
+@pytest.mark.parametrize(
+    ("kind", "expected"),
+    [("linear", 0.75), ("sqrt", 0.75**0.5), ("log", 0.5596157879354227), ("square", 0.5625), ("const", 1.0)],
+)
+def test_weight_at_a_ratio_of_three_quarters(kind: str, expected: float):
+    alpha, sigma = torch.tensor([0.8, 0.6], dtype=torch.float64)
+    assert prior_weight(alpha, sigma, kind).item() == pytest.approx(expected, rel=1e-12)
+
+
+def test_weight_is_linear_unless_told():
+    alpha, sigma = torch.tensor([0.8, 0.6])
+    assert prior_weight(alpha, sigma) == prior_weight(alpha, sigma, "linear")
+
+
+def test_unknown_weight_is_refused_by_name():
+    with pytest.raises(ValueError, match="'cubic'"):
+        prior_weight(torch.ones(()), torch.ones(()), "cubic")
