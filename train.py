@@ -18,8 +18,10 @@ from pathlib import Path
 # composition errors are shown in one line by main(), not by Hydra in ten
 os.environ.setdefault("HYDRA_FULL_ERROR", "1")
 
+import diffusers
 import hydra
 import lightning as L
+import transformers
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
 from hydra.utils import instantiate
@@ -46,6 +48,8 @@ def run_folder(resume: str | None, ckpt_path: str | None, task: str, now: str) -
 warnings.filterwarnings("ignore", module="lightning")
 warnings.filterwarnings("ignore", message=".*LeafSpec.*")
 logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+diffusers.utils.logging.disable_progress_bar()
+transformers.utils.logging.disable_progress_bar()
 OmegaConf.register_new_resolver("project", lambda path: str(PROJECT / path), replace=True)
 OmegaConf.register_new_resolver("run_folder", run_folder, replace=True)
 

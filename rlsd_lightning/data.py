@@ -3,6 +3,7 @@
 import glob
 import inspect
 import logging
+from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -20,10 +21,12 @@ __all__ = [
     "ImageMeasurements",
     "MeasuredData",
     "find_images",
+    "load_array",
     "load_image",
     "load_measured",
     "measure",
     "measurements",
+    "open_picture",
     "to_pil",
 ]
 
@@ -57,8 +60,12 @@ def find_images(images: str | Path, limit: int | None = None) -> list[Path]:
     return sorted(found)[:limit]
 
 
-def _open(path: Path) -> Image.Image:
-    """An upright RGB picture: 16-bit greys are scaled to 8 bits, transparency is laid on white."""
+def open_picture(path: Path) -> Image.Image:
+    """An upright RGB picture: 16-bit greys are scaled to 8 bits, transparency is laid on white.
+
+    Raises:
+        InputError: If the file is missing or can't be read.
+    """
     try:
         with Image.open(path) as opened:
             image = ImageOps.exif_transpose(opened)
@@ -99,7 +106,7 @@ def load_image(path: str | Path, height: int, width: int) -> Tensor:
     Raises:
         InputError: If the file is missing or can't be read.
     """
-    image = _open(Path(path))
+    image = open_picture(Path(path))
     if image.size != (width, height):
         log.info("%s: %dx%d, cropped and resized to %dx%d", Path(path).name, *image.size, width, height)
         image = ImageOps.fit(image, (width, height), Image.Resampling.LANCZOS)
@@ -111,6 +118,23 @@ def measure(physics: Physics, image: Tensor, seed: int) -> Tensor:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed % 2**63)
         return physics(image)
+
+
+def load_array(path: Path) -> np.ndarray:
+    """Reads a .npy file of numbers.
+
+    Raises:
+        InputError: If the file is missing, can't be read or holds something else.
+    """
+    try:
+        values = np.load(path)
+    except (OSError, ValueError, EOFError) as error:
+        raise InputError(f"'{path}' can't be read as an array ({error}); save it with numpy.save") from error
+    if not isinstance(values, np.ndarray) or values.dtype.kind not in "biuf":
+        raise InputError(
+            f"an array of real numbers is expected, but '{path}' holds {getattr(values, 'dtype', 'several')}"
+        )
+    return values
 
 
 def load_measured(path: str | Path, physics: Physics) -> Tensor:
@@ -127,16 +151,30 @@ def load_measured(path: str | Path, physics: Physics) -> Tensor:
     if not path.is_file():
         raise InputError(f"data.measurement must be an image or .npy file, but there is none at '{path}'")
     if path.suffix == ".npy":
-        try:
-            y = torch.from_numpy(np.load(path)).float()
-        except (OSError, ValueError) as error:
-            raise InputError(f"data.measurement='{path}' can't be read as an array ({error})") from error
+        y = torch.from_numpy(load_array(path)).float()
         y = y if y.ndim > 3 else y[None]
     else:
-        y = _to_tensor(_open(path))
+        y = _to_tensor(open_picture(path))
     if isinstance(physics, Inpainting) and physics.mask.shape[1:] == y.shape[1:]:
         y = y * physics.mask
     return y
+
+
+def _folder_names(files: list[Path]) -> list[str]:
+    """A name for each file and no two alike: its stem; where stems are shared its suffix and then a number follow."""
+    shared = Counter(file.stem for file in files)
+    taken = {stem for stem, count in shared.items() if count == 1}
+    names = []
+    for file in files:
+        name = file.stem
+        if shared[name] > 1:
+            base = name = file.name.replace(".", "_")
+            number = 2
+            while name in taken:
+                name, number = f"{base}_{number}", number + 1
+            taken.add(name)
+        names.append(name)
+    return names
 
 
 class ImageMeasurements(Sequence[Measurement]):
@@ -163,9 +201,8 @@ class ImageMeasurements(Sequence[Measurement]):
     ) -> None:
         self.image_shape, self.physics, self.seed = image_shape, physics, seed
         self.files = find_images(images, limit)
-        stems = [file.stem for file in self.files]
-        # two files of one stem keep their suffix, so that no folder is used twice
-        self.names = [file.stem if stems.count(file.stem) == 1 else file.name.replace(".", "_") for file in self.files]
+        # names key the noise, so they come from all files: a limit does not change them
+        self.names = _folder_names(find_images(images))[: len(self.files)]
 
     def __len__(self) -> int:
         return len(self.files)

@@ -7,6 +7,7 @@ import torch
 from PIL import Image, ImageDraw
 from torch import Tensor
 
+from rlsd_lightning.data import open_picture
 from rlsd_lightning.errors import InputError
 
 __all__ = ["box_mask", "free_form_mask", "half_mask", "load_mask", "random_mask"]
@@ -66,11 +67,7 @@ def load_mask(mask: str | Path, height: int, width: int) -> Tensor:
         return _NAMED[str(mask)](height, width)
     if not Path(mask).is_file():
         raise InputError(f"data.mask must be one of {', '.join(_NAMED)} or an image file, got '{mask}'")
-    try:
-        with Image.open(mask) as image:
-            pixels = np.asarray(image.convert("L"))
-    except OSError as error:
-        raise InputError(f"data.mask='{mask}' can't be read as an image ({error}); save it as PNG again") from error
+    pixels = np.asarray(open_picture(Path(mask)).convert("L"))
     if pixels.shape != (height, width):
         raise InputError(
             f"a mask of {width}x{height} pixels is expected, the size of the prior's images, but '{mask}' has "

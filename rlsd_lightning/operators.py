@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import torch
 from deepinv.physics import BlurFFT, Downsampling, GaussianNoise, Inpainting
-from PIL import Image
 from torch import Tensor
 
+from rlsd_lightning.data import load_array, open_picture
 from rlsd_lightning.errors import InputError
 from rlsd_lightning.masks import load_mask
 
@@ -91,10 +91,7 @@ def load_kernel(path: str | Path) -> Tensor:
     path = Path(path)
     if not path.is_file():
         raise InputError(f"data.kernel must be a .npy or image file of a blur kernel, got '{path}'")
-    try:
-        values = np.load(path) if path.suffix == ".npy" else np.asarray(Image.open(path).convert("L"))
-    except (OSError, ValueError) as error:
-        raise InputError(f"data.kernel='{path}' can't be read ({error})") from error
+    values = load_array(path) if path.suffix == ".npy" else np.asarray(open_picture(path).convert("L"))
     kernel = torch.from_numpy(values.astype(np.float32))
     if kernel.ndim != 2 or not torch.isfinite(kernel).all() or kernel.sum() <= 0:
         raise InputError(

@@ -1,5 +1,7 @@
 """Timesteps and prediction types against diffusers and against their definitions."""
 
+from itertools import pairwise
+
 import pytest
 import torch
 from diffusers import DDIMScheduler
@@ -24,7 +26,7 @@ def test_timesteps_are_those_of_diffusers(num_steps: int):
 def test_timesteps_fall_and_stay_in_the_schedule(num_steps: int):
     steps = ddim_timesteps(1000, num_steps)
     assert len(steps) == num_steps
-    assert all(a > b for a, b in zip(steps, steps[1:], strict=False))
+    assert all(a > b for a, b in pairwise(steps))
     assert 0 <= steps[-1] <= steps[0] <= 999
 
 

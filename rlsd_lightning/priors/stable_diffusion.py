@@ -11,6 +11,8 @@ from rlsd_lightning.priors.base import Prior
 
 __all__ = ["StableDiffusionPrior"]
 
+PARTS = ("scheduler", "text_encoder", "tokenizer", "unet", "vae")
+
 
 class StableDiffusionPrior(Prior):
     r"""A text-conditional latent diffusion prior from a ``StableDiffusionPipeline``.
@@ -97,11 +99,18 @@ def _load_pipeline(pretrained: str, variant: str | None, local_files_only: bool)
             f"a diffusers pipeline folder is expected as prior.pretrained, but '{pretrained}' has no model_index.json; "
             "give the folder that StableDiffusionPipeline.save_pretrained wrote"
         )
+    missing = [part for part in PARTS if folder.exists() and not (folder / part).is_dir()]
+    if missing:
+        raise InputError(
+            f"a complete diffusers pipeline folder is expected as prior.pretrained, but '{pretrained}' has no "
+            f"{', '.join(missing)}; copy or save the whole folder again"
+        )
     try:
         return StableDiffusionPipeline.from_pretrained(
             pretrained,
             variant=variant,
             local_files_only=local_files_only,
+            low_cpu_mem_usage=False,  # the other way needs accelerate
             safety_checker=None,
             feature_extractor=None,
             requires_safety_checker=False,

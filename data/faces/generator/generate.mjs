@@ -4,8 +4,8 @@
 //   node generate.mjs --split heldout --count 100 --png --out ../heldout
 //
 // Writes attributes.json (one entry a face: attributes and caption) and either images.npy
-// (uint8, count x size x size x 3) or one PNG a face. Every attribute is drawn independently
-// so what a mask hides is independent of what it shows and the true share of, say, beards in a
+// (uint8, count x size x size x 3) or one PNG a face. Attributes are drawn independently
+// (though a cap or a santa hat turns curly hair into short), so what a mask hides is independent of what it shows and the true share of, say, beards in a
 // posterior is the probability written in WORLD.
 import fs from "node:fs";
 import path from "node:path";

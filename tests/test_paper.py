@@ -1,0 +1,138 @@
+"""The published algorithm against a transcription of the official update into a plain loop."""
+
+import math
+
+import lightning as L
+import pytest
+import torch
+from deepinv.physics import Physics
+from torch import Tensor
+
+from rlsd_lightning import Measurement, PixelFeatures, RLSDPaper, StableDiffusionPrior, ViTFeatures
+from rlsd_lightning.operators import inpainting
+
+SETTINGS = {"gamma": 50.0, "rho": 0.07, "distillation_weight": 0.15, "lr_z": 0.8, "lr_x": 0.4}
+
+
+class Trace(L.Callback):
+    """Both variables after every step."""
+
+    def __init__(self) -> None:
+        self.steps: list[tuple[Tensor, Tensor]] = []
+
+    def on_train_batch_end(self, trainer: L.Trainer, module: RLSDPaper, *args) -> None:
+        self.steps.append((module.z.detach().clone(), module.x.detach().clone()))
+
+
+@pytest.fixture
+def prior(tiny_prior: StableDiffusionPrior) -> StableDiffusionPrior:
+    return tiny_prior.double()
+
+
+def make(prior: StableDiffusionPrior, features: torch.nn.Module, **settings) -> RLSDPaper:
+    physics = inpainting(prior.image_shape, mask="half").double()
+    truth = 2 * torch.rand(1, *prior.image_shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64) - 1
+    measurement = Measurement("face", physics.A(truth), physics)
+    settings = {"num_particles": 3, "num_steps": 10, **SETTINGS, **settings}
+    return RLSDPaper(prior, measurement, features, **settings).double()
+
+
+def fit(module: RLSDPaper) -> list[tuple[Tensor, Tensor]]:
+    trace = Trace()
+    options = {"accelerator": "cpu", "devices": 1, "max_epochs": 1, "use_distributed_sampler": False}
+    quiet = {"logger": False, "enable_checkpointing": False, "enable_model_summary": False}
+    L.Trainer(**options, **quiet, enable_progress_bar=False, callbacks=[trace]).fit(module)
+    return trace.steps
+
+
+def push_of_the_official_code(f: Tensor) -> Tensor:
+    count = len(f)
+    pushes = []
+    for i in range(count):
+        others = [j for j in range(count) if j != i]
+        distance = torch.stack([(f[i] - f[j]).norm() for j in others])
+        h = distance.median() ** 2 / math.log(count - 1)
+        k = torch.exp(-(distance**2) / h)
+        pushes.append(sum(k[n] * 2 * (f[i] - f[j]) / h for n, j in enumerate(others)) / k.sum())
+    return torch.stack(pushes)
+
+
+def transcription(
+    module: RLSDPaper, prior: StableDiffusionPrior, physics: Physics, y: Tensor, phi: torch.nn.Module, sigma_break: int
+) -> list[tuple[Tensor, Tensor]]:
+    """Version B of the official update: z, decode again, x; every mean over particles and pixels."""
+    z, x = module.z.detach().clone().requires_grad_(), module.x.detach().clone().requires_grad_()
+    optimizer_z = torch.optim.Adam([z], lr=SETTINGS["lr_z"], betas=(0.9, 0.99))
+    optimizer_x = torch.optim.Adam([x], lr=SETTINGS["lr_x"], betas=(0.9, 0.99))
+    timesteps = module.timesteps
+    sigmas = [(1 - prior.alphas_cumprod[t]).sqrt() for t in timesteps]
+    # with sigma_break = 1000 the index would be one beyond the schedule
+    gate = sigmas[min(int(len(timesteps) / 1000 * sigma_break), len(timesteps) - 1)]
+    steps = []
+    for k, t in enumerate(timesteps):
+        alpha, sigma, eps = prior.alphas_cumprod[t].sqrt(), sigmas[k], module.noise(k)
+        with torch.no_grad():
+            eps_hat = prior.unet(alpha * z + sigma * eps, t, prior.text.expand(len(z), -1, -1)).sample
+        decoded = prior.decode(z)
+        rep = torch.zeros_like(z)
+        if sigma > gate:
+            f = phi(z, decoded)
+            (g,) = torch.autograd.grad(f, z, push_of_the_official_code(f.detach()), retain_graph=True)
+            rep = SETTINGS["gamma"] * sigma * g
+        residual = (eps_hat - eps - rep).detach()
+        loss_z = 0.5 * ((x.detach() - decoded) ** 2).mean()
+        loss_z = loss_z + SETTINGS["distillation_weight"] * (sigma / alpha) * (residual * z).mean()
+        (z.grad,) = torch.autograd.grad(loss_z, z)
+        optimizer_z.step()
+        decoded = prior.decode(z.detach())
+        loss_x = 0.5 * ((y - physics.A(x)) ** 2).mean() + SETTINGS["rho"] * 0.5 * ((x - decoded) ** 2).mean()
+        (x.grad,) = torch.autograd.grad(loss_x, x)
+        optimizer_x.step()
+        steps.append((z.detach().clone(), x.detach().clone()))
+    return steps
+
+
+@pytest.mark.parametrize("sigma_break", [999, 600])
+@pytest.mark.parametrize("kind", ["vit", "pixels"])
+def test_every_step_is_the_official_update(
+    kind: str, sigma_break: int, prior: StableDiffusionPrior, tiny_features: ViTFeatures
+):
+    features = tiny_features.double() if kind == "vit" else PixelFeatures()
+    module = make(prior, features, sigma_break=sigma_break)
+    expected = transcription(module, prior, module.physics, module.y, features, sigma_break)
+    actual = fit(module)
+    assert len(actual) == len(expected) == 10
+    for (z, x), (expected_z, expected_x) in zip(actual, expected, strict=True):
+        assert z.dtype == torch.float64
+        torch.testing.assert_close(z, expected_z, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(x, expected_x, rtol=1e-5, atol=1e-5)
+
+
+def test_repulsion_of_the_published_run_matters(prior: StableDiffusionPrior):
+    # otherwise the transcription would agree with any repulsion
+    (with_it, _), (without, _) = fit(make(prior, PixelFeatures()))[-1], fit(make(prior, PixelFeatures(), gamma=0.0))[-1]
+    assert (with_it - without).abs().max() > 0.1
+
+
+def test_two_particles_are_not_repelled(prior: StableDiffusionPrior):
+    # the official bandwidth is infinite for two
+    (with_it, _), (without, _) = (
+        fit(make(prior, PixelFeatures(), num_particles=2, num_steps=3, gamma=gamma))[-1] for gamma in (50.0, 0.0)
+    )
+    torch.testing.assert_close(with_it, without, rtol=1e-12, atol=1e-12)
+
+
+def test_one_particle_runs(prior: StableDiffusionPrior):
+    z, x = fit(make(prior, PixelFeatures(), num_particles=1, num_steps=3))[-1]
+    assert torch.isfinite(z).all()
+    assert torch.isfinite(x).all()
+
+
+def test_result_is_the_auxiliary_and_the_decoded_latent(prior: StableDiffusionPrior):
+    module = make(prior, PixelFeatures(), num_steps=2)
+    fit(module)
+    images, decoded = module.reconstructions()
+    assert torch.equal(images, module.x)
+    with torch.no_grad():
+        torch.testing.assert_close(decoded, prior.decode(module.z))
+    assert not torch.equal(images, decoded)
