@@ -145,7 +145,7 @@ def _write_grid(path: Path, panels: list[tuple[str, np.ndarray]], std: np.ndarra
     columns = min(columns, count)
     rows = math.ceil(count / columns)
     figure = Figure(figsize=(1.7 * columns, 1.9 * rows), layout="constrained")
-    axes = figure.subplots(rows, columns, squeeze=False).flat
+    axes = list(figure.subplots(rows, columns, squeeze=False).flat)
     for axis in axes:
         axis.axis("off")
     for axis, (title, pixels) in zip(axes, panels, strict=False):
