@@ -48,7 +48,7 @@ def solve(
         settings: Arguments of the method, such as ``gamma``.
 
     Returns:
-        The particles in [-1, 1], with shape :math:`(N, *\mathrm{image\_shape})`, on the CPU.
+        The particles, not clipped to [-1, 1], with shape :math:`(N, *\mathrm{image\_shape})`, on the CPU.
 
     Raises:
         InputError: If an argument is out of range, or the operator does not fit the prior.
@@ -76,4 +76,4 @@ def solve(
     with tempfile.TemporaryDirectory() as scratch:
         L.Trainer(**{"default_root_dir": scratch, **options}, callbacks=list(callbacks)).fit(module)
     images, _ = module.reconstructions()
-    return images.float().clamp(-1, 1).cpu()
+    return images.float().cpu()
