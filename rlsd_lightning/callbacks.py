@@ -4,6 +4,7 @@ import os
 import time
 from abc import abstractmethod
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import lightning as L
@@ -14,7 +15,7 @@ from lightning.pytorch.plugins.io import TorchCheckpointIO
 from torch import Tensor
 from torchvision.utils import make_grid
 
-from rlsd_lightning.errors import NonFiniteError
+from rlsd_lightning.errors import InputError, NonFiniteError
 from rlsd_lightning.functional.metrics import psnr
 from rlsd_lightning.particles import ParticleModule
 from rlsd_lightning.results import load_lpips, score, write_images, write_metrics
@@ -23,7 +24,11 @@ __all__ = ["AtomicCheckpointIO", "FiniteGuard", "ImageResults", "Monitor", "Prog
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
-    """Writes a checkpoint beside its target and renames it: a kill in the middle of a save leaves the last one."""
+    """Writes a checkpoint beside its target and renames it: a kill in the middle of a save leaves the last one.
+
+    Raises:
+        InputError: When a checkpoint to go on from can't be read.
+    """
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None) -> None:
         path = Path(path)
@@ -39,6 +44,15 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             os.fsync(folder)
         finally:
             os.close(folder)
+
+    def load_checkpoint(self, path: str | Path, *arguments: Any, **options: Any) -> dict[str, Any]:
+        try:
+            return super().load_checkpoint(path, *arguments, **options)
+        except (RuntimeError, OSError, EOFError, UnpicklingError) as error:
+            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            raise InputError(
+                f"'{path}' can't be read as a checkpoint ({reason}); remove it to start the measurement again"
+            ) from error
 
 
 class FiniteGuard(Callback):

@@ -144,7 +144,7 @@ class RLSD(ParticleModule):
         times the decoder's gain, measured now and then.
         """
         latents, images = self.z.detach().requires_grad_(), decoded.detach().requires_grad_()
-        features = self.features(latents, images).float()
+        features = _at_least_float32(self.features(latents, images))
         others = features.detach()
         density = log_density(features, others, median_bandwidth(others)).sum()
         push = torch.autograd.grad(density, (latents, images), allow_unused=True)
@@ -191,4 +191,9 @@ class RLSD(ParticleModule):
 
 
 def _square_norm(value: Tensor) -> Tensor:
-    return value.float().square().flatten(1).sum(dim=1)
+    return _at_least_float32(value).square().flatten(1).sum(dim=1)
+
+
+def _at_least_float32(value: Tensor) -> Tensor:
+    """Distances and norms are not for half precision."""
+    return value.to(torch.promote_types(value.dtype, torch.float32))
