@@ -23,7 +23,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from rlsd_lightning.errors import InputError
 from rlsd_lightning.functional.kernels import log_density, median_bandwidth
 from rlsd_lightning.functional.losses import coupling, data_fidelity, distillation
-from rlsd_lightning.functional.schedules import add_noise, prior_weight
+from rlsd_lightning.functional.schedules import PRIOR_WEIGHTS, add_noise, prior_weight
 from rlsd_lightning.measurement import Measurement
 from rlsd_lightning.particles import ParticleModule
 from rlsd_lightning.priors import Prior
@@ -98,6 +98,8 @@ class RLSD(ParticleModule):
             raise InputError(f"method.gamma_mode must be relative or absolute, got '{gamma_mode}'")
         if x_update not in ("prox", "adam"):
             raise InputError(f"method.x_update must be prox or adam, got '{x_update}'")
+        if weighting not in PRIOR_WEIGHTS:
+            raise InputError(f"method.weighting must be one of {', '.join(PRIOR_WEIGHTS)}, got '{weighting}'")
         self.save_hyperparameters(ignore=["prior", "measurement", "features"])
         noise_std = float(getattr(measurement.physics.noise_model, "sigma", torch.zeros(())).max())
         self.mu = max((noise_std / decoder_std) ** 2, min_mu)

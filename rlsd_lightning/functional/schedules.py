@@ -7,7 +7,7 @@ With :math:`\alpha_t = \sqrt{\bar\alpha_t}` and :math:`\sigma_t = \sqrt{1 - \bar
 import torch
 from torch import Tensor
 
-__all__ = ["PREDICTION_TYPES", "add_noise", "ddim_timesteps", "noise_from_output", "prior_weight"]
+__all__ = ["PREDICTION_TYPES", "PRIOR_WEIGHTS", "add_noise", "ddim_timesteps", "noise_from_output", "prior_weight"]
 
 PREDICTION_TYPES = ("epsilon", "v_prediction", "sample")
 PRIOR_WEIGHTS = ("linear", "sqrt", "log", "square", "const")
