@@ -7,13 +7,16 @@ python train.py resume=outputs/inpaint/2026-11-24_12-00-00        # go on with a
 python train.py --help                                            # every task and setting
 """
 
+import inspect
 import logging
 import os
+import re
 import shlex
 import sys
 import warnings
 from collections.abc import Callable
 from pathlib import Path
+from typing import get_args
 
 # composition errors are shown in one line by main(), not by Hydra in ten
 os.environ.setdefault("HYDRA_FULL_ERROR", "1")
@@ -24,7 +27,8 @@ import lightning as L
 import transformers
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
-from hydra.utils import instantiate
+from hydra.utils import get_object, instantiate
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -38,11 +42,24 @@ log = logging.getLogger("train")
 
 def run_folder(resume: str | None, ckpt_path: str | None, task: str, now: str) -> str:
     """The folder of a resumed run, of a checkpoint's run, or a new one."""
-    if resume:
-        return str(resume)
-    if ckpt_path:
-        return str(Path(ckpt_path).resolve().parents[2])
-    return f"outputs/{task}/{now}"
+    if not resume and not ckpt_path:
+        return f"outputs/{task}/{now}"
+    if ckpt_path and not Path(ckpt_path).is_file():
+        raise InputError(f"ckpt_path must be a checkpoint of a run, but there is no file '{ckpt_path}'")
+    folder = Path(resume) if resume else Path(ckpt_path).resolve().parents[2]
+    saved_settings(folder)  # before Hydra makes the folder
+    return str(folder)
+
+
+def saved_settings(folder: Path) -> DictConfig:
+    """The settings a run was started with."""
+    saved = folder / ".hydra" / "config.yaml"
+    if not saved.is_file():
+        raise InputError(
+            f"a run's folder is expected, but '{folder}' has no .hydra/config.yaml; give the folder that holds the "
+            "run's train.log, for example resume=outputs/inpaint/2026-11-24_12-00-00"
+        )
+    return OmegaConf.load(saved)
 
 
 warnings.filterwarnings("ignore", module="lightning")
@@ -57,15 +74,7 @@ OmegaConf.register_new_resolver("run_folder", run_folder, replace=True)
 def resumed(cfg: DictConfig) -> DictConfig:
     """The settings a run was started with, and on top of them what this command line asks for."""
     folder = Path(cfg.output_dir)
-    saved = folder / ".hydra" / "config.yaml"
-    if cfg.ckpt_path and not Path(cfg.ckpt_path).is_file():
-        raise InputError(f"ckpt_path must be a checkpoint of a run, but there is no file '{cfg.ckpt_path}'")
-    if not saved.is_file():
-        raise InputError(
-            f"a run's folder is expected, but '{folder}' has no .hydra/config.yaml; give the folder that holds the "
-            "run's train.log, for example resume=outputs/inpaint/2026-11-24_12-00-00"
-        )
-    started_with = OmegaConf.load(saved)
+    started_with = saved_settings(folder)
     names = [item.lstrip("+~").split("=")[0] for item in HydraConfig.get().overrides.task]
     for name in names:
         value = OmegaConf.select(cfg, name)
@@ -73,6 +82,24 @@ def resumed(cfg: DictConfig) -> DictConfig:
             OmegaConf.update(started_with, name, value, force_add=True)
     started_with.output_dir = str(folder)
     return started_with
+
+
+def check_settings(cfg: DictConfig) -> None:
+    """Refuses what a target does not take: an unknown name, or a word where a number belongs."""
+    for group in ("prior", "features", "physics", "data", "method"):
+        parameters = inspect.signature(get_object(cfg[group]._target_)).parameters
+        for name, value in OmegaConf.to_container(cfg[group], resolve=True).items():
+            if name.startswith("_"):
+                continue
+            if name not in parameters:
+                raise HydraException(f"there is no setting '{group}.{name}'; `python train.py --help` lists them all")
+            kinds = set(get_args(parameters[name].annotation) or (parameters[name].annotation,))
+            if not kinds <= {int, float, bool, str, Path, type(None)}:
+                continue
+            accepted = kinds | {int} if float in kinds else kinds
+            if type(value) not in accepted:
+                expected = " or ".join(sorted("null" if kind is type(None) else kind.__name__ for kind in kinds))
+                raise HydraException(f"{group}.{name} must be {expected}, got '{value}'")
 
 
 def trainer_factory(cfg: DictConfig) -> Callable[[Path], L.Trainer]:
@@ -86,12 +113,15 @@ def trainer_factory(cfg: DictConfig) -> Callable[[Path], L.Trainer]:
                 "results": {"folder": str(folder)},
             },
         )
-        return instantiate(cfg.trainer)(
-            callbacks=list(instantiate(callbacks).values()),
-            logger=instantiate(cfg.logger)(save_dir=folder),
-            default_root_dir=folder,
-            plugins=[AtomicCheckpointIO()],
-        )
+        try:
+            return instantiate(cfg.trainer)(
+                callbacks=list(instantiate(callbacks).values()),
+                logger=instantiate(cfg.logger)(save_dir=folder),
+                default_root_dir=folder,
+                plugins=[AtomicCheckpointIO()],
+            )
+        except (MisconfigurationException, ValueError) as error:
+            raise InputError(f"these settings of the trainer can't be used: {error}") from error
 
     return make
 
@@ -110,7 +140,9 @@ def run(cfg: DictConfig) -> int:
         OmegaConf.save(cfg, folder / ".hydra" / "config.yaml")
         OmegaConf.save(HydraConfig.get().overrides.task, folder / ".hydra" / "overrides.yaml")
         (folder / ".hydra" / "command.txt").write_text(shlex.join(["python", "train.py", *sys.argv[1:]]) + "\n")
-    L.seed_everything(cfg.seed, verbose=False)
+    check_settings(cfg)
+    # all noise is keyed, so this only steadies what libraries draw; it takes 32 bits
+    L.seed_everything(cfg.seed % 2**32, verbose=False)
     prior = instantiate(cfg.prior)
     features = instantiate(cfg.features)
     method = instantiate(cfg.method)
@@ -128,9 +160,8 @@ def main(cfg: DictConfig) -> None:
     try:
         code = run(cfg)
     except (InputError, HydraException, OmegaConfBaseException) as error:
-        reason = error if isinstance(error, InputError) else (error.__cause__ or error)
-        log.error("error: %s", one_line(reason))
-        code = 1 if isinstance(reason, InputError) else 2
+        reason, code = explain(error)
+        log.error("error: %s", reason)
     except SystemExit:
         log.error("stopped; go on with: python train.py resume=%s", cfg.output_dir)
         raise
@@ -138,14 +169,26 @@ def main(cfg: DictConfig) -> None:
         sys.exit(code)
 
 
-def one_line(error: BaseException) -> str:
-    """An error's message without its line breaks."""
-    return " ".join(str(error).split())
+def explain(error: BaseException) -> tuple[str, int]:
+    """An error in one line, and the exit code: 1 if an input can't be used, 2 if the command line is wrong."""
+    unknown = re.match("Could not override '([^']+)'", str(error))
+    if unknown:
+        return f"there is no setting '{unknown[1]}'; `python train.py --help` lists them all", 2
+    link, code = error, 2
+    while link is not None:
+        if isinstance(link, InputError):
+            error, code = link, 1
+            break
+        link = link.__cause__ or link.__context__
+    else:
+        error = error.__cause__ or error
+    return " ".join(str(error).split()), code
 
 
 if __name__ == "__main__":
     try:
         main()
     except (HydraException, OmegaConfBaseException) as error:
-        print(f"error: {one_line(error)}", file=sys.stderr)
-        sys.exit(2)
+        reason, code = explain(error)
+        print(f"error: {reason}", file=sys.stderr)
+        sys.exit(code)

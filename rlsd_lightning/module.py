@@ -121,6 +121,9 @@ class RLSD(ParticleModule):
             surrogate, ratio = self._repulsion(decoded, score, sigma, step)
             losses["repulsion"] = weight * surrogate
             self.log_step({"repulsion_to_score": ratio}, batch_idx)
+        elif self.hparams.gamma:  # a curve that ends would go on with its last value
+            losses["repulsion"] = torch.zeros_like(losses["distillation"])
+            self.log_step({"repulsion_to_score": losses["repulsion"]}, batch_idx)
         loss = sum(losses.values())
         self.log_losses({"total": loss, **losses}, batch_idx)
         return loss

@@ -98,6 +98,8 @@ class RLSDPaper(ParticleModule):
             push = official_repulsion(features.detach())
             scale = self.hparams.gamma * sigma / self.z.numel()
             losses["repulsion"] = -weight * scale * torch.sum(push * features)
+        elif self.hparams.gamma:  # a curve that ends would go on with its last value
+            losses["repulsion"] = torch.zeros_like(losses["coupling"])
         return losses
 
     def auxiliary_losses(self, decoded: Tensor) -> dict[str, Tensor]:
