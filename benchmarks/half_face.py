@@ -60,6 +60,7 @@ def measure(run: Path) -> dict[str, float]:
 
 
 def main() -> None:
+    """Prints the table."""
     options = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     options.add_argument("runs", type=Path, nargs="+", help="run folders of task=inpaint")
     options.add_argument("--json", type=Path, help="also write the figures to this file")
