@@ -100,6 +100,13 @@ class RLSD(ParticleModule):
             raise InputError(f"method.x_update must be prox or adam, got '{x_update}'")
         if weighting not in PRIOR_WEIGHTS:
             raise InputError(f"method.weighting must be one of {', '.join(PRIOR_WEIGHTS)}, got '{weighting}'")
+        weights = {"gamma": gamma, "sigma_break": sigma_break, "rho": rho, "distillation_weight": distillation_weight}
+        for name, value in weights.items():
+            if value < 0:
+                raise InputError(f"method.{name} must be at least 0, got {value}")
+        for name, value in {"decoder_std": decoder_std, "min_mu": min_mu, "lr_z": lr_z, "lr_x": lr_x}.items():
+            if value <= 0:
+                raise InputError(f"method.{name} must be above 0, got {value}")
         self.save_hyperparameters(ignore=["prior", "measurement", "features"])
         noise_std = float(getattr(measurement.physics.noise_model, "sigma", torch.zeros(())).max())
         self.mu = max((noise_std / decoder_std) ** 2, min_mu)

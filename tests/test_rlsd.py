@@ -255,6 +255,11 @@ def test_a_step_gives_the_prior_no_gradient(prior: StableDiffusionPrior):
         ({"x_update": "sgd"}, "x_update.*'sgd'"),
         ({"seed": -1}, "seed.*got -1"),
         ({"weighting": "cubic"}, "'cubic'"),
+        ({"gamma": -1.0}, "gamma.*got -1"),
+        ({"sigma_break": -5}, "sigma_break.*got -5"),
+        ({"min_mu": 0.0}, "min_mu.*got 0"),
+        ({"lr_z": -1.0}, "lr_z.*got -1"),
+        ({"decoder_std": 0.0}, "decoder_std.*got 0"),
     ],
 )
 def test_settings_out_of_range_are_refused_with_the_value(
