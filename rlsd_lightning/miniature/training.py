@@ -44,7 +44,11 @@ def fit(
         The trained module.
     """
     checkpoint = ModelCheckpoint(
-        dirpath=work, save_last=True, save_top_k=0, every_n_train_steps=250, enable_version_counter=False
+        dirpath=work,
+        save_last=True,
+        save_top_k=0,
+        every_n_train_steps=min(250, max(1, max_steps // 4)),
+        enable_version_counter=False,
     )
     trainer = L.Trainer(
         max_steps=max_steps,
@@ -53,7 +57,7 @@ def fit(
         logger=TensorBoardLogger(work, name="", version=""),
         callbacks=[checkpoint, LearningRateMonitor("step"), *callbacks],
         gradient_clip_val=1.0,
-        log_every_n_steps=25,
+        log_every_n_steps=min(25, max_steps),
     )
     last = work / "last.ckpt"
     torch.set_float32_matmul_precision("high")
