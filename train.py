@@ -7,6 +7,7 @@ python train.py resume=outputs/inpaint/2026-11-24_12-00-00        # go on with a
 python train.py --help                                            # every task and setting
 """
 
+import glob
 import inspect
 import logging
 import os
@@ -84,6 +85,15 @@ def resumed(cfg: DictConfig) -> DictConfig:
     return started_with
 
 
+def make_paths_absolute(cfg: DictConfig) -> None:
+    """A run may be resumed from another folder than the one it was started in."""
+    files = ("images", "measurement", "mask", "kernel")
+    for name in (*(f"data.{name}" for name in files), "prior.pretrained", "features.pretrained"):
+        value = OmegaConf.select(cfg, name)
+        if isinstance(value, str) and (Path(value).exists() or glob.has_magic(value)):
+            OmegaConf.update(cfg, name, os.path.abspath(value))
+
+
 def check_settings(cfg: DictConfig) -> None:
     """Refuses what a target does not take: an unknown name, or a word where a number belongs."""
     for group in ("prior", "features", "physics", "data", "method"):
@@ -137,6 +147,7 @@ def run(cfg: DictConfig) -> int:
     else:
         (folder / ".hydra").mkdir(parents=True, exist_ok=True)
         cfg.output_dir = str(folder)
+        make_paths_absolute(cfg)
         OmegaConf.save(cfg, folder / ".hydra" / "config.yaml")
         OmegaConf.save(HydraConfig.get().overrides.task, folder / ".hydra" / "overrides.yaml")
         (folder / ".hydra" / "command.txt").write_text(shlex.join(["python", "train.py", *sys.argv[1:]]) + "\n")

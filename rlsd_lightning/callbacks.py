@@ -110,7 +110,9 @@ class Monitor(Callback):
         truth = pl_module.measurement.truth
         if truth is not None and images.ndim == 4:
             each = psnr(images, truth.to(images))
-            self.log_dict({"psnr/mean": each.mean(), "psnr/best": each.max()})
+            values = {"psnr/mean": each.mean().item(), "psnr/best": each.max().item()}
+            for logger in trainer.loggers:  # self.log would repeat them until the next picture
+                logger.log_metrics(values, step=done)
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger) and images.ndim == 4:
                 for name, pictures in (("particles", images), ("decoded", decoded)):

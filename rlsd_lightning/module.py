@@ -25,7 +25,7 @@ from rlsd_lightning.functional.kernels import log_density, median_bandwidth
 from rlsd_lightning.functional.losses import coupling, data_fidelity, distillation
 from rlsd_lightning.functional.schedules import PRIOR_WEIGHTS, add_noise, prior_weight
 from rlsd_lightning.measurement import Measurement
-from rlsd_lightning.particles import ParticleModule
+from rlsd_lightning.particles import ParticleModule, check_settings
 from rlsd_lightning.priors import Prior
 from rlsd_lightning.proximal import proximal_step
 
@@ -100,13 +100,10 @@ class RLSD(ParticleModule):
             raise InputError(f"method.x_update must be prox or adam, got '{x_update}'")
         if weighting not in PRIOR_WEIGHTS:
             raise InputError(f"method.weighting must be one of {', '.join(PRIOR_WEIGHTS)}, got '{weighting}'")
-        weights = {"gamma": gamma, "sigma_break": sigma_break, "rho": rho, "distillation_weight": distillation_weight}
-        for name, value in weights.items():
-            if value < 0:
-                raise InputError(f"method.{name} must be at least 0, got {value}")
-        for name, value in {"decoder_std": decoder_std, "min_mu": min_mu, "lr_z": lr_z, "lr_x": lr_x}.items():
-            if value <= 0:
-                raise InputError(f"method.{name} must be above 0, got {value}")
+        check_settings(
+            {"gamma": gamma, "sigma_break": sigma_break, "rho": rho, "distillation_weight": distillation_weight},
+            {"decoder_std": decoder_std, "min_mu": min_mu, "lr_z": lr_z, "lr_x": lr_x},
+        )
         self.save_hyperparameters(ignore=["prior", "measurement", "features"])
         noise_std = float(getattr(measurement.physics.noise_model, "sigma", torch.zeros(())).max())
         self.mu = max((noise_std / decoder_std) ** 2, min_mu)

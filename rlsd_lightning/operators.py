@@ -16,6 +16,8 @@ from rlsd_lightning.masks import load_mask
 
 __all__ = ["blur", "inpainting", "load_kernel", "super_resolution"]
 
+FILTERS = ("bicubic", "bilinear", "gaussian")
+
 
 def _noise(sigma: float) -> GaussianNoise:
     if sigma < 0:
@@ -47,7 +49,7 @@ def super_resolution(
         sigma: Standard deviation of the noise, in units of an image in [-1, 1].
 
     Raises:
-        InputError: If the image can't be divided so.
+        InputError: If the image can't be divided so, or there is no such filter.
     """
     height, width = image_shape[-2:]
     if factor is None:
@@ -57,6 +59,8 @@ def super_resolution(
             f"super-resolution x{factor} needs images whose sides are multiples of {factor} and at least {4 * factor} "
             f"pixels, got {width}x{height}; choose another physics.factor"
         )
+    if filter not in FILTERS:
+        raise InputError(f"physics.filter must be one of {', '.join(FILTERS)}, got '{filter}'")
     return Downsampling(
         img_size=image_shape, filter=filter, factor=factor, padding="circular", noise_model=_noise(sigma)
     )

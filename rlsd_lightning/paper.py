@@ -20,7 +20,7 @@ from torch.optim import Adam
 from rlsd_lightning.functional.kernels import official_repulsion
 from rlsd_lightning.functional.schedules import add_noise
 from rlsd_lightning.measurement import Measurement
-from rlsd_lightning.particles import ParticleModule
+from rlsd_lightning.particles import ParticleModule, check_settings
 from rlsd_lightning.priors import Prior
 
 __all__ = ["RLSDPaper"]
@@ -42,6 +42,9 @@ class RLSDPaper(ParticleModule):
         distillation_weight: The weight :math:`\lambda`.
         lr_z: Step size of Adam on the latents.
         lr_x: Step size of Adam on the auxiliaries.
+
+    Raises:
+        InputError: If an argument is out of range.
 
     References:
         | Repulsive Latent Score Distillation for Solving Inverse Problems (Zilberstein et al., 2025)
@@ -65,6 +68,10 @@ class RLSDPaper(ParticleModule):
         lr_x: float = 0.4,
     ) -> None:
         super().__init__(prior, measurement, features, num_particles=num_particles, num_steps=num_steps, seed=seed)
+        check_settings(
+            {"gamma": gamma, "sigma_break": sigma_break, "rho": rho, "distillation_weight": distillation_weight},
+            {"lr_z": lr_z, "lr_x": lr_x},
+        )
         self.save_hyperparameters(ignore=["prior", "measurement", "features"])
         self.automatic_optimization = False
 

@@ -15,7 +15,7 @@ from rlsd_lightning.measurement import Measurement
 from rlsd_lightning.priors import Prior
 from rlsd_lightning.timesteps import Timesteps
 
-__all__ = ["ParticleModule"]
+__all__ = ["ParticleModule", "check_settings"]
 
 
 class ParticleModule(L.LightningModule):
@@ -152,6 +152,20 @@ class ParticleModule(L.LightningModule):
     def _draw(self, stream: str, shape: tuple[int, ...], step: int = 0) -> Tensor:
         particles = range(self.num_particles)
         return keyed_normal(shape, particles, seed=self.seed, measurement=self._key, stream=stream, step=step)
+
+
+def check_settings(not_negative: dict[str, float], positive: dict[str, float]) -> None:
+    """Refuses settings of a method that are out of range.
+
+    Raises:
+        InputError: If one of them is.
+    """
+    for name, value in not_negative.items():
+        if not value >= 0:
+            raise InputError(f"method.{name} must be at least 0, got {value}")
+    for name, value in positive.items():
+        if not value > 0:
+            raise InputError(f"method.{name} must be above 0, got {value}")
 
 
 @torch.no_grad()

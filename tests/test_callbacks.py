@@ -227,6 +227,10 @@ def test_the_last_picture_is_the_result(run: tuple[Path, str], events: EventAccu
     assert np.abs(shown - expected).max() < 1.5
 
 
+def test_the_psnr_curve_has_a_point_per_picture(run: tuple[Path, str], events: EventAccumulator) -> None:
+    assert [point.step for point in events.Scalars("psnr/mean")] == [4, STEPS]
+
+
 def test_the_psnr_curve_ends_at_the_result(run: tuple[Path, str], events: EventAccumulator) -> None:
     final = events.Scalars("final/psnr_mean")[-1].value
     assert events.Scalars("psnr/mean")[-1].value == pytest.approx(final, abs=0.3)

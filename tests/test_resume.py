@@ -344,3 +344,21 @@ def test_a_foreign_checkpoint_is_refused(tiny_prior, tiny_features, measurement,
     last = tmp_path / "one" / "checkpoints" / "last.ckpt"
     with pytest.raises(InputError, match=r"belongs to measurement 'noise' .* than 'other' here"):
         trainer_with(tmp_path / "two").fit(other, ckpt_path=last, weights_only=True)
+
+
+def test_a_run_with_relative_files_is_resumed_from_another_folder(
+    small: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pictures = tmp_path / "pictures"
+    pictures.mkdir()
+    Image.new("RGB", (32, 32), "red").save(pictures / "one.png")
+    Image.new("L", (32, 32), 255).save(pictures / "mask.png")
+    Image.new("RGB", (32, 32), "blue").save(pictures / "two.png")
+    monkeypatch.chdir(pictures)
+    run = tmp_path / "run"
+    files = ["data.images=*o*.png", "data.mask=mask.png", "data.limit=1"]
+    assert train(*small, *files, "num_steps=5", f"output_dir={run}")[0] == 0
+    monkeypatch.chdir(tmp_path)
+    code, printed = train(f"resume={run}", "data.limit=2")
+    assert code == 0, printed
+    assert (run / "one" / "metrics.json").is_file() and (run / "two" / "metrics.json").is_file()
