@@ -155,7 +155,7 @@ def whiten(vae: AutoencoderKL, images: Tensor) -> None:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    options = parser(__doc__.splitlines()[0], steps=12000, batch_size=16, out="data/priors/faces")
+    options = parser(__doc__.splitlines()[0], steps=9000, batch_size=16, out="data/priors/faces")
     options.add_argument("--perceptual", help="folder of a feature network: adds a perceptual distance to the loss")
     args = options.parse_args(arguments)
     L.seed_everything(args.seed)

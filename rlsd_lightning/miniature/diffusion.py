@@ -30,7 +30,7 @@ def noise_schedule() -> DDIMScheduler:
     r"""Stable Diffusion's noise schedule, ended closer to pure noise.
 
     Stable Diffusion ends at :math:`\sqrt{\bar\alpha_T} = 0.068`. Of a latent of 16x16 that is enough for the network to
-    read its broad colours, which samples that start from pure noise then get wrong. Here the end is 0.016, and
+    read its broad colours, which samples that start from pure noise then get wrong. Here the end is 0.033, and
     samplers start at the very end.
 
     References:
@@ -40,7 +40,7 @@ def noise_schedule() -> DDIMScheduler:
     return DDIMScheduler(
         num_train_timesteps=1000,
         beta_start=0.00085,
-        beta_end=0.02,
+        beta_end=0.016,
         beta_schedule="scaled_linear",
         clip_sample=False,
         set_alpha_to_one=False,
@@ -171,7 +171,7 @@ def save_pipeline(folder: Path, vae: AutoencoderKL, module: Diffusion, tokenizer
 
 
 def main(arguments: list[str] | None = None) -> None:
-    options = parser(__doc__.splitlines()[0], steps=6000, batch_size=32, out="data/priors/faces")
+    options = parser(__doc__.splitlines()[0], steps=16500, batch_size=32, out="data/priors/faces")
     options.add_argument("--channels", type=int, nargs="+", default=[48, 96, 144], help="widths of the UNet")
     args = options.parse_args(arguments)
     L.seed_everything(args.seed)

@@ -92,7 +92,7 @@ class _Training(L.LightningModule):
 
 
 def main(arguments: list[str] | None = None) -> None:
-    args = parser(__doc__.splitlines()[0], steps=2500, batch_size=64, out="data/features/faces").parse_args(arguments)
+    args = parser(__doc__.splitlines()[0], steps=1500, batch_size=64, out="data/features/faces").parse_args(arguments)
     L.seed_everything(args.seed)
     faces = Faces(args.faces)
     module = _Training(faces.pixels.shape[1], args.steps)
