@@ -30,7 +30,7 @@ def noise_schedule() -> DDIMScheduler:
     r"""Stable Diffusion's noise schedule, ended closer to pure noise.
 
     Stable Diffusion ends at :math:`\sqrt{\bar\alpha_T} = 0.068`. Of a latent of 16x16 that is enough for the network to
-    read its broad colours, which samples that start from pure noise then get wrong. Here the end is 0.033, and
+    read its broad colours, which samples that start from pure noise then get wrong. Here the end is 0.032, and
     samplers start at the very end.
 
     References:
