@@ -92,8 +92,12 @@ class Autoencoder(L.LightningModule):
             mid_block_add_attention=False,
             sample_size=image_size,
         )
-        # outside the module's parameters: a frozen network is neither trained nor part of a checkpoint
-        self._perceptual = (PerceptualDistance(perceptual),) if perceptual else ()
+        # a plain dict hides a frozen network from state_dict() and parameters()
+        self._frozen = {"perceptual": PerceptualDistance(perceptual)} if perceptual else {}
+
+    def on_fit_start(self) -> None:
+        for module in self._frozen.values():
+            module.to(self.device)
 
     def training_step(self, batch: tuple[Tensor, Tensor]) -> Tensor:
         images, _ = batch
@@ -101,8 +105,8 @@ class Autoencoder(L.LightningModule):
         decoded = self.vae.decode(posterior.sample()).sample
         kl = 0.5 * (posterior.mean**2 + posterior.var - 1 - posterior.logvar).mean()
         loss = (decoded - images).abs().mean() + _difference_loss(decoded, images) + self.hparams.kl_weight * kl
-        for distance in self._perceptual:
-            perceptual = distance.to(self.device)(decoded, images)
+        if self._frozen:
+            perceptual = self._frozen["perceptual"](decoded, images)
             loss = loss + self.hparams.perceptual_weight * perceptual
             self.log("perceptual", perceptual, prog_bar=True)
         mse = torch.mean((decoded.detach() - images) ** 2)
