@@ -38,6 +38,7 @@ from rlsd_lightning.errors import InputError
 from rlsd_lightning.runner import run_measurements
 
 PROJECT = Path(__file__).resolve().parent
+OTHER_FILES = ("prior.pretrained", "features.pretrained", "physics.network", "physics.code")
 log = logging.getLogger("train")
 
 
@@ -88,7 +89,7 @@ def resumed(cfg: DictConfig) -> DictConfig:
 def make_paths_absolute(cfg: DictConfig) -> None:
     """A run may be resumed from another folder than the one it was started in."""
     files = ("images", "measurement", "mask", "kernel")
-    for name in (*(f"data.{name}" for name in files), "prior.pretrained", "features.pretrained"):
+    for name in (*(f"data.{name}" for name in files), *OTHER_FILES):
         value = OmegaConf.select(cfg, name)
         if isinstance(value, str) and (Path(value).exists() or glob.has_magic(value)):
             OmegaConf.update(cfg, name, os.path.abspath(value))
@@ -97,9 +98,13 @@ def make_paths_absolute(cfg: DictConfig) -> None:
 def check_settings(cfg: DictConfig) -> None:
     """Refuses what a target does not take: an unknown name, or a word where a number belongs."""
     for group in ("prior", "features", "physics", "data", "method"):
-        parameters = inspect.signature(get_object(cfg[group]._target_)).parameters
+        target = get_object(cfg[group]._target_)
+        parameters = inspect.signature(target).parameters
+        open_ended = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
         for name, value in OmegaConf.to_container(cfg[group], resolve=True).items():
-            if name.startswith("_"):
+            # make_physics turns the noise of a deepinv class into its noise_model
+            turned = group == "physics" and isinstance(target, type) and name in ("sigma", "noise")
+            if name.startswith("_") or turned or (open_ended and name not in parameters):
                 continue
             if name not in parameters:
                 raise HydraException(f"there is no setting '{group}.{name}'; `python train.py --help` lists them all")

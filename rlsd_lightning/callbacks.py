@@ -12,13 +12,13 @@ import torch
 from lightning.pytorch.callbacks import Callback, TQDMProgressBar
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.plugins.io import TorchCheckpointIO
-from torch import Tensor
+from torch import Tensor, nn
 from torchvision.utils import make_grid
 
 from rlsd_lightning.errors import InputError, NonFiniteError
 from rlsd_lightning.functional.metrics import psnr
 from rlsd_lightning.particles import ParticleModule
-from rlsd_lightning.results import load_lpips, score, write_images, write_metrics
+from rlsd_lightning.results import aligned, load_lpips, score, write_images, write_metrics
 
 __all__ = ["AtomicCheckpointIO", "FiniteGuard", "ImageResults", "Monitor", "Progress", "Results"]
 
@@ -109,7 +109,8 @@ class Monitor(Callback):
         images, decoded = pl_module.reconstructions()
         truth = pl_module.measurement.truth
         if truth is not None and images.ndim == 4:
-            each = psnr(images, truth.to(images))
+            truth = truth.to(images)
+            each = psnr(aligned(images, truth, pl_module.physics), truth)
             values = {"psnr/mean": each.mean().item(), "psnr/best": each.max().item()}
             for logger in trainer.loggers:  # self.log would repeat them until the next picture
                 logger.log_metrics(values, step=done)
@@ -146,10 +147,12 @@ class Results(Callback):
 
     Args:
         folder: The measurement's folder.
+        features: What the particles' diversity is measured in; what the kernel compares if left out.
     """
 
-    def __init__(self, folder: str | Path) -> None:
+    def __init__(self, folder: str | Path, features: nn.Module | None = None) -> None:
         self.folder = Path(folder)
+        self.features = features
         self._seconds_before = 0.0
         self._start = 0.0
 
@@ -193,7 +196,8 @@ class ImageResults(Results):
     def results(self, pl_module: ParticleModule, images: Tensor, decoded: Tensor) -> dict[str, Any]:
         measurement = pl_module.measurement
         truth = None if measurement.truth is None else measurement.truth.to(images)
-        write_images(self.folder, images, pl_module.z, measurement.y, truth)
+        write_images(self.folder, images, pl_module.z, measurement)
+        features = self.features.to(images.device) if self.features else pl_module.features
         with torch.no_grad():
-            features = pl_module.features(pl_module.z, images)
-        return score(images, measurement.y, pl_module.physics, truth, features, load_lpips())
+            compared = features(pl_module.z, images)
+        return score(images, measurement.y, pl_module.physics, truth, compared, load_lpips())

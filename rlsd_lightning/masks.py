@@ -7,8 +7,8 @@ import torch
 from PIL import Image, ImageDraw
 from torch import Tensor
 
-from rlsd_lightning.data import open_picture
 from rlsd_lightning.errors import InputError
+from rlsd_lightning.images import open_picture
 
 __all__ = ["box_mask", "free_form_mask", "half_mask", "load_mask", "random_mask"]
 

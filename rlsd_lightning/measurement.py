@@ -1,11 +1,11 @@
-"""One inverse problem."""
+"""Inverse problems."""
 
 from typing import NamedTuple
 
 from deepinv.physics import Physics
 from torch import Tensor
 
-__all__ = ["Measurement"]
+__all__ = ["Measurement", "MeasurementList"]
 
 
 class Measurement(NamedTuple):
@@ -22,3 +22,12 @@ class Measurement(NamedTuple):
     y: Tensor
     physics: Physics
     truth: Tensor | None = None
+
+
+class MeasurementList(list[Measurement]):
+    """Measurements that are at hand, with their ``names``."""
+
+    @property
+    def names(self) -> list[str]:
+        """The measurements' names."""
+        return [measurement.name for measurement in self]

@@ -6,11 +6,11 @@ For steps :math:`k` with timesteps :math:`t` from high noise to low, and every p
     z_{t,i} &= \alpha_t z_i + \sigma_t \epsilon_{i,k} \\
     r_i &= \hat\epsilon(z_{t,i}, t) - \epsilon_{i,k} + \gamma \sigma_t \nabla_{z_i} \log \textstyle\sum_j k(f_i, f_j)
         \quad \text{with features } f_i = \phi(D(z_i)) \\
-    x_i &= \arg\min_x \mathrm{mean}(y - A(x))^2 + \mu \, \mathrm{mean}(x - D(z_i))^2 \\
-    z_i &\leftarrow \mathrm{Adam} \big[ \tfrac{1}{2} \mathrm{mean}(x_i - D(z_i))^2
+    x_i &= \arg\min_x \mathrm{misfit}(A(x), y) + \mu \, \mathrm{mean}(x - D(z_i))^2 \\
+    z_i &\leftarrow \mathrm{Adam} \big[ \tfrac{1 + \mu}{2} \mathrm{mean}(x_i - D(z_i))^2
         + \lambda w(t) \, \mathrm{mean}(\mathrm{sg}[r_i] z_i) \big]
 
-One decode a step serves the proximal step, the coupling and the features.
+The misfit is :math:`\mathrm{mean}(y - A(x))^2` for Gaussian noise, and its like for others. One decode a step serves the proximal step, the coupling and the features.
 """
 
 import math
@@ -22,8 +22,9 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from rlsd_lightning.errors import InputError
 from rlsd_lightning.functional.kernels import log_density, median_bandwidth
-from rlsd_lightning.functional.losses import coupling, data_fidelity, distillation
+from rlsd_lightning.functional.losses import coupling, distillation
 from rlsd_lightning.functional.schedules import PRIOR_WEIGHTS, add_noise, prior_weight
+from rlsd_lightning.likelihood import misfit, noise_std
 from rlsd_lightning.measurement import Measurement
 from rlsd_lightning.particles import ParticleModule, check_settings
 from rlsd_lightning.priors import Prior
@@ -52,7 +53,8 @@ class RLSD(ParticleModule):
         augmented: Whether there is an auxiliary image :math:`x`; if not, the fidelity acts on :math:`D(z)`.
         x_update: ``prox`` solves for :math:`x`; ``adam`` takes one Adam step on both variables (the published form).
         decoder_std: How far :math:`D(z)` typically is from an image, in units of an image in [-1, 1]; together with
-            the noise level :math:`s` it gives :math:`\mu = \max(s^2 / \mathrm{decoder\_std}^2, \mathrm{min\_mu})`.
+            the noise level :math:`s`, :math:`n` pixels and :math:`m` measured values it gives
+            :math:`\mu = \max(n / m \cdot s^2 / \mathrm{decoder\_std}^2, \mathrm{min\_mu})`.
         min_mu: The least :math:`\mu`.
         rho: Weight of the coupling of both variables where ``x_update`` is ``adam``.
         distillation_weight: The weight :math:`\lambda`.
@@ -81,7 +83,7 @@ class RLSD(ParticleModule):
         seed: int = 0,
         gamma: float = 0.3,
         gamma_mode: str = "relative",
-        sigma_break: int = 1000,
+        sigma_break: int = 800,
         augmented: bool = True,
         x_update: str = "prox",
         decoder_std: float = 0.08,
@@ -105,8 +107,9 @@ class RLSD(ParticleModule):
             {"decoder_std": decoder_std, "min_mu": min_mu, "lr_z": lr_z, "lr_x": lr_x},
         )
         self.save_hyperparameters(ignore=["prior", "measurement", "features"])
-        noise_std = float(getattr(measurement.physics.noise_model, "sigma", torch.zeros(())).max())
-        self.mu = max((noise_std / decoder_std) ** 2, min_mu)
+        pixels_per_value = self.x[0].numel() / measurement.y[0].numel()
+        std = noise_std(measurement.physics.noise_model, measurement.y)
+        self.mu = max(pixels_per_value * (std / decoder_std) ** 2, min_mu)
         self.x.requires_grad_(augmented and x_update == "adam")
         self.register_buffer("decoder_gain", torch.ones(num_particles))
 
@@ -135,14 +138,18 @@ class RLSD(ParticleModule):
     def _likelihood(self, decoded: Tensor) -> dict[str, Tensor]:
         """The terms that tie the latents to the measurement; in the proximal form they also renew x."""
         if not self.hparams.augmented:
-            return {"fidelity": data_fidelity(self.physics.A(decoded), self.y)}
+            return {"fidelity": self._fidelity(decoded)}
         if self.hparams.x_update == "adam":
             return {
-                "fidelity": data_fidelity(self.physics.A(self.x), self.y),
+                "fidelity": self._fidelity(self.x),
                 "coupling": self.hparams.rho * coupling(self.x, decoded),
             }
         self.x.data.copy_(proximal_step(self.physics, self.y, decoded, self.mu))
-        return {"coupling": coupling(self.x, decoded)}
+        # x goes a share 1 / (1 + mu) of the way to the measurement; the latents feel all of it, whatever the noise
+        return {"coupling": (1 + self.mu) * coupling(self.x, decoded)}
+
+    def _fidelity(self, images: Tensor) -> Tensor:
+        return 0.5 * misfit(self.physics.noise_model, self.physics.A(images), self.y).sum()
 
     def _repulsion(self, decoded: Tensor, score: Tensor, sigma: Tensor, step: int) -> tuple[Tensor, Tensor]:
         r"""A surrogate whose gradient in z is the scaled repulsion over the number of elements of a latent,

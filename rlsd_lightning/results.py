@@ -9,16 +9,28 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from deepinv.physics import Physics
+from deepinv.physics import LinearPhysics, Physics
 from matplotlib.figure import Figure
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torchmetrics.functional.image import structural_similarity_index_measure
 
-from rlsd_lightning.data import to_pil
 from rlsd_lightning.functional.metrics import diversity, psnr, residual_rms
+from rlsd_lightning.images import to_pil
+from rlsd_lightning.measurement import Measurement
+from rlsd_lightning.operators.compose import Nothing
 
-__all__ = ["load_lpips", "read_metrics", "score", "write_atomically", "write_images", "write_metrics", "write_summary"]
+__all__ = [
+    "aligned",
+    "load_lpips",
+    "pseudo_inverse",
+    "read_metrics",
+    "score",
+    "write_atomically",
+    "write_images",
+    "write_metrics",
+    "write_summary",
+]
 
 METRICS_FILE = "metrics.json"
 
@@ -44,6 +56,30 @@ def load_lpips() -> nn.Module | None:
 
 
 @torch.no_grad()
+def pseudo_inverse(physics: Physics, y: Tensor) -> Tensor | None:
+    r"""The image :math:`A^+ y` that a linear operator alone would give, without any prior; None for other operators."""
+    if not isinstance(physics, LinearPhysics) or isinstance(physics, Nothing):
+        return None
+    return physics.A_dagger(y)
+
+
+def aligned(images: Tensor, reference: Tensor, physics: Physics) -> Tensor:
+    """Each particle in the form that is nearest to a reference, where the operator can't tell its forms apart.
+
+    Args:
+        images: The particles, with shape :math:`(N, C, H, W)`.
+        reference: With shape :math:`(1, C, H, W)`.
+        physics: The operator; if it has ``equivalents``, that is called with the particles and returns their forms,
+            with shape :math:`(K, N, C, H, W)`.
+    """
+    if not hasattr(physics, "equivalents"):
+        return images
+    forms = physics.equivalents(images)
+    nearest = (forms - reference).square().flatten(2).mean(dim=2).argmin(dim=0)
+    return forms[nearest, torch.arange(len(images), device=images.device)]
+
+
+@torch.no_grad()
 def score(
     images: Tensor, y: Tensor, physics: Physics, truth: Tensor | None, features: Tensor, lpips: nn.Module | None
 ) -> dict[str, float | None]:
@@ -59,13 +95,18 @@ def score(
 
     Returns:
         ``psnr_mean``, ``psnr_best`` and ``psnr_of_mean`` in decibels, ``ssim_mean``, ``lpips_mean``, ``diversity``
-        (one minus the mean cosine of features) and ``residual`` (root mean square, in units of the measurement). What
-        needs the truth, or weights that are missing, is None.
+        (one minus the mean cosine of features), ``residual`` (root mean square, in units of the measurement), and for
+        a linear operator ``psnr_pseudo_inverse``. What needs the truth, or weights that are missing, is None. Where
+        the operator can't tell forms of an image apart, each particle counts in the form nearest to the truth.
     """
-    scores: dict[str, float | None] = dict.fromkeys(
-        ("psnr_mean", "psnr_best", "psnr_of_mean", "ssim_mean", "lpips_mean")
-    )
+    names = ("psnr_mean", "psnr_best", "psnr_of_mean", "psnr_pseudo_inverse", "ssim_mean", "lpips_mean")
+    scores: dict[str, float | None] = dict.fromkeys(names)
+    scores["residual"] = residual_rms(physics.A(images), y).item()
     if truth is not None:
+        images = aligned(images, truth, physics)
+        without_prior = pseudo_inverse(physics, y)
+        if without_prior is not None:
+            scores["psnr_pseudo_inverse"] = psnr(without_prior, truth).item()
         each = psnr(images, truth)
         scores["psnr_mean"], scores["psnr_best"] = each.mean().item(), each.max().item()
         scores["psnr_of_mean"] = psnr(images.mean(dim=0, keepdim=True), truth).item()
@@ -78,7 +119,6 @@ def score(
             lpips = lpips.to(images.device)
             scores["lpips_mean"] = lpips(images.clamp(-1, 1), truth.expand_as(images).contiguous()).item()
     scores["diversity"] = diversity(features).item()
-    scores["residual"] = residual_rms(physics.A(images), y).item()
     return scores
 
 
@@ -106,21 +146,26 @@ def _is_picture(tensor: Tensor) -> bool:
     return tensor.ndim == 4 and tensor.shape[1] in (1, 3)
 
 
-def write_images(folder: Path, images: Tensor, z: Tensor, y: Tensor, truth: Tensor | None) -> None:
+def write_images(folder: Path, images: Tensor, z: Tensor, measurement: Measurement) -> None:
     """Writes the particles as pictures and tensors, their mean and standard deviation, and a labelled grid.
+
+    Where the operator can't tell forms of an image apart, mean and deviation are of the forms nearest to the first
+    particle's. A measurement that is not a picture is shown as its pseudo-inverse if the operator is linear.
 
     Args:
         folder: The measurement's folder.
         images: The particles in [-1, 1], with shape :math:`(N, C, H, W)`.
         z: Their latents.
-        y: The measurement; written as a picture if it is one.
-        truth: The clean image, if known.
+        measurement: What they explain.
     """
     (folder / "particles").mkdir(parents=True, exist_ok=True)
+    physics, y, truth = measurement.physics, measurement.y, measurement.truth
+    without_prior = pseudo_inverse(physics, y)
+    alike = aligned(images, images[:1], physics).detach().cpu().clamp(-1, 1)
     images = images.detach().cpu()
-    mean = images.clamp(-1, 1).mean(dim=0)
+    mean = alike.mean(dim=0)
     # the population's deviation: zero, not undefined, for one particle
-    std = images.clamp(-1, 1).std(dim=0, correction=0).mean(dim=0)
+    std = alike.std(dim=0, correction=0).mean(dim=0)
     panels: list[tuple[str, np.ndarray]] = []
     if truth is not None:
         to_pil(truth[0]).save(folder / "truth.png")
@@ -128,6 +173,9 @@ def write_images(folder: Path, images: Tensor, z: Tensor, y: Tensor, truth: Tens
     if _is_picture(y):
         to_pil(y[0]).save(folder / "measurement.png")
         panels.append(("measurement", _panel(y[0])))
+    elif without_prior is not None:
+        to_pil(without_prior[0]).save(folder / "pseudo_inverse.png")
+        panels.append(("pseudo-inverse", _panel(without_prior[0])))
     for index, image in enumerate(images):
         to_pil(image).save(folder / "particles" / f"{index:02d}.png")
         panels.append((f"particle {index}", _panel(image)))

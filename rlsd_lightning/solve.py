@@ -9,9 +9,10 @@ from deepinv.physics import Physics
 from lightning.pytorch.callbacks import Callback
 from torch import Tensor, nn
 
-from rlsd_lightning.features import PixelFeatures
+from rlsd_lightning.features import LatentFeatures
 from rlsd_lightning.measurement import Measurement
 from rlsd_lightning.module import RLSD
+from rlsd_lightning.operators import as_physics
 from rlsd_lightning.particles import ParticleModule
 from rlsd_lightning.priors import Prior
 
@@ -20,7 +21,7 @@ __all__ = ["solve"]
 
 def solve(
     y: Tensor,
-    physics: Physics,
+    physics: Physics | Callable[[Tensor], Tensor],
     prior: Prior,
     *,
     num_particles: int = 4,
@@ -36,12 +37,13 @@ def solve(
 
     Args:
         y: The measurement :math:`y = A(x) + n`, with shape :math:`(1, \dots)`.
-        physics: The operator :math:`A`, acting on images in [-1, 1].
+        physics: The operator :math:`A` with its noise, acting on images in [-1, 1]; or a plain, differentiable function
+            of images with shape :math:`(N, C, H, W)`, whose noise is taken to be small.
         prior: The latent diffusion prior.
         num_particles: The number :math:`N` of particles.
         num_steps: The number of timesteps.
         seed: Seed of all noise.
-        features: What the kernel compares; the decoded pixels if left out.
+        features: What the kernel compares; the latents if left out.
         method: The particle method.
         callbacks: Lightning callbacks.
         trainer: Arguments of the ``lightning.Trainer``, such as ``accelerator`` or ``precision``.
@@ -55,8 +57,8 @@ def solve(
     """
     module = method(
         prior,
-        Measurement("measurement", y, physics),
-        features or PixelFeatures(),
+        Measurement("measurement", y, as_physics(physics)),
+        features or LatentFeatures(),
         num_particles=num_particles,
         num_steps=num_steps,
         seed=seed,

@@ -1,6 +1,6 @@
 """A two-dimensional problem with an exact posterior: five equal modes that one coordinate can't tell apart."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +12,11 @@ from torch import Tensor
 
 from rlsd_lightning.callbacks import Results
 from rlsd_lightning.functional.metrics import mode_total_variation
-from rlsd_lightning.measurement import Measurement
+from rlsd_lightning.measurement import Measurement, MeasurementList
 from rlsd_lightning.particles import ParticleModule
 from rlsd_lightning.priors import GaussianMixture, GaussianMixturePrior
 
-__all__ = ["DensityResults", "PointMeasurement", "exact_posterior", "first_coordinate"]
+__all__ = ["DensityResults", "exact_posterior", "first_coordinate", "point_measurement"]
 
 
 def first_coordinate(image_shape: tuple[int, ...], sigma: float = 0.1) -> Inpainting:
@@ -31,7 +31,9 @@ def first_coordinate(image_shape: tuple[int, ...], sigma: float = 0.1) -> Inpain
     return Inpainting(image_shape, mask=mask, noise_model=GaussianNoise(sigma=float(sigma)))
 
 
-class PointMeasurement(Sequence[Measurement]):
+def point_measurement(
+    image_shape: tuple[int, ...], physics: Callable[..., Inpainting], value: float = 0.0
+) -> MeasurementList:
     """The measurement that the first coordinate is ``value``.
 
     Args:
@@ -39,18 +41,9 @@ class PointMeasurement(Sequence[Measurement]):
         physics: Makes the operator that sees the first coordinate, from the point's shape.
         value: What it saw.
     """
-
-    def __init__(self, image_shape: tuple[int, ...], physics: Callable[..., Inpainting], value: float = 0.0) -> None:
-        self.names = ["toy"]
-        y = torch.zeros(1, *image_shape)
-        y[0, 0] = value
-        self._measurements = [Measurement("toy", y, physics(image_shape))]
-
-    def __len__(self) -> int:
-        return len(self._measurements)
-
-    def __getitem__(self, index: int) -> Measurement:
-        return self._measurements[index]
+    y = torch.zeros(1, *image_shape)
+    y[0, 0] = value
+    return MeasurementList([Measurement("toy", y, physics(image_shape))])
 
 
 def exact_posterior(prior: GaussianMixturePrior, measurement: Measurement) -> GaussianMixture:

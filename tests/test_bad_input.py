@@ -16,7 +16,7 @@ def small(tiny_prior_folder: Path, tiny_features_folder: Path, tmp_path: Path) -
     """Overrides for the smallest run; what a test gives after them wins."""
     return [
         f"prior.pretrained={tiny_prior_folder}",
-        f"features.pretrained={tiny_features_folder}",
+        f"callbacks.results.features.pretrained={tiny_features_folder}",
         "num_steps=3",
         "num_particles=2",
         f"output_dir={tmp_path / 'run'}",
@@ -78,7 +78,7 @@ BAD_VALUES = [
     ),
     (["prior.pretrained={files}/nowhere", "prior.local_files_only=true"], ["prior.pretrained", "{files}/nowhere"]),
     (["prior.image_size=33"], ["multiple of 4", "33"]),
-    (["features.pretrained={files}/empty"], ["features.pretrained", "ViTModel", "{files}/empty"]),
+    (["features=vit", "features.pretrained={files}/empty"], ["features.pretrained", "ViTModel", "{files}/empty"]),
     (["num_particles=0"], ["num_particles must be at least 1", "0"]),
     (["num_steps=0"], ["num_steps must be from 1 to 1000", "0"]),
     (["num_steps=1001"], ["num_steps must be from 1 to 1000", "1001"]),

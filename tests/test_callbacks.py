@@ -134,7 +134,7 @@ def run(tiny_prior_folder: Path, tiny_features_folder: Path, tmp_path_factory) -
     folder = tmp_path_factory.mktemp("callbacks") / "run"
     code, printed = train(
         f"prior.pretrained={tiny_prior_folder}",
-        f"features.pretrained={tiny_features_folder}",
+        f"callbacks.results.features.pretrained={tiny_features_folder}",
         f"num_steps={STEPS}",
         "num_particles=2",
         "data.limit=2",

@@ -34,7 +34,7 @@ def small(tiny_prior_folder: Path, tiny_features_folder: Path, tmp_path: Path) -
     """Overrides for the smallest run on images."""
     return [
         f"prior.pretrained={tiny_prior_folder}",
-        f"features.pretrained={tiny_features_folder}",
+        f"callbacks.results.features.pretrained={tiny_features_folder}",
         "num_steps=3",
         "num_particles=2",
         f"output_dir={tmp_path / 'run'}",
@@ -46,13 +46,10 @@ def overrides(group: str, option: str, small: list[str]) -> list[str]:
     chosen = [] if (group, option) == ("task", "toy") else [f"{group}={option}"]
     if option == "toy":
         return ["task=toy", *chosen, *small[2:]]
-    if (group, option) in {("features", "pixels"), ("features", "latents")}:
-        small = [override for override in small if not override.startswith("features.")]
-    if (group, option) == ("task", "motion_deblur"):
-        # the shipped kernel is made for larger images than these
-        kernel = Path(small[-1].split("=")[1]).parent / "kernel.png"
-        Image.new("L", (5, 3), 200).save(kernel)
-        chosen.append(f"data.kernel={kernel}")
+    if (group, option) == ("features", "vit"):
+        chosen.append(small[1].removeprefix("callbacks.results."))
+    if (group, option) == ("data", "prompt"):
+        return ["task=generate", *small]
     return [*chosen, *small]
 
 
@@ -75,8 +72,8 @@ def check_images(folder: Path) -> None:
     target = folder / "000"
     assert metrics.keys() >= IMAGE_METRICS
     assert metrics["psnr_best"] >= metrics["psnr_mean"] > 0
-    pictures = ("truth", "measurement", "particles/00", "particles/01", "mean", "std", "grid")
-    for picture in pictures:
+    shown = "measurement" if (target / "measurement.png").exists() else "pseudo_inverse"
+    for picture in ("truth", shown, "particles/00", "particles/01", "mean", "std", "grid"):
         with Image.open(target / f"{picture}.png") as image:
             image.load()
     with Image.open(target / "particles" / "00.png") as image:
@@ -94,12 +91,21 @@ def check_toy(folder: Path) -> None:
     assert load_file(folder / "toy" / "particles.safetensors")["x"].shape == (2, 2)
 
 
+def check_generated(folder: Path) -> None:
+    metrics = check_common(folder, "generated")
+    assert metrics["psnr_mean"] is None
+    assert metrics["residual"] == 0
+    assert not (folder / "generated" / "measurement.png").exists()
+    assert load_file(folder / "generated" / "particles.safetensors")["x"].shape == (2, 3, 32, 32)
+
+
 @pytest.mark.parametrize(("group", "option"), OPTIONS, ids=map("/".join, OPTIONS))
 def test_every_option_runs_and_leaves_its_results(group: str, option: str, small: list[str], tmp_path: Path) -> None:
     code, printed = train(*overrides(group, option, small))
     assert code == 0, printed
     assert f"results of 1 of 1 measurements: {tmp_path / 'run' / 'report.html'}" in printed
-    (check_toy if option == "toy" else check_images)(tmp_path / "run")
+    check = check_toy if option == "toy" else check_generated if option in ("generate", "prompt") else check_images
+    check(tmp_path / "run")
 
 
 def test_the_paper_method_runs_on_the_toy_problem(small: list[str], tmp_path: Path) -> None:

@@ -10,7 +10,8 @@ from PIL import Image
 from torch import Tensor
 
 from rlsd_lightning import InputError
-from rlsd_lightning.data import ImageMeasurements, MeasuredData, find_images, load_image, measurements, to_pil
+from rlsd_lightning.data import ImageMeasurements, measurements
+from rlsd_lightning.images import find_images, load_image, to_pil
 from rlsd_lightning.masks import free_form_mask, load_mask
 from rlsd_lightning.operators import blur, inpainting, load_kernel, super_resolution
 
@@ -261,7 +262,7 @@ def test_no_two_files_share_a_folder(tmp_path: Path, files: tuple[str, ...]) -> 
 
 def test_a_measured_picture_is_masked_and_has_no_truth(tmp_path: Path, rng: np.random.Generator) -> None:
     pixels = rng.integers(0, 256, (16, 16, 3), dtype=np.uint8)
-    (measurement,) = MeasuredData(noisy(), save(tmp_path / "y.png", pixels))
+    (measurement,) = measurements(SHAPE, lambda image_shape: noisy(), measurement=save(tmp_path / "y.png", pixels))
     assert (measurement.name, measurement.truth) == ("y", None)
     assert measurement.y[:, :, :8].equal(as_tensor(pixels)[:, :, :8])
     assert (measurement.y[:, :, 8:] == 0).all()
@@ -271,7 +272,7 @@ def test_a_measured_picture_is_masked_and_has_no_truth(tmp_path: Path, rng: np.r
 def test_a_measured_array_keeps_its_values(tmp_path: Path, rng: np.random.Generator, shape: tuple[int, ...]) -> None:
     values = rng.normal(size=shape, scale=3)
     np.save(tmp_path / "y.npy", values)
-    (measurement,) = MeasuredData(noisy(), tmp_path / "y.npy")
+    (measurement,) = measurements(SHAPE, lambda image_shape: noisy(), measurement=tmp_path / "y.npy")
     expected = torch.from_numpy(values).float().view(1, *SHAPE)
     assert measurement.y[:, :, :8].equal(expected[:, :, :8])
     assert (measurement.y[:, :, 8:] == 0).all()
@@ -287,7 +288,7 @@ def test_a_measured_file_that_cannot_be_read_is_named(tmp_path: Path, name: str)
     for suffix in (".npy", ".png"):
         (tmp_path / f"text{suffix}").write_text("no data")
     with pytest.raises(InputError, match=name):
-        _ = MeasuredData(noisy(), tmp_path / name)[0]
+        _ = measurements(SHAPE, lambda image_shape: noisy(), measurement=tmp_path / name)
 
 
 @pytest.mark.parametrize(

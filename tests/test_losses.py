@@ -6,7 +6,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from rlsd_lightning.functional.losses import coupling, data_fidelity, distillation, half_mean_square
+from rlsd_lightning.functional.losses import (
+    absolute_misfit,
+    coupling,
+    distillation,
+    half_mean_square,
+    photon_misfit,
+    square_misfit,
+)
 
 
 def values(count: int, seed: int = 0) -> Tensor:
@@ -15,7 +22,9 @@ def values(count: int, seed: int = 0) -> Tensor:
 
 LOSSES = {
     "half_mean_square": lambda leaf, fixed: half_mean_square(leaf - fixed),
-    "data_fidelity": lambda leaf, fixed: data_fidelity(leaf, fixed[:1]),
+    "square_misfit": lambda leaf, fixed: square_misfit(leaf, fixed[:1]).sum(),
+    "absolute_misfit": lambda leaf, fixed: absolute_misfit(leaf, fixed[:1], 0.3).sum(),
+    "photon_misfit": lambda leaf, fixed: photon_misfit(leaf, fixed[:1]).sum(),
     "coupling_in_x": lambda leaf, fixed: coupling(leaf, fixed),
     "coupling_in_decoded": lambda leaf, fixed: coupling(fixed, leaf),
     "distillation": lambda leaf, fixed: distillation(fixed, leaf),
@@ -41,7 +50,7 @@ def test_a_loss_of_equal_particles_is_their_number_times_that_of_one(loss: Calla
     torch.testing.assert_close(many, 4 * loss(leaf, fixed), rtol=1e-12, atol=0)
 
 
-@pytest.mark.parametrize("name", ["half_mean_square", "data_fidelity", "coupling_in_x"])
+@pytest.mark.parametrize("name", ["half_mean_square", "coupling_in_x"])
 def test_gradient_of_a_squared_error_is_the_error_by_the_elements(name: str):
     leaf, fixed = values(1), values(1, seed=1)
     torch.testing.assert_close(gradient(LOSSES[name], leaf, fixed), (leaf - fixed) / 60, rtol=1e-12, atol=1e-15)
@@ -66,3 +75,33 @@ def test_no_gradient_flows_through_the_residual():
     distillation(residual * 2, z).backward()
     assert residual.grad is None
     assert z.grad is not None
+
+
+def test_misfits_are_the_negative_log_likelihoods_of_torch():
+    """Up to a constant, in units of twice the noise's variance over the number of values."""
+    generator = torch.Generator().manual_seed(0)
+    one, other = (1.6 * torch.rand(1, 50, generator=generator, dtype=torch.float64) - 0.8 for _ in range(2))
+    std, gain = 0.3, 0.02
+    y = 2 * gain * torch.poisson((one + 1) / 2 / gain, generator=generator) - 1
+    counts, scale = ((y + 1) / 2 / gain).round(), std / 2**0.5
+    cases = [
+        (square_misfit, lambda x: torch.distributions.Normal(x, std).log_prob(y), std**2),
+        (lambda x, y: absolute_misfit(x, y, std), lambda x: torch.distributions.Laplace(x, scale).log_prob(y), std**2),
+        (
+            photon_misfit,
+            lambda x: torch.distributions.Poisson((x + 1) / 2 / gain).log_prob(counts),
+            4 * gain * ((y + 1) / 2).mean(),
+        ),
+    ]
+    for misfit, log_prob, variance in cases:
+        difference = misfit(one, y) - misfit(other, y)
+        expected = -2 * variance * (log_prob(one) - log_prob(other)).mean()
+        torch.testing.assert_close(difference, expected[None], rtol=1e-10, atol=1e-12)
+
+
+def test_photon_misfit_is_zero_at_the_counts_and_leads_back_from_negative_light():
+    y = torch.tensor([[-1.0, 0.5, 0.0]], dtype=torch.float64)
+    assert photon_misfit(y.clamp_min(-1 + 2e-4), y).item() < 1e-3
+    dark = torch.full_like(y, -1.5).requires_grad_()
+    (slope,) = torch.autograd.grad(photon_misfit(dark, y).sum(), dark)
+    assert (slope < 0).all()

@@ -81,7 +81,7 @@ def run(tiny_prior_folder: Path, tiny_features_folder: Path, tmp_path_factory) -
         Image.new("RGB", (32, 32), colour).save(photos / f"{name}.png")
     command = [
         f"prior.pretrained={tiny_prior_folder}",
-        f"features.pretrained={tiny_features_folder}",
+        f"callbacks.results.features.pretrained={tiny_features_folder}",
         "num_steps=3",
         "num_particles=2",
         f"data.images={photos}",

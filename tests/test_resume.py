@@ -27,7 +27,7 @@ def small(tiny_prior_folder: Path, tiny_features_folder: Path) -> list[str]:
     """Overrides for small runs with frequent checkpoints."""
     return [
         f"prior.pretrained={tiny_prior_folder}",
-        f"features.pretrained={tiny_features_folder}",
+        f"callbacks.results.features.pretrained={tiny_features_folder}",
         "num_particles=2",
         *EVERY,
     ]

@@ -129,7 +129,8 @@ def test_gradient_without_repulsion_is_that_of_the_written_objective(form: dict,
     x, actual = module.x.detach().clone(), gradient(module)
     decoded = prior.decode(module.z)
     if not form:
-        x, rho = (module.physics.mask * module.y + module.mu * decoded.detach()) / (module.physics.mask + module.mu), 1
+        x = (module.physics.mask * module.y + module.mu * decoded.detach()) / (module.physics.mask + module.mu)
+        rho = 1 + module.mu
         torch.testing.assert_close(module.x.detach(), x, rtol=1e-6, atol=1e-8)  # the proximal step of a mask
     elif "x_update" in form:
         rho = 0.3

@@ -2,10 +2,22 @@ r"""The terms of the objective. Means are over one particle's elements, the sum 
 so a particle's update depends neither on how many there are nor on which device holds them.
 """
 
+import math
+
 import torch
 from torch import Tensor
 
-__all__ = ["coupling", "data_fidelity", "distillation", "half_mean_square"]
+__all__ = [
+    "absolute_misfit",
+    "coupling",
+    "distillation",
+    "half_mean_square",
+    "photon_misfit",
+    "square_misfit",
+]
+
+DARKEST = 1e-4
+"""Least expected intensity of a pixel: in the dark the logarithm of the photon likelihood has no lower bound."""
 
 
 def _per_particle_mean(value: Tensor) -> Tensor:
@@ -17,14 +29,34 @@ def half_mean_square(error: Tensor) -> Tensor:
     return 0.5 * _per_particle_mean(error.square()).sum()
 
 
-def data_fidelity(measured: Tensor, y: Tensor) -> Tensor:
-    r"""Distance to the measurement, :math:`\sum_i \frac{1}{2} \mathrm{mean}(y - A(x_i))^2`.
+def square_misfit(measured: Tensor, y: Tensor) -> Tensor:
+    r"""For Gaussian noise: :math:`\mathrm{mean}(y - A(x_i))^2`, with shape :math:`(N,)`."""
+    return _per_particle_mean((y - measured).square())
+
+
+def absolute_misfit(measured: Tensor, y: Tensor, std: float) -> Tensor:
+    r"""For Laplace noise of deviation :math:`s`: :math:`2 \sqrt{2} \, s \, \mathrm{mean} |y - A(x_i)|`, of shape (N,)."""
+    return 2 * math.sqrt(2) * std * _per_particle_mean((y - measured).abs())
+
+
+def photon_misfit(measured: Tensor, y: Tensor) -> Tensor:
+    r"""For Poisson noise: :math:`8 \bar v \, \mathrm{mean}(u - v - v \log(u / v))`.
+
+    Here :math:`u = (A(x) + 1) / 2` and :math:`v = (y + 1) / 2` are intensities and :math:`\bar v` is the mean of
+    :math:`v`. The gain cancels against that of the variance :math:`s^2 = 4 g \bar v`.
 
     Args:
-        measured: The particles' measurements :math:`A(x_i)`, with shape :math:`(N, \dots)`.
+        measured: The particles' measurements :math:`A(x_i)`, about in [-1, 1], with shape :math:`(N, \dots)`.
         y: The measurement, with shape :math:`(1, \dots)`.
+
+    Returns:
+        With shape :math:`(N,)`.
     """
-    return half_mean_square(y - measured)
+    expected, counted = ((measured + 1) / 2).clamp_min(DARKEST), ((y + 1) / 2).clamp_min(0)
+    # a straight line goes on where a negative intensity was clipped, so that its gradient leads back
+    below = (DARKEST - (measured + 1) / 2).clamp_min(0)
+    deviance = expected - counted - torch.xlogy(counted, expected) + torch.xlogy(counted, counted) + below
+    return 8 * counted.mean() * _per_particle_mean(deviance)
 
 
 def coupling(x: Tensor, decoded: Tensor) -> Tensor:

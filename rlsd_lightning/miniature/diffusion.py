@@ -173,6 +173,8 @@ def save_pipeline(folder: Path, vae: AutoencoderKL, module: Diffusion, tokenizer
 def main(arguments: list[str] | None = None) -> None:
     options = parser(__doc__.splitlines()[0], steps=16500, batch_size=32, out="data/priors/faces")
     options.add_argument("--channels", type=int, nargs="+", default=[48, 96, 144], help="widths of the UNet")
+    options.add_argument("--lr", type=float, default=8e-4, help="highest step size")
+    options.add_argument("--start", type=Path, help="pipeline folder whose weights the training starts from")
     args = options.parse_args(arguments)
     L.seed_everything(args.seed)
     vae = AutoencoderKL.from_pretrained(args.out / "vae").eval().requires_grad_(False)
@@ -187,11 +189,16 @@ def main(arguments: list[str] | None = None) -> None:
     if cached.get("key") != key:
         cached = {"key": key, "latents": encode_faces(vae, faces)}
         torch.save(cached, cache)
-    tokenizer = make_tokenizer(faces.captions)
+    # the order in which its entries are found differs from run to run, so a training that goes on keeps its own
+    kept = args.start / "tokenizer" if args.start else work / "tokenizer"
+    tokenizer = CLIPTokenizer.from_pretrained(kept) if kept.is_dir() else make_tokenizer(faces.captions)
+    tokenizer.save_pretrained(work / "tokenizer")
     data = _Latents(cached["latents"], faces.captions, tokenizer)
-    module = Diffusion(
-        len(tokenizer), tokenizer.eos_token_id, cached["latents"].shape[-1], tuple(args.channels), max_steps=args.steps
-    )
+    latent_size, channels = cached["latents"].shape[-1], tuple(args.channels)
+    module = Diffusion(len(tokenizer), tokenizer.eos_token_id, latent_size, channels, args.lr, args.steps)
+    if args.start:
+        module.unet.load_state_dict(UNet2DConditionModel.from_pretrained(args.start / "unet").state_dict())
+        module.text_encoder.load_state_dict(CLIPTextModel.from_pretrained(args.start / "text_encoder").state_dict())
     loader = DataLoader(data, args.batch_size, shuffle=True, collate_fn=data.collate, drop_last=True)
     fit(module, loader, work, args.steps, callbacks=(EMAWeightAveraging(decay=0.999),))
     save_pipeline(args.out, vae, module.cpu().eval(), tokenizer)

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from torchmetrics.image.fid import FrechetInceptionDistance
 from torchvision.utils import make_grid
 
-from rlsd_lightning.data import find_images, load_image, to_pil
 from rlsd_lightning.functional.metrics import psnr
+from rlsd_lightning.images import find_images, load_image, to_pil
 from rlsd_lightning.miniature.faces import ATTRIBUTES, Faces
 from rlsd_lightning.miniature.features import AttributeClassifier, load_classifier
 from rlsd_lightning.priors import StableDiffusionPrior

@@ -1,0 +1,114 @@
+"""Pictures and arrays from files."""
+
+import glob
+import logging
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps, UnidentifiedImageError
+from torch import Tensor
+
+from rlsd_lightning.errors import InputError
+
+__all__ = ["find_images", "load_array", "load_image", "open_picture", "to_pil", "to_tensor"]
+
+log = logging.getLogger(__name__)
+
+SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".gif")
+
+
+def find_images(images: str | Path, limit: int | None = None) -> list[Path]:
+    """Files of a file, folder or glob pattern, sorted by name.
+
+    Args:
+        images: What to look for.
+        limit: Return at most so many.
+
+    Raises:
+        InputError: If there are none.
+    """
+    path = Path(images)
+    if path.is_dir():
+        found = [file for file in path.iterdir() if file.suffix.lower() in SUFFIXES]
+    elif path.is_file():
+        found = [path]
+    else:
+        found = [Path(file) for file in glob.glob(str(images), recursive=True) if Path(file).is_file()]
+    if not found:
+        what = f"a folder with images ({', '.join(SUFFIXES)})" if path.is_dir() else "an image, a folder or a pattern"
+        raise InputError(f"data.images must be {what}, but nothing was found at '{images}'")
+    if limit is not None and limit < 1:
+        raise InputError(f"data.limit must be at least 1, got {limit}")
+    return sorted(found)[:limit]
+
+
+def open_picture(path: Path) -> Image.Image:
+    """An upright RGB picture: 16-bit greys are scaled to 8 bits, transparency is laid on white.
+
+    Raises:
+        InputError: If the file is missing or can't be read.
+    """
+    try:
+        with Image.open(path) as opened:
+            image = ImageOps.exif_transpose(opened)
+            if image.mode.startswith(("I", "F")):
+                values = np.asarray(image, dtype=np.float64)
+                top = 65535 if image.mode.startswith("I") else max(values.max(), 1e-12)
+                image = Image.fromarray((values / top * 255).clip(0, 255).round().astype(np.uint8))
+            if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
+                image = image.convert("RGBA")
+                image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+            return image.convert("RGB")
+    except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise InputError(f"'{path}' can't be read as an image ({reason}); remove it or save it again") from error
+
+
+def to_tensor(image: Image.Image) -> Tensor:
+    """A picture as a tensor in [-1, 1], with shape :math:`(1, 3, H, W)`."""
+    return torch.from_numpy(np.array(image)).movedim(-1, 0)[None].float() / 127.5 - 1
+
+
+def to_pil(image: Tensor) -> Image.Image:
+    """A picture of one image in [-1, 1] with shape :math:`(C, H, W)`, one or three channels; values are clipped."""
+    pixels = ((image.detach().cpu().float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
+    return Image.fromarray(pixels.movedim(0, -1).expand(*pixels.shape[1:], 3).numpy())
+
+
+def load_image(path: str | Path, height: int, width: int) -> Tensor:
+    """Reads a picture of any size and mode, cropped at its centre and resized to what the prior wants.
+
+    Args:
+        path: The picture.
+        height: Height of the result.
+        width: Width of the result.
+
+    Returns:
+        In [-1, 1], with shape :math:`(1, 3, H, W)`.
+
+    Raises:
+        InputError: If the file is missing or can't be read.
+    """
+    image = open_picture(Path(path))
+    if image.size != (width, height):
+        log.info("%s: %dx%d, cropped and resized to %dx%d", Path(path).name, *image.size, width, height)
+        image = ImageOps.fit(image, (width, height), Image.Resampling.LANCZOS)
+    return to_tensor(image)
+
+
+def load_array(path: Path) -> np.ndarray:
+    """Reads a .npy file of numbers.
+
+    Raises:
+        InputError: If the file is missing, can't be read or holds something else.
+    """
+    try:
+        values = np.load(path)
+    except (OSError, ValueError, EOFError) as error:
+        raise InputError(f"'{path}' can't be read as an array ({error}); save it with numpy.save") from error
+    if not isinstance(values, np.ndarray) or values.dtype.kind not in "biuf":
+        raise InputError(
+            f"an array of real numbers is expected, but '{path}' holds {getattr(values, 'dtype', 'several')}"
+        )
+    return values

@@ -1,0 +1,76 @@
+"""Operators that see fewer numbers than the image has pixels, each a mixture of all pixels."""
+
+from functools import partial
+
+import torch
+from deepinv.physics import SinglePixelCamera, StructuredRandom
+from deepinv.physics.functional import dst1
+
+from rlsd_lightning.errors import InputError
+from rlsd_lightning.operators.noise import make_noise
+
+__all__ = ["compressed_sensing", "single_pixel"]
+
+
+def compressed_sensing(
+    image_shape: tuple[int, ...],
+    ratio: float = 0.25,
+    operator_seed: int = 0,
+    sigma: float = 0.001,
+    noise: str = "gaussian",
+) -> StructuredRandom:
+    """Random signs, a sine transform, and a part of the coefficients, for each channel.
+
+    Args:
+        image_shape: Shape of an image, :math:`(C, H, W)`.
+        ratio: Share of coefficients that are kept, in (0, 1].
+        operator_seed: Seed of the signs.
+        sigma: Standard deviation of the noise, in units of an image in [-1, 1].
+        noise: Its kind, see :func:`~rlsd_lightning.operators.make_noise`.
+
+    Raises:
+        InputError: If the ratio is out of range.
+    """
+    _check_ratio(ratio)
+    channels, height, width = image_shape
+    kept = (channels, max(1, round(height * ratio**0.5)), max(1, round(width * ratio**0.5)))
+    signs = torch.randint(0, 2, image_shape, generator=torch.Generator().manual_seed(operator_seed)) * 2.0 - 1
+    transform = partial(dst1, dim=(-2, -1))  # its own inverse
+    return StructuredRandom(
+        image_shape,
+        kept,
+        transform_func=transform,
+        transform_func_inv=transform,
+        diagonals=[signs],
+        noise_model=make_noise(noise, sigma),
+    )
+
+
+def single_pixel(
+    image_shape: tuple[int, ...], ratio: float = 0.25, sigma: float = 0.001, noise: str = "gaussian"
+) -> SinglePixelCamera:
+    """One detector behind Hadamard patterns, those with the fewest sign changes first.
+
+    Args:
+        image_shape: Shape of an image, :math:`(C, H, W)`, with sides that are powers of two.
+        ratio: Number of patterns over number of pixels, in (0, 1].
+        sigma: Standard deviation of the noise, in units of an image in [-1, 1].
+        noise: Its kind, see :func:`~rlsd_lightning.operators.make_noise`.
+
+    Raises:
+        InputError: If the ratio is out of range or a side is not a power of two.
+    """
+    _check_ratio(ratio)
+    height, width = image_shape[-2:]
+    if height & (height - 1) or width & (width - 1):
+        raise InputError(
+            f"a single-pixel camera needs images whose sides are powers of two, got {width}x{height}; set "
+            "prior.image_size"
+        )
+    patterns = max(1, round(ratio * height * width))
+    return SinglePixelCamera(m=patterns, img_size=image_shape, fast=True, noise_model=make_noise(noise, sigma))
+
+
+def _check_ratio(ratio: float) -> None:
+    if not 0 < ratio <= 1:
+        raise InputError(f"physics.ratio must be above 0 and at most 1, got {ratio}")

@@ -1,0 +1,152 @@
+"""Operators that filter the image: blur and super-resolution. Borders wrap around."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from deepinv.physics import BlurFFT, Downsampling
+from deepinv.physics.blur import gaussian_blur as gaussian_kernel
+from deepinv.physics.generator import MotionBlurGenerator
+from torch import Tensor
+
+from rlsd_lightning.errors import InputError
+from rlsd_lightning.images import load_array, open_picture
+from rlsd_lightning.operators.noise import make_noise
+
+__all__ = ["blur", "draw_motion_kernel", "gaussian_blur", "load_kernel", "motion_blur", "super_resolution"]
+
+FILTERS = ("average", "bicubic", "bilinear", "gaussian")
+LARGEST_MOTION = 61
+"""Default size of a motion kernel for images of 183 pixels and more, as in the literature on 256 and 512."""
+
+
+def super_resolution(
+    image_shape: tuple[int, ...],
+    factor: int | None = None,
+    filter: str = "bicubic",
+    sigma: float = 0.001,
+    noise: str = "gaussian",
+) -> Downsampling:
+    """The image was filtered and every so many pixels kept.
+
+    Args:
+        image_shape: Shape of an image, :math:`(C, H, W)`.
+        factor: Kept is every so manieth pixel of both axes; by default 4 below 256 pixels and 8 from there on.
+        filter: ``average`` (of factor x factor pixels), ``bicubic``, ``bilinear`` or ``gaussian``.
+        sigma: Standard deviation of the noise, in units of an image in [-1, 1].
+        noise: Its kind, see :func:`~rlsd_lightning.operators.make_noise`.
+
+    Raises:
+        InputError: If the image can't be divided so, or there is no such filter.
+    """
+    height, width = image_shape[-2:]
+    if factor is None:
+        factor = 8 if min(height, width) >= 256 else 4
+    if factor < 1 or height % factor or width % factor or min(height, width) < 4 * factor:
+        raise InputError(
+            f"super-resolution x{factor} needs images whose sides are multiples of {factor} and at least {4 * factor} "
+            f"pixels, got {width}x{height}; choose another physics.factor"
+        )
+    if filter not in FILTERS:
+        raise InputError(f"physics.filter must be one of {', '.join(FILTERS)}, got '{filter}'")
+    weights = torch.full((1, 1, factor, factor), 1 / factor**2) if filter == "average" else filter
+    return Downsampling(
+        img_size=image_shape, filter=weights, factor=factor, padding="circular", noise_model=make_noise(noise, sigma)
+    )
+
+
+def blur(image_shape: tuple[int, ...], kernel: str, sigma: float = 0.001, noise: str = "gaussian") -> BlurFFT:
+    """The image was convolved with a kernel from a file.
+
+    Args:
+        image_shape: Shape of an image, :math:`(C, H, W)`.
+        kernel: A file that :func:`load_kernel` reads.
+        sigma: Standard deviation of the noise, in units of an image in [-1, 1].
+        noise: Its kind, see :func:`~rlsd_lightning.operators.make_noise`.
+
+    Raises:
+        InputError: If the kernel can't be used or is larger than the image.
+    """
+    return _blur(image_shape, load_kernel(kernel), f"'{kernel}'", sigma, noise)
+
+
+def gaussian_blur(
+    image_shape: tuple[int, ...], std: float | None = None, sigma: float = 0.001, noise: str = "gaussian"
+) -> BlurFFT:
+    """The image was convolved with a Gaussian.
+
+    Args:
+        image_shape: Shape of an image, :math:`(C, H, W)`.
+        std: The Gaussian's standard deviation in pixels; by default a fortieth of the shorter side.
+        sigma: Standard deviation of the noise, in units of an image in [-1, 1].
+        noise: Its kind, see :func:`~rlsd_lightning.operators.make_noise`.
+
+    Raises:
+        InputError: If the Gaussian is larger than the image.
+    """
+    std = min(image_shape[-2:]) / 40 if std is None else std
+    if not std > 0:
+        raise InputError(f"physics.std must be above 0, got {std}")
+    return _blur(image_shape, gaussian_kernel(sigma=float(std)), f"physics.std={std:g}", sigma, noise)
+
+
+def motion_blur(
+    image_shape: tuple[int, ...],
+    kernel: str | None = None,
+    size: int | None = None,
+    kernel_seed: int = 0,
+    sigma: float = 0.001,
+    noise: str = "gaussian",
+) -> BlurFFT:
+    """The camera moved: a kernel from a file, or a random path.
+
+    Args:
+        image_shape: Shape of an image, :math:`(C, H, W)`.
+        kernel: A file that :func:`load_kernel` reads; a path is drawn if left out.
+        size: Height and width of the drawn kernel in pixels; by default a third of the shorter side, at most 61.
+        kernel_seed: Seed of the drawn path.
+        sigma: Standard deviation of the noise, in units of an image in [-1, 1].
+        noise: Its kind, see :func:`~rlsd_lightning.operators.make_noise`.
+
+    Raises:
+        InputError: If the kernel can't be used or is larger than the image.
+    """
+    if kernel is not None:
+        return blur(image_shape, kernel, sigma, noise)
+    size = min(LARGEST_MOTION, min(image_shape[-2:]) // 3) if size is None else size
+    if size < 3:
+        raise InputError(f"a motion kernel of at least 3x3 pixels is expected, got physics.size={size}")
+    return _blur(image_shape, draw_motion_kernel(size | 1, kernel_seed), f"physics.size={size}", sigma, noise)
+
+
+def draw_motion_kernel(size: int, seed: int) -> Tensor:
+    """The blur of a random camera path, normalised to sum one, with shape :math:`(1, 1, size, size)`."""
+    return MotionBlurGenerator((size, size), rng=torch.Generator().manual_seed(seed)).step()["filter"]
+
+
+def load_kernel(path: str | Path) -> Tensor:
+    """Reads a blur kernel from a .npy file or a grey picture, normalised to sum one, with shape (1, 1, h, w).
+
+    Raises:
+        InputError: If there is no such file, or its values are not those of a kernel.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise InputError(f"data.kernel must be a .npy or image file of a blur kernel, got '{path}'")
+    values = load_array(path) if path.suffix == ".npy" else np.asarray(open_picture(path).convert("L"))
+    kernel = torch.from_numpy(values.astype(np.float32))
+    if kernel.ndim != 2 or not torch.isfinite(kernel).all() or kernel.sum() <= 0:
+        raise InputError(
+            f"a blur kernel of shape (h, w) with finite values of positive sum is expected, but '{path}' has shape "
+            f"{tuple(kernel.shape)} and sum {kernel.sum().item():g}"
+        )
+    return (kernel / kernel.sum())[None, None]
+
+
+def _blur(image_shape: tuple[int, ...], kernel: Tensor, source: str, sigma: float, noise: str) -> BlurFFT:
+    if any(k > n for k, n in zip(kernel.shape[-2:], image_shape[-2:], strict=True)):
+        raise InputError(
+            f"a blur kernel of at most {image_shape[-1]}x{image_shape[-2]} pixels is expected, the size of the prior's "
+            f"images, but {source} has {kernel.shape[-1]}x{kernel.shape[-2]}"
+        )
+    return BlurFFT(img_size=image_shape, filter=kernel, noise_model=make_noise(noise, sigma))

@@ -1,0 +1,93 @@
+"""Computed tomography and magnetic resonance imaging, of every colour channel as an image of its own."""
+
+import torch
+from deepinv.physics import MRI, LinearPhysics, Tomography
+from deepinv.physics.generator import GaussianMaskGenerator
+from torch import Tensor
+
+from rlsd_lightning.errors import InputError
+from rlsd_lightning.operators.noise import make_noise
+
+__all__ = ["mri", "tomography"]
+
+
+CG_STEPS = 15
+"""Conjugate gradient steps of one proximal step of tomography; it starts at D(z), and the next step goes on."""
+
+
+class _RealMRI(LinearPhysics):
+    """Magnetic resonance imaging of real images: deepinv's operator on images whose imaginary part is zero.
+
+    Args:
+        mask: Frequencies that are measured, with shape :math:`(H, W)`.
+        noise_model: The noise of real and imaginary parts.
+    """
+
+    def __init__(self, mask: Tensor, noise_model: torch.nn.Module) -> None:
+        super().__init__(noise_model=noise_model)
+        self.complex = MRI(mask=mask)
+
+    def A(self, x: Tensor, **kwargs) -> Tensor:  # noqa: N802
+        pairs = torch.stack((x, torch.zeros_like(x)), dim=2)  # (N, C, 2, H, W)
+        return self.complex.A(pairs.flatten(0, 1)).view(len(x), -1, *x.shape[-2:])
+
+    def A_adjoint(self, y: Tensor, **kwargs) -> Tensor:  # noqa: N802
+        pairs = y.reshape(-1, 2, *y.shape[-2:])
+        return self.complex.A_adjoint(pairs)[:, 0].reshape(len(y), -1, *y.shape[-2:])
+
+
+def mri(
+    image_shape: tuple[int, ...],
+    acceleration: int = 4,
+    operator_seed: int = 0,
+    sigma: float = 0.001,
+    noise: str = "gaussian",
+) -> LinearPhysics:
+    """Some columns of the Fourier transform are measured, more of them near the centre.
+
+    Args:
+        image_shape: Shape of an image, :math:`(C, H, W)`; each channel is measured by itself.
+        acceleration: One in so many columns is measured.
+        operator_seed: Seed of the choice of columns.
+        sigma: Standard deviation of the noise of real and imaginary parts, where the image is in [-1, 1] and the
+            transform keeps its norm.
+        noise: Its kind, see :func:`~rlsd_lightning.operators.make_noise`.
+
+    Raises:
+        InputError: If the acceleration leaves no column.
+    """
+    height, width = image_shape[-2:]
+    if not 1 <= acceleration <= width // 2:
+        raise InputError(
+            f"physics.acceleration must be from 1 to {width // 2} for a width of {width}, got {acceleration}"
+        )
+    if acceleration == 1:
+        mask = torch.ones(height, width)
+    else:
+        generator = torch.Generator().manual_seed(operator_seed)
+        mask = GaussianMaskGenerator((2, height, width), acceleration=acceleration, rng=generator).step()["mask"][0, 0]
+    return _RealMRI(mask, make_noise(noise, sigma))
+
+
+def tomography(
+    image_shape: tuple[int, ...], angles: int = 20, sigma: float = 0.001, noise: str = "gaussian"
+) -> Tomography:
+    """Projections along parallel rays from evenly spaced directions.
+
+    Args:
+        image_shape: Shape of an image, :math:`(C, H, H)`; each channel is measured by itself.
+        angles: Number of directions.
+        sigma: Standard deviation of the noise, where the image is in [-1, 1] and the operator's norm is one.
+        noise: Its kind, see :func:`~rlsd_lightning.operators.make_noise`.
+
+    Raises:
+        InputError: If the image is not square or there is no direction.
+    """
+    height, width = image_shape[-2:]
+    if height != width:
+        raise InputError(f"tomography needs square images, got {width}x{height}; set prior.image_size")
+    if angles < 1:
+        raise InputError(f"physics.angles must be at least 1, got {angles}")
+    return Tomography(
+        angles=angles, img_width=width, normalize=True, noise_model=make_noise(noise, sigma), max_iter=CG_STEPS
+    )

@@ -1,0 +1,55 @@
+r"""Noise models, each set by one number: the standard deviation :math:`s` in units of an image in [-1, 1]."""
+
+import math
+
+import torch
+from deepinv.physics import GaussianNoise, LaplaceNoise, NoiseModel
+from torch import Tensor
+
+from rlsd_lightning.errors import InputError
+
+__all__ = ["NOISES", "PoissonNoise", "make_noise"]
+
+
+class PoissonNoise(NoiseModel):
+    r"""Photon noise of an image in [-1, 1].
+
+    With the intensity :math:`u = (x + 1) / 2` and the gain :math:`g = s^2 / 4` it returns
+    :math:`2 g \, \mathrm{Poisson}(u / g) - 1`, so that white has the standard deviation :math:`s` and black none.
+
+    Args:
+        sigma: Standard deviation :math:`s > 0` at white.
+    """
+
+    def __init__(self, sigma: float) -> None:
+        super().__init__()
+        self.register_buffer("gain", torch.tensor(float(sigma) ** 2 / 4))
+
+    def forward(self, x: Tensor, **kwargs) -> Tensor:
+        intensity = ((x + 1) / 2).clamp_min(0)
+        return 2 * self.gain * torch.poisson(intensity / self.gain) - 1
+
+
+NOISES = {
+    "gaussian": lambda sigma: GaussianNoise(sigma=sigma),
+    "laplace": lambda sigma: LaplaceNoise(b=sigma / math.sqrt(2)),
+    "poisson": PoissonNoise,
+}
+
+
+def make_noise(noise: str, sigma: float) -> NoiseModel:
+    """A noise model by name.
+
+    Args:
+        noise: ``gaussian``, ``laplace`` or ``poisson``.
+        sigma: Standard deviation, for Poisson noise that at white.
+
+    Raises:
+        InputError: If there is no such noise, or the deviation is negative, or zero where it must not be.
+    """
+    if noise not in NOISES:
+        raise InputError(f"physics.noise must be one of {', '.join(NOISES)}, got '{noise}'")
+    if not sigma >= 0 or (sigma == 0 and noise != "gaussian"):
+        least = "not be negative" if noise == "gaussian" else f"be above 0 for {noise} noise"
+        raise InputError(f"physics.sigma must {least}, got {sigma}")
+    return NOISES[noise](float(sigma))

@@ -1,0 +1,235 @@
+"""Operators that are not linear: phase retrieval, saturation, a camera's response, compression."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from deepinv.physics import BlurFFT, Physics
+from torch import Tensor
+from torchvision.io import decode_jpeg, encode_jpeg
+
+from rlsd_lightning.errors import InputError
+from rlsd_lightning.images import load_array
+from rlsd_lightning.operators.filters import gaussian_blur, motion_blur
+from rlsd_lightning.operators.noise import make_noise
+
+__all__ = ["FourierMagnitude", "hdr", "jpeg", "nonlinear_blur", "phase_retrieval", "quantization"]
+
+DARKEST = 1e-4
+"""Least linear intensity: the slope of the camera's response is infinite at zero."""
+
+
+class FourierMagnitude(Physics):
+    r"""The magnitude :math:`|F(\mathrm{pad}(u))|` of the image :math:`u = (x + 1) / 2`, padded with zeros.
+
+    The intensity, not the image in [-1, 1], is transformed, as a detector would see it; this rules out a change of
+    sign. As the image fills its frame, no shift of it fits there. What remains is a turn by 180 degrees.
+
+    Args:
+        padding: Rows and columns of zeros on each side.
+        noise_model: The noise of the magnitudes.
+    """
+
+    def __init__(self, padding: tuple[int, int], noise_model: torch.nn.Module) -> None:
+        super().__init__(noise_model=noise_model)
+        self.padding = padding
+
+    def A(self, x: Tensor, **kwargs) -> Tensor:  # noqa: N802
+        rows, columns = self.padding
+        padded = torch.nn.functional.pad((x + 1) / 2, (columns, columns, rows, rows))
+        return torch.fft.fft2(padded, norm="ortho").abs()
+
+    def equivalents(self, images: Tensor) -> Tensor:
+        """Images with the same measurement, with shape :math:`(2, N, C, H, W)`: as they are, and turned."""
+        return torch.stack((images, images.flip((-2, -1))))
+
+
+def phase_retrieval(
+    image_shape: tuple[int, ...], oversampling: float = 2.0, sigma: float = 0.001, noise: str = "gaussian"
+) -> FourierMagnitude:
+    """The magnitude of the padded image's Fourier transform; see :class:`FourierMagnitude`.
+
+    Args:
+        image_shape: Shape of an image, :math:`(C, H, W)`.
+        oversampling: Rows and columns of zeros on each side, in eighths of the image's.
+        sigma: Standard deviation of the noise of magnitudes.
+        noise: Its kind, see :func:`~rlsd_lightning.operators.make_noise`.
+
+    Raises:
+        InputError: If the oversampling is negative.
+    """
+    if not oversampling >= 0:
+        raise InputError(f"physics.oversampling must be at least 0, got {oversampling}")
+    height, width = image_shape[-2:]
+    padding = (int(oversampling / 8 * height), int(oversampling / 8 * width))
+    return FourierMagnitude(padding, make_noise(noise, sigma))
+
+
+def hdr(image_shape: tuple[int, ...], scale: float = 2.0, sigma: float = 0.001, noise: str = "gaussian") -> Physics:
+    r"""High dynamic range: the measurement saturates, :math:`A(x) = \mathrm{clip}(c \, x, -1, 1)`.
+
+    Args:
+        image_shape: Shape of an image, :math:`(C, H, W)`.
+        scale: The factor :math:`c > 0`.
+        sigma: Standard deviation of the noise, in units of an image in [-1, 1].
+        noise: Its kind, see :func:`~rlsd_lightning.operators.make_noise`.
+
+    Raises:
+        InputError: If the scale is not positive.
+    """
+    if not scale > 0:
+        raise InputError(f"physics.scale must be above 0, got {scale}")
+    return Physics(A=_Saturation(scale), noise_model=make_noise(noise, sigma))
+
+
+class _Saturation(torch.nn.Module):
+    def __init__(self, scale: float) -> None:
+        super().__init__()
+        self.register_buffer("scale", torch.tensor(float(scale)))
+
+    def forward(self, x: Tensor, **kwargs) -> Tensor:
+        return (self.scale * x).clamp(-1, 1)
+
+
+class _Camera(torch.nn.Module):
+    r"""Blurs light, exposes, saturates, and stores with a gamma curve of 2.2."""
+
+    def __init__(self, light: BlurFFT, exposure: float) -> None:
+        super().__init__()
+        self.light = light
+        self.register_buffer("exposure", torch.tensor(float(exposure)))
+
+    def forward(self, x: Tensor, **kwargs) -> Tensor:
+        light = self.light.A(((x + 1) / 2).clamp(0, 1) ** 2.2)
+        return 2 * (self.exposure * light).clamp(DARKEST, 1) ** (1 / 2.2) - 1
+
+
+class _Network(torch.nn.Module):
+    """A TorchScript network on images in [0, 1], with or without a second argument."""
+
+    def __init__(self, network: torch.jit.ScriptModule, code: Tensor | None) -> None:
+        super().__init__()
+        self.network = network.eval().requires_grad_(False)
+        self.register_buffer("code", code)
+
+    def forward(self, x: Tensor, **kwargs) -> Tensor:
+        inputs = () if self.code is None else (self.code.expand(len(x), *self.code.shape[1:]),)
+        return 2 * self.network((x + 1) / 2, *inputs) - 1
+
+
+def nonlinear_blur(
+    image_shape: tuple[int, ...],
+    kernel: str | None = None,
+    exposure: float = 1.5,
+    network: str | None = None,
+    code: str | None = None,
+    sigma: float = 0.001,
+    noise: str = "gaussian",
+) -> Physics:
+    r"""A blur that is not linear in the stored image: of light behind a camera's response, or a network.
+
+    The camera blurs the light :math:`((x + 1) / 2)^{2.2}` with a Gaussian or a kernel from a file, exposes it, saturates
+    and stores it with the inverse curve. A network (such as that of the blur kernel space, BKSE) is a TorchScript file
+    called with images in [0, 1] and, if there is one, a code.
+
+    Args:
+        image_shape: Shape of an image, :math:`(C, H, W)`.
+        kernel: File of the camera's blur kernel; a Gaussian if left out.
+        exposure: Light is multiplied by it; above 1 the brightest parts saturate.
+        network: A TorchScript file, in place of the camera.
+        code: A .npy file with the network's second argument, of shape :math:`(\dots)` or :math:`(1, \dots)`.
+        sigma: Standard deviation of the noise, in units of an image in [-1, 1].
+        noise: Its kind, see :func:`~rlsd_lightning.operators.make_noise`.
+
+    Raises:
+        InputError: If a number is out of range or a file can't be used.
+
+    References:
+        | Exploring Image Deblurring via Encoded Blur Kernel Space (Tran et al., 2021)
+        | https://arxiv.org/abs/2104.00317
+    """
+    noise_model = make_noise(noise, sigma)
+    if network is not None:
+        values = None if code is None else torch.from_numpy(load_array(Path(code))).float()
+        if values is not None and values.shape[0] != 1:
+            values = values[None]
+        return Physics(A=_Network(_load_script(network), values), noise_model=noise_model)
+    if not exposure > 0:
+        raise InputError(f"physics.exposure must be above 0, got {exposure}")
+    light = gaussian_blur(image_shape) if kernel is None else motion_blur(image_shape, kernel)
+    return Physics(A=_Camera(light, exposure), noise_model=noise_model)
+
+
+def _load_script(path: str) -> torch.jit.ScriptModule:
+    try:
+        return torch.jit.load(path, map_location="cpu")
+    except (RuntimeError, ValueError, OSError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise InputError(
+            f"physics.network must be a TorchScript file, but '{path}' can't be read ({reason})"
+        ) from error
+
+
+class _StraightThrough(torch.autograd.Function):
+    """A step function whose derivative is taken to be that of the identity."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, function: Callable[[Tensor], Tensor]) -> Tensor:
+        return function(x)
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor) -> tuple[Tensor, None]:
+        return gradient, None
+
+
+class _Steps(torch.nn.Module):
+    def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, x: Tensor, **kwargs) -> Tensor:
+        return _StraightThrough.apply(x, self.function)
+
+
+def quantization(image_shape: tuple[int, ...], levels: int = 4, sigma: float = 0.0, noise: str = "gaussian") -> Physics:
+    """Every value is rounded to one of a few levels; gradients pass as if it were not.
+
+    Args:
+        image_shape: Shape of an image, :math:`(C, H, W)`.
+        levels: The number of levels, evenly spaced from -1 to 1.
+        sigma: Standard deviation of the noise after rounding, in units of an image in [-1, 1].
+        noise: Its kind, see :func:`~rlsd_lightning.operators.make_noise`.
+
+    Raises:
+        InputError: If there are fewer than two levels.
+    """
+    if levels < 2:
+        raise InputError(f"physics.levels must be at least 2, got {levels}")
+    top = levels - 1
+    steps = _Steps(lambda x: ((x.clamp(-1, 1) + 1) / 2 * top).round() / top * 2 - 1)
+    return Physics(A=steps, noise_model=make_noise(noise, sigma))
+
+
+def jpeg(image_shape: tuple[int, ...], quality: int = 10, sigma: float = 0.0, noise: str = "gaussian") -> Physics:
+    """The image was stored as JPEG; gradients pass as if it were not.
+
+    Args:
+        image_shape: Shape of an image, :math:`(C, H, W)` with one or three channels.
+        quality: From 1 to 100.
+        sigma: Standard deviation of the noise after decompression, in units of an image in [-1, 1].
+        noise: Its kind, see :func:`~rlsd_lightning.operators.make_noise`.
+
+    Raises:
+        InputError: If the quality or the number of channels is out of range.
+    """
+    if not 1 <= quality <= 100:
+        raise InputError(f"physics.quality must be from 1 to 100, got {quality}")
+    if image_shape[0] not in (1, 3):
+        raise InputError(f"JPEG stores images of one or three channels, got shape {tuple(image_shape)}")
+
+    def compress(x: Tensor) -> Tensor:
+        bytes_ = ((x.detach().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).cpu()
+        stored = torch.stack([decode_jpeg(encode_jpeg(image, quality)) for image in bytes_])
+        return stored.to(x) / 127.5 - 1
+
+    return Physics(A=_Steps(compress), noise_model=make_noise(noise, sigma))
