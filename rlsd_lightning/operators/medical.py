@@ -88,6 +88,7 @@ def tomography(
         raise InputError(f"tomography needs square images, got {width}x{height}; set prior.image_size")
     if angles < 1:
         raise InputError(f"physics.angles must be at least 1, got {angles}")
-    return Tomography(
-        angles=angles, img_width=width, normalize=True, noise_model=make_noise(noise, sigma), max_iter=CG_STEPS
-    )
+    noise_model = make_noise(noise, sigma)
+    with torch.random.fork_rng(devices=[]):  # the norm is found by a power iteration from a random image
+        torch.manual_seed(0)
+        return Tomography(angles=angles, img_width=width, normalize=True, noise_model=noise_model, max_iter=CG_STEPS)

@@ -109,7 +109,9 @@ class _Network(torch.nn.Module):
 
     def __init__(self, network: torch.jit.ScriptModule, code: Tensor | None) -> None:
         super().__init__()
-        self.network = network.eval().requires_grad_(False)
+        self.network = network.eval()
+        for weight in self.network.parameters():  # a ScriptModule has no requires_grad_ of its own
+            weight.requires_grad_(False)
         self.register_buffer("code", code)
 
     def forward(self, x: Tensor, **kwargs) -> Tensor:
