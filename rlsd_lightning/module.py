@@ -23,7 +23,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from rlsd_lightning.errors import InputError
 from rlsd_lightning.functional.kernels import log_density, median_bandwidth
 from rlsd_lightning.functional.losses import coupling, distillation
-from rlsd_lightning.functional.schedules import PRIOR_WEIGHTS, add_noise, prior_weight
+from rlsd_lightning.functional.schedules import PRIOR_WEIGHTS, prior_weight
 from rlsd_lightning.likelihood import misfit, noise_std
 from rlsd_lightning.measurement import Measurement
 from rlsd_lightning.particles import ParticleModule, check_settings
@@ -46,6 +46,7 @@ class RLSD(ParticleModule):
         num_particles: The number :math:`N` of particles.
         num_steps: The number :math:`K` of timesteps.
         seed: Seed of all noise.
+        particle_chunk: Networks see so many particles at a time; all at once if left out.
         gamma: Strength of the repulsion; 0 switches it off.
         gamma_mode: ``relative``: the repulsion's norm is ``gamma`` times that of :math:`\hat\epsilon - \epsilon`, for
             each particle; ``absolute``: as written above.
@@ -81,6 +82,7 @@ class RLSD(ParticleModule):
         num_particles: int = 4,
         num_steps: int = 200,
         seed: int = 0,
+        particle_chunk: int | None = None,
         gamma: float = 0.3,
         gamma_mode: str = "relative",
         sigma_break: int = 800,
@@ -95,7 +97,15 @@ class RLSD(ParticleModule):
         lr_x: float = 0.4,
         final_lr: float = 0.0,
     ) -> None:
-        super().__init__(prior, measurement, features, num_particles=num_particles, num_steps=num_steps, seed=seed)
+        super().__init__(
+            prior,
+            measurement,
+            features,
+            num_particles=num_particles,
+            num_steps=num_steps,
+            seed=seed,
+            particle_chunk=particle_chunk,
+        )
         if gamma_mode not in ("relative", "absolute"):
             raise InputError(f"method.gamma_mode must be relative or absolute, got '{gamma_mode}'")
         if x_update not in ("prox", "adam"):
@@ -118,9 +128,8 @@ class RLSD(ParticleModule):
         assert step == batch_idx, f"step {step} came as batch {batch_idx}: the schedule was not restored"
         alpha, sigma = self.prior.alpha(t), self.prior.sigma(t)
         eps = self.noise(step)
-        with torch.no_grad():
-            score = self.prior.predict_noise(add_noise(self.z, eps, alpha, sigma), t) - eps
-        decoded = self.prior.decode(self.z)
+        score = self.score(self.z, eps, t)
+        decoded = self.decode(self.z)
         losses = self._likelihood(decoded)
         weight = self.hparams.distillation_weight * prior_weight(alpha, sigma, self.hparams.weighting)
         losses["distillation"] = weight * distillation(score, self.z)
@@ -189,7 +198,7 @@ class RLSD(ParticleModule):
 
     @torch.no_grad()
     def reconstructions(self) -> tuple[Tensor, Tensor]:
-        decoded = self.prior.decode(self.z)
+        decoded = self.decode(self.z)
         if not self.hparams.augmented:
             return decoded, decoded
         if self.hparams.x_update == "adam":

@@ -18,7 +18,6 @@ from torch import Tensor, nn
 from torch.optim import Adam
 
 from rlsd_lightning.functional.kernels import official_repulsion
-from rlsd_lightning.functional.schedules import add_noise
 from rlsd_lightning.measurement import Measurement
 from rlsd_lightning.particles import ParticleModule, check_settings
 from rlsd_lightning.priors import Prior
@@ -36,6 +35,7 @@ class RLSDPaper(ParticleModule):
         num_particles: The number :math:`N` of particles.
         num_steps: The number :math:`K` of timesteps.
         seed: Seed of all noise.
+        particle_chunk: Networks see so many particles at a time; all at once if left out.
         gamma: Absolute strength :math:`\gamma` of the repulsion; zero for two particles or fewer.
         sigma_break: Repulsion acts in the first so many thousandths of the steps.
         rho: Weight of the coupling in the auxiliaries' loss.
@@ -60,6 +60,7 @@ class RLSDPaper(ParticleModule):
         num_particles: int = 4,
         num_steps: int = 999,
         seed: int = 0,
+        particle_chunk: int | None = None,
         gamma: float = 50.0,
         sigma_break: int = 999,
         rho: float = 0.07,
@@ -67,7 +68,15 @@ class RLSDPaper(ParticleModule):
         lr_z: float = 0.8,
         lr_x: float = 0.4,
     ) -> None:
-        super().__init__(prior, measurement, features, num_particles=num_particles, num_steps=num_steps, seed=seed)
+        super().__init__(
+            prior,
+            measurement,
+            features,
+            num_particles=num_particles,
+            num_steps=num_steps,
+            seed=seed,
+            particle_chunk=particle_chunk,
+        )
         check_settings(
             {"gamma": gamma, "sigma_break": sigma_break, "rho": rho, "distillation_weight": distillation_weight},
             {"lr_z": lr_z, "lr_x": lr_x},
@@ -82,7 +91,7 @@ class RLSDPaper(ParticleModule):
         losses = self.latent_losses(step, t)
         self._descend(optimizer_z, sum(losses.values()))
         with torch.no_grad():
-            decoded = self.prior.decode(self.z)
+            decoded = self.decode(self.z)
         losses_x = self.auxiliary_losses(decoded)
         self._descend(optimizer_x, sum(losses_x.values()))
         losses |= losses_x
@@ -92,9 +101,8 @@ class RLSDPaper(ParticleModule):
         """The terms of the latents' loss; the repulsion's is a surrogate with its gradient."""
         alpha, sigma = self.prior.alpha(t), self.prior.sigma(t)
         eps = self.noise(step)
-        with torch.no_grad():
-            score = self.prior.predict_noise(add_noise(self.z, eps, alpha, sigma), t) - eps
-        decoded = self.prior.decode(self.z)
+        score = self.score(self.z, eps, t)
+        decoded = self.decode(self.z)
         weight = self.hparams.distillation_weight * sigma / alpha
         losses = {
             "coupling": 0.5 * (self.x.detach() - decoded).square().mean(),
@@ -123,7 +131,7 @@ class RLSDPaper(ParticleModule):
 
     @torch.no_grad()
     def reconstructions(self) -> tuple[Tensor, Tensor]:
-        return self.x.detach(), self.prior.decode(self.z)
+        return self.x.detach(), self.decode(self.z)
 
     def configure_optimizers(self) -> list[Adam]:
         return [

@@ -7,10 +7,11 @@ import lightning as L
 import torch
 from deepinv.physics import Physics
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from rlsd_lightning.errors import InputError
 from rlsd_lightning.functional.noise import keyed_normal, measurement_key
-from rlsd_lightning.functional.schedules import ddim_timesteps
+from rlsd_lightning.functional.schedules import add_noise, ddim_timesteps
 from rlsd_lightning.measurement import Measurement
 from rlsd_lightning.priors import Prior
 from rlsd_lightning.timesteps import Timesteps
@@ -31,6 +32,8 @@ class ParticleModule(L.LightningModule):
         num_particles: The number :math:`N \ge 1` of particles.
         num_steps: The number :math:`K` of timesteps.
         seed: Seed of all noise.
+        particle_chunk: Networks see so many particles at a time, and the decoder keeps no more activations than theirs
+            for the backward pass, which computes them again; all at once if left out.
 
     Raises:
         InputError: If a number is out of range, or the operator does not fit the prior's images.
@@ -45,6 +48,7 @@ class ParticleModule(L.LightningModule):
         num_particles: int,
         num_steps: int,
         seed: int,
+        particle_chunk: int | None = None,
     ) -> None:
         super().__init__()
         if num_particles < 1:
@@ -56,7 +60,10 @@ class ParticleModule(L.LightningModule):
         if not 0 <= seed < 2**64:
             raise InputError(f"seed must be from 0 to 2^64 - 1, got {seed}")
         _check_physics(measurement, prior.image_shape)
+        if particle_chunk is not None and particle_chunk < 1:
+            raise InputError(f"method.particle_chunk must be at least 1, got {particle_chunk}")
         self.num_particles = num_particles
+        self.particle_chunk = particle_chunk or num_particles
         self.seed = seed
         # a plain dict hides modules from state_dict() and parameters()
         self._frozen = {"prior": prior, "features": features, "physics": measurement.physics}
@@ -103,6 +110,20 @@ class ParticleModule(L.LightningModule):
             module.to(self.device)
         self.measurement = self.measurement._replace(y=self.measurement.y.to(self.device))
 
+    def decode(self, z: Tensor) -> Tensor:
+        """Images of latents, a chunk of particles at a time."""
+        if self.particle_chunk >= len(z):
+            return self.prior.decode(z)
+        parts = z.split(self.particle_chunk)
+        return torch.cat([checkpoint(self.prior.decode, part, use_reentrant=False) for part in parts])
+
+    @torch.no_grad()
+    def score(self, z: Tensor, eps: Tensor, t: int) -> Tensor:
+        r"""The distillation residual :math:`\hat\epsilon(\alpha_t z + \sigma_t \epsilon, t) - \epsilon` of latents."""
+        z_t = add_noise(z, eps, self.prior.alpha(t), self.prior.sigma(t))
+        parts = z_t.split(self.particle_chunk)
+        return torch.cat([self.prior.predict_noise(part, t) for part in parts]) - eps
+
     def noise(self, step: int) -> Tensor:
         """The noise of one step, with the shape, type and device of ``z``."""
         return self._draw("step", self.prior.latent_shape, step).to(self.z)
@@ -126,8 +147,9 @@ class ParticleModule(L.LightningModule):
         """A digest of what a checkpoint must agree with: measurement, operator, prior, particles, schedule."""
         if self._fingerprint is None:
             digest = hashlib.sha256()
+            settings_of_result = {name: value for name, value in self.hparams.items() if name != "particle_chunk"}
             settings = (self.measurement.name, self.num_particles, self.seed, self.timesteps, type(self).__name__)
-            digest.update(repr((settings, type(self.physics).__name__, sorted(self.hparams.items()))).encode())
+            digest.update(repr((settings, type(self.physics).__name__, sorted(settings_of_result.items()))).encode())
             digest.update(self.measurement.y.detach().cpu().numpy().tobytes())
             for module in (self.physics, self.prior):
                 for name, tensor in module.state_dict().items():

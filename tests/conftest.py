@@ -1,26 +1,35 @@
-"""A tiny random Stable Diffusion and a tiny random ViT, in the on-disk formats of the real ones."""
+"""Tiny random pipelines of every family and a tiny random ViT, in the on-disk formats of the real ones."""
 
 from pathlib import Path
 
 import pytest
 import torch
-from diffusers import AutoencoderKL
-from transformers import ViTConfig, ViTModel
+from diffusers import (
+    AutoencoderKL,
+    DDPMPipeline,
+    DDPMScheduler,
+    FlowMatchEulerDiscreteScheduler,
+    LatentConsistencyModelPipeline,
+    LCMScheduler,
+    SD3Transformer2DModel,
+    StableDiffusion3Pipeline,
+    StableDiffusionXLPipeline,
+    UNet2DConditionModel,
+    UNet2DModel,
+)
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer, ViTConfig, ViTModel
 
 from rlsd_lightning.features import ViTFeatures
-from rlsd_lightning.miniature.diffusion import Diffusion, make_tokenizer, save_pipeline
+from rlsd_lightning.miniature.diffusion import Diffusion, make_tokenizer, noise_schedule, save_pipeline
 from rlsd_lightning.priors import StableDiffusionPrior
 
 PROJECT = Path(__file__).resolve().parents[1]
 IMAGE_SIZE = 32
 
 
-@pytest.fixture(scope="session")
-def tiny_prior_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A StableDiffusionPipeline folder: images 32x32, latents 4x8x8."""
-    torch.manual_seed(0)
-    folder = tmp_path_factory.mktemp("prior")
-    vae = AutoencoderKL(
+def tiny_vae(**settings) -> AutoencoderKL:
+    """Images 32x32, latents 4x8x8."""
+    return AutoencoderKL(
         down_block_types=("DownEncoderBlock2D",) * 3,
         up_block_types=("UpDecoderBlock2D",) * 3,
         block_out_channels=(8, 8, 8),
@@ -28,12 +37,163 @@ def tiny_prior_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         norm_num_groups=4,
         mid_block_add_attention=False,
         sample_size=IMAGE_SIZE,
-        scaling_factor=0.5,
+        **{"scaling_factor": 0.5, **settings},
     )
-    tokenizer = make_tokenizer(["a face, light skin", "a beard"])
+
+
+def tiny_tokenizer() -> CLIPTokenizer:
+    """A few words."""
+    return make_tokenizer(["a face, light skin", "a beard"])
+
+
+def tiny_text_encoder(kind: type, tokenizer: CLIPTokenizer) -> CLIPTextModel | CLIPTextModelWithProjection:
+    """16 wide, with a projection of 16 if the kind has one."""
+    return kind(
+        CLIPTextConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=16,
+            intermediate_size=16,
+            projection_dim=16,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            max_position_embeddings=tokenizer.model_max_length,
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+        )
+    ).eval()
+
+
+def tiny_unet(**settings) -> UNet2DConditionModel:
+    """Latents 4x8x8."""
+    return UNet2DConditionModel(
+        sample_size=8,
+        block_out_channels=(16, 16),
+        layers_per_block=1,
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+        attention_head_dim=4,
+        norm_num_groups=4,
+        **{"cross_attention_dim": 16, **settings},
+    ).eval()
+
+
+@pytest.fixture(scope="session")
+def tiny_prior_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A StableDiffusionPipeline folder: images 32x32, latents 4x8x8."""
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("prior")
+    tokenizer = tiny_tokenizer()
     module = Diffusion(len(tokenizer), tokenizer.eos_token_id, latent_size=8, channels=(16, 16))
-    save_pipeline(folder, vae, module, tokenizer)
+    save_pipeline(folder, tiny_vae(), module, tokenizer)
     return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_xl_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A StableDiffusionXLPipeline folder: images 32x32, latents 4x8x8."""
+    torch.manual_seed(0)
+    folder, tokenizer = tmp_path_factory.mktemp("xl"), tiny_tokenizer()
+    unet = tiny_unet(
+        cross_attention_dim=32,
+        addition_embed_type="text_time",
+        addition_time_embed_dim=8,
+        projection_class_embeddings_input_dim=6 * 8 + 16,
+    )
+    StableDiffusionXLPipeline(
+        vae=tiny_vae(),
+        text_encoder=tiny_text_encoder(CLIPTextModel, tokenizer),
+        text_encoder_2=tiny_text_encoder(CLIPTextModelWithProjection, tokenizer),
+        tokenizer=tokenizer,
+        tokenizer_2=tokenizer,
+        unet=unet,
+        scheduler=noise_schedule(),
+        add_watermarker=False,
+    ).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_lcm_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A LatentConsistencyModelPipeline folder: images 32x32, latents 4x8x8."""
+    torch.manual_seed(0)
+    folder, tokenizer = tmp_path_factory.mktemp("lcm"), tiny_tokenizer()
+    LatentConsistencyModelPipeline(
+        vae=tiny_vae(),
+        text_encoder=tiny_text_encoder(CLIPTextModel, tokenizer),
+        tokenizer=tokenizer,
+        unet=tiny_unet(time_cond_proj_dim=32),
+        scheduler=LCMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear"),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    ).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_sd3_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A StableDiffusion3Pipeline folder without its T5: images 32x32, latents 4x8x8."""
+    torch.manual_seed(0)
+    folder, tokenizer = tmp_path_factory.mktemp("sd3"), tiny_tokenizer()
+    transformer = SD3Transformer2DModel(
+        sample_size=8,
+        patch_size=1,
+        in_channels=4,
+        out_channels=4,
+        num_layers=1,
+        attention_head_dim=8,
+        num_attention_heads=4,
+        joint_attention_dim=32,
+        caption_projection_dim=32,
+        pooled_projection_dim=32,
+    ).eval()
+    StableDiffusion3Pipeline(
+        transformer=transformer,
+        scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
+        vae=tiny_vae(scaling_factor=1.5, shift_factor=0.06),
+        text_encoder=tiny_text_encoder(CLIPTextModelWithProjection, tokenizer),
+        tokenizer=tokenizer,
+        text_encoder_2=tiny_text_encoder(CLIPTextModelWithProjection, tokenizer),
+        tokenizer_2=tokenizer,
+        text_encoder_3=None,
+        tokenizer_3=None,
+    ).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_pixel_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A DDPMPipeline folder: images 32x32."""
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("pixel")
+    unet = UNet2DModel(
+        sample_size=IMAGE_SIZE,
+        block_out_channels=(8, 8),
+        layers_per_block=1,
+        down_block_types=("DownBlock2D", "AttnDownBlock2D"),
+        up_block_types=("AttnUpBlock2D", "UpBlock2D"),
+        attention_head_dim=4,
+        norm_num_groups=4,
+    )
+    DDPMPipeline(unet.eval(), DDPMScheduler()).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_folders(
+    tiny_prior_folder: Path, tiny_xl_folder: Path, tiny_lcm_folder: Path, tiny_sd3_folder: Path, tiny_pixel_folder: Path
+) -> dict[str, Path]:
+    """The folder of each option of the group prior."""
+    return {
+        "faces": tiny_prior_folder,
+        "sd15": tiny_prior_folder,
+        "sd21-base": tiny_prior_folder,
+        "sdxl": tiny_xl_folder,
+        "lcm": tiny_lcm_folder,
+        "sd3": tiny_sd3_folder,
+        "pixel": tiny_pixel_folder,
+    }
 
 
 @pytest.fixture(scope="session")

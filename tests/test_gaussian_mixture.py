@@ -69,7 +69,8 @@ def test_schedule_of_the_prior_is_stable_diffusions():
 
     scheduler = DDIMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear")
     prior = GaussianMixturePrior([[0.0]])
-    torch.testing.assert_close(prior.alphas_cumprod, scheduler.alphas_cumprod, rtol=1e-5, atol=0)
+    torch.testing.assert_close(prior.alphas**2, scheduler.alphas_cumprod, rtol=1e-5, atol=0)
+    torch.testing.assert_close(prior.sigmas**2, 1 - scheduler.alphas_cumprod, rtol=1e-4, atol=1e-7)
     assert float(prior.alpha(500) ** 2 + prior.sigma(500) ** 2) == pytest.approx(1, abs=1e-6)
 
 
@@ -175,5 +176,5 @@ def test_prior_of_an_unknown_prediction_type_is_refused_by_name():
         def network(self, z_t: Tensor, t: int) -> Tensor:
             return z_t
 
-    with pytest.raises(InputError, match="'flow'"):
-        Odd(torch.ones(3), (1,), (1,), prediction_type="flow")
+    with pytest.raises(InputError, match="'score'"):
+        Odd(torch.ones(3), torch.ones(3), (1,), (1,), prediction_type="score")

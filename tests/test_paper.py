@@ -65,12 +65,12 @@ def transcription(
     optimizer_z = torch.optim.Adam([z], lr=SETTINGS["lr_z"], betas=(0.9, 0.99))
     optimizer_x = torch.optim.Adam([x], lr=SETTINGS["lr_x"], betas=(0.9, 0.99))
     timesteps = module.timesteps
-    sigmas = [(1 - prior.alphas_cumprod[t]).sqrt() for t in timesteps]
+    sigmas = [prior.sigmas[t] for t in timesteps]
     # with sigma_break = 1000 the index would be one beyond the schedule
     gate = sigmas[min(int(len(timesteps) / 1000 * sigma_break), len(timesteps) - 1)]
     steps = []
     for k, t in enumerate(timesteps):
-        alpha, sigma, eps = prior.alphas_cumprod[t].sqrt(), sigmas[k], module.noise(k)
+        alpha, sigma, eps = prior.alphas[t], sigmas[k], module.noise(k)
         with torch.no_grad():
             eps_hat = prior.unet(alpha * z + sigma * eps, t, prior.text.expand(len(z), -1, -1)).sample
         decoded = prior.decode(z)

@@ -59,16 +59,15 @@ def gradient(module: RLSD, step: int = 0) -> Tensor:
 
 def weight(module: RLSD, step: int = 0) -> tuple[Tensor, Tensor]:
     """lambda sigma / alpha, and sigma."""
-    abar = module.prior.alphas_cumprod[module.timesteps[step]]
-    sigma = (1 - abar).sqrt()
-    return module.hparams.distillation_weight * sigma / abar.sqrt(), sigma
+    t = module.timesteps[step]
+    alpha, sigma = module.prior.alphas[t], module.prior.sigmas[t]
+    return module.hparams.distillation_weight * sigma / alpha, sigma
 
 
 def score(module: RLSD, step: int = 0) -> Tensor:
     """The distillation residual, from the network itself."""
     t, eps = module.timesteps[step], module.noise(step)
-    abar = module.prior.alphas_cumprod[t]
-    z_t = abar.sqrt() * module.z.detach() + (1 - abar).sqrt() * eps
+    z_t = module.prior.alphas[t] * module.z.detach() + module.prior.sigmas[t] * eps
     with torch.no_grad():
         return module.prior.unet(z_t, t, module.prior.text.expand(len(z_t), -1, -1)).sample - eps
 

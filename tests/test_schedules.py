@@ -53,7 +53,7 @@ def test_every_prediction_type_gives_back_the_noise_that_was_added(kind: str, ab
     abar = torch.tensor(abar, dtype=torch.float64)
     alpha, sigma = abar.sqrt(), (1 - abar).sqrt()
     z_t = add_noise(z, eps, alpha, sigma)
-    output = {"epsilon": eps, "v_prediction": alpha * eps - sigma * z, "sample": z}[kind]
+    output = {"epsilon": eps, "v_prediction": alpha * eps - sigma * z, "sample": z, "flow": eps - z}[kind]
     torch.testing.assert_close(noise_from_output(output, z_t, alpha, sigma, kind), eps, rtol=1e-9, atol=1e-11)
 
 
@@ -68,8 +68,8 @@ def test_noise_is_added_as_diffusers_adds_it():
 
 def test_unknown_prediction_type_is_refused_by_name():
     one = torch.ones(())
-    with pytest.raises(ValueError, match="'flow'"):
-        noise_from_output(one, one, one, one, "flow")
+    with pytest.raises(ValueError, match="'score'"):
+        noise_from_output(one, one, one, one, "score")
 
 
 @pytest.mark.parametrize(
@@ -89,3 +89,15 @@ def test_weight_is_linear_unless_told():
 def test_unknown_weight_is_refused_by_name():
     with pytest.raises(ValueError, match="'cubic'"):
         prior_weight(torch.ones(()), torch.ones(()), "cubic")
+
+
+def test_noise_follows_from_a_velocity_on_the_straight_path_of_flow_matching():
+    z, eps = torch.randn(2, 3, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    sigma = torch.tensor(0.7, dtype=torch.float64)
+    z_t = add_noise(z, eps, 1 - sigma, sigma)
+    torch.testing.assert_close(noise_from_output(eps - z, z_t, 1 - sigma, sigma, "flow"), eps)
+
+
+def test_weight_is_finite_where_nothing_is_left_of_the_signal():
+    alpha, sigma = torch.tensor([0.0, 1.0])
+    assert prior_weight(alpha, sigma).item() == pytest.approx(1 / 0.03)

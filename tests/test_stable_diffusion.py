@@ -42,14 +42,14 @@ def test_pipeline_folder_loads_and_maps_between_latents_and_images(tiny_prior: S
 def test_schedule_is_the_checkpoints_own(tiny_prior: StableDiffusionPrior, tiny_prior_folder: Path, tmp_path: Path):
     file = "scheduler/scheduler_config.json"
     original = load(edited(tiny_prior_folder, tmp_path / "original", file, beta_end=0.012))
-    # abar of Stable Diffusion's last training step
-    assert original.alphas_cumprod[-1].item() == pytest.approx(0.00466, abs=1e-5)
-    assert tiny_prior.alphas_cumprod[-1].item() == pytest.approx(0.032**2, rel=0.01)
+    # alpha of Stable Diffusion's last training step
+    assert original.alphas[-1].item() == pytest.approx(0.0683, abs=1e-4)
+    assert tiny_prior.alphas[-1].item() == pytest.approx(0.032, rel=0.01)
     assert tiny_prior.timestep_offset == 1
     changes = {"num_train_timesteps": 500, "beta_schedule": "linear", "beta_end": 0.012}
     other = load(edited(tiny_prior_folder, tmp_path / "other", file, **changes))
     expected = torch.cumprod(1 - torch.linspace(0.00085, 0.012, 500), dim=0)
-    torch.testing.assert_close(other.alphas_cumprod, expected)
+    torch.testing.assert_close(other.alphas**2, expected)
 
 
 def test_nothing_of_the_prior_is_trained(tiny_prior: StableDiffusionPrior):

@@ -1,7 +1,8 @@
 r"""Noise schedules and what a denoiser predicts.
 
-With :math:`\alpha_t = \sqrt{\bar\alpha_t}` and :math:`\sigma_t = \sqrt{1 - \bar\alpha_t}` a noisy latent is
-:math:`z_t = \alpha_t z + \sigma_t \epsilon`, where :math:`\epsilon \sim \mathcal{N}(0, I)`.
+A noisy latent is :math:`z_t = \alpha_t z + \sigma_t \epsilon`, where :math:`\epsilon \sim \mathcal{N}(0, I)`. Diffusion
+models have :math:`\alpha_t = \sqrt{\bar\alpha_t}` and :math:`\sigma_t = \sqrt{1 - \bar\alpha_t}`, flow matching has
+:math:`\alpha_t = 1 - \sigma_t`.
 """
 
 import torch
@@ -9,8 +10,10 @@ from torch import Tensor
 
 __all__ = ["PREDICTION_TYPES", "PRIOR_WEIGHTS", "add_noise", "ddim_timesteps", "noise_from_output", "prior_weight"]
 
-PREDICTION_TYPES = ("epsilon", "v_prediction", "sample")
+PREDICTION_TYPES = ("epsilon", "v_prediction", "sample", "flow")
 PRIOR_WEIGHTS = ("linear", "sqrt", "log", "square", "const")
+LEAST_SIGNAL = 0.03
+"""Signal levels below count as this one in the weight, which is infinite at the end of a schedule of pure noise."""
 
 
 def add_noise(z: Tensor, eps: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
@@ -45,6 +48,8 @@ def noise_from_output(output: Tensor, z_t: Tensor, alpha: Tensor, sigma: Tensor,
     - ``epsilon``: the noise itself
     - ``v_prediction``: :math:`v = \alpha_t \epsilon - \sigma_t z`, so :math:`\hat\epsilon = \sigma_t z_t + \alpha_t v`
     - ``sample``: the clean latent, so :math:`\hat\epsilon = (z_t - \alpha_t \hat z) / \sigma_t`
+    - ``flow``: the velocity :math:`u = \epsilon - z`, so
+      :math:`\hat\epsilon = (z_t + \alpha_t u) / (\alpha_t + \sigma_t)`
 
     Args:
         output: What the network predicts, with shape :math:`(N, \dots)`.
@@ -59,6 +64,8 @@ def noise_from_output(output: Tensor, z_t: Tensor, alpha: Tensor, sigma: Tensor,
     References:
         | Progressive Distillation for Fast Sampling of Diffusion Models (Salimans & Ho, 2022)
         | https://arxiv.org/abs/2202.00512
+        | Flow Matching for Generative Modeling (Lipman et al., 2023)
+        | https://arxiv.org/abs/2210.02747
     """
     if prediction_type == "epsilon":
         return output
@@ -66,6 +73,8 @@ def noise_from_output(output: Tensor, z_t: Tensor, alpha: Tensor, sigma: Tensor,
         return sigma * z_t + alpha * output
     if prediction_type == "sample":
         return (z_t - alpha * output) / sigma
+    if prediction_type == "flow":
+        return (z_t + alpha * output) / (alpha + sigma)
     raise ValueError(f"prediction_type must be one of {', '.join(PREDICTION_TYPES)}, got '{prediction_type}'")
 
 
@@ -73,7 +82,7 @@ def prior_weight(alpha: Tensor, sigma: Tensor, kind: str = "linear") -> Tensor:
     r"""The distillation weight :math:`w(t)` as a function of the noise-to-signal ratio :math:`r = \sigma_t / \alpha_t`.
 
     Args:
-        alpha: Signal level :math:`\alpha_t`.
+        alpha: Signal level :math:`\alpha_t`; below :data:`LEAST_SIGNAL` it counts as that.
         sigma: Noise level :math:`\sigma_t`.
         kind: ``linear`` (:math:`r`), ``sqrt``, ``log`` (:math:`\log(1 + r)`), ``square`` or ``const`` (1).
 
@@ -84,7 +93,7 @@ def prior_weight(alpha: Tensor, sigma: Tensor, kind: str = "linear") -> Tensor:
         | A Variational Perspective on Solving Inverse Problems with Diffusion Models (Mardani et al., 2024)
         | https://arxiv.org/abs/2305.04391
     """
-    ratio = sigma / alpha
+    ratio = sigma / alpha.clamp_min(LEAST_SIGNAL)
     if kind == "linear":
         return ratio
     if kind == "sqrt":

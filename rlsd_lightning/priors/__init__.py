@@ -1,7 +1,20 @@
-"""Latent diffusion priors behind one contract."""
+"""Diffusion priors behind one contract."""
 
 from rlsd_lightning.priors.base import Prior
 from rlsd_lightning.priors.gaussian_mixture import GaussianMixture, GaussianMixturePrior
+from rlsd_lightning.priors.latent import LatentPrior
+from rlsd_lightning.priors.pixel import PixelPrior
 from rlsd_lightning.priors.stable_diffusion import StableDiffusionPrior
+from rlsd_lightning.priors.stable_diffusion_3 import StableDiffusion3Prior
+from rlsd_lightning.priors.stable_diffusion_xl import StableDiffusionXLPrior
 
-__all__ = ["GaussianMixture", "GaussianMixturePrior", "Prior", "StableDiffusionPrior"]
+__all__ = [
+    "GaussianMixture",
+    "GaussianMixturePrior",
+    "LatentPrior",
+    "PixelPrior",
+    "Prior",
+    "StableDiffusion3Prior",
+    "StableDiffusionPrior",
+    "StableDiffusionXLPrior",
+]

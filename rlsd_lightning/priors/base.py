@@ -17,10 +17,11 @@ class Prior(nn.Module, ABC):
     They call ``self.freeze()`` at the end of their constructor.
 
     Args:
-        alphas_cumprod: The schedule :math:`\bar\alpha_t`, falling, with shape :math:`(T,)`.
+        alphas: Signal levels :math:`\alpha_t`, falling, with shape :math:`(T,)`.
+        sigmas: Noise levels :math:`\sigma_t`, rising, with the same shape.
         latent_shape: Shape of one latent.
         image_shape: Shape of one image; images are in [-1, 1].
-        prediction_type: What the network predicts: ``epsilon``, ``v_prediction`` or ``sample``.
+        prediction_type: What the network predicts: ``epsilon``, ``v_prediction``, ``sample`` or ``flow``.
         timestep_offset: The smallest timestep the network was trained to be asked for.
 
     Raises:
@@ -29,7 +30,8 @@ class Prior(nn.Module, ABC):
 
     def __init__(
         self,
-        alphas_cumprod: Tensor,
+        alphas: Tensor,
+        sigmas: Tensor,
         latent_shape: tuple[int, ...],
         image_shape: tuple[int, ...],
         prediction_type: str = "epsilon",
@@ -40,7 +42,8 @@ class Prior(nn.Module, ABC):
             raise InputError(
                 f"a prior that predicts one of {', '.join(PREDICTION_TYPES)} is expected, got '{prediction_type}'"
             )
-        self.register_buffer("alphas_cumprod", alphas_cumprod)
+        self.register_buffer("alphas", alphas)
+        self.register_buffer("sigmas", sigmas)
         self.latent_shape = tuple(latent_shape)
         self.image_shape = tuple(image_shape)
         self.prediction_type = prediction_type
@@ -53,15 +56,15 @@ class Prior(nn.Module, ABC):
     @property
     def num_train_timesteps(self) -> int:
         """Length of the training schedule."""
-        return len(self.alphas_cumprod)
+        return len(self.alphas)
 
     def alpha(self, t: int) -> Tensor:
-        r"""Signal level :math:`\alpha_t = \sqrt{\bar\alpha_t}`, with shape :math:`()`."""
-        return self.alphas_cumprod[t].sqrt()
+        r"""Signal level :math:`\alpha_t`, with shape :math:`()`."""
+        return self.alphas[t]
 
     def sigma(self, t: int) -> Tensor:
-        r"""Noise level :math:`\sigma_t = \sqrt{1 - \bar\alpha_t}`, with shape :math:`()`."""
-        return (1 - self.alphas_cumprod[t]).sqrt()
+        r"""Noise level :math:`\sigma_t`, with shape :math:`()`."""
+        return self.sigmas[t]
 
     def predict_noise(self, z_t: Tensor, t: int) -> Tensor:
         r"""The noise :math:`\hat\epsilon(z_t, t, c)` in noisy latents, with the shape of ``z_t``.

@@ -135,7 +135,8 @@ class GaussianMixturePrior(Prior):
         weights = torch.ones(len(means)) if weights is None else torch.as_tensor(weights)
         betas = torch.linspace(beta_start**0.5, beta_end**0.5, num_train_timesteps, dtype=torch.float64) ** 2
         shape = means.shape[1:]
-        super().__init__(torch.cumprod(1 - betas, dim=0).to(means), shape, shape)
+        alphas_cumprod = torch.cumprod(1 - betas, dim=0)
+        super().__init__(alphas_cumprod.sqrt().to(means), (1 - alphas_cumprod).sqrt().to(means), shape, shape)
         covariance = std**2 * torch.eye(means.shape[1]).to(means)
         self.mixture = GaussianMixture(weights.to(means), means, covariance.expand(len(means), -1, -1))
         self.freeze()

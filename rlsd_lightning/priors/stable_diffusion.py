@@ -1,35 +1,38 @@
-"""Stable Diffusion and its kin: a diffusers pipeline as a prior."""
+"""Stable Diffusion 1 and 2, and latent consistency models, as priors."""
 
-from pathlib import Path
+from collections.abc import Sequence
 
 import torch
-from diffusers import DDIMScheduler, StableDiffusionPipeline
+from diffusers import StableDiffusionPipeline
 from torch import Tensor
 
 from rlsd_lightning.errors import InputError
-from rlsd_lightning.priors.base import Prior
+from rlsd_lightning.priors.latent import LatentPrior, ddim_levels, load_pipeline
 
 __all__ = ["StableDiffusionPrior"]
 
 PARTS = ("scheduler", "text_encoder", "tokenizer", "unet", "vae")
 
 
-class StableDiffusionPrior(Prior):
-    r"""A text-conditional latent diffusion prior from a ``StableDiffusionPipeline``.
+class StableDiffusionPrior(LatentPrior):
+    r"""The UNet of a ``StableDiffusionPipeline``, or of a latent consistency model.
 
     The prediction type, the noise schedule and the latents' scale and shift are those of the checkpoint's own
-    configuration. With a guidance scale :math:`g \ne 1` the network's output is
-    :math:`o_- + g \, (o_+ - o_-)` for the negative prompt and the prompt.
+    configuration. A latent consistency model takes the guidance scale as an input and needs one network call.
 
     Args:
         pretrained: A local folder in the diffusers format, or the name of a model on the hub.
         prompt: Text that describes the image; the paper uses the empty prompt.
         negative_prompt: Text that guidance moves away from.
         guidance_scale: Strength :math:`g` of classifier-free guidance; 1 is off and costs one network call less.
-        image_size: Height and width in pixels, a multiple of the autoencoder's stride; the checkpoint's own if left
-            out.
+        image_size: Height and width in pixels, or one number for both, multiples of the autoencoder's stride; the
+            checkpoint's own if left out.
         variant: Weights' variant on the hub, such as ``fp16``.
+        weights: The type the weights are held in: ``float32``, ``float16`` or ``bfloat16``.
+        vae_tiling: Decode in tiles, for images that do not fit otherwise.
+        decoder_checkpointing: Recompute the decoder's activations in the backward pass instead of keeping them.
         local_files_only: Never reach for the hub.
+        allow_pickle: Take weights in pickle files too, which can run code; else safetensors only.
 
     Raises:
         InputError: If there is no pipeline at ``pretrained``, or the image size does not fit the autoencoder.
@@ -37,8 +40,8 @@ class StableDiffusionPrior(Prior):
     References:
         | High-Resolution Image Synthesis with Latent Diffusion Models (Rombach et al., 2022)
         | https://arxiv.org/abs/2112.10752
-        | Classifier-Free Diffusion Guidance (Ho & Salimans, 2022)
-        | https://arxiv.org/abs/2207.12598
+        | Latent Consistency Models (Luo et al., 2023)
+        | https://arxiv.org/abs/2310.04378
     """
 
     def __init__(
@@ -47,80 +50,56 @@ class StableDiffusionPrior(Prior):
         prompt: str = "",
         negative_prompt: str = "",
         guidance_scale: float = 1.0,
-        image_size: int | None = None,
+        image_size: int | Sequence[int] | None = None,
         variant: str | None = None,
+        weights: str = "float32",
+        vae_tiling: bool = False,
+        decoder_checkpointing: bool = False,
         local_files_only: bool = False,
+        allow_pickle: bool = False,
     ) -> None:
-        pipeline = _load_pipeline(pretrained, variant, local_files_only)
-        vae, unet = pipeline.vae, pipeline.unet
-        stride = 2 ** (len(vae.config.block_out_channels) - 1)
-        image_size = image_size or unet.config.sample_size * stride
-        if image_size % stride:
-            raise InputError(f"image_size must be a multiple of {stride}, the autoencoder's stride, got {image_size}")
-        scheduler = DDIMScheduler.from_config(pipeline.scheduler.config)
-        latent_size = image_size // stride
-        super().__init__(
-            scheduler.alphas_cumprod,
-            (unet.config.in_channels, latent_size, latent_size),
-            (vae.config.in_channels, image_size, image_size),
-            scheduler.config.prediction_type,
-            scheduler.config.steps_offset,
-        )
-        self.vae, self.unet = vae, unet
-        self.guidance_scale = guidance_scale
-        self.scaling = vae.config.scaling_factor
-        self.shift = vae.config.shift_factor or 0.0
-        texts = [prompt] if guidance_scale == 1 else [negative_prompt, prompt]
-        self.register_buffer("text", _encode_text(pipeline, texts))
-        self.freeze()
-
-    def network(self, z_t: Tensor, t: int) -> Tensor:
-        copies, length, width = self.text.shape
-        text = self.text[:, None].expand(-1, len(z_t), -1, -1).reshape(-1, length, width)
-        output = self.unet(z_t.repeat(copies, 1, 1, 1), t, text.to(z_t.dtype)).sample
-        if copies == 1:
-            return output
-        negative, positive = output.chunk(2)
-        return negative + self.guidance_scale * (positive - negative)
-
-    def encode(self, images: Tensor) -> Tensor:
-        """Latents of images in [-1, 1] with shape :math:`(N, 3, H, W)`: the mode of the encoder, scaled."""
-        return (self.vae.encode(images).latent_dist.mode() - self.shift) * self.scaling
-
-    def decode(self, z: Tensor) -> Tensor:
-        """Images of scaled latents, about in [-1, 1], with shape :math:`(N, 3, H, W)`."""
-        return self.vae.decode(z / self.scaling + self.shift).sample
-
-
-def _load_pipeline(pretrained: str, variant: str | None, local_files_only: bool) -> StableDiffusionPipeline:
-    folder = Path(pretrained)
-    if folder.exists() and not (folder / "model_index.json").is_file():
-        raise InputError(
-            f"a diffusers pipeline folder is expected as prior.pretrained, but '{pretrained}' has no model_index.json; "
-            "give the folder that StableDiffusionPipeline.save_pretrained wrote"
-        )
-    missing = [part for part in PARTS if folder.exists() and not (folder / part).is_dir()]
-    if missing:
-        raise InputError(
-            f"a complete diffusers pipeline folder is expected as prior.pretrained, but '{pretrained}' has no "
-            f"{', '.join(missing)}; copy or save the whole folder again"
-        )
-    try:
-        return StableDiffusionPipeline.from_pretrained(
+        pipeline = load_pipeline(
+            StableDiffusionPipeline,
             pretrained,
-            variant=variant,
-            local_files_only=local_files_only,
-            low_cpu_mem_usage=False,  # the other way needs accelerate
+            PARTS,
+            variant,
+            weights,
+            local_files_only,
+            allow_pickle,
             safety_checker=None,
             feature_extractor=None,
             requires_safety_checker=False,
         )
-    except (OSError, ValueError, TypeError, KeyError, RuntimeError, AttributeError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise InputError(
-            f"prior.pretrained='{pretrained}' is neither a complete diffusers folder nor a model that can be fetched "
-            f"({reason}); check the path, or fetch it with `hf download {pretrained}`"
-        ) from error
+        vae, unet = pipeline.vae, pipeline.unet
+        if unet.config.addition_embed_type is not None:
+            raise InputError(
+                f"a UNet that is told nothing but a text is expected, but that of '{pretrained}' wants "
+                f"{unet.config.addition_embed_type}; choose prior=sdxl if it is of Stable Diffusion XL"
+            )
+        levels, prediction_type, offset = ddim_levels(pipeline.scheduler)
+        width = unet.config.time_cond_proj_dim
+        texts = [prompt] if guidance_scale == 1 or width else [negative_prompt, prompt]
+        conditions = {"text": _encode_text(pipeline, texts)}
+        if width:
+            scale = torch.tensor([guidance_scale - 1.0])
+            conditions["guidance"] = pipeline.get_guidance_scale_embedding(scale, width, unet.dtype)
+        super().__init__(
+            vae,
+            levels,
+            unet.config.in_channels,
+            image_size or unet.config.sample_size * 2 ** (len(vae.config.block_out_channels) - 1),
+            conditions,
+            guidance_scale,
+            prediction_type,
+            offset,
+            vae_tiling,
+            decoder_checkpointing,
+        )
+        self.unet = unet
+        self.freeze()
+
+    def evaluate(self, z_t: Tensor, t: int, text: Tensor, guidance: Tensor | None = None) -> Tensor:
+        return self.unet(z_t, t, text, timestep_cond=guidance).sample
 
 
 @torch.no_grad()

@@ -1,0 +1,54 @@
+"""Diffusion in pixels as a prior: the latent is the image."""
+
+import torch
+from diffusers import DDPMPipeline
+from torch import Tensor
+
+from rlsd_lightning.priors.base import Prior
+from rlsd_lightning.priors.latent import ddim_levels, load_pipeline
+
+__all__ = ["PixelPrior"]
+
+
+class PixelPrior(Prior):
+    """The unconditional UNet of a ``DDPMPipeline`` or ``DDIMPipeline`` folder.
+
+    Args:
+        pretrained: A local folder in the diffusers format, or the name of a model on the hub.
+        variant: Weights' variant on the hub, such as ``fp16``.
+        weights: The type the weights are held in: ``float32``, ``float16`` or ``bfloat16``.
+        local_files_only: Never reach for the hub.
+        allow_pickle: Take weights in pickle files too, which can run code; else safetensors only.
+
+    Raises:
+        InputError: If there is no pipeline at ``pretrained``.
+
+    References:
+        | Denoising Diffusion Probabilistic Models (Ho et al., 2020)
+        | https://arxiv.org/abs/2006.11239
+    """
+
+    def __init__(
+        self,
+        pretrained: str,
+        variant: str | None = None,
+        weights: str = "float32",
+        local_files_only: bool = False,
+        allow_pickle: bool = False,
+    ) -> None:
+        pipeline = load_pipeline(
+            DDPMPipeline, pretrained, ("scheduler", "unet"), variant, weights, local_files_only, allow_pickle
+        )
+        unet = pipeline.unet
+        size = unet.config.sample_size
+        height, width = (size, size) if isinstance(size, int) else size
+        shape = (unet.config.in_channels, height, width)
+        levels, prediction_type, offset = ddim_levels(pipeline.scheduler)
+        super().__init__(*levels, shape, shape, prediction_type, offset)
+        self.unet = unet
+        self.freeze()
+
+    def network(self, z_t: Tensor, t: int) -> Tensor:
+        time = torch.full((len(z_t),), t, device=z_t.device)
+        # networks that learn their variance have it in further channels
+        return self.unet(z_t.to(self.unet.dtype), time).sample[:, : z_t.shape[1]].to(z_t.dtype)
