@@ -10,7 +10,7 @@ from torch import Tensor
 
 from rlsd_lightning.errors import InputError
 from rlsd_lightning.functional.noise import measurement_key
-from rlsd_lightning.images import find_images, load_array, load_image, open_picture, to_tensor
+from rlsd_lightning.images import find_images, fit, load_array, load_image, load_volume, open_picture, to_tensor
 from rlsd_lightning.measurement import Measurement, MeasurementList
 from rlsd_lightning.operators.compose import make_physics
 
@@ -70,9 +70,12 @@ class ImageMeasurements(Sequence[Measurement]):
     Args:
         image_shape: Shape of the prior's images, :math:`(C, H, W)`.
         physics: The operator :math:`A` and its noise.
-        images: A file, folder or glob of clean images.
+        images: A file, folder or glob of clean images, or a .npy file that
+            :func:`~rlsd_lightning.images.load_volume` reads.
         limit: How many of them to use; all if left out.
         seed: Seed of the measurements' noise, together with an image's name.
+        sequence: Whether they are frames or slices in their order: their particles share their noise, and the run
+            starts each from the one before.
 
     Raises:
         InputError: If nothing is found; when an image is asked for, if it can't be read.
@@ -85,20 +88,25 @@ class ImageMeasurements(Sequence[Measurement]):
         images: str | Path,
         limit: int | None = None,
         seed: int = 0,
+        sequence: bool = False,
     ) -> None:
-        self.image_shape, self.physics, self.seed = image_shape, physics, seed
-        self.files = find_images(images, limit)
-        # names key the noise, so they come from all files: a limit does not change them
-        self.names = _folder_names(find_images(images))[: len(self.files)]
+        self.image_shape, self.physics, self.seed, self.sequence = image_shape, physics, seed, sequence
+        self.volume = load_volume(Path(images)) if Path(images).suffix == ".npy" else None
+        if self.volume is None:
+            self.files = find_images(images, limit)
+            # names key the noise, so they come from all files: a limit does not change them
+            self.names = _folder_names(find_images(images))[: len(self.files)]
+        else:
+            self.names = [f"{index:04d}" for index in range(len(self.volume))][:limit]
 
     def __len__(self) -> int:
-        return len(self.files)
+        return len(self.names)
 
     def __getitem__(self, index: int) -> Measurement:
-        name = self.names[index]
-        truth = load_image(self.files[index], *self.image_shape[-2:])
+        name, size = self.names[index], self.image_shape[-2:]
+        truth = load_image(self.files[index], *size) if self.volume is None else fit(self.volume[index][None], *size)
         y = measure(self.physics, truth, self.seed + measurement_key(name))
-        return Measurement(name, y, self.physics, truth)
+        return Measurement(name, y, self.physics, truth, series="sequence" if self.sequence else None)
 
 
 def measurements(
@@ -110,6 +118,7 @@ def measurements(
     mask: str | Path | None = None,
     kernel: str | Path | None = None,
     seed: int = 0,
+    sequence: bool = False,
 ) -> ImageMeasurements | MeasurementList:
     """The inverse problems that a run is asked to solve: a measured file if there is one, else images.
 
@@ -122,6 +131,7 @@ def measurements(
         mask: Name or file of a mask.
         kernel: File of a blur kernel.
         seed: Seed of the measurements' noise.
+        sequence: Whether the images are frames or slices in their order.
 
     Raises:
         InputError: If something is missing, can't be read, or is not used by the operator.
@@ -132,7 +142,7 @@ def measurements(
         return MeasurementList([Measurement(Path(measurement).stem, load_measured(measurement, operator), operator)])
     if images is None:
         raise InputError("data.images or data.measurement is expected, got neither")
-    return ImageMeasurements(image_shape, operator, images, limit, seed)
+    return ImageMeasurements(image_shape, operator, images, limit, seed, sequence)
 
 
 def unobserved(

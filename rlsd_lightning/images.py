@@ -8,10 +8,12 @@ import numpy as np
 import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
+from torch.nn.functional import interpolate
+from torchvision.transforms.functional import center_crop
 
 from rlsd_lightning.errors import InputError
 
-__all__ = ["find_images", "load_array", "load_image", "open_picture", "to_pil", "to_tensor"]
+__all__ = ["find_images", "fit", "load_array", "load_image", "load_volume", "open_picture", "to_pil", "to_tensor"]
 
 log = logging.getLogger(__name__)
 
@@ -95,6 +97,43 @@ def load_image(path: str | Path, height: int, width: int) -> Tensor:
         log.info("%s: %dx%d, cropped and resized to %dx%d", Path(path).name, *image.size, width, height)
         image = ImageOps.fit(image, (width, height), Image.Resampling.LANCZOS)
     return to_tensor(image)
+
+
+def load_volume(path: Path) -> Tensor:
+    """Reads a stack of slices or frames from a .npy file.
+
+    Args:
+        path: An array of shape :math:`(T, H, W)` or :math:`(T, H, W, 3)`: integers over the range of their type, or
+            real numbers from 0 to 1. Grey slices become three equal channels.
+
+    Returns:
+        In [-1, 1], with shape :math:`(T, 3, H, W)`.
+
+    Raises:
+        InputError: If the file can't be read or has another shape or range.
+    """
+    values = load_array(path)
+    if values.ndim not in (3, 4) or (values.ndim == 4 and values.shape[-1] != 3) or not len(values):
+        raise InputError(f"a stack of shape (T, H, W) or (T, H, W, 3) is expected, but '{path}' has {values.shape}")
+    top = np.iinfo(values.dtype).max if values.dtype.kind in "iu" else 1
+    volume = torch.from_numpy(values.astype(np.float32) / top)
+    if not (volume.min() >= 0 and volume.max() <= 1):
+        raise InputError(
+            f"a stack with values from 0 to {top} is expected, but '{path}' has values from {values.min():g} to "
+            f"{values.max():g}; rescale them"
+        )
+    volume = volume[:, None].expand(-1, 3, -1, -1) if volume.ndim == 3 else volume.movedim(-1, 1)
+    return volume * 2 - 1
+
+
+def fit(images: Tensor, height: int, width: int) -> Tensor:
+    """Crops images at their centre and resizes them to a size, with shape :math:`(n, C, H, W)`."""
+    if images.shape[-2:] == (height, width):
+        return images
+    rows, columns = images.shape[-2:]
+    scale = min(rows / height, columns / width)
+    cropped = center_crop(images, [round(height * scale), round(width * scale)])
+    return interpolate(cropped, size=(height, width), mode="bicubic", antialias=True).clamp(-1, 1)
 
 
 def load_array(path: Path) -> np.ndarray:

@@ -12,16 +12,20 @@ class Measurement(NamedTuple):
     """What is known about one image.
 
     Attributes:
-        name: Names the folder of the results and keys the noise.
+        name: Names the folder of the results.
         y: The measurement, with shape :math:`(1, ...)`.
         physics: The operator :math:`A` and the noise model.
         truth: The clean image in [-1, 1] with shape :math:`(1, C, H, W)`, if it is known.
+        series: Keys the particles' noise, which the measurements of one sequence share; the name if left out.
+        start: Latents that the particles start from, with shape :math:`(N, ...)`; drawn if left out.
     """
 
     name: str
     y: Tensor
     physics: Physics
     truth: Tensor | None = None
+    series: str | None = None
+    start: Tensor | None = None
 
 
 class MeasurementList(list[Measurement]):

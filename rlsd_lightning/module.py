@@ -46,6 +46,8 @@ class RLSD(ParticleModule):
         num_particles: The number :math:`N` of particles.
         num_steps: The number :math:`K` of timesteps.
         seed: Seed of all noise.
+        warm_share: Share of the timesteps, those with the least noise, that is taken where the measurement says what the
+            particles start from.
         particle_chunk: Networks see so many particles at a time; all at once if left out.
         gamma: Strength of the repulsion; 0 switches it off.
         gamma_mode: ``relative``: the repulsion's norm is ``gamma`` times that of :math:`\hat\epsilon - \epsilon`, for
@@ -82,6 +84,7 @@ class RLSD(ParticleModule):
         num_particles: int = 4,
         num_steps: int = 200,
         seed: int = 0,
+        warm_share: float = 0.5,
         particle_chunk: int | None = None,
         gamma: float = 0.3,
         gamma_mode: str = "relative",
@@ -104,6 +107,7 @@ class RLSD(ParticleModule):
             num_particles=num_particles,
             num_steps=num_steps,
             seed=seed,
+            warm_share=warm_share,
             particle_chunk=particle_chunk,
         )
         if gamma_mode not in ("relative", "absolute"):
@@ -210,8 +214,13 @@ class RLSD(ParticleModule):
         if self.x.requires_grad:
             groups.append({"params": [self.x], "lr": self.hparams.lr_x})
         optimizer = Adam(groups, betas=(0.9, 0.99))
-        final, count = self.hparams.final_lr, len(self.timesteps)
-        schedule = LambdaLR(optimizer, lambda k: final + (1 - final) * 0.5 * (1 + math.cos(math.pi * k / count)))
+        final = self.hparams.final_lr
+
+        def decay(step: int) -> float:
+            done = (self.first_step + step) / self.full_length
+            return final + (1 - final) * 0.5 * (1 + math.cos(math.pi * done))
+
+        schedule = LambdaLR(optimizer, decay)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
 

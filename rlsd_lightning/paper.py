@@ -35,6 +35,8 @@ class RLSDPaper(ParticleModule):
         num_particles: The number :math:`N` of particles.
         num_steps: The number :math:`K` of timesteps.
         seed: Seed of all noise.
+        warm_share: Share of the timesteps, those with the least noise, that is taken where the measurement says what the
+            particles start from.
         particle_chunk: Networks see so many particles at a time; all at once if left out.
         gamma: Absolute strength :math:`\gamma` of the repulsion; zero for two particles or fewer.
         sigma_break: Repulsion acts in the first so many thousandths of the steps.
@@ -60,6 +62,7 @@ class RLSDPaper(ParticleModule):
         num_particles: int = 4,
         num_steps: int = 999,
         seed: int = 0,
+        warm_share: float = 0.5,
         particle_chunk: int | None = None,
         gamma: float = 50.0,
         sigma_break: int = 999,
@@ -75,6 +78,7 @@ class RLSDPaper(ParticleModule):
             num_particles=num_particles,
             num_steps=num_steps,
             seed=seed,
+            warm_share=warm_share,
             particle_chunk=particle_chunk,
         )
         check_settings(

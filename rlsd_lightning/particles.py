@@ -32,6 +32,8 @@ class ParticleModule(L.LightningModule):
         num_particles: The number :math:`N \ge 1` of particles.
         num_steps: The number :math:`K` of timesteps.
         seed: Seed of all noise.
+        warm_share: Share of the timesteps, those with the least noise, that is taken where the measurement says what the
+            particles start from.
         particle_chunk: Networks see so many particles at a time, and the decoder keeps no more activations than theirs
             for the backward pass, which computes them again; all at once if left out.
 
@@ -48,18 +50,29 @@ class ParticleModule(L.LightningModule):
         num_particles: int,
         num_steps: int,
         seed: int,
+        warm_share: float = 0.5,
         particle_chunk: int | None = None,
     ) -> None:
         super().__init__()
         if num_particles < 1:
             raise InputError(f"num_particles must be at least 1, got {num_particles}")
         try:
-            self.timesteps = ddim_timesteps(prior.num_train_timesteps, num_steps, prior.timestep_offset)
+            schedule = ddim_timesteps(prior.num_train_timesteps, num_steps, prior.timestep_offset)
         except ValueError as error:
             raise InputError(str(error)) from error
         if not 0 <= seed < 2**64:
             raise InputError(f"seed must be from 0 to 2^64 - 1, got {seed}")
+        if not 0 < warm_share <= 1:
+            raise InputError(f"method.warm_share must be above 0 and at most 1, got {warm_share}")
         _check_physics(measurement, prior.image_shape)
+        start, latents = measurement.start, (num_particles, *prior.latent_shape)
+        if start is not None and start.shape != latents:
+            raise InputError(
+                f"particles that start from latents of shape {latents} are expected, got {tuple(start.shape)}"
+            )
+        self.full_length = num_steps
+        self.first_step = 0 if start is None else num_steps - max(1, round(warm_share * num_steps))
+        self.timesteps = schedule[self.first_step :]
         if particle_chunk is not None and particle_chunk < 1:
             raise InputError(f"method.particle_chunk must be at least 1, got {particle_chunk}")
         self.num_particles = num_particles
@@ -68,8 +81,8 @@ class ParticleModule(L.LightningModule):
         # a plain dict hides modules from state_dict() and parameters()
         self._frozen = {"prior": prior, "features": features, "physics": measurement.physics}
         self.measurement = measurement
-        self._key = measurement_key(measurement.name)
-        self.z = nn.Parameter(self._draw("z_init", prior.latent_shape))
+        self._key = measurement_key(measurement.series or measurement.name)
+        self.z = nn.Parameter(self._draw("z_init", prior.latent_shape) if start is None else start.clone())
         self.x = nn.Parameter(self._draw("x_init", prior.image_shape))
         self._fingerprint: str | None = None
 
@@ -126,12 +139,12 @@ class ParticleModule(L.LightningModule):
 
     def noise(self, step: int) -> Tensor:
         """The noise of one step, with the shape, type and device of ``z``."""
-        return self._draw("step", self.prior.latent_shape, step).to(self.z)
+        return self._draw("step", self.prior.latent_shape, self.first_step + step).to(self.z)
 
     def repulsion_is_on(self, step: int, sigma_break: int) -> bool:
         """Whether a step's noise level is above that of the gate: the first ``sigma_break`` thousandths of steps."""
-        gate = min(int(len(self.timesteps) / 1000 * sigma_break), len(self.timesteps) - 1)
-        return step < gate
+        gate = min(int(self.full_length / 1000 * sigma_break), self.full_length - 1)
+        return self.first_step + step < gate
 
     def log_step(self, values: dict[str, Tensor], batch_idx: int, prog_bar: bool = False) -> None:
         """Logs scalars on the steps that the Trainer writes, and costs nothing on the others."""
@@ -151,6 +164,8 @@ class ParticleModule(L.LightningModule):
             settings = (self.measurement.name, self.num_particles, self.seed, self.timesteps, type(self).__name__)
             digest.update(repr((settings, type(self.physics).__name__, sorted(settings_of_result.items()))).encode())
             digest.update(self.measurement.y.detach().cpu().numpy().tobytes())
+            if self.measurement.start is not None:
+                digest.update(self.measurement.start.detach().cpu().numpy().tobytes())
             for module in (self.physics, self.prior):
                 for name, tensor in module.state_dict().items():
                     # the head of every tensor tells two checkpoints apart and costs nothing for gigabytes of weights

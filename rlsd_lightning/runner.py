@@ -11,6 +11,7 @@ from rlsd_lightning.errors import InputError, NonFiniteError
 from rlsd_lightning.particles import ParticleModule
 from rlsd_lightning.report import write_report
 from rlsd_lightning.results import read_metrics, write_summary
+from rlsd_lightning.sequence import last_latents, write_sequence
 
 __all__ = ["run_measurements"]
 
@@ -27,7 +28,7 @@ def run_measurements(
     """Solves every measurement that has no result yet, from its last checkpoint if there is one.
 
     Args:
-        data: A sequence of measurements, with their ``names``.
+        data: A sequence of measurements, with their ``names``; if its ``sequence`` is true, they start from each other.
         make_module: Called with a measurement.
         make_trainer: Called with a measurement's folder.
         folder: The run's folder.
@@ -37,6 +38,7 @@ def run_measurements(
         How many measurements have no result at the end.
     """
     failed = 0
+    in_order = getattr(data, "sequence", False)
     for index, name in enumerate(data.names):
         if checkpoint is not None and name != checkpoint[0]:
             continue
@@ -45,7 +47,10 @@ def run_measurements(
             log.info("%s: finished before, left as it is", name)
             continue
         try:
-            module = make_module(data[index])
+            measurement = data[index]
+            if in_order and index:
+                measurement = measurement._replace(start=last_latents(folder / data.names[index - 1]))
+            module = make_module(measurement)
             trainer = make_trainer(target)
             last = checkpoint[1] if checkpoint else target / "checkpoints" / "last.ckpt"
             if isinstance(trainer.progress_bar_callback, Progress):
@@ -64,4 +69,6 @@ def run_measurements(
     write_summary(folder, rows)
     if rows:
         write_report(folder, rows)
+    if rows and in_order:
+        write_sequence(folder, [row["name"] for row in rows])
     return failed
