@@ -74,7 +74,7 @@ BAD_VALUES = [
     (["prior.pretrained={files}/good.png"], ["diffusers pipeline folder", "{files}/good.png"]),
     (
         ["prior.pretrained={files}/half_a_pipeline"],
-        ["complete diffusers pipeline folder", "{files}/half_a_pipeline", "no scheduler"],
+        ["complete folder of a StableDiffusionPipeline", "{files}/half_a_pipeline", "no scheduler"],
     ),
     (["prior.pretrained={files}/nowhere", "prior.local_files_only=true"], ["prior.pretrained", "{files}/nowhere"]),
     (["prior.image_size=33"], ["multiple of 4", "33"]),

@@ -14,7 +14,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 CONFIGS = PROJECT / "configs"
 FILES = sorted(CONFIGS.rglob("*.yaml"))
-OPTIONS = [(file.parent.name, file.stem) for file in FILES if file.parent != CONFIGS]
+NAMES = [file.relative_to(CONFIGS).with_suffix("") for file in FILES if file.parent != CONFIGS]
+OPTIONS = [(name.parts[0], "/".join(name.parts[1:])) for name in NAMES]
 IMAGE_METRICS = {
     "psnr_mean",
     "psnr_best",
@@ -53,7 +54,7 @@ def overrides(group: str, option: str, small: list[str], folders: dict[str, Path
     chosen = [] if (group, option) == ("task", "toy") else [f"{group}={option}"]
     if is_toy(option):
         return ["task=toy", *chosen, *small[2:]]
-    if (group, option) == ("features", "vit"):
+    if (group, option) == ("features", "vit") or group == "experiment":
         chosen.append(small[1].removeprefix("callbacks.results."))
     if (group, option) == ("data", "prompt"):
         return ["task=generate", *small]

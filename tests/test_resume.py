@@ -15,6 +15,7 @@ from torch import Tensor
 
 from rlsd_lightning import RLSD, InputError, Measurement, RLSDPaper
 from rlsd_lightning.callbacks import AtomicCheckpointIO, FiniteGuard, ImageResults
+from rlsd_lightning.measurement import MeasurementList
 from rlsd_lightning.operators import inpainting
 from rlsd_lightning.particles import ParticleModule
 from rlsd_lightning.runner import run_measurements
@@ -290,18 +291,10 @@ class Poison(Callback):
             pl_module.z.data[0, 0, 0, 0] = float("inf")
 
 
-class Several(list):
-    """Measurements with their names."""
-
-    @property
-    def names(self) -> list[str]:
-        return [measurement.name for measurement in self]
-
-
 def test_a_measurement_that_diverges_keeps_its_checkpoint_and_the_others_finish(
     tiny_prior, tiny_features, measurement, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    data = Several(measurement._replace(name=name) for name in ("first", "bad", "last"))
+    data = MeasurementList(measurement._replace(name=name) for name in ("first", "bad", "last"))
 
     def module(given: Measurement) -> RLSD:
         return RLSD(tiny_prior, given, tiny_features, num_steps=9, num_particles=2)

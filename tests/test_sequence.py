@@ -8,7 +8,7 @@ import pytest
 import torch
 from command import train
 from PIL import Image
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from rlsd_lightning import RLSD, InputError, LatentFeatures, Measurement
 from rlsd_lightning.data import ImageMeasurements
@@ -169,8 +169,6 @@ def test_a_start_of_another_shape_is_refused(tiny_prior):
 
 
 def test_a_film_of_odd_sides_loses_a_row(tmp_path: Path):
-    from safetensors.torch import save_file
-
     (tmp_path / "a").mkdir()
     save_file({"x": torch.zeros(1, 3, 129, 131)}, tmp_path / "a" / "particles.safetensors")
     write_sequence(tmp_path, ["a"])

@@ -1,0 +1,100 @@
+"""Every task on held-out faces, with and without repulsion, beside the operator's pseudo-inverse.
+
+python benchmarks/tasks.py --limit 16 --jobs 2 --json docs/tasks.json
+
+Runs train.py for each task and gamma in processes side by side, each on its share of the cores, and prints a table in
+Markdown: PSNR in dB (mean over particles, best of them), SSIM, diversity and seconds per face. Runs that are finished
+are not run again. `--gallery FILE` makes one picture with the first face of every task.
+"""
+
+import argparse
+import csv
+import json
+import os
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from PIL import Image, ImageDraw
+
+PROJECT = Path(__file__).resolve().parents[1]
+NOT_IMAGES = {"toy", "generate"}
+TASKS = sorted(file.stem for file in (PROJECT / "configs" / "task").glob("*.yaml") if file.stem not in NOT_IMAGES)
+FIGURES = ("psnr_pseudo_inverse", "psnr_mean", "psnr_best", "psnr_of_mean", "ssim_mean", "diversity", "seconds")
+
+
+def run(task: str, gamma: float | None, args: argparse.Namespace) -> dict[str, float | None]:
+    """The mean figures of one run, which is made if it is not there."""
+    name = f"{task}_{'default' if gamma is None else f'gamma{gamma:g}'}"
+    folder = args.out / name
+    if not (folder / "summary.csv").is_file():
+        command = [sys.executable, str(PROJECT / "train.py"), f"task={task}", f"data.limit={args.limit}"]
+        command += [f"output_dir={folder}", f"data.images={args.faces.resolve()}", *args.overrides]
+        command += [] if gamma is None else [f"method.gamma={gamma}"]
+        threads = str(max(1, (os.cpu_count() or 1) // args.jobs))
+        with (args.out / f"{name}.log").open("w") as log:
+            environment = {**os.environ, "OMP_NUM_THREADS": threads}
+            done = subprocess.run(command, stdout=log, stderr=log, env=environment, check=False)
+        if done.returncode:
+            raise SystemExit(f"{' '.join(command)}\nended with {done.returncode}; see {args.out / name}.log")
+    row = list(csv.DictReader((folder / "summary.csv").open()))[-1]
+    return {key: float(row[key]) if row.get(key) else None for key in FIGURES}
+
+
+def table(results: dict[str, dict[str, dict]]) -> str:
+    """The figures in Markdown, a row per task."""
+    lines = [
+        "| task | pseudo-inverse | without: mean, best, SSIM, diversity | with: mean, best, SSIM, diversity | s per face |",
+        "|---|---|---|---|---|",
+    ]
+    for task, forms in results.items():
+        pinv = forms["none"]["psnr_pseudo_inverse"]
+        cells = [
+            f"{f['psnr_mean']:.1f}, {f['psnr_best']:.1f}, {f['ssim_mean']:.2f}, {f['diversity']:.3f}"
+            for f in (forms["none"], forms["default"])
+        ]
+        seconds = forms["default"]["seconds"]
+        lines.append(f"| {task} | {'' if pinv is None else f'{pinv:.1f}'} | {' | '.join(cells)} | {seconds:.0f} |")
+    return "\n".join(lines)
+
+
+def gallery(folders: dict[str, Path], path: Path) -> None:
+    """Stacks the grids of the first face of every run, each with its task's name."""
+    grids = {task: Image.open(min(folder.glob("*/grid.png"))) for task, folder in folders.items()}
+    width, height = max(g.width for g in grids.values()) + 150, sum(g.height for g in grids.values())
+    canvas, top = Image.new("RGB", (width, height), "white"), 0
+    draw = ImageDraw.Draw(canvas)
+    for task, grid in grids.items():
+        draw.text((5, top + grid.height // 2), task, fill="black")
+        canvas.paste(grid, (150, top))
+        top += grid.height
+    canvas.save(path)
+
+
+def main() -> None:
+    """Runs what is missing and prints the table."""
+    options = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    options.add_argument("overrides", nargs="*", help="further arguments of train.py")
+    options.add_argument("--tasks", nargs="+", default=TASKS, choices=TASKS, metavar="TASK")
+    options.add_argument("--faces", type=Path, default=PROJECT / "data" / "faces" / "heldout", help="clean images")
+    options.add_argument("--limit", type=int, default=16, help="how many of them")
+    options.add_argument("--jobs", type=int, default=2, help="processes side by side")
+    options.add_argument("--out", type=Path, default=Path("outputs/tasks"), help="folder of the runs")
+    options.add_argument("--json", type=Path, help="also write the figures to this file")
+    options.add_argument("--gallery", type=Path, help="also draw the first face of every task")
+    args = options.parse_args()
+    args.out.mkdir(parents=True, exist_ok=True)
+    forms = {"none": 0.0, "default": None}
+    with ThreadPoolExecutor(args.jobs) as pool:
+        started = {(t, f): pool.submit(run, t, gamma, args) for t in args.tasks for f, gamma in forms.items()}
+        results = {task: {form: started[task, form].result() for form in forms} for task in args.tasks}
+    print(table(results))
+    if args.json:
+        args.json.write_text(json.dumps(results, indent=2) + "\n")
+    if args.gallery:
+        gallery({task: args.out / f"{task}_default" for task in args.tasks}, args.gallery)
+
+
+if __name__ == "__main__":
+    main()
