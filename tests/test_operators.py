@@ -244,6 +244,66 @@ def test_a_network_blurs_in_place_of_the_camera(tmp_path: Path):
     torch.testing.assert_close(physics.A(x), 2 * (0.5 * (x + 1) / 2) - 1)
 
 
+@cases({name: LINEAR[name] for name in LINEAR if "blur" in name or "super" in name})
+def test_an_even_grey_stays_as_it_is(make: Callable):
+    # filters sum to one and borders wrap around
+    y = make(SHAPE).A(torch.full((1, *SHAPE), 0.3))
+    torch.testing.assert_close(y, torch.full_like(y, 0.3))
+
+
+@pytest.fixture
+def kernel(tmp_path: Path) -> str:
+    """A lopsided blur kernel, so that a flip or a shift shows."""
+    file = tmp_path / "kernel.npy"
+    np.save(file, np.array([[1.0, 2.0, 0.0], [0.0, 6.0, 3.0], [0.5, 0.0, 0.0]]))
+    return str(file)
+
+
+def test_a_kernel_from_a_file_is_convolved_with_the_image(kernel: str):
+    x = torch.zeros(1, *SHAPE)
+    x[..., 10, 20] = 1
+    y = operators.motion_blur(SHAPE, kernel=kernel).A(x)
+    torch.testing.assert_close(y[..., 9:12, 19:22], operators.load_kernel(kernel).expand(1, 3, 3, 3))
+    assert y.sum().item() == pytest.approx(3, abs=1e-4)
+
+
+def test_kernel_is_normalised(kernel: str):
+    weights = operators.load_kernel(kernel)
+    assert weights.shape == (1, 1, 3, 3)
+    assert weights.sum().item() == pytest.approx(1)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        (np.zeros((3, 3)), "sum 0"),
+        (np.ones(3), r"shape \(3,\)"),
+        (np.full((3, 3), np.nan), "finite"),
+        (np.ones((33, 3)), "3x33"),
+    ],
+)
+def test_kernel_that_can_not_blur_is_refused(values: np.ndarray, message: str, tmp_path: Path):
+    np.save(tmp_path / "bad.npy", values)
+    with pytest.raises(InputError, match=message):
+        operators.blur(SHAPE, str(tmp_path / "bad.npy"))
+
+
+def test_missing_kernel_is_refused_with_its_path():
+    with pytest.raises(InputError, match=r"nowhere\.npy"):
+        operators.load_kernel("nowhere.npy")
+
+
+@pytest.mark.parametrize(("size", "factor"), [(32, 5), (32, 0), (32, 16), (30, None)])
+def test_factor_that_does_not_fit_the_image_is_refused(size: int, factor: int | None):
+    with pytest.raises(InputError, match=f"{size}x{size}"):
+        operators.super_resolution((3, size, size), factor=factor)
+
+
+def test_default_factor_grows_with_the_image():
+    assert operators.super_resolution(SHAPE).factor == 4
+    assert operators.super_resolution((3, 256, 256)).factor == 8
+
+
 # Operators of others
 
 

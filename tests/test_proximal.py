@@ -1,40 +1,18 @@
-"""The proximal step's optimality, and the operators' laws."""
+"""The proximal step is optimal, for every operator and kind of noise."""
 
 from collections.abc import Callable
-from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
-from deepinv.physics import LinearPhysics, Physics
+from deepinv.physics import Physics
+from operator_cases import LINEAR, SHAPE, images
 from torch import Tensor
 
-from rlsd_lightning.errors import InputError
-from rlsd_lightning.operators import blur, inpainting, load_kernel, super_resolution
+from rlsd_lightning.functional.losses import photon_misfit
+from rlsd_lightning.operators import denoising, inpainting
 from rlsd_lightning.proximal import proximal_step
 
-SHAPE = (3, 32, 32)
-
-
-@pytest.fixture
-def kernel(tmp_path: Path) -> str:
-    """A lopsided blur kernel, so that a flip or a shift shows."""
-    file = tmp_path / "kernel.npy"
-    np.save(file, np.array([[1.0, 2.0, 0.0], [0.0, 6.0, 3.0], [0.5, 0.0, 0.0]]))
-    return str(file)
-
-
-MAKE: dict[str, Callable[[str], LinearPhysics]] = {
-    "inpainting": lambda kernel: inpainting(SHAPE, mask="random"),
-    "super_resolution_bicubic": lambda kernel: super_resolution(SHAPE),
-    "super_resolution_gaussian": lambda kernel: super_resolution(SHAPE, factor=2, filter="gaussian"),
-    "blur": lambda kernel: blur(SHAPE, kernel),
-}
-OPERATORS = pytest.mark.parametrize("make", MAKE.values(), ids=MAKE.keys())
-
-
-def images(count: int, seed: int = 0) -> Tensor:
-    return 2 * torch.rand(count, *SHAPE, generator=torch.Generator().manual_seed(seed)) - 1
+OPERATORS = pytest.mark.parametrize("make", LINEAR.values(), ids=LINEAR.keys())
 
 
 def objective(physics: Physics, y: Tensor, x: Tensor, decoded: Tensor, mu: float) -> Tensor:
@@ -49,18 +27,18 @@ def gradient(physics: Physics, y: Tensor, x: Tensor, decoded: Tensor, mu: float)
 
 @pytest.mark.parametrize("mu", [1e-3, 0.1, 1.0])
 @OPERATORS
-def test_gradient_vanishes_at_the_proximal_step(make: Callable, mu: float, kernel: str):
-    physics, decoded = make(kernel), images(3)
+def test_gradient_vanishes_at_the_proximal_step(make: Callable, mu: float):
+    physics, decoded = make(SHAPE), images(3)
     y = physics.A(images(1, seed=1))
     before = gradient(physics, y, decoded, decoded, mu)
     after = gradient(physics, y, proximal_step(physics, y, decoded, mu), decoded, mu)
-    # float32, and deepinv multiplies by up to 16 / mu
-    assert after.norm() < 1e-3 * before.norm()
+    # float32, and deepinv multiplies by up to 16 / mu; conjugate gradients on tomography are stopped early
+    assert after.norm() < (0.1 if make is LINEAR["tomography"] else 2e-3) * before.norm()
 
 
 @OPERATORS
-def test_a_particles_proximal_step_does_not_depend_on_the_others(make: Callable, kernel: str):
-    physics, decoded = make(kernel), images(3)
+def test_a_particles_proximal_step_does_not_depend_on_the_others(make: Callable):
+    physics, decoded = make(SHAPE), images(3)
     y = physics.A(images(1, seed=1))
     together, alone = proximal_step(physics, y, decoded, 0.1), proximal_step(physics, y, decoded[1:2], 0.1)
     torch.testing.assert_close(together[1:2], alone, atol=1e-5, rtol=1e-4)
@@ -108,82 +86,14 @@ def test_proximal_step_leaves_its_input_alone_and_carries_no_gradient(physics: P
     assert not torch.equal(x, before)
 
 
-@OPERATORS
-def test_adjoint_is_the_transpose(make: Callable, kernel: str):
-    torch.manual_seed(0)
-    assert make(kernel).adjointness_test(u=images(1), num_samples=4) < 1e-5
-
-
-@pytest.mark.parametrize(
-    ("name", "shape"),
-    [
-        ("inpainting", SHAPE),
-        ("super_resolution_bicubic", (3, 8, 8)),
-        ("super_resolution_gaussian", (3, 16, 16)),
-        ("blur", SHAPE),
-    ],
-)
-def test_measurement_has_the_operators_shape(name: str, shape: tuple, kernel: str):
-    physics = MAKE[name](kernel)
-    y = physics(images(2))
-    assert y.shape == (2, *shape)
-    assert physics.A_adjoint(y).shape == (2, *SHAPE)
-
-
-@pytest.mark.parametrize("name", ["super_resolution_bicubic", "super_resolution_gaussian", "blur"])
-def test_an_even_grey_stays_as_it_is(name: str, kernel: str):
-    # filters sum to one and borders wrap around
-    y = MAKE[name](kernel).A(torch.full((1, *SHAPE), 0.3))
-    torch.testing.assert_close(y, torch.full_like(y, 0.3))
-
-
-def test_noise_has_the_given_level():
-    physics, x = inpainting(SHAPE, mask="half", sigma=0.2), images(20)
-    torch.manual_seed(0)
-    noise = (physics(x) - physics.A(x))[:, :, :16]  # a missing pixel has no noise
-    assert noise.std().item() == pytest.approx(0.2, rel=5 / (2 * noise.numel()) ** 0.5)  # five standard errors
-
-
-def test_kernel_is_normalised(kernel: str):
-    weights = load_kernel(kernel)
-    assert weights.shape == (1, 1, 3, 3)
-    assert weights.sum().item() == pytest.approx(1)
-
-
-@pytest.mark.parametrize(
-    ("values", "message"),
-    [
-        (np.zeros((3, 3)), "sum 0"),
-        (np.ones(3), r"shape \(3,\)"),
-        (np.full((3, 3), np.nan), "finite"),
-        (np.ones((33, 3)), "3x33"),
-    ],
-)
-def test_kernel_that_can_not_blur_is_refused(values: np.ndarray, message: str, tmp_path: Path):
-    np.save(tmp_path / "bad.npy", values)
-    with pytest.raises(InputError, match=message):
-        blur(SHAPE, str(tmp_path / "bad.npy"))
-
-
-def test_missing_kernel_is_refused_with_its_path():
-    with pytest.raises(InputError, match=r"nowhere\.npy"):
-        load_kernel("nowhere.npy")
-
-
-@pytest.mark.parametrize(("size", "factor"), [(32, 5), (32, 0), (32, 16), (30, None)])
-def test_factor_that_does_not_fit_the_image_is_refused(size: int, factor: int | None):
-    with pytest.raises(InputError, match=f"{size}x{size}"):
-        super_resolution((3, size, size), factor=factor)
-
-
-def test_default_factor_grows_with_the_image():
-    assert super_resolution(SHAPE).factor == 4
-    assert super_resolution((3, 256, 256)).factor == 8
-
-
-@pytest.mark.parametrize(
-    "make", [lambda: inpainting(SHAPE, "half", sigma=-1), lambda: super_resolution(SHAPE, sigma=-1)]
-)
-def test_negative_noise_is_refused(make: Callable):
-    with pytest.raises(InputError, match="-1"):
-        make()
+@pytest.mark.parametrize("noise", ["poisson", "laplace"])
+def test_other_noise_is_explained_by_its_own_likelihood(noise: str):
+    """A lone pixel's minimum is where a search finds it."""
+    physics, mu = denoising(SHAPE, sigma=0.4, noise=noise), 0.5
+    y, decoded = torch.full((1, 1, 1, 1), 0.4), torch.zeros(1, 1, 1, 1)
+    grid = torch.linspace(-0.9, 0.9, 20_001).view(-1, 1, 1, 1)
+    laplace = 2 * 2**0.5 * 0.4 * (grid - y).abs().flatten()
+    data = photon_misfit(grid, y) if noise == "poisson" else laplace
+    best = grid[(data + mu * grid.flatten() ** 2).argmin()].item()
+    found = proximal_step(physics, y, decoded, mu, inner_steps=300).item()
+    assert found == pytest.approx(best, abs=5e-3)

@@ -91,4 +91,6 @@ def tomography(
     noise_model = make_noise(noise, sigma)
     with torch.random.fork_rng(devices=[]):  # the norm is found by a power iteration from a random image
         torch.manual_seed(0)
-        return Tomography(angles=angles, img_width=width, normalize=True, noise_model=noise_model, max_iter=CG_STEPS)
+        # always all the steps: where a tolerance stops them, images of a batch depend on each other
+        solver = {"max_iter": CG_STEPS, "tol": 1e-10}
+        return Tomography(angles=angles, img_width=width, normalize=True, noise_model=noise_model, **solver)
