@@ -386,6 +386,8 @@ def test_the_new_operator_of_the_documentation_runs(tmp_path: Path, tiny_prior_f
         (lambda: operators.denoising(SHAPE, sigma=-1), r"must not be negative, got -1"),
         (lambda: operators.denoising(SHAPE, sigma=0, noise="poisson"), r"above 0 for poisson noise, got 0"),
         (lambda: operators.denoising(SHAPE, noise="pink"), r"gaussian, laplace, poisson, got 'pink'"),
+        (lambda: operators.mri(SHAPE, noise="poisson"), r"counts the photons of an image"),
+        (lambda: operators.phase_retrieval(SHAPE, noise="poisson"), r"counts the photons of an image"),
         (lambda: operators.compose(SHAPE, []), r"at least one operator"),
         (lambda: operators.custom(SHAPE, "no_module.f"), r"dotted path .*'no_module\.f'"),
         (lambda: make_physics(nn.Identity, SHAPE), r"made a Identity; .*custom"),

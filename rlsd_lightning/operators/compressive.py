@@ -42,7 +42,7 @@ def compressed_sensing(
         transform_func=transform,
         transform_func_inv=transform,
         diagonals=[signs],
-        noise_model=make_noise(noise, sigma),
+        noise_model=make_noise(noise, sigma, of_images=False),
     )
 
 
@@ -68,7 +68,9 @@ def single_pixel(
             "prior.image_size"
         )
     patterns = max(1, round(ratio * height * width))
-    return SinglePixelCamera(m=patterns, img_size=image_shape, fast=True, noise_model=make_noise(noise, sigma))
+    return SinglePixelCamera(
+        m=patterns, img_size=image_shape, fast=True, noise_model=make_noise(noise, sigma, of_images=False)
+    )
 
 
 def _check_ratio(ratio: float) -> None:

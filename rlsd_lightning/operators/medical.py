@@ -66,7 +66,7 @@ def mri(
     else:
         generator = torch.Generator().manual_seed(operator_seed)
         mask = GaussianMaskGenerator((2, height, width), acceleration=acceleration, rng=generator).step()["mask"][0, 0]
-    return _RealMRI(mask, make_noise(noise, sigma))
+    return _RealMRI(mask, make_noise(noise, sigma, of_images=False))
 
 
 def tomography(
@@ -88,7 +88,7 @@ def tomography(
         raise InputError(f"tomography needs square images, got {width}x{height}; set prior.image_size")
     if angles < 1:
         raise InputError(f"physics.angles must be at least 1, got {angles}")
-    noise_model = make_noise(noise, sigma)
+    noise_model = make_noise(noise, sigma, of_images=False)
     with torch.random.fork_rng(devices=[]):  # the norm is found by a power iteration from a random image
         torch.manual_seed(0)
         # always all the steps: where a tolerance stops them, images of a batch depend on each other

@@ -37,19 +37,26 @@ NOISES = {
 }
 
 
-def make_noise(noise: str, sigma: float) -> NoiseModel:
+def make_noise(noise: str, sigma: float, of_images: bool = True) -> NoiseModel:
     """A noise model by name.
 
     Args:
         noise: ``gaussian``, ``laplace`` or ``poisson``.
         sigma: Standard deviation, for Poisson noise that at white.
+        of_images: Whether what is measured is an image in [-1, 1], whose photons can be counted.
 
     Raises:
-        InputError: If there is no such noise, or the deviation is negative, or zero where it must not be.
+        InputError: If there is no such noise, or the deviation is negative, or zero where it must not be, or photons
+            can't be counted.
     """
     if noise not in NOISES:
         raise InputError(f"physics.noise must be one of {', '.join(NOISES)}, got '{noise}'")
     if not sigma >= 0 or (sigma == 0 and noise != "gaussian"):
         least = "not be negative" if noise == "gaussian" else f"be above 0 for {noise} noise"
         raise InputError(f"physics.sigma must {least}, got {sigma}")
+    if noise == "poisson" and not of_images:
+        raise InputError(
+            "physics.noise=poisson counts the photons of an image, but this operator does not measure images; choose "
+            "gaussian or laplace"
+        )
     return NOISES[noise](float(sigma))

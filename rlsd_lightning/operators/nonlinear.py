@@ -62,7 +62,7 @@ def phase_retrieval(
         raise InputError(f"physics.oversampling must be at least 0, got {oversampling}")
     height, width = image_shape[-2:]
     padding = (int(oversampling / 8 * height), int(oversampling / 8 * width))
-    return FourierMagnitude(padding, make_noise(noise, sigma))
+    return FourierMagnitude(padding, make_noise(noise, sigma, of_images=False))
 
 
 def hdr(image_shape: tuple[int, ...], scale: float = 2.0, sigma: float = 0.001, noise: str = "gaussian") -> Physics:
