@@ -57,11 +57,11 @@ class RandomStableDiffusion(LatentPrior):
             timestep_offset=1,
             decoder_checkpointing=decoder_checkpointing,
         )
-        self.unet = unet
+        self.denoiser = unet
         self.freeze()
 
     def evaluate(self, z_t: torch.Tensor, t: int, text: torch.Tensor) -> torch.Tensor:
-        return self.unet(z_t, t, text).sample
+        return self.denoiser(z_t, t, text).sample
 
 
 def measure(form: str, image_size: int) -> dict[str, float]:

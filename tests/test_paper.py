@@ -72,7 +72,7 @@ def transcription(
     for k, t in enumerate(timesteps):
         alpha, sigma, eps = prior.alphas[t], sigmas[k], module.noise(k)
         with torch.no_grad():
-            eps_hat = prior.unet(alpha * z + sigma * eps, t, prior.text.expand(len(z), -1, -1)).sample
+            eps_hat = prior.denoiser(alpha * z + sigma * eps, t, prior.text.expand(len(z), -1, -1)).sample
         decoded = prior.decode(z)
         rep = torch.zeros_like(z)
         if sigma > gate:

@@ -69,7 +69,7 @@ def score(module: RLSD, step: int = 0) -> Tensor:
     t, eps = module.timesteps[step], module.noise(step)
     z_t = module.prior.alphas[t] * module.z.detach() + module.prior.sigmas[t] * eps
     with torch.no_grad():
-        return module.prior.unet(z_t, t, module.prior.text.expand(len(z_t), -1, -1)).sample - eps
+        return module.prior.denoiser(z_t, t, module.prior.text.expand(len(z_t), -1, -1)).sample - eps
 
 
 def norms(value: Tensor) -> Tensor:

@@ -106,7 +106,7 @@ def test_v_prediction_of_the_checkpoint_is_honoured(
     prior, z_t = load(folder), noisy()
     assert prior.prediction_type == "v_prediction"
     with torch.no_grad():
-        output = tiny_prior.unet(z_t, T, tiny_prior.text.expand(3, -1, -1)).sample
+        output = tiny_prior.denoiser(z_t, T, tiny_prior.text.expand(3, -1, -1)).sample
         torch.testing.assert_close(tiny_prior.predict_noise(z_t, T), output)  # the same weights, read as epsilon
         expected = prior.sigma(T) * z_t + prior.alpha(T) * output
         torch.testing.assert_close(prior.predict_noise(z_t, T), expected)

@@ -1,20 +1,18 @@
-"""What priors from diffusers pipelines share: loading, the autoencoder, text conditions, guidance."""
+"""What priors from diffusers pipelines share: the autoencoder, text conditions, guidance."""
 
 from abc import abstractmethod
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
-from diffusers import AutoencoderKL, DDIMScheduler, DiffusionPipeline
+from diffusers import AutoencoderKL, DiffusionPipeline, ModelMixin
 from torch import Tensor
 
 from rlsd_lightning.errors import InputError
 from rlsd_lightning.priors.base import Prior
+from rlsd_lightning.priors.loading import ddim_levels, load_pipeline
 
-__all__ = ["LatentPrior", "ddim_levels", "load_pipeline"]
-
-WEIGHT_TYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+__all__ = ["LatentPrior", "PipelinePrior"]
 
 
 class LatentPrior(Prior):
@@ -108,79 +106,80 @@ class LatentPrior(Prior):
         return self.vae.decode((z / self.scaling + self.shift).to(self.vae.dtype)).sample.to(z.dtype)
 
 
-def ddim_levels(scheduler: Any) -> tuple[tuple[Tensor, Tensor], str, int]:
-    """Signal and noise levels, prediction type and timestep offset of a checkpoint's own scheduler.
+class PipelinePrior(LatentPrior):
+    r"""A latent diffusion prior from a folder or the hub.
 
-    Zero-terminal-SNR schedules are rescaled as their configuration says.
-
-    Raises:
-        InputError: If the schedule ends in pure noise but the network predicts noise, which says nothing there.
-    """
-    config = DDIMScheduler.from_config(scheduler.config)
-    alphas_cumprod = config.alphas_cumprod.clamp(0, 1)
-    kind = config.config.prediction_type
-    if alphas_cumprod[-1] == 0 and kind == "epsilon":
-        raise InputError(
-            "the checkpoint's schedule ends in pure noise (rescale_betas_zero_snr), where a prediction of type epsilon "
-            "says nothing; set prediction_type to v_prediction in its scheduler_config.json if it was trained so"
-        )
-    return (alphas_cumprod.sqrt(), (1 - alphas_cumprod).sqrt()), kind, config.config.steps_offset
-
-
-def load_pipeline(
-    kind: type[DiffusionPipeline],
-    pretrained: str,
-    parts: Sequence[str],
-    variant: str | None = None,
-    weights: str = "float32",
-    local_files_only: bool = False,
-    allow_pickle: bool = False,
-    **options: Any,
-) -> DiffusionPipeline:
-    """Loads a pipeline from a folder or the hub.
+    The prediction type, the noise schedule and the latents' scale and shift are those of the checkpoint's own
+    configuration. Subclasses say which pipeline it is, which of its parts is the network, and how it is told a text.
 
     Args:
-        kind: The pipeline's class.
         pretrained: A local folder in the diffusers format, or the name of a model on the hub.
-        parts: Subfolders that a local folder must have.
+        prompt: Text that describes the image; the paper uses the empty prompt.
+        negative_prompt: Text that guidance moves away from.
+        guidance_scale: Strength :math:`g` of classifier-free guidance; 1 is off and costs one network call less.
+        image_size: Height and width in pixels, or one number for both, multiples of the autoencoder's stride; the
+            checkpoint's own if left out.
         variant: Weights' variant on the hub, such as ``fp16``.
         weights: The type the weights are held in: ``float32``, ``float16`` or ``bfloat16``.
+        vae_tiling: Decode in tiles, for images that do not fit otherwise.
+        decoder_checkpointing: Recompute the decoder's activations in the backward pass instead of keeping them.
         local_files_only: Never reach for the hub.
         allow_pickle: Take weights in pickle files too, which can run code; else safetensors only.
-        options: Further arguments of ``from_pretrained``.
 
     Raises:
-        InputError: If there is no such pipeline.
+        InputError: If there is no such pipeline at ``pretrained``, or the image size does not fit the autoencoder.
     """
-    if weights not in WEIGHT_TYPES:
-        raise InputError(f"prior.weights must be one of {', '.join(WEIGHT_TYPES)}, got '{weights}'")
-    folder = Path(pretrained)
-    if folder.exists() and not (folder / "model_index.json").is_file():
-        raise InputError(
-            f"a diffusers pipeline folder is expected as prior.pretrained, but '{pretrained}' has no model_index.json; "
-            "give the folder that the pipeline's save_pretrained wrote"
+
+    pipeline: type[DiffusionPipeline]
+    parts: tuple[str, ...]
+    left_out: ClassVar[dict[str, Any]] = {}
+
+    def __init__(
+        self,
+        pretrained: str,
+        prompt: str = "",
+        negative_prompt: str = "",
+        guidance_scale: float = 1.0,
+        image_size: int | Sequence[int] | None = None,
+        variant: str | None = None,
+        weights: str = "float32",
+        vae_tiling: bool = False,
+        decoder_checkpointing: bool = False,
+        local_files_only: bool = False,
+        allow_pickle: bool = False,
+    ) -> None:
+        pipeline = load_pipeline(
+            self.pipeline, pretrained, self.parts, variant, weights, local_files_only, allow_pickle, **self.left_out
         )
-    missing = [part for part in parts if folder.exists() and not (folder / part).is_dir()]
-    if missing:
-        raise InputError(
-            f"a complete folder of a {kind.__name__} is expected as prior.pretrained, but '{pretrained}' has no "
-            f"{', '.join(missing)}; copy or save the whole folder again, or choose the prior that fits it"
+        vae, network = pipeline.vae, self.denoiser_of(pipeline)
+        levels, prediction_type, offset = self.schedule(pipeline)
+        with torch.no_grad():
+            conditions = self.conditions(pipeline, prompt, negative_prompt, guidance_scale)
+        super().__init__(
+            vae,
+            levels,
+            network.config.in_channels,
+            image_size or network.config.sample_size * 2 ** (len(vae.config.block_out_channels) - 1),
+            conditions,
+            guidance_scale,
+            prediction_type,
+            offset,
+            vae_tiling,
+            decoder_checkpointing,
         )
-    try:
-        pipeline = kind.from_pretrained(
-            pretrained,
-            variant=variant,
-            torch_dtype=WEIGHT_TYPES[weights],
-            use_safetensors=None if allow_pickle else True,
-            local_files_only=local_files_only,
-            low_cpu_mem_usage=False,  # the other way needs accelerate
-            **options,
-        )
-        return pipeline.to(WEIGHT_TYPES[weights])  # some networks are left in float32
-    except (OSError, ValueError, TypeError, KeyError, RuntimeError, AttributeError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        hint = "" if allow_pickle else "; if it has pickled weights only and you trust it, set prior.allow_pickle=true"
-        raise InputError(
-            f"prior.pretrained='{pretrained}' is neither a complete diffusers folder nor a model that can be fetched "
-            f"({reason}); check the path, or fetch it with `hf download {pretrained}`{hint}"
-        ) from error
+        self.denoiser = network
+        self.freeze()
+
+    def denoiser_of(self, pipeline: DiffusionPipeline) -> ModelMixin:
+        """The pipeline's network."""
+        return pipeline.unet
+
+    def schedule(self, pipeline: DiffusionPipeline) -> tuple[tuple[Tensor, Tensor], str, int]:
+        """Signal and noise levels, prediction type and timestep offset."""
+        return ddim_levels(pipeline.scheduler)
+
+    @abstractmethod
+    def conditions(
+        self, pipeline: DiffusionPipeline, prompt: str, negative_prompt: str, guidance_scale: float
+    ) -> dict[str, Tensor]:
+        """What the network is told, by name; without guidance the prompt's row only, else the negative prompt's first."""

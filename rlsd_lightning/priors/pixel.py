@@ -5,7 +5,7 @@ from diffusers import DDPMPipeline
 from torch import Tensor
 
 from rlsd_lightning.priors.base import Prior
-from rlsd_lightning.priors.latent import ddim_levels, load_pipeline
+from rlsd_lightning.priors.loading import ddim_levels, load_pipeline
 
 __all__ = ["PixelPrior"]
 
@@ -45,10 +45,10 @@ class PixelPrior(Prior):
         shape = (unet.config.in_channels, height, width)
         levels, prediction_type, offset = ddim_levels(pipeline.scheduler)
         super().__init__(*levels, shape, shape, prediction_type, offset)
-        self.unet = unet
+        self.denoiser = unet
         self.freeze()
 
     def network(self, z_t: Tensor, t: int) -> Tensor:
         time = torch.full((len(z_t),), t, device=z_t.device)
         # networks that learn their variance have it in further channels
-        return self.unet(z_t.to(self.unet.dtype), time).sample[:, : z_t.shape[1]].to(z_t.dtype)
+        return self.denoiser(z_t.to(self.denoiser.dtype), time).sample[:, : z_t.shape[1]].to(z_t.dtype)

@@ -1,0 +1,93 @@
+"""Pipelines from folders or the hub, and what their schedulers say."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import DDIMScheduler, DiffusionPipeline
+from torch import Tensor
+
+from rlsd_lightning.errors import InputError
+
+__all__ = ["ddim_levels", "load_pipeline"]
+
+WEIGHT_TYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+
+
+def ddim_levels(scheduler: Any) -> tuple[tuple[Tensor, Tensor], str, int]:
+    """Signal and noise levels, prediction type and timestep offset of a checkpoint's own scheduler.
+
+    Zero-terminal-SNR schedules are rescaled as their configuration says.
+
+    Raises:
+        InputError: If the schedule ends in pure noise but the network predicts noise, which says nothing there.
+    """
+    config = DDIMScheduler.from_config(scheduler.config)
+    alphas_cumprod = config.alphas_cumprod.clamp(0, 1)
+    kind = config.config.prediction_type
+    if alphas_cumprod[-1] == 0 and kind == "epsilon":
+        raise InputError(
+            "the checkpoint's schedule ends in pure noise (rescale_betas_zero_snr), where a prediction of type epsilon "
+            "says nothing; set prediction_type to v_prediction in its scheduler_config.json if it was trained so"
+        )
+    return (alphas_cumprod.sqrt(), (1 - alphas_cumprod).sqrt()), kind, config.config.steps_offset
+
+
+def load_pipeline(
+    kind: type[DiffusionPipeline],
+    pretrained: str,
+    parts: Sequence[str],
+    variant: str | None = None,
+    weights: str = "float32",
+    local_files_only: bool = False,
+    allow_pickle: bool = False,
+    **options: Any,
+) -> DiffusionPipeline:
+    """Loads a pipeline from a folder or the hub.
+
+    Args:
+        kind: The pipeline's class.
+        pretrained: A local folder in the diffusers format, or the name of a model on the hub.
+        parts: Subfolders that a local folder must have.
+        variant: Weights' variant on the hub, such as ``fp16``.
+        weights: The type the weights are held in: ``float32``, ``float16`` or ``bfloat16``.
+        local_files_only: Never reach for the hub.
+        allow_pickle: Take weights in pickle files too, which can run code; else safetensors only.
+        options: Further arguments of ``from_pretrained``.
+
+    Raises:
+        InputError: If there is no such pipeline.
+    """
+    if weights not in WEIGHT_TYPES:
+        raise InputError(f"prior.weights must be one of {', '.join(WEIGHT_TYPES)}, got '{weights}'")
+    folder = Path(pretrained)
+    if folder.exists() and not (folder / "model_index.json").is_file():
+        raise InputError(
+            f"a diffusers pipeline folder is expected as prior.pretrained, but '{pretrained}' has no model_index.json; "
+            "give the folder that the pipeline's save_pretrained wrote"
+        )
+    missing = [part for part in parts if folder.exists() and not (folder / part).is_dir()]
+    if missing:
+        raise InputError(
+            f"a complete folder of a {kind.__name__} is expected as prior.pretrained, but '{pretrained}' has no "
+            f"{', '.join(missing)}; copy or save the whole folder again, or choose the prior that fits it"
+        )
+    try:
+        pipeline = kind.from_pretrained(
+            pretrained,
+            variant=variant,
+            torch_dtype=WEIGHT_TYPES[weights],
+            use_safetensors=None if allow_pickle else True,
+            local_files_only=local_files_only,
+            low_cpu_mem_usage=False,  # the other way needs accelerate
+            **options,
+        )
+        return pipeline.to(WEIGHT_TYPES[weights])  # some networks are left in float32
+    except (OSError, ValueError, TypeError, KeyError, RuntimeError, AttributeError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        hint = "" if allow_pickle else "; if it has pickled weights only and you trust it, set prior.allow_pickle=true"
+        raise InputError(
+            f"prior.pretrained='{pretrained}' is neither a complete diffusers folder nor a model that can be fetched "
+            f"({reason}); check the path, or fetch it with `hf download {pretrained}`{hint}"
+        ) from error
