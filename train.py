@@ -34,11 +34,14 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from rlsd_lightning.callbacks import AtomicCheckpointIO
-from rlsd_lightning.errors import InputError
+from rlsd_lightning.errors import InputError, StoppedError
+from rlsd_lightning.locking import only_run_in
 from rlsd_lightning.runner import run_measurements
 
 PROJECT = Path(__file__).resolve().parent
 OTHER_FILES = ("prior.pretrained", "features.pretrained", "physics.network", "physics.code")
+REQUEUE = 75
+"""Exit code of a run that a signal stopped: start it again."""
 log = logging.getLogger("train")
 
 
@@ -126,6 +129,7 @@ def trainer_factory(cfg: DictConfig) -> Callable[[Path], L.Trainer]:
             {
                 "checkpoint": {"dirpath": str(folder / cfg.callbacks.checkpoint.dirpath)},
                 "results": {"folder": str(folder)},
+                "stop": {"folder": str(folder / cfg.callbacks.stop.folder)},
             },
         )
         try:
@@ -163,9 +167,10 @@ def run(cfg: DictConfig) -> int:
     features = instantiate(cfg.features)
     method = instantiate(cfg.method)
     data = instantiate(cfg.data)(prior.image_shape, instantiate(cfg.physics))
-    failed = run_measurements(
-        data, lambda measurement: method(prior, measurement, features), trainer_factory(cfg), folder, chosen
-    )
+    with only_run_in(folder):
+        failed = run_measurements(
+            data, lambda measurement: method(prior, measurement, features), trainer_factory(cfg), folder, chosen
+        )
     log.info("results of %d of %d measurements: %s", len(data) - failed, len(data), folder / "report.html")
     return 1 if failed else 0
 
@@ -178,9 +183,9 @@ def main(cfg: DictConfig) -> None:
     except (InputError, HydraException, OmegaConfBaseException) as error:
         reason, code = explain(error)
         log.error("error: %s", reason)
-    except SystemExit:
-        log.error("stopped; go on with: python train.py resume=%s", cfg.output_dir)
-        raise
+    except (StoppedError, KeyboardInterrupt) as stop:
+        reason, code = str(stop) or "stopped", REQUEUE
+        log.error("\n%s; go on with: python train.py resume=%s", reason, cfg.output_dir)
     if code:
         sys.exit(code)
 

@@ -1,6 +1,6 @@
 """Errors that a user can mend, told apart from bugs: the command line prints them in one line."""
 
-__all__ = ["InputError", "NonFiniteError"]
+__all__ = ["InputError", "NonFiniteError", "StoppedError"]
 
 
 class InputError(ValueError):
@@ -9,3 +9,7 @@ class InputError(ValueError):
 
 class NonFiniteError(ArithmeticError):
     """A loss or a particle became infinite or not a number; the measurement's last checkpoint is still good."""
+
+
+class StoppedError(Exception):
+    """A signal ended the run between two steps; what it had is saved."""

@@ -1,6 +1,8 @@
 """A run that was stopped anywhere goes on to the bits of one that never was."""
 
 import json
+import re
+import signal
 import time
 from pathlib import Path
 
@@ -15,6 +17,9 @@ from torch import Tensor
 
 from rlsd_lightning import RLSD, InputError, Measurement, RLSDPaper
 from rlsd_lightning.callbacks import AtomicCheckpointIO, FiniteGuard, ImageResults
+from rlsd_lightning.errors import StoppedError
+from rlsd_lightning.interrupts import StopOnSignal
+from rlsd_lightning.locking import only_run_in
 from rlsd_lightning.measurement import MeasurementList
 from rlsd_lightning.operators import inpainting
 from rlsd_lightning.particles import ParticleModule
@@ -77,6 +82,64 @@ def test_a_killed_run_goes_on_to_the_same_bits(small: list[str], tmp_path: Path)
         assert_same_bits(killed / name, whole / name)
     rows = (killed / "summary.csv").read_text().splitlines()
     assert [row.split(",")[0] for row in rows] == ["name", "000", "001", "mean"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1])
+def test_a_signal_stops_between_steps_and_asks_to_be_started_again(
+    number: signal.Signals, small: list[str], tmp_path: Path
+) -> None:
+    stopped, whole = tmp_path / "stopped", tmp_path / "whole"
+    command = [*small, "num_steps=60"]
+    process = start_train(*command, f"output_dir={stopped}")
+    try:
+        wait_for((stopped / "000" / "checkpoints" / "last.ckpt").is_file, process)
+        process.send_signal(number)
+        printed, _ = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert process.returncode == 75, printed
+    said = re.search(
+        rf"^stopped by {number.name} after step (\d+) of '000'; go on with: .* resume=", printed, re.MULTILINE
+    )
+    done = int(said[1])
+    saved = torch.load(stopped / "000" / "checkpoints" / "last.ckpt", weights_only=True)
+    assert saved["global_step"] == done  # not a step is lost
+    assert "Traceback" not in printed
+    assert train(f"resume={stopped}")[0] == 0
+    assert train(*command, f"output_dir={whole}")[0] == 0
+    assert_same_bits(stopped / "000", whole / "000")
+
+
+def test_a_stopped_run_does_not_save_particles_that_are_no_longer_finite(
+    tiny_prior, tiny_features, measurement, tmp_path: Path
+) -> None:
+    class Raise(Callback):
+        def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx: int) -> None:
+            if batch_idx == 5:
+                pl_module.z.data[0, 0, 0, 0] = float("nan")
+                signal.raise_signal(signal.SIGTERM)
+
+    module = RLSD(tiny_prior, measurement, tiny_features, num_steps=9, num_particles=2)
+    trainer = trainer_with(tmp_path, Raise(), StopOnSignal(tmp_path / "checkpoints"), every=3)
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(StoppedError, match=r"SIGTERM after step 6 of"):
+        trainer.fit(module)
+    assert signal.getsignal(signal.SIGTERM) is before
+    saved = torch.load(tmp_path / "checkpoints" / "last.ckpt", weights_only=True)
+    assert saved["state_dict"]["z"].isfinite().all()
+    assert saved["global_step"] == 3
+
+
+def test_a_second_run_in_the_same_folder_is_refused(small: list[str], tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    run.mkdir()
+    with only_run_in(run):
+        code, printed = train(*small, "num_steps=2", f"output_dir={run}")
+        assert code == 1
+        assert f"another run is working in '{run}'" in printed
+        assert not (run / "000").exists()
+    code, printed = train(*small, "num_steps=2", f"output_dir={run}")
+    assert code == 0, printed
 
 
 @pytest.mark.parametrize("method", ["rlsd", "rlsd_paper"])
