@@ -2,6 +2,7 @@
 
 import json
 import random
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,8 @@ import pytest
 import torch
 from diffusers import AutoencoderKL, StableDiffusionPipeline
 from PIL import Image
+from safetensors.torch import load_file
+from transformers import CLIPTokenizer
 
 from rlsd_lightning.features import ViTFeatures
 from rlsd_lightning.miniature import autoencoder, diffusion, features, report
@@ -53,10 +56,10 @@ def test_a_training_goes_on_from_its_checkpoint(trained: Path, name: str) -> Non
 
 def test_the_pipeline_loads_by_itself_and_samples(trained: Path) -> None:
     pipeline = StableDiffusionPipeline.from_pretrained(trained / "prior", low_cpu_mem_usage=False)
-    images = report.sample(pipeline, "a face, light skin", 2, guidance_scale=2.0, steps=2, seed=0)
+    images = report.sample(pipeline, ["a face, light skin"] * 2, guidance_scale=2.0, steps=2, seed=0)
     assert images.shape == (2, 3, SIZE, SIZE)
-    again = report.sample(pipeline, "a face, light skin", 2, guidance_scale=2.0, steps=2, seed=0)
-    other = report.sample(pipeline, "a face, dark skin", 2, guidance_scale=2.0, steps=2, seed=0)
+    again = report.sample(pipeline, ["a face, light skin"] * 2, guidance_scale=2.0, steps=2, seed=0)
+    other = report.sample(pipeline, ["a face, dark skin"] * 2, guidance_scale=2.0, steps=2, seed=0)
     assert torch.equal(images, again)
     assert not torch.equal(images, other)
 
@@ -69,6 +72,22 @@ def test_the_saved_unet_is_the_average(trained: Path) -> None:
     current = checkpoint["current_model_state"]["unet.conv_in.weight"]
     torch.testing.assert_close(saved["conv_in.weight"], average)
     assert not torch.equal(average, current)
+
+
+def test_a_training_that_goes_on_or_starts_from_weights_keeps_its_tokenizer(trained: Path, tmp_path: Path) -> None:
+    def vocabulary(folder: Path) -> dict[str, int]:
+        return CLIPTokenizer.from_pretrained(folder / "tokenizer").get_vocab()
+
+    assert vocabulary(trained / "work" / "diffusion") == vocabulary(trained / "prior")
+    shutil.copytree(trained / "prior", tmp_path / "prior")
+    folders = ["--faces", str(trained / "faces"), "--work", str(tmp_path / "work"), "--out", str(tmp_path / "prior")]
+    still = ["--lr", "0", "--steps", "4", "--batch-size", "4", "--channels", "16", "32"]
+    diffusion.main([*folders, *still, "--start", str(trained / "prior")])
+    assert vocabulary(tmp_path / "prior") == vocabulary(trained / "prior")
+    for part in ("unet/diffusion_pytorch_model.safetensors", "text_encoder/model.safetensors"):
+        before, after = load_file(trained / "prior" / part), load_file(tmp_path / "prior" / part)
+        for name in before:
+            torch.testing.assert_close(after[name], before[name], atol=1e-6, rtol=1e-5)
 
 
 def test_the_feature_network_loads_as_features(trained: Path) -> None:

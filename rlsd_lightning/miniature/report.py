@@ -1,8 +1,8 @@
 """Measures the embedded prior: ``python -m rlsd_lightning.miniature.report``.
 
 Writes the figures as JSON and two pictures, 64 samples and 64 held-out faces. The Frechet distance is that of
-torchmetrics in the class tokens of the embedded feature network, between samples and fresh faces and, for scale,
-between two halves of fresh faces.
+torchmetrics in the class tokens of the embedded feature network, between fresh faces and samples of the empty prompt,
+samples of other fresh faces' captions and, for scale, those other fresh faces themselves.
 """
 
 import argparse
@@ -60,22 +60,20 @@ def frechet_distance(classifier: AttributeClassifier, a: Tensor, b: Tensor, batc
 
 @torch.no_grad()
 def sample(
-    pipeline: StableDiffusionPipeline, prompt: str, count: int, guidance_scale: float, steps: int, seed: int
+    pipeline: StableDiffusionPipeline, prompts: list[str], guidance_scale: float, steps: int, seed: int
 ) -> Tensor:
-    """Samples in [-1, 1], with shape :math:`(count, 3, H, W)`."""
+    """One sample of each prompt in [-1, 1], with shape :math:`(n, 3, H, W)`."""
     generator = torch.Generator().manual_seed(seed)
     batches = []
-    while count > 0:
-        size = min(count, 100)
+    for start in range(0, len(prompts), 100):
         images = pipeline(
-            [prompt] * size,
+            prompts[start : start + 100],
             num_inference_steps=steps,
             guidance_scale=guidance_scale,
             generator=generator,
             output_type="pt",
         ).images
         batches.append(images * 2 - 1)
-        count -= size
     return torch.cat(batches)
 
 
@@ -116,7 +114,8 @@ def main(arguments: list[str] | None = None) -> None:
         raise SystemExit(f"{2 * args.count} fresh faces are needed in {args.fresh}, got {len(fresh)}")
     faces = torch.stack([fresh[i][0] for i in range(2 * args.count)])
     one, two = faces.chunk(2)
-    samples = sample(pipeline, "", args.count, 1.0, args.steps, seed=0)
+    samples = sample(pipeline, [""] * args.count, 1.0, args.steps, seed=0)
+    described = sample(pipeline, fresh.captions[: args.count], 1.0, args.steps, seed=0)
     # sampling noise: what the distance between fresh sets does over five ways to halve them
     floors = []
     for seed in range(5):
@@ -126,6 +125,7 @@ def main(arguments: list[str] | None = None) -> None:
     figures = {
         "reconstruction_psnr": psnr(reconstruction, heldout).mean().item(),
         "frechet_samples": frechet_distance(classifier, samples, two),
+        "frechet_samples_of_captions": frechet_distance(classifier, described, two),
         "frechet_fresh": floors.mean().item(),
         "frechet_fresh_std": floors.std().item(),
         "frechet_fresh_reconstructed": frechet_distance(classifier, _reconstruct(prior, one), two),
@@ -135,7 +135,7 @@ def main(arguments: list[str] | None = None) -> None:
         "prompts": {},
     }
     for prompt, (attribute, value) in PROMPTS.items():
-        images = sample(pipeline, prompt, args.per_prompt, args.guidance, args.steps, seed=1)
+        images = sample(pipeline, [prompt] * args.per_prompt, args.guidance, args.steps, seed=1)
         figures["prompts"][prompt] = prompt_agreement(classifier, images, attribute, value)
     (args.out / "figures.json").write_text(json.dumps(figures, indent=2) + "\n")
     for name, images in (("samples", samples), ("heldout", heldout)):
