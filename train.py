@@ -82,9 +82,9 @@ def resumed(cfg: DictConfig) -> DictConfig:
     started_with = saved_settings(folder)
     names = [item.lstrip("+~").split("=")[0] for item in HydraConfig.get().overrides.task]
     for name in names:
-        value = OmegaConf.select(cfg, name)
-        if not OmegaConf.is_config(value):  # a group was chosen when the run was started
-            OmegaConf.update(started_with, name, value, force_add=True)
+        if "/" in name or name in HydraConfig.get().runtime.choices:
+            raise InputError(f"'{name}' was chosen when the run was started and can't change; start a new run")
+        OmegaConf.update(started_with, name, OmegaConf.select(cfg, name), force_add=True)
     started_with.output_dir = str(folder)
     return started_with
 
@@ -122,44 +122,63 @@ def check_settings(cfg: DictConfig) -> None:
 
 def trainer_factory(cfg: DictConfig) -> Callable[[Path], L.Trainer]:
     """Makes a fresh Trainer for every measurement: one can't be used twice."""
+    compared_in = instantiate(cfg.callbacks.results.features)  # once, not for every measurement
 
     def make(folder: Path) -> L.Trainer:
         callbacks = OmegaConf.merge(
             cfg.callbacks,
             {
                 "checkpoint": {"dirpath": str(folder / cfg.callbacks.checkpoint.dirpath)},
-                "results": {"folder": str(folder)},
+                "results": {"folder": str(folder), "features": None},
                 "stop": {"folder": str(folder / cfg.callbacks.stop.folder)},
             },
         )
+        made = instantiate(callbacks)
+        made["results"].features = compared_in
         try:
-            return instantiate(cfg.trainer)(
-                callbacks=list(instantiate(callbacks).values()),
+            trainer = instantiate(cfg.trainer)(
+                callbacks=list(made.values()),
                 logger=instantiate(cfg.logger)(save_dir=folder),
                 default_root_dir=folder,
                 plugins=[AtomicCheckpointIO()],
             )
         except (MisconfigurationException, ValueError) as error:
             raise InputError(f"these settings of the trainer can't be used: {error}") from error
+        if trainer.num_devices * trainer.num_nodes != 1:
+            raise InputError(
+                f"one device is expected, got trainer.devices={trainer.num_devices} and {trainer.num_nodes} node(s): "
+                "particles are not spread over devices; run other measurements on each device, in folders of their own"
+            )
+        return trainer
 
     return make
 
 
-def run(cfg: DictConfig) -> int:
+def keep_settings(cfg: DictConfig, folder: Path) -> None:
+    """Writes the settings of a new run, unless the folder holds a run with others."""
+    saved = folder / ".hydra" / "config.yaml"
+    if saved.is_file() and OmegaConf.load(saved) != cfg:
+        raise InputError(
+            f"'{folder}' holds a run with other settings; give another output_dir, or go on with that run by "
+            f"resume={folder}"
+        )
+    saved.parent.mkdir(exist_ok=True)
+    OmegaConf.save(cfg, saved)
+    OmegaConf.save(HydraConfig.get().overrides.task, saved.with_name("overrides.yaml"))
+    saved.with_name("command.txt").write_text(shlex.join(["python", "train.py", *sys.argv[1:]]) + "\n")
+
+
+def run(cfg: DictConfig, folder: Path) -> int:
     """Solves the measurements of one configuration; returns the exit code."""
-    folder = Path(cfg.output_dir)
     chosen = None
     if cfg.resume or cfg.ckpt_path:
         cfg = resumed(cfg)
         if cfg.ckpt_path:
             chosen = (Path(cfg.ckpt_path).resolve().parents[1].name, Path(cfg.ckpt_path))
     else:
-        (folder / ".hydra").mkdir(parents=True, exist_ok=True)
         cfg.output_dir = str(folder)
         make_paths_absolute(cfg)
-        OmegaConf.save(cfg, folder / ".hydra" / "config.yaml")
-        OmegaConf.save(HydraConfig.get().overrides.task, folder / ".hydra" / "overrides.yaml")
-        (folder / ".hydra" / "command.txt").write_text(shlex.join(["python", "train.py", *sys.argv[1:]]) + "\n")
+        keep_settings(cfg, folder)
     check_settings(cfg)
     # all noise is keyed, so this only steadies what libraries draw; it takes 32 bits
     L.seed_everything(cfg.seed % 2**32, verbose=False)
@@ -167,19 +186,21 @@ def run(cfg: DictConfig) -> int:
     features = instantiate(cfg.features)
     method = instantiate(cfg.method)
     data = instantiate(cfg.data)(prior.image_shape, instantiate(cfg.physics))
-    with only_run_in(folder):
-        failed = run_measurements(
-            data, lambda measurement: method(prior, measurement, features), trainer_factory(cfg), folder, chosen
-        )
-    log.info("results of %d of %d measurements: %s", len(data) - failed, len(data), folder / "report.html")
-    return 1 if failed else 0
+    finished, missing = run_measurements(
+        data, lambda measurement: method(prior, measurement, features), trainer_factory(cfg), folder, chosen
+    )
+    log.info("results of %d of %d measurements: %s", finished, len(data), folder / "report.html")
+    return 1 if missing else 0
 
 
 @hydra.main(version_base="1.3", config_path="configs", config_name="train")
 def main(cfg: DictConfig) -> None:
     """Runs one configuration; what the user can mend becomes one line instead of a traceback."""
+    folder = Path(cfg.output_dir)
     try:
-        code = run(cfg)
+        folder.mkdir(parents=True, exist_ok=True)
+        with only_run_in(folder):
+            code = run(cfg, folder)
     except (InputError, HydraException, OmegaConfBaseException) as error:
         reason, code = explain(error)
         log.error("error: %s", reason)

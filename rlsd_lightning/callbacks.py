@@ -169,6 +169,8 @@ class Results(Callback):
         self._start = time.perf_counter()
 
     def on_train_end(self, trainer: L.Trainer, pl_module: ParticleModule) -> None:
+        if pl_module.steps_done < len(pl_module.timesteps):
+            return  # the Trainer was told to stop early: not finished
         seconds = self._seconds()
         images, decoded = pl_module.reconstructions()
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -199,5 +201,5 @@ class ImageResults(Results):
         write_images(self.folder, images, pl_module.z, measurement)
         features = self.features.to(images.device) if self.features else pl_module.features
         with torch.no_grad():
-            compared = features(pl_module.z, images)
+            compared = features(pl_module.z, aligned(images, images[:1], pl_module.physics))
         return score(images, measurement.y, pl_module.physics, truth, compared, load_lpips())

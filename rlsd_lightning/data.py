@@ -1,5 +1,6 @@
 """Measurements from files: the user's own images, measured by simulation, or data measured without a truth."""
 
+import copy
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -13,8 +14,13 @@ from rlsd_lightning.functional.noise import measurement_key
 from rlsd_lightning.images import find_images, fit, load_array, load_image, load_volume, open_picture, to_tensor
 from rlsd_lightning.measurement import Measurement, MeasurementList
 from rlsd_lightning.operators.compose import make_physics
+from rlsd_lightning.operators.compressive import MaskedSinglePixelCamera
+from rlsd_lightning.operators.medical import RealMRI
 
 __all__ = ["ImageMeasurements", "load_measured", "measure", "measurements", "unobserved"]
+
+MASKED = (Inpainting, RealMRI, MaskedSinglePixelCamera)
+"""Operators whose measurement has zeros where nothing was measured."""
 
 
 def measure(physics: Physics, image: Tensor, seed: int) -> Tensor:
@@ -42,8 +48,9 @@ def load_measured(path: str | Path, physics: Physics) -> Tensor:
         y = y if y.ndim > 3 else y[None]
     else:
         y = to_tensor(open_picture(path))
-    if isinstance(physics, Inpainting) and physics.mask.shape[1:] == y.shape[1:]:
-        y = y * physics.mask
+    seen = physics.mask if isinstance(physics, MASKED) else None
+    if seen is not None and seen.shape[-2:] == y.shape[-2:]:
+        y = y * seen
     return y
 
 
@@ -106,7 +113,8 @@ class ImageMeasurements(Sequence[Measurement]):
         name, size = self.names[index], self.image_shape[-2:]
         truth = load_image(self.files[index], *size) if self.volume is None else fit(self.volume[index][None], *size)
         y = measure(self.physics, truth, self.seed + measurement_key(name))
-        return Measurement(name, y, self.physics, truth, series="sequence" if self.sequence else None)
+        # the copy goes to the particles' device; this one stays here, where the next image is measured
+        return Measurement(name, y, copy.deepcopy(self.physics), truth, series="sequence" if self.sequence else None)
 
 
 def measurements(

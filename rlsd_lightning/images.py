@@ -2,6 +2,7 @@
 
 import glob
 import logging
+import re
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +22,7 @@ SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".gif")
 
 
 def find_images(images: str | Path, limit: int | None = None) -> list[Path]:
-    """Files of a file, folder or glob pattern, sorted by name.
+    """Files of a file, folder or glob pattern, sorted by name, numbers by their value.
 
     Args:
         images: What to look for.
@@ -42,7 +43,12 @@ def find_images(images: str | Path, limit: int | None = None) -> list[Path]:
         raise InputError(f"data.images must be {what}, but nothing was found at '{images}'")
     if limit is not None and limit < 1:
         raise InputError(f"data.limit must be at least 1, got {limit}")
-    return sorted(found)[:limit]
+    return sorted(found, key=_natural)[:limit]
+
+
+def _natural(path: Path) -> list[str | int]:
+    """frame2 comes before frame10."""
+    return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", str(path))]
 
 
 def open_picture(path: Path) -> Image.Image:

@@ -17,7 +17,7 @@ class Measurement(NamedTuple):
         physics: The operator :math:`A` and the noise model.
         truth: The clean image in [-1, 1] with shape :math:`(1, C, H, W)`, if it is known.
         series: Keys the particles' noise, which the measurements of one sequence share; the name if left out.
-        start: Latents that the particles start from, with shape :math:`(N, ...)`; drawn if left out.
+        start: Latents and images that the particles start from, each with shape :math:`(N, ...)`; drawn if left out.
     """
 
     name: str
@@ -25,7 +25,7 @@ class Measurement(NamedTuple):
     physics: Physics
     truth: Tensor | None = None
     series: str | None = None
-    start: Tensor | None = None
+    start: tuple[Tensor, Tensor] | None = None
 
 
 class MeasurementList(list[Measurement]):

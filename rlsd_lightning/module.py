@@ -22,7 +22,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from rlsd_lightning.errors import InputError
 from rlsd_lightning.functional.kernels import log_density, median_bandwidth
-from rlsd_lightning.functional.losses import coupling, distillation
+from rlsd_lightning.functional.losses import at_least_float32, coupling, distillation
 from rlsd_lightning.functional.schedules import PRIOR_WEIGHTS, prior_weight
 from rlsd_lightning.likelihood import misfit, noise_std
 from rlsd_lightning.measurement import Measurement
@@ -162,7 +162,7 @@ class RLSD(ParticleModule):
         return {"coupling": (1 + self.mu) * coupling(self.x, decoded)}
 
     def _fidelity(self, images: Tensor) -> Tensor:
-        return 0.5 * misfit(self.physics.noise_model, self.physics.A(images), self.y).sum()
+        return 0.5 * misfit(self.physics.noise_model, self.measured(images), self.y).sum()
 
     def _repulsion(self, decoded: Tensor, score: Tensor, sigma: Tensor, step: int) -> tuple[Tensor, Tensor]:
         r"""A surrogate whose gradient in z is the scaled repulsion over the number of elements of a latent,
@@ -173,7 +173,7 @@ class RLSD(ParticleModule):
         times the decoder's gain, measured now and then.
         """
         latents, images = self.z.detach().requires_grad_(), decoded.detach().requires_grad_()
-        features = _at_least_float32(self.features(latents, images))
+        features = at_least_float32(self.compared(latents, images))
         others = features.detach()
         density = log_density(features, others, median_bandwidth(others)).sum()
         push = torch.autograd.grad(density, (latents, images), allow_unused=True)
@@ -225,9 +225,4 @@ class RLSD(ParticleModule):
 
 
 def _square_norm(value: Tensor) -> Tensor:
-    return _at_least_float32(value).square().flatten(1).sum(dim=1)
-
-
-def _at_least_float32(value: Tensor) -> Tensor:
-    """Distances and norms are not for half precision."""
-    return value.to(torch.promote_types(value.dtype, torch.float32))
+    return at_least_float32(value).square().flatten(1).sum(dim=1)

@@ -17,7 +17,10 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Adam
 
+from rlsd_lightning.errors import InputError
 from rlsd_lightning.functional.kernels import official_repulsion
+from rlsd_lightning.functional.schedules import prior_weight
+from rlsd_lightning.likelihood import has_square_misfit
 from rlsd_lightning.measurement import Measurement
 from rlsd_lightning.particles import ParticleModule, check_settings
 from rlsd_lightning.priors import Prior
@@ -85,6 +88,11 @@ class RLSDPaper(ParticleModule):
             {"gamma": gamma, "sigma_break": sigma_break, "rho": rho, "distillation_weight": distillation_weight},
             {"lr_z": lr_z, "lr_x": lr_x},
         )
+        if not has_square_misfit(measurement.physics.noise_model):
+            raise InputError(
+                "method=rlsd_paper knows Gaussian noise only, but this operator's is "
+                f"{type(measurement.physics.noise_model).__name__}; choose method=rlsd"
+            )
         self.save_hyperparameters(ignore=["prior", "measurement", "features"])
         self.automatic_optimization = False
 
@@ -107,13 +115,13 @@ class RLSDPaper(ParticleModule):
         eps = self.noise(step)
         score = self.score(self.z, eps, t)
         decoded = self.decode(self.z)
-        weight = self.hparams.distillation_weight * sigma / alpha
+        weight = self.hparams.distillation_weight * prior_weight(alpha, sigma)
         losses = {
             "coupling": 0.5 * (self.x.detach() - decoded).square().mean(),
             "distillation": weight * (score * self.z).mean(),
         }
         if self.hparams.gamma and self.repulsion_is_on(step, self.hparams.sigma_break):
-            features = self.features(self.z, decoded)
+            features = self.compared(self.z, decoded)
             push = official_repulsion(features.detach())
             scale = self.hparams.gamma * sigma / self.z.numel()
             losses["repulsion"] = -weight * scale * torch.sum(push * features)
@@ -124,7 +132,7 @@ class RLSDPaper(ParticleModule):
     def auxiliary_losses(self, decoded: Tensor) -> dict[str, Tensor]:
         """The terms of the auxiliaries' loss."""
         return {
-            "fidelity": 0.5 * (self.y - self.physics.A(self.x)).square().mean(),
+            "fidelity": 0.5 * (self.y - self.measured(self.x)).square().mean(),
             "coupling_x": 0.5 * self.hparams.rho * (self.x - decoded).square().mean(),
         }
 

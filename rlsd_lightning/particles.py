@@ -1,7 +1,9 @@
 """What every particle method has: the particles, their noise, the schedule, and a safe checkpoint."""
 
 import hashlib
+import math
 from abc import abstractmethod
+from collections.abc import Callable
 
 import lightning as L
 import torch
@@ -10,6 +12,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from rlsd_lightning.errors import InputError
+from rlsd_lightning.functional.losses import at_least_float32
 from rlsd_lightning.functional.noise import keyed_normal, measurement_key
 from rlsd_lightning.functional.schedules import add_noise, ddim_timesteps
 from rlsd_lightning.measurement import Measurement
@@ -64,12 +67,14 @@ class ParticleModule(L.LightningModule):
             raise InputError(f"seed must be from 0 to 2^64 - 1, got {seed}")
         if not 0 < warm_share <= 1:
             raise InputError(f"method.warm_share must be above 0 and at most 1, got {warm_share}")
-        _check_physics(measurement, prior.image_shape)
         start, latents = measurement.start, (num_particles, *prior.latent_shape)
-        if start is not None and start.shape != latents:
+        if start is not None and start[0].shape != latents:
             raise InputError(
-                f"particles that start from latents of shape {latents} are expected, got {tuple(start.shape)}"
+                f"particles that start from latents of shape {latents} are expected, got {tuple(start[0].shape)}"
             )
+        self.evidence = {"y": sampled(measurement.y), "operator": sampled(_probe(measurement, prior.image_shape))}
+        if start is not None:
+            self.evidence["start"] = sampled(start[0])
         self.full_length = num_steps
         self.first_step = 0 if start is None else num_steps - max(1, round(warm_share * num_steps))
         self.timesteps = schedule[self.first_step :]
@@ -82,8 +87,8 @@ class ParticleModule(L.LightningModule):
         self._frozen = {"prior": prior, "features": features, "physics": measurement.physics}
         self.measurement = measurement
         self._key = measurement_key(measurement.series or measurement.name)
-        self.z = nn.Parameter(self._draw("z_init", prior.latent_shape) if start is None else start.clone())
-        self.x = nn.Parameter(self._draw("x_init", prior.image_shape))
+        z, x = start or (self._draw("z_init", prior.latent_shape), self._draw("x_init", prior.image_shape))
+        self.z, self.x = nn.Parameter(z.clone()), nn.Parameter(x.clone())
         self._fingerprint: str | None = None
 
     @property
@@ -125,10 +130,22 @@ class ParticleModule(L.LightningModule):
 
     def decode(self, z: Tensor) -> Tensor:
         """Images of latents, a chunk of particles at a time."""
-        if self.particle_chunk >= len(z):
-            return self.prior.decode(z)
-        parts = z.split(self.particle_chunk)
-        return torch.cat([checkpoint(self.prior.decode, part, use_reentrant=False) for part in parts])
+        return self._chunked(self.prior.decode, z)
+
+    def compared(self, z: Tensor, images: Tensor) -> Tensor:
+        """The features of particles, a chunk of them at a time."""
+        return self._chunked(self.features, z, images)
+
+    def measured(self, images: Tensor) -> Tensor:
+        """The measurements of images, in full precision."""
+        with torch.autocast(images.device.type, enabled=False):
+            return self.physics.A(at_least_float32(images))
+
+    def _chunked(self, function: Callable[..., Tensor], *values: Tensor) -> Tensor:
+        if self.particle_chunk >= len(values[0]):
+            return function(*values)
+        chunks = zip(*(value.split(self.particle_chunk) for value in values), strict=True)
+        return torch.cat([checkpoint(function, *chunk, use_reentrant=False) for chunk in chunks])
 
     @torch.no_grad()
     def score(self, z: Tensor, eps: Tensor, t: int) -> Tensor:
@@ -157,33 +174,38 @@ class ParticleModule(L.LightningModule):
         self.log_step({"noise_level": self.prior.sigma(self.timesteps[batch_idx])}, batch_idx)
 
     def fingerprint(self) -> str:
-        """A digest of what a checkpoint must agree with: measurement, operator, prior, particles, schedule."""
+        """A digest of what a checkpoint must agree with: names, settings, particles, schedule, prior, features."""
         if self._fingerprint is None:
             digest = hashlib.sha256()
             settings_of_result = {name: value for name, value in self.hparams.items() if name != "particle_chunk"}
             settings = (self.measurement.name, self.num_particles, self.seed, self.timesteps, type(self).__name__)
             digest.update(repr((settings, type(self.physics).__name__, sorted(settings_of_result.items()))).encode())
-            digest.update(self.measurement.y.detach().cpu().numpy().tobytes())
-            if self.measurement.start is not None:
-                digest.update(self.measurement.start.detach().cpu().numpy().tobytes())
-            for module in (self.physics, self.prior):
+            for module in (self.prior, self.features):
+                plain = {name: value for name, value in vars(module).items() if isinstance(value, int | float | str)}
+                plain.pop("training", None)
+                digest.update(repr((type(module).__name__, sorted(plain.items()))).encode())
                 for name, tensor in module.state_dict().items():
-                    # the head of every tensor tells two checkpoints apart and costs nothing for gigabytes of weights
-                    head = tensor.detach().flatten()[:64].cpu().double().abs().numpy().tobytes()
-                    digest.update(repr((name, tuple(tensor.shape))).encode() + head)
+                    digest.update(repr((name, tuple(tensor.shape))).encode() + sampled(tensor).numpy().tobytes())
             self._fingerprint = digest.hexdigest()
         return self._fingerprint
 
     def on_save_checkpoint(self, checkpoint: dict) -> None:
         checkpoint["fingerprint"] = self.fingerprint()
         checkpoint["measurement"] = self.measurement.name
+        checkpoint["evidence"] = self.evidence
 
     def on_load_checkpoint(self, checkpoint: dict) -> None:
-        if checkpoint.get("fingerprint") != self.fingerprint():
+        saved = checkpoint.get("evidence", {})
+        # with a tolerance: another machine may have computed them
+        same = saved.keys() == self.evidence.keys() and all(
+            saved[name].shape == value.shape and torch.allclose(saved[name], value, rtol=1e-3, atol=1e-5)
+            for name, value in self.evidence.items()
+        )
+        if checkpoint.get("fingerprint") != self.fingerprint() or not same:
             raise InputError(
                 f"the checkpoint belongs to measurement '{checkpoint.get('measurement')}' of a run with another "
-                f"measurement, operator, prior, method or number of particles or steps than '{self.measurement.name}' "
-                "here; resume with the settings it was made with"
+                "measurement, operator, prior, features, method or number of particles or steps than "
+                f"'{self.measurement.name}' here; resume with the settings it was made with"
             )
 
     def _draw(self, stream: str, shape: tuple[int, ...], step: int = 0) -> Tensor:
@@ -205,18 +227,28 @@ def check_settings(not_negative: dict[str, float], positive: dict[str, float]) -
             raise InputError(f"method.{name} must be above 0, got {value}")
 
 
+def sampled(tensor: Tensor, most: int = 4096) -> Tensor:
+    """Some elements of a tensor, evenly spread, and its mean: tells two apart and costs nothing for gigabytes."""
+    flat = torch.view_as_real(tensor.detach()).flatten() if tensor.is_complex() else tensor.detach().flatten()
+    picked = flat[:: max(1, flat.numel() // most)].cpu().double()
+    return torch.cat((picked, picked.mean()[None])) if picked.numel() else picked
+
+
 @torch.no_grad()
-def _check_physics(measurement: Measurement, image_shape: tuple[int, ...]) -> None:
-    probe = torch.zeros(1, *image_shape, device=measurement.y.device)
+def _probe(measurement: Measurement, image_shape: tuple[int, ...]) -> Tensor:
+    """What the operator makes of a pattern; refuses one that does not fit."""
+    count = math.prod(image_shape)
+    pattern = torch.linspace(0, 40 * math.pi, count, device=measurement.y.device).sin().view(1, *image_shape)
     try:
-        shape = measurement.physics.A(probe).shape
+        measured = measurement.physics.A(pattern)
     except (RuntimeError, ValueError, IndexError) as error:
         raise InputError(
             f"{type(measurement.physics).__name__} does not take images of shape {image_shape}, which the prior makes "
             f"({str(error).splitlines()[0]})"
         ) from error
-    if shape != measurement.y.shape:
+    if measured.shape != measurement.y.shape:
         raise InputError(
             f"{type(measurement.physics).__name__} turns the prior's images of shape {image_shape} into measurements "
-            f"of shape {tuple(shape)}, but '{measurement.name}' has shape {tuple(measurement.y.shape)}"
+            f"of shape {tuple(measured.shape)}, but '{measurement.name}' has shape {tuple(measurement.y.shape)}"
         )
+    return measured

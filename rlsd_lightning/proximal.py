@@ -4,7 +4,7 @@ import torch
 from deepinv.physics import LinearPhysics, Physics
 from torch import Tensor
 
-from rlsd_lightning.functional.losses import square_misfit
+from rlsd_lightning.functional.losses import at_least_float32, square_misfit
 from rlsd_lightning.likelihood import has_square_misfit, misfit
 
 __all__ = ["proximal_step"]
@@ -32,12 +32,19 @@ def proximal_step(
     Returns:
         The auxiliaries :math:`x`, with the shape of ``decoded``.
     """
-    decoded = decoded.detach()
-    if isinstance(physics, LinearPhysics) and has_square_misfit(physics.noise_model):
-        y = y.expand(len(decoded), *y.shape[1:])
-        # deepinv minimises gamma / 2 |Ax - y|^2 + 1/2 |x - z|^2 with sums where we have means
-        gamma = decoded[0].numel() / (y[0].numel() * weight)
-        return physics.prox_l2(decoded, y, gamma)
+    # not in half precision: the closed forms multiply rounding errors by 1 / mu
+    with torch.autocast(decoded.device.type, enabled=False):
+        decoded = at_least_float32(decoded.detach())
+        if isinstance(physics, LinearPhysics) and has_square_misfit(physics.noise_model):
+            # deepinv minimises gamma / 2 |Ax - y|^2 + 1/2 |x - z|^2 with sums where we have means. The step is taken
+            # from zero, as some of its closed forms drop the part of z that the operator does not see.
+            gamma = decoded[0].numel() / (y[0].numel() * weight)
+            return decoded + physics.prox_l2(torch.zeros_like(decoded), y - physics.A(decoded), gamma)
+        return _descend(physics, y, decoded, weight, inner_steps, inner_lr)
+
+
+def _descend(physics: Physics, y: Tensor, decoded: Tensor, weight: float, inner_steps: int, inner_lr: float) -> Tensor:
+    """A few Adam steps from D(z)."""
     x = decoded.clone().requires_grad_()
     optimizer = torch.optim.Adam([x], lr=inner_lr, betas=(0.9, 0.99))
     with torch.enable_grad():

@@ -1,6 +1,7 @@
 """What a finished measurement leaves on disk, and how a run is summed up."""
 
 import csv
+import functools
 import json
 import math
 import os
@@ -45,6 +46,7 @@ def write_atomically(path: Path, text: str) -> None:
     os.replace(partial, path)
 
 
+@functools.cache
 def load_lpips() -> nn.Module | None:
     """The LPIPS metric if AlexNet's weights are in torch's cache, else None; never reaches for the network."""
     cache = Path(torch.hub.get_dir()) / "checkpoints"
@@ -142,8 +144,8 @@ def _panel(image: Tensor) -> np.ndarray:
     return np.asarray(to_pil(image))
 
 
-def _is_picture(tensor: Tensor) -> bool:
-    return tensor.ndim == 4 and tensor.shape[1] in (1, 3)
+def _is_picture(y: Tensor, physics: Physics) -> bool:
+    return y.ndim == 4 and y.shape[1] in (1, 3) and getattr(physics, "measures_images", True)
 
 
 def write_images(folder: Path, images: Tensor, z: Tensor, measurement: Measurement) -> None:
@@ -170,7 +172,7 @@ def write_images(folder: Path, images: Tensor, z: Tensor, measurement: Measureme
     if truth is not None:
         to_pil(truth[0]).save(folder / "truth.png")
         panels.append(("truth", _panel(truth[0])))
-    if _is_picture(y):
+    if _is_picture(y, physics):
         to_pil(y[0]).save(folder / "measurement.png")
         panels.append(("measurement", _panel(y[0])))
     elif without_prior is not None:

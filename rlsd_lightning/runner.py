@@ -5,13 +5,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 import lightning as L
+import torch
 
 from rlsd_lightning.callbacks import Progress
 from rlsd_lightning.errors import InputError, NonFiniteError
 from rlsd_lightning.particles import ParticleModule
 from rlsd_lightning.report import write_report
 from rlsd_lightning.results import read_metrics, write_summary
-from rlsd_lightning.sequence import last_latents, write_sequence
+from rlsd_lightning.sequence import last_particles, write_sequence
 
 __all__ = ["run_measurements"]
 
@@ -24,7 +25,7 @@ def run_measurements(
     make_trainer: Callable[[Path], L.Trainer],
     folder: Path,
     checkpoint: tuple[str, Path] | None = None,
-) -> int:
+) -> tuple[int, int]:
     """Solves every measurement that has no result yet, from its last checkpoint if there is one.
 
     Args:
@@ -35,9 +36,13 @@ def run_measurements(
         checkpoint: The name of one measurement and the checkpoint it goes on from; the others are left alone.
 
     Returns:
-        How many measurements have no result at the end.
+        How many measurements have a result, and how many of those asked for have none.
     """
-    failed = 0
+    if checkpoint is not None and checkpoint[0] not in data.names:
+        raise InputError(
+            f"ckpt_path belongs to measurement '{checkpoint[0]}', which is not one of this run's ({len(data)} from "
+            f"'{data.names[0]}' to '{data.names[-1]}'); give it with the data it was made from"
+        )
     in_order = getattr(data, "sequence", False)
     for index, name in enumerate(data.names):
         if checkpoint is not None and name != checkpoint[0]:
@@ -49,7 +54,7 @@ def run_measurements(
         try:
             measurement = data[index]
             if in_order and index:
-                measurement = measurement._replace(start=last_latents(folder / data.names[index - 1]))
+                measurement = measurement._replace(start=last_particles(folder / data.names[index - 1]))
             module = make_module(measurement)
             trainer = make_trainer(target)
             last = checkpoint[1] if checkpoint else target / "checkpoints" / "last.ckpt"
@@ -63,12 +68,23 @@ def run_measurements(
             if len(data) == 1 and isinstance(error, InputError):
                 raise
             log.error("%s: %s", name, error)
-            failed += 1
             continue
+        except torch.OutOfMemoryError as error:
+            reason = (
+                f"'{name}' does not fit into the device's memory ({str(error).splitlines()[0]}); set "
+                "method.particle_chunk=1, prior.decoder_checkpointing=true or fewer particles"
+            )
+            if len(data) == 1:
+                raise InputError(reason) from error
+            log.error(reason)
+            continue
+        if read_metrics(target) is None:
+            log.error("%s: stopped after %d of %d steps", name, module.steps_done, len(module.timesteps))
     rows = [metrics for name in data.names if (metrics := read_metrics(folder / name)) is not None]
     write_summary(folder, rows)
     if rows:
         write_report(folder, rows)
     if rows and in_order:
         write_sequence(folder, [row["name"] for row in rows])
-    return failed
+    asked = data.names if checkpoint is None else [checkpoint[0]]
+    return len(rows), sum(read_metrics(folder / name) is None for name in asked)

@@ -12,16 +12,19 @@ from torch.nn.functional import interpolate
 
 from rlsd_lightning.images import load_image, to_pil
 
-__all__ = ["last_latents", "write_sequence"]
+__all__ = ["last_particles", "write_sequence"]
 
 LEAST_HEIGHT = 128
 """Smaller frames are enlarged to about this many pixels: players blur what is smaller."""
 
 
-def last_latents(folder: Path) -> Tensor | None:
-    """The latents of a finished measurement, with shape :math:`(N, ...)`; None if it is not finished."""
+def last_particles(folder: Path) -> tuple[Tensor, Tensor] | None:
+    """Latents and images of a finished measurement, with shape :math:`(N, ...)`; None if it is not finished."""
     file = folder / "particles.safetensors"
-    return load_file(file)["z"] if file.is_file() and (folder / "metrics.json").is_file() else None
+    if not file.is_file() or not (folder / "metrics.json").is_file():
+        return None
+    saved = load_file(file)
+    return saved["z"], saved["x"]
 
 
 def write_sequence(folder: Path, names: Sequence[str], frames_per_second: int = 8) -> None:

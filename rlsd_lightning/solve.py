@@ -1,5 +1,6 @@
 """The Python interface: one call from a measurement to particles."""
 
+import copy
 import tempfile
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -57,7 +58,8 @@ def solve(
     """
     module = method(
         prior,
-        Measurement("measurement", y, as_physics(physics)),
+        # the particles' copy of the operator moves to their device, the caller's stays where it is
+        Measurement("measurement", y, copy.deepcopy(as_physics(physics))),
         features or LatentFeatures(),
         num_particles=num_particles,
         num_steps=num_steps,
@@ -75,7 +77,16 @@ def solve(
         "num_sanity_val_steps": 0,
         **(trainer or {}),
     }
+    collected = _Collect()
     with tempfile.TemporaryDirectory() as scratch:
-        L.Trainer(**{"default_root_dir": scratch, **options}, callbacks=list(callbacks)).fit(module)
-    images, _ = module.reconstructions()
-    return images.float().cpu()
+        L.Trainer(**{"default_root_dir": scratch, **options}, callbacks=[*callbacks, collected]).fit(module)
+    return collected.images
+
+
+class _Collect(Callback):
+    """Takes the images while the module is still on its device: the Trainer's end moves only its parameters away."""
+
+    images: Tensor
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: ParticleModule) -> None:
+        self.images = pl_module.reconstructions()[0].float().cpu()

@@ -1,5 +1,6 @@
 """A two-dimensional problem with an exact posterior: five equal modes that one coordinate can't tell apart."""
 
+import copy
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -58,11 +59,12 @@ class DensityResults(Results):
     """Draws the particles over the exact posterior's density and compares their shares of its modes."""
 
     def results(self, pl_module: ParticleModule, images: Tensor, decoded: Tensor) -> dict[str, Any]:
-        posterior = exact_posterior(pl_module.prior, pl_module.measurement)
+        posterior, images = exact_posterior(pl_module.prior, pl_module.measurement).cpu(), images.cpu()
+        prior = copy.deepcopy(pl_module.prior.mixture).cpu()
         assignments = posterior.assign(images)
         tensors = {"x": images, "z": pl_module.z.detach(), "y": pl_module.measurement.y}
         save_file({k: v.cpu().contiguous() for k, v in tensors.items()}, self.folder / "particles.safetensors")
-        _draw_density(self.folder / "grid.png", posterior.cpu(), pl_module.prior.mixture.cpu(), images.cpu())
+        _draw_density(self.folder / "grid.png", posterior, prior, images)
         return {
             "mode_total_variation": mode_total_variation(assignments, posterior.weights).item(),
             "log_density": posterior.log_prob(images).mean().item(),

@@ -54,6 +54,7 @@ BAD_VALUES = [
     (["data.images={files}/broken.png"], ["{files}/broken.png", "can't be read as an image"]),
     (["data.images=null"], ["data.images or data.measurement", "neither"]),
     (["task=super_resolution", "physics.filter=lanczos"], ["bicubic, bilinear, gaussian", "lanczos"]),
+    (["trainer.devices=2", "trainer.accelerator=cpu"], ["one device is expected", "trainer.devices=2"]),
     (["method.distillation_weight=-1"], ["method.distillation_weight must be at least 0", "-1"]),
     (["method=rlsd_paper", "method.gamma=-1"], ["method.gamma must be at least 0", "-1"]),
     (["method=rlsd_paper", "method.lr_x=0"], ["method.lr_x must be above 0", "0"]),

@@ -16,6 +16,10 @@ CONFIGS = PROJECT / "configs"
 FILES = sorted(CONFIGS.rglob("*.yaml"))
 NAMES = [file.relative_to(CONFIGS).with_suffix("") for file in FILES if file.parent != CONFIGS]
 OPTIONS = [(name.parts[0], "/".join(name.parts[1:])) for name in NAMES]
+SHOWN = {  # beside the truth and the particles, where the measurement is no picture
+    "phase_retrieval": set(),
+    **{task: {"pseudo_inverse"} for task in ("compressed_sensing", "single_pixel", "tomography", "mri")},
+}
 IMAGE_METRICS = {
     "psnr_mean",
     "psnr_best",
@@ -80,8 +84,10 @@ def check_images(folder: Path) -> None:
     target = folder / "000"
     assert metrics.keys() >= IMAGE_METRICS
     assert metrics["psnr_best"] >= metrics["psnr_mean"] > 0
-    shown = "measurement" if (target / "measurement.png").exists() else "pseudo_inverse"
-    for picture in ("truth", shown, "particles/00", "particles/01", "mean", "std", "grid"):
+    task = OmegaConf.load(folder / ".hydra" / "config.yaml").physics._target_.rpartition(".")[2]
+    shown = {"measurement", "pseudo_inverse"} & {file.stem for file in target.glob("*.png")}
+    assert shown == SHOWN.get(task, {"measurement"})
+    for picture in ("truth", *shown, "particles/00", "particles/01", "mean", "std", "grid"):
         with Image.open(target / f"{picture}.png") as image:
             image.load()
     with Image.open(target / "particles" / "00.png") as image:

@@ -442,3 +442,16 @@ def test_an_image_that_cannot_be_divided_is_an_error(size: int, factor: int) -> 
 def test_negative_noise_is_an_error(physics) -> None:
     with pytest.raises(InputError, match=r"must not be negative, got -0\.1"):
         physics(SHAPE, sigma=-0.1)
+
+
+def test_numbers_in_names_are_sorted_by_their_value(tmp_path: Path) -> None:
+    for index in (10, 9, 2):
+        Image.new("RGB", (4, 4)).save(tmp_path / f"frame{index}.png")
+    assert [file.stem for file in find_images(tmp_path)] == ["frame2", "frame9", "frame10"]
+
+
+def test_every_measurement_has_an_operator_of_its_own(folder: Path) -> None:
+    data = measurements(SHAPE, super_resolution, images=folder)
+    first, again = data[0], data[0]
+    first.physics.noise_model.sigma.fill_(7)  # as if it had been moved to another device
+    assert data[0].y.equal(again.y)

@@ -8,8 +8,16 @@ import torch
 from deepinv.physics import Physics
 from torch import Tensor
 
-from rlsd_lightning import Measurement, PixelFeatures, RLSDPaper, StableDiffusionPrior, ViTFeatures
-from rlsd_lightning.operators import inpainting
+from rlsd_lightning import (
+    InputError,
+    LatentFeatures,
+    Measurement,
+    PixelFeatures,
+    RLSDPaper,
+    StableDiffusionPrior,
+    ViTFeatures,
+)
+from rlsd_lightning.operators import denoising, inpainting
 
 SETTINGS = {"gamma": 50.0, "rho": 0.07, "distillation_weight": 0.15, "lr_z": 0.8, "lr_x": 0.4}
 
@@ -136,3 +144,9 @@ def test_result_is_the_auxiliary_and_the_decoded_latent(prior: StableDiffusionPr
     with torch.no_grad():
         torch.testing.assert_close(decoded, prior.decode(module.z))
     assert not torch.equal(images, decoded)
+
+
+def test_noise_that_the_published_method_does_not_know_is_refused(tiny_prior):
+    physics = denoising(tiny_prior.image_shape, noise="poisson")
+    with pytest.raises(InputError, match="Gaussian noise only"):
+        RLSDPaper(tiny_prior, Measurement("m", torch.zeros(1, 3, 32, 32), physics), LatentFeatures())

@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from deepinv.physics import Physics
+from deepinv.physics import Decolorize, Physics
 from operator_cases import LINEAR, SHAPE, images
 from torch import Tensor
 
@@ -97,3 +97,18 @@ def test_other_noise_is_explained_by_its_own_likelihood(noise: str):
     best = grid[(data + mu * grid.flatten() ** 2).argmin()].item()
     found = proximal_step(physics, y, decoded, mu, inner_steps=300).item()
     assert found == pytest.approx(best, abs=5e-3)
+
+
+@OPERATORS
+def test_half_precision_outside_does_not_reach_the_proximal_step(make: Callable):
+    physics, decoded = make(SHAPE), images(2)
+    y = physics.A(images(1, seed=1))
+    expected = proximal_step(physics, y, decoded, 1e-3)
+    with torch.autocast("cpu", torch.bfloat16):
+        torch.testing.assert_close(proximal_step(physics, y, decoded, 1e-3), expected, rtol=0, atol=0)
+
+
+def test_what_an_operator_of_deepinv_does_not_see_is_kept():
+    physics, decoded = Decolorize(srf="rec601"), images(2)
+    y = physics.A(decoded)[:1]
+    torch.testing.assert_close(proximal_step(physics, y, decoded[:1], 1e-3), decoded[:1], atol=1e-5, rtol=1e-4)

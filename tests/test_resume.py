@@ -1,9 +1,11 @@
 """A run that was stopped anywhere goes on to the bits of one that never was."""
 
+import copy
 import json
 import re
 import signal
 import time
+from functools import partial
 from pathlib import Path
 
 import lightning as L
@@ -15,7 +17,7 @@ from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor
 
-from rlsd_lightning import RLSD, InputError, Measurement, RLSDPaper
+from rlsd_lightning import RLSD, InputError, LatentFeatures, Measurement, RLSDPaper, operators
 from rlsd_lightning.callbacks import AtomicCheckpointIO, FiniteGuard, ImageResults
 from rlsd_lightning.errors import StoppedError
 from rlsd_lightning.interrupts import StopOnSignal
@@ -199,7 +201,19 @@ def test_ckpt_path_goes_on_with_that_measurement_only(small: list[str], tmp_path
     assert not (run / "000" / "metrics.json").exists()
 
 
-@pytest.mark.parametrize("other", ["num_particles=3", "num_steps=7", "method.gamma=0.9", "seed=1", "physics.sigma=0.2"])
+@pytest.mark.parametrize(
+    "other",
+    [
+        "num_particles=3",
+        "num_steps=7",
+        "method.gamma=0.9",
+        "seed=1",
+        "physics.sigma=0.2",
+        "prior.prompt=a beard",
+        "prior.guidance_scale=2",
+        "data.mask=box",
+    ],
+)
 def test_a_checkpoint_of_other_settings_is_refused(other: str, small: list[str], tmp_path: Path) -> None:
     run = tmp_path / "run"
     assert train(*small, "num_steps=5", f"output_dir={run}")[0] == 0
@@ -224,6 +238,67 @@ def test_a_checkpoint_of_another_y_is_refused(small: list[str], tmp_path: Path) 
     assert code == 1
     assert "error: the checkpoint belongs to measurement 'a' of a run with another measurement" in printed
     assert "Traceback" not in printed
+
+
+@pytest.mark.parametrize(
+    ("make", "other"),
+    [
+        (partial(operators.jpeg, quality=10), partial(operators.jpeg, quality=50)),
+        (partial(operators.quantization, levels=4), partial(operators.quantization, levels=8)),
+        (operators.compressed_sensing, partial(operators.compressed_sensing, operator_seed=1)),
+        (operators.hdr, partial(operators.hdr, scale=2.1)),
+    ],
+)
+def test_a_checkpoint_of_another_operator_is_refused_whatever_y_was(make, other, tiny_prior, tiny_features) -> None:
+    y, saved = make(tiny_prior.image_shape).A(torch.zeros(1, *tiny_prior.image_shape)), {}
+
+    def module(physics) -> RLSD:
+        return RLSD(tiny_prior, Measurement("m", y, physics), tiny_features, num_steps=4)
+
+    module(make(tiny_prior.image_shape)).on_save_checkpoint(saved)
+    module(make(tiny_prior.image_shape)).on_load_checkpoint(saved)
+    with pytest.raises(InputError, match="another measurement, operator"):
+        module(other(tiny_prior.image_shape)).on_load_checkpoint(saved)
+
+
+def test_a_checkpoint_of_another_feature_network_is_refused(tiny_prior, tiny_features, measurement) -> None:
+    saved = {}
+    RLSD(tiny_prior, measurement, tiny_features, num_steps=4).on_save_checkpoint(saved)
+    retrained = copy.deepcopy(tiny_features)
+    next(retrained.parameters()).data.add_(0.1)
+    for features in (LatentFeatures(), retrained):
+        with pytest.raises(InputError, match="features"):
+            RLSD(tiny_prior, measurement, features, num_steps=4).on_load_checkpoint(saved)
+
+
+def test_a_folder_that_holds_another_run_is_left_alone(small: list[str], tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    assert train(*small, "num_steps=5", f"output_dir={run}")[0] == 0
+    before = (run / ".hydra" / "config.yaml").read_text()
+    code, printed = train(*small, "num_steps=6", f"output_dir={run}")
+    assert code == 1
+    assert f"'{run}' holds a run with other settings" in printed
+    assert (run / ".hydra" / "config.yaml").read_text() == before
+    code, printed = train(*small, "num_steps=5", f"output_dir={run}")  # the same settings go on
+    assert code == 0
+    assert "finished before" in printed
+
+
+def test_a_run_that_the_trainer_stops_early_is_not_finished(small: list[str], tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    code, printed = train(*small, "num_steps=8", "+trainer.limit_train_batches=3", f"output_dir={run}")
+    assert code == 1
+    assert "000: stopped after 3 of 8 steps" in printed
+    assert not (run / "000" / "metrics.json").exists()
+
+
+@pytest.mark.parametrize("other", ["method=rlsd_paper", "task=hdr"])
+def test_a_resume_with_another_group_is_refused(other: str, small: list[str], tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    assert train(*small, "num_steps=3", f"output_dir={run}")[0] == 0
+    code, printed = train(f"resume={run}", other)
+    assert code == 1
+    assert f"'{other.split('=')[0]}' was chosen when the run was started" in printed
 
 
 def test_a_damaged_checkpoint_is_one_line(small: list[str], tmp_path: Path) -> None:
@@ -365,7 +440,7 @@ def test_a_measurement_that_diverges_keeps_its_checkpoint_and_the_others_finish(
     def trainer(folder: Path) -> L.Trainer:
         return trainer_with(folder, Poison("bad", 5), FiniteGuard(every_n_steps=3), every=3)
 
-    assert run_measurements(data, module, trainer, tmp_path) == 1
+    assert run_measurements(data, module, trainer, tmp_path) == (2, 1)
     (message,) = [record.getMessage() for record in caplog.records if record.levelname == "ERROR"]
     assert message.startswith("bad: particles of 'bad' are no longer finite at step 6; lower")
     for name in ("first", "last"):

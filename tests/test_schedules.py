@@ -15,8 +15,8 @@ from rlsd_lightning.functional.schedules import (
 )
 
 
-@pytest.mark.parametrize("num_steps", [1, 4, 7, 50, 200, 300, 999])
-def test_timesteps_are_those_of_diffusers(num_steps: int):
+@pytest.mark.parametrize("num_steps", [1, 4, 50, 200, 500, 999])
+def test_timesteps_are_those_of_diffusers_where_its_stride_is_exact(num_steps: int):
     scheduler = DDIMScheduler(num_train_timesteps=1000, timestep_spacing="leading", steps_offset=1)
     scheduler.set_timesteps(num_steps)
     assert ddim_timesteps(1000, num_steps) == scheduler.timesteps.tolist()
@@ -28,6 +28,14 @@ def test_timesteps_fall_and_stay_in_the_schedule(num_steps: int):
     assert len(steps) == num_steps
     assert all(a > b for a, b in pairwise(steps))
     assert 0 <= steps[-1] <= steps[0] <= 999
+
+
+@pytest.mark.parametrize("num_steps", [7, 300, 334, 400, 501, 600, 700, 998])
+def test_timesteps_cover_the_schedule_evenly(num_steps: int):
+    steps = ddim_timesteps(1000, num_steps)
+    assert steps[0] > 1000 - 2 * 1000 / num_steps
+    gaps = [a - b for a, b in pairwise(steps)]
+    assert max(gaps) - min(gaps) <= 1
 
 
 def test_as_many_steps_as_the_schedule_has_never_leave_it():

@@ -86,18 +86,25 @@ def test_a_stopped_sequence_goes_on_to_the_same_bits(
 
 
 def test_a_given_start_takes_the_last_share_of_the_schedule(tiny_prior):
-    start = torch.randn(2, *tiny_prior.latent_shape, generator=torch.Generator().manual_seed(0))
+    generator = torch.Generator().manual_seed(0)
+    start = tuple(torch.randn(2, *shape, generator=generator) for shape in (tiny_prior.latent_shape, (3, 32, 32)))
     cold, warm = (
         module(tiny_prior, blank(tiny_prior)),
         module(tiny_prior, blank(tiny_prior, start=start), warm_share=0.25),
     )
-    assert warm.z.equal(start)
+    assert warm.z.equal(start[0])
+    assert warm.x.equal(start[1])
     assert warm.timesteps == cold.timesteps[-2:]
     assert warm.noise(0).equal(cold.noise(6))
     assert [warm.repulsion_is_on(step, 800) for step in (0, 1)] == [cold.repulsion_is_on(step, 800) for step in (6, 7)]
     rates = [m.configure_optimizers()["lr_scheduler"]["scheduler"].lr_lambdas[0](0) for m in (cold, warm)]
     assert rates == pytest.approx([1, 0.5 * (1 + np.cos(0.75 * np.pi))])
-    assert warm.fingerprint() != module(tiny_prior, blank(tiny_prior, start=start + 1), warm_share=0.25).fingerprint()
+    moved = module(tiny_prior, blank(tiny_prior, start=(start[0] + 1, start[1])), warm_share=0.25)
+    saved = {}
+    warm.on_save_checkpoint(saved)
+    warm.on_load_checkpoint(saved)
+    with pytest.raises(InputError, match="belongs to"):
+        moved.on_load_checkpoint(saved)
 
 
 def test_items_of_a_series_share_their_particles_noise_but_not_the_measurements(tiny_prior, frames: Path):
@@ -165,7 +172,7 @@ def test_a_share_of_the_schedule_out_of_range_is_refused(share: float, tiny_prio
 
 def test_a_start_of_another_shape_is_refused(tiny_prior):
     with pytest.raises(InputError, match=r"\(2, 4, 8, 8\) are expected, got \(3, 4, 8, 8\)"):
-        module(tiny_prior, blank(tiny_prior, start=torch.zeros(3, 4, 8, 8)))
+        module(tiny_prior, blank(tiny_prior, start=(torch.zeros(3, 4, 8, 8), torch.zeros(3, 3, 32, 32))))
 
 
 def test_a_film_of_odd_sides_loses_a_row(tmp_path: Path):

@@ -9,6 +9,7 @@ from torch import Tensor
 
 __all__ = [
     "absolute_misfit",
+    "at_least_float32",
     "coupling",
     "distillation",
     "half_mean_square",
@@ -18,6 +19,11 @@ __all__ = [
 
 DARKEST = 1e-4
 """Least expected intensity of a pixel: in the dark the logarithm of the photon likelihood has no lower bound."""
+
+
+def at_least_float32(value: Tensor) -> Tensor:
+    """Distances, norms and measurements are not for half precision."""
+    return value.to(torch.promote_types(value.dtype, torch.float32))
 
 
 def _per_particle_mean(value: Tensor) -> Tensor:

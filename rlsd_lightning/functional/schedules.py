@@ -38,8 +38,9 @@ def ddim_timesteps(num_train_timesteps: int, num_steps: int, offset: int = 1) ->
     """
     if not 1 <= num_steps <= num_train_timesteps:
         raise ValueError(f"num_steps must be from 1 to {num_train_timesteps}, the prior's schedule, got {num_steps}")
-    stride = num_train_timesteps // num_steps
-    return [min(k * stride + offset, num_train_timesteps - 1) for k in reversed(range(num_steps))]
+    # not a stride that was rounded down, as in diffusers: 501 steps would then cover half of the schedule
+    spaced = (k * num_train_timesteps // num_steps + offset for k in reversed(range(num_steps)))
+    return [min(t, num_train_timesteps - 1) for t in spaced]
 
 
 def noise_from_output(output: Tensor, z_t: Tensor, alpha: Tensor, sigma: Tensor, prediction_type: str) -> Tensor:

@@ -5,11 +5,21 @@ from functools import partial
 import torch
 from deepinv.physics import SinglePixelCamera, StructuredRandom
 from deepinv.physics.functional import dst1
+from torch import Tensor
 
 from rlsd_lightning.errors import InputError
 from rlsd_lightning.operators.noise import make_noise
 
-__all__ = ["compressed_sensing", "single_pixel"]
+__all__ = ["MaskedSinglePixelCamera", "compressed_sensing", "single_pixel"]
+
+
+class MaskedSinglePixelCamera(SinglePixelCamera):
+    """deepinv's camera, without noise on the patterns that are not shown."""
+
+    measures_images = False
+
+    def noise(self, x: Tensor, **kwargs) -> Tensor:
+        return super().noise(x, **kwargs) * self.mask
 
 
 def compressed_sensing(
@@ -36,7 +46,7 @@ def compressed_sensing(
     kept = (channels, max(1, round(height * ratio**0.5)), max(1, round(width * ratio**0.5)))
     signs = torch.randint(0, 2, image_shape, generator=torch.Generator().manual_seed(operator_seed)) * 2.0 - 1
     transform = partial(dst1, dim=(-2, -1))  # its own inverse
-    return StructuredRandom(
+    physics = StructuredRandom(
         image_shape,
         kept,
         transform_func=transform,
@@ -44,11 +54,13 @@ def compressed_sensing(
         diagonals=[signs],
         noise_model=make_noise(noise, sigma, of_images=False),
     )
+    physics.measures_images = False
+    return physics
 
 
 def single_pixel(
     image_shape: tuple[int, ...], ratio: float = 0.25, sigma: float = 0.001, noise: str = "gaussian"
-) -> SinglePixelCamera:
+) -> MaskedSinglePixelCamera:
     """One detector behind Hadamard patterns, those with the fewest sign changes first.
 
     Args:
@@ -68,7 +80,7 @@ def single_pixel(
             "prior.image_size"
         )
     patterns = max(1, round(ratio * height * width))
-    return SinglePixelCamera(
+    return MaskedSinglePixelCamera(
         m=patterns, img_size=image_shape, fast=True, noise_model=make_noise(noise, sigma, of_images=False)
     )
 

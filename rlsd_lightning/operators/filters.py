@@ -27,11 +27,11 @@ def super_resolution(
     sigma: float = 0.001,
     noise: str = "gaussian",
 ) -> Downsampling:
-    """The image was filtered and every so many pixels kept.
+    """The image was filtered and every n-th pixel kept.
 
     Args:
         image_shape: Shape of an image, :math:`(C, H, W)`.
-        factor: Kept is every so manieth pixel of both axes; by default 4 below 256 pixels and 8 from there on.
+        factor: Every n-th pixel of both axes is kept; by default 4 below 256 pixels and 8 from there on.
         filter: ``average`` (of factor x factor pixels), ``bicubic``, ``bilinear`` or ``gaussian``.
         sigma: Standard deviation of the noise, in units of an image in [-1, 1].
         noise: Its kind, see :func:`~rlsd_lightning.operators.make_noise`.

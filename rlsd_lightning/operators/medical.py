@@ -8,14 +8,14 @@ from torch import Tensor
 from rlsd_lightning.errors import InputError
 from rlsd_lightning.operators.noise import make_noise
 
-__all__ = ["mri", "tomography"]
+__all__ = ["RealMRI", "mri", "tomography"]
 
 
 CG_STEPS = 15
 """Conjugate gradient steps of one proximal step of tomography; it starts at D(z), and the next step goes on."""
 
 
-class _RealMRI(LinearPhysics):
+class RealMRI(LinearPhysics):
     """Magnetic resonance imaging of real images: deepinv's operator on images whose imaginary part is zero.
 
     Args:
@@ -23,13 +23,19 @@ class _RealMRI(LinearPhysics):
         noise_model: The noise of real and imaginary parts.
     """
 
+    measures_images = False
+
     def __init__(self, mask: Tensor, noise_model: torch.nn.Module) -> None:
         super().__init__(noise_model=noise_model)
         self.complex = MRI(mask=mask)
+        self.register_buffer("mask", mask[None, None])
 
     def A(self, x: Tensor, **kwargs) -> Tensor:  # noqa: N802
         pairs = torch.stack((x, torch.zeros_like(x)), dim=2)  # (N, C, 2, H, W)
         return self.complex.A(pairs.flatten(0, 1)).view(len(x), -1, *x.shape[-2:])
+
+    def noise(self, x: Tensor, **kwargs) -> Tensor:
+        return super().noise(x, **kwargs) * self.mask  # what is not measured has none
 
     def A_adjoint(self, y: Tensor, **kwargs) -> Tensor:  # noqa: N802
         pairs = y.reshape(-1, 2, *y.shape[-2:])
@@ -66,7 +72,7 @@ def mri(
     else:
         generator = torch.Generator().manual_seed(operator_seed)
         mask = GaussianMaskGenerator((2, height, width), acceleration=acceleration, rng=generator).step()["mask"][0, 0]
-    return _RealMRI(mask, make_noise(noise, sigma, of_images=False))
+    return RealMRI(mask, make_noise(noise, sigma, of_images=False))
 
 
 def tomography(
@@ -93,4 +99,6 @@ def tomography(
         torch.manual_seed(0)
         # always all the steps: where a tolerance stops them, images of a batch depend on each other
         solver = {"max_iter": CG_STEPS, "tol": 1e-10}
-        return Tomography(angles=angles, img_width=width, normalize=True, noise_model=noise_model, **solver)
+        physics = Tomography(angles=angles, img_width=width, normalize=True, noise_model=noise_model, **solver)
+    physics.measures_images = False
+    return physics

@@ -1,6 +1,6 @@
 """Operators that are not linear: phase retrieval, saturation, a camera's response, compression."""
 
-from collections.abc import Callable
+import itertools
 from pathlib import Path
 
 import torch
@@ -23,12 +23,14 @@ class FourierMagnitude(Physics):
     r"""The magnitude :math:`|F(\mathrm{pad}(u))|` of the image :math:`u = (x + 1) / 2`, padded with zeros.
 
     The intensity, not the image in [-1, 1], is transformed, as a detector would see it; this rules out a change of
-    sign. As the image fills its frame, no shift of it fits there. What remains is a turn by 180 degrees.
+    sign. As the image fills its frame, no shift of it fits there. What remains is a turn of any channel by 180 degrees.
 
     Args:
         padding: Rows and columns of zeros on each side.
         noise_model: The noise of the magnitudes.
     """
+
+    measures_images = False
 
     def __init__(self, padding: tuple[int, int], noise_model: torch.nn.Module) -> None:
         super().__init__(noise_model=noise_model)
@@ -40,8 +42,11 @@ class FourierMagnitude(Physics):
         return torch.fft.fft2(padded, norm="ortho").abs()
 
     def equivalents(self, images: Tensor) -> Tensor:
-        """Images with the same measurement, with shape :math:`(2, N, C, H, W)`: as they are, and turned."""
-        return torch.stack((images, images.flip((-2, -1))))
+        r"""Images with the same measurement, of every choice of channels to turn, with shape :math:`(2^C, N, C, H, W)`."""
+        turned = images.flip((-2, -1))
+        choices = itertools.product((False, True), repeat=images.shape[1])
+        which = torch.tensor(list(choices), device=images.device)[:, None, :, None, None]
+        return torch.where(which, turned, images)
 
 
 def phase_retrieval(
@@ -172,25 +177,30 @@ def _load_script(path: str) -> torch.jit.ScriptModule:
         ) from error
 
 
-class _StraightThrough(torch.autograd.Function):
-    """A step function whose derivative is taken to be that of the identity."""
-
-    @staticmethod
-    def forward(ctx, x: Tensor, function: Callable[[Tensor], Tensor]) -> Tensor:
-        return function(x)
-
-    @staticmethod
-    def backward(ctx, gradient: Tensor) -> tuple[Tensor, None]:
-        return gradient, None
+def _straight_through(x: Tensor, stepped: Tensor) -> Tensor:
+    """The values of a step function with the derivative of the identity."""
+    return x + (stepped - x).detach()
 
 
-class _Steps(torch.nn.Module):
-    def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
+class _Quantizer(torch.nn.Module):
+    def __init__(self, levels: int) -> None:
         super().__init__()
-        self.function = function
+        self.levels = levels
 
     def forward(self, x: Tensor, **kwargs) -> Tensor:
-        return _StraightThrough.apply(x, self.function)
+        top = self.levels - 1
+        return _straight_through(x, ((x.clamp(-1, 1) + 1) / 2 * top).round() / top * 2 - 1)
+
+
+class _Jpeg(torch.nn.Module):
+    def __init__(self, quality: int) -> None:
+        super().__init__()
+        self.quality = quality
+
+    def forward(self, x: Tensor, **kwargs) -> Tensor:
+        pixels = ((x.detach().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).cpu()
+        stored = torch.stack([decode_jpeg(encode_jpeg(image, self.quality)) for image in pixels])
+        return _straight_through(x, stored.to(x) / 127.5 - 1)
 
 
 def quantization(image_shape: tuple[int, ...], levels: int = 4, sigma: float = 0.0, noise: str = "gaussian") -> Physics:
@@ -207,9 +217,7 @@ def quantization(image_shape: tuple[int, ...], levels: int = 4, sigma: float = 0
     """
     if levels < 2:
         raise InputError(f"physics.levels must be at least 2, got {levels}")
-    top = levels - 1
-    steps = _Steps(lambda x: ((x.clamp(-1, 1) + 1) / 2 * top).round() / top * 2 - 1)
-    return Physics(A=steps, noise_model=make_noise(noise, sigma))
+    return Physics(A=_Quantizer(levels), noise_model=make_noise(noise, sigma))
 
 
 def jpeg(image_shape: tuple[int, ...], quality: int = 10, sigma: float = 0.0, noise: str = "gaussian") -> Physics:
@@ -229,9 +237,4 @@ def jpeg(image_shape: tuple[int, ...], quality: int = 10, sigma: float = 0.0, no
     if image_shape[0] not in (1, 3):
         raise InputError(f"JPEG stores images of one or three channels, got shape {tuple(image_shape)}")
 
-    def compress(x: Tensor) -> Tensor:
-        bytes_ = ((x.detach().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).cpu()
-        stored = torch.stack([decode_jpeg(encode_jpeg(image, quality)) for image in bytes_])
-        return stored.to(x) / 127.5 - 1
-
-    return Physics(A=_Steps(compress), noise_model=make_noise(noise, sigma))
+    return Physics(A=_Jpeg(quality), noise_model=make_noise(noise, sigma))

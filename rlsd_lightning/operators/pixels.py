@@ -1,18 +1,12 @@
 """Operators that act on every pixel by itself: missing pixels, missing colours, or noise alone."""
 
-from deepinv.physics import Decolorize, Demosaicing, Denoising, Inpainting, LinearPhysics
+from deepinv.physics import Decolorize, Demosaicing, Denoising, Inpainting
 
 from rlsd_lightning.errors import InputError
 from rlsd_lightning.masks import load_mask
 from rlsd_lightning.operators.noise import make_noise
 
 __all__ = ["colorization", "demosaicing", "denoising", "inpainting"]
-
-
-class _Brightness(Decolorize):
-    """deepinv's closed form drops what the operator does not see; conjugate gradients keep it, in two steps."""
-
-    prox_l2 = LinearPhysics.prox_l2
 
 
 def inpainting(image_shape: tuple[int, ...], mask: str, sigma: float = 0.001, noise: str = "gaussian") -> Inpainting:
@@ -47,7 +41,7 @@ def colorization(image_shape: tuple[int, ...], sigma: float = 0.001, noise: str 
         sigma: Standard deviation of the noise, in units of an image in [-1, 1].
         noise: Its kind, see :func:`~rlsd_lightning.operators.make_noise`.
     """
-    return _Brightness(channels=image_shape[0], srf="flat", noise_model=make_noise(noise, sigma))
+    return Decolorize(channels=image_shape[0], srf="flat", noise_model=make_noise(noise, sigma))
 
 
 def demosaicing(image_shape: tuple[int, ...], sigma: float = 0.001, noise: str = "gaussian") -> Demosaicing:

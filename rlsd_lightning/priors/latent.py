@@ -34,6 +34,7 @@ class LatentPrior(Prior):
         timestep_offset: The smallest timestep the network was trained to be asked for.
         vae_tiling: Decode in tiles, for images that do not fit otherwise.
         decoder_checkpointing: Recompute the decoder's activations in the backward pass instead of keeping them.
+        patch_size: Height and width of the network's patches, in latents.
 
     Raises:
         InputError: If the image size does not fit the autoencoder.
@@ -57,11 +58,16 @@ class LatentPrior(Prior):
         timestep_offset: int,
         vae_tiling: bool = False,
         decoder_checkpointing: bool = False,
+        patch_size: int = 1,
     ) -> None:
         height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
         stride = 2 ** (len(vae.config.block_out_channels) - 1)
-        if height % stride or width % stride or min(height, width) < stride:
-            raise InputError(f"image_size must be a multiple of {stride}, the autoencoder's stride, got {image_size}")
+        unit = stride * patch_size
+        if height % unit or width % unit or min(height, width) < unit:
+            raise InputError(
+                f"image_size must be a multiple of {unit}, the autoencoder's stride times the network's patch, got "
+                f"{image_size}"
+            )
         super().__init__(
             *levels,
             (latent_channels, height // stride, width // stride),
@@ -166,6 +172,7 @@ class PipelinePrior(LatentPrior):
             offset,
             vae_tiling,
             decoder_checkpointing,
+            getattr(network.config, "patch_size", 1),
         )
         self.denoiser = network
         self.freeze()

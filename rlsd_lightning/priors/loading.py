@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 from diffusers import DDIMScheduler, DiffusionPipeline
-from torch import Tensor
+from torch import Tensor, nn
 
 from rlsd_lightning.errors import InputError
 
@@ -83,7 +83,10 @@ def load_pipeline(
             low_cpu_mem_usage=False,  # the other way needs accelerate
             **options,
         )
-        return pipeline.to(WEIGHT_TYPES[weights])  # some networks are left in float32
+        for part in pipeline.components.values():  # some are left in float32
+            if isinstance(part, nn.Module) and part.dtype != WEIGHT_TYPES[weights]:
+                part.to(WEIGHT_TYPES[weights])
+        return pipeline
     except (OSError, ValueError, TypeError, KeyError, RuntimeError, AttributeError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         hint = "" if allow_pickle else "; if it has pickled weights only and you trust it, set prior.allow_pickle=true"
