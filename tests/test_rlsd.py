@@ -46,7 +46,7 @@ def make(prior: StableDiffusionPrior, features: nn.Module | None = None, **setti
     physics = inpainting(prior.image_shape, mask="half").double()
     truth = 2 * torch.rand(1, *prior.image_shape, generator=torch.Generator().manual_seed(0), dtype=F64) - 1
     measurement = Measurement("face", physics.A(truth), physics)
-    settings = {"num_particles": 3, "num_steps": 20, **settings}
+    settings = {"num_particles": 3, "num_steps": 20, "sigma_break": 1000, **settings}
     return RLSD(prior, measurement, features or PixelFeatures(), **settings).double()
 
 
@@ -58,10 +58,10 @@ def gradient(module: RLSD, step: int = 0) -> Tensor:
 
 
 def weight(module: RLSD, step: int = 0) -> tuple[Tensor, Tensor]:
-    """lambda sigma / alpha, and sigma."""
+    """lambda log(1 + sigma / alpha), and sigma."""
     t = module.timesteps[step]
     alpha, sigma = module.prior.alphas[t], module.prior.sigmas[t]
-    return module.hparams.distillation_weight * sigma / alpha, sigma
+    return module.hparams.distillation_weight * torch.log(1 + sigma / alpha), sigma
 
 
 def score(module: RLSD, step: int = 0) -> Tensor:
@@ -356,7 +356,8 @@ def test_particles_of_a_gaussian_prior_reach_the_posterior_mean(noise_std: float
     matrix, y = torch.tensor([[1.0, 0.5, 0.0], [0.0, 0.3, 1.0]]), torch.tensor([[0.5, 0.3]])
     posterior = prior.mixture.posterior(matrix, y[0], noise_std)
     trainer = {"accelerator": "cpu", "enable_progress_bar": False}
-    settings = {"num_particles": 16, "num_steps": 100, "gamma": 0.0, "trainer": trainer}
+    # with the default weight, found for images, the balance is a third of a standard deviation from the mean
+    settings = {"num_particles": 16, "num_steps": 100, "gamma": 0.0, "distillation_weight": 0.3, "trainer": trainer}
     images = solve(y, Matrix(matrix, noise_std), prior, **settings)
     std = posterior.covariances[0].diagonal().sqrt()
     error = ((images.mean(0) - posterior.means[0]) / std).norm()

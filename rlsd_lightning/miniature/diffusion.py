@@ -171,7 +171,7 @@ def save_pipeline(folder: Path, vae: AutoencoderKL, module: Diffusion, tokenizer
 
 
 def main(arguments: list[str] | None = None) -> None:
-    options = parser(__doc__.splitlines()[0], steps=16500, batch_size=32, out="data/priors/faces")
+    options = parser(__doc__.splitlines()[0], steps=25500, batch_size=32, out="data/priors/faces")
     options.add_argument("--channels", type=int, nargs="+", default=[48, 96, 144], help="widths of the UNet")
     options.add_argument("--lr", type=float, default=8e-4, help="highest step size")
     options.add_argument("--start", type=Path, help="pipeline folder whose weights the training starts from")
