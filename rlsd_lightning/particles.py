@@ -1,7 +1,6 @@
 """What every particle method has: the particles, their noise, the schedule, and a safe checkpoint."""
 
 import hashlib
-import math
 from abc import abstractmethod
 from collections.abc import Callable
 
@@ -12,6 +11,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from rlsd_lightning.errors import InputError
+from rlsd_lightning.fingerprint import description, probe, sampled
 from rlsd_lightning.functional.losses import at_least_float32
 from rlsd_lightning.functional.noise import keyed_normal, measurement_key
 from rlsd_lightning.functional.schedules import add_noise, ddim_timesteps
@@ -72,7 +72,7 @@ class ParticleModule(L.LightningModule):
             raise InputError(
                 f"particles that start from latents of shape {latents} are expected, got {tuple(start[0].shape)}"
             )
-        self.evidence = {"y": sampled(measurement.y), "operator": sampled(_probe(measurement, prior.image_shape))}
+        self.evidence = {"y": sampled(measurement.y), "operator": sampled(probe(measurement, prior.image_shape))}
         if start is not None:
             self.evidence["start"] = sampled(start[0])
         self.full_length = num_steps
@@ -181,11 +181,7 @@ class ParticleModule(L.LightningModule):
             settings = (self.measurement.name, self.num_particles, self.seed, self.timesteps, type(self).__name__)
             digest.update(repr((settings, type(self.physics).__name__, sorted(settings_of_result.items()))).encode())
             for module in (self.prior, self.features):
-                plain = {name: value for name, value in vars(module).items() if isinstance(value, int | float | str)}
-                plain.pop("training", None)
-                digest.update(repr((type(module).__name__, sorted(plain.items()))).encode())
-                for name, tensor in module.state_dict().items():
-                    digest.update(repr((name, tuple(tensor.shape))).encode() + sampled(tensor).numpy().tobytes())
+                digest.update(description(module))
             self._fingerprint = digest.hexdigest()
         return self._fingerprint
 
@@ -225,30 +221,3 @@ def check_settings(not_negative: dict[str, float], positive: dict[str, float]) -
     for name, value in positive.items():
         if not value > 0:
             raise InputError(f"method.{name} must be above 0, got {value}")
-
-
-def sampled(tensor: Tensor, most: int = 4096) -> Tensor:
-    """Some elements of a tensor, evenly spread, and its mean: tells two apart and costs nothing for gigabytes."""
-    flat = torch.view_as_real(tensor.detach()).flatten() if tensor.is_complex() else tensor.detach().flatten()
-    picked = flat[:: max(1, flat.numel() // most)].cpu().double()
-    return torch.cat((picked, picked.mean()[None])) if picked.numel() else picked
-
-
-@torch.no_grad()
-def _probe(measurement: Measurement, image_shape: tuple[int, ...]) -> Tensor:
-    """What the operator makes of a pattern; refuses one that does not fit."""
-    count = math.prod(image_shape)
-    pattern = torch.linspace(0, 40 * math.pi, count, device=measurement.y.device).sin().view(1, *image_shape)
-    try:
-        measured = measurement.physics.A(pattern)
-    except (RuntimeError, ValueError, IndexError) as error:
-        raise InputError(
-            f"{type(measurement.physics).__name__} does not take images of shape {image_shape}, which the prior makes "
-            f"({str(error).splitlines()[0]})"
-        ) from error
-    if measured.shape != measurement.y.shape:
-        raise InputError(
-            f"{type(measurement.physics).__name__} turns the prior's images of shape {image_shape} into measurements "
-            f"of shape {tuple(measured.shape)}, but '{measurement.name}' has shape {tuple(measurement.y.shape)}"
-        )
-    return measured

@@ -55,31 +55,12 @@ def run_measurements(
             measurement = data[index]
             if in_order and index:
                 measurement = measurement._replace(start=last_particles(folder / data.names[index - 1]))
-            module = make_module(measurement)
-            trainer = make_trainer(target)
             last = checkpoint[1] if checkpoint else target / "checkpoints" / "last.ckpt"
-            if isinstance(trainer.progress_bar_callback, Progress):
-                trainer.progress_bar_callback.position = f"[{index + 1}/{len(data)}] "
-            if last.is_file():
-                log.info("%s: going on from %s", name, last)
-            # our own checkpoints hold tensors and plain numbers only
-            trainer.fit(module, ckpt_path=last if last.is_file() else None, weights_only=True)
+            _solve(make_module(measurement), make_trainer(target), last, f"[{index + 1}/{len(data)}] ")
         except (InputError, NonFiniteError) as error:
             if len(data) == 1 and isinstance(error, InputError):
                 raise
             log.error("%s: %s", name, error)
-            continue
-        except torch.OutOfMemoryError as error:
-            reason = (
-                f"'{name}' does not fit into the device's memory ({str(error).splitlines()[0]}); set "
-                "method.particle_chunk=1, prior.decoder_checkpointing=true or fewer particles"
-            )
-            if len(data) == 1:
-                raise InputError(reason) from error
-            log.error(reason)
-            continue
-        if read_metrics(target) is None:
-            log.error("%s: stopped after %d of %d steps", name, module.steps_done, len(module.timesteps))
     rows = [metrics for name in data.names if (metrics := read_metrics(folder / name)) is not None]
     write_summary(folder, rows)
     if rows:
@@ -88,3 +69,22 @@ def run_measurements(
         write_sequence(folder, [row["name"] for row in rows])
     asked = data.names if checkpoint is None else [checkpoint[0]]
     return len(rows), sum(read_metrics(folder / name) is None for name in asked)
+
+
+def _solve(module: ParticleModule, trainer: L.Trainer, checkpoint: Path, position: str) -> None:
+    """Solves one measurement, from its checkpoint if there is one."""
+    name = module.measurement.name
+    if isinstance(trainer.progress_bar_callback, Progress):
+        trainer.progress_bar_callback.position = position
+    if checkpoint.is_file():
+        log.info("%s: going on from %s", name, checkpoint)
+    try:
+        # our own checkpoints hold tensors and plain numbers only
+        trainer.fit(module, ckpt_path=checkpoint if checkpoint.is_file() else None, weights_only=True)
+    except torch.OutOfMemoryError as error:
+        raise InputError(
+            f"'{name}' does not fit into the device's memory ({str(error).splitlines()[0]}); set "
+            "method.particle_chunk=1, prior.decoder_checkpointing=true or fewer particles"
+        ) from error
+    if module.steps_done < len(module.timesteps):
+        log.error("%s: stopped after %d of %d steps", name, module.steps_done, len(module.timesteps))

@@ -451,6 +451,34 @@ def test_a_measurement_that_diverges_keeps_its_checkpoint_and_the_others_finish(
     assert saved["state_dict"]["z"].isfinite().all()
 
 
+class Full(Callback):
+    """The device's memory is full at the first step of one measurement."""
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx: int) -> None:
+        if pl_module.measurement.name == "large":
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+
+@pytest.mark.parametrize("names", [["small", "large"], ["large"]])
+def test_a_measurement_that_does_not_fit_into_memory_is_one_line(
+    names: list[str], tiny_prior, tiny_features, measurement, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    data = MeasurementList(measurement._replace(name=name) for name in names)
+
+    def solve() -> tuple[int, int]:
+        def module(given: Measurement) -> RLSD:
+            return RLSD(tiny_prior, given, tiny_features, num_steps=2, num_particles=2)
+
+        return run_measurements(data, module, lambda folder: trainer_with(folder, Full()), tmp_path)
+
+    if len(names) == 1:
+        with pytest.raises(InputError, match=r"'large' does not fit .* method\.particle_chunk=1"):
+            solve()
+    else:
+        assert solve() == (1, 1)
+        assert "'large' does not fit into the device's memory (CUDA out of memory" in caplog.text
+
+
 def test_a_run_that_diverges_ends_with_one(small: list[str], tmp_path: Path) -> None:
     code, printed = train(*small, "num_steps=10", "method.lr_z=1e30", "data.limit=2", f"output_dir={tmp_path / 'run'}")
     assert code == 1

@@ -1,0 +1,48 @@
+"""What tells two runs apart: enough of their networks, operators and measurements to compare, and little to keep."""
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from rlsd_lightning.errors import InputError
+from rlsd_lightning.measurement import Measurement
+
+__all__ = ["description", "probe", "sampled"]
+
+
+def description(module: nn.Module) -> bytes:
+    """A network's class, its plain settings, and samples of its tensors."""
+    plain = {name: value for name, value in vars(module).items() if isinstance(value, int | float | str)}
+    plain.pop("training", None)
+    parts = [repr((type(module).__name__, sorted(plain.items()))).encode()]
+    for name, tensor in module.state_dict().items():
+        parts += [repr((name, tuple(tensor.shape))).encode(), sampled(tensor).numpy().tobytes()]
+    return b"".join(parts)
+
+
+def sampled(tensor: Tensor, most: int = 4096) -> Tensor:
+    """Some elements of a tensor, evenly spread, and its mean: tells two apart and costs nothing for gigabytes."""
+    flat = torch.view_as_real(tensor.detach()).flatten() if tensor.is_complex() else tensor.detach().flatten()
+    picked = flat[:: max(1, flat.numel() // most)].cpu().double()
+    return torch.cat((picked, picked.mean()[None])) if picked.numel() else picked
+
+
+@torch.no_grad()
+def probe(measurement: Measurement, image_shape: tuple[int, ...]) -> Tensor:
+    """What the operator makes of a pattern; refuses one that does not fit."""
+    count = math.prod(image_shape)
+    pattern = torch.linspace(0, 40 * math.pi, count, device=measurement.y.device).sin().view(1, *image_shape)
+    try:
+        measured = measurement.physics.A(pattern)
+    except (RuntimeError, ValueError, IndexError) as error:
+        raise InputError(
+            f"{type(measurement.physics).__name__} does not take images of shape {image_shape}, which the prior makes "
+            f"({str(error).splitlines()[0]})"
+        ) from error
+    if measured.shape != measurement.y.shape:
+        raise InputError(
+            f"{type(measurement.physics).__name__} turns the prior's images of shape {image_shape} into measurements "
+            f"of shape {tuple(measured.shape)}, but '{measurement.name}' has shape {tuple(measurement.y.shape)}"
+        )
+    return measured
