@@ -143,6 +143,7 @@ def run(tiny_prior_folder: Path, tiny_features_folder: Path, tmp_path_factory) -
         "callbacks.progress.refresh_rate=1",
         f"output_dir={folder}",
         "method.gamma=0.1",
+        "method.sigma_break=1000",
     )
     assert code == 0, printed
     return folder, printed
