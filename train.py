@@ -82,7 +82,7 @@ def resumed(cfg: DictConfig) -> DictConfig:
     started_with = saved_settings(folder)
     names = [item.lstrip("+~").split("=")[0] for item in HydraConfig.get().overrides.task]
     for name in names:
-        if "/" in name or name in HydraConfig.get().runtime.choices:
+        if "/" in name or name in HydraConfig.get().runtime.choices or name == "measurements_per_batch":
             raise InputError(f"'{name}' was chosen when the run was started and can't change; start a new run")
         OmegaConf.update(started_with, name, OmegaConf.select(cfg, name), force_add=True)
     started_with.output_dir = str(folder)
@@ -120,8 +120,8 @@ def check_settings(cfg: DictConfig) -> None:
                 raise HydraException(f"{group}.{name} must be {expected}, got '{value}'")
 
 
-def trainer_factory(cfg: DictConfig) -> Callable[[Path], L.Trainer]:
-    """Makes a fresh Trainer for every measurement: one can't be used twice."""
+def trainer_factory(cfg: DictConfig, run_folder: Path) -> Callable[[Path], L.Trainer]:
+    """Makes a fresh Trainer for every batch of measurements, whose folder it is called with: one can't be used twice."""
     compared_in = instantiate(cfg.callbacks.results.features)  # once, not for every measurement
 
     def make(folder: Path) -> L.Trainer:
@@ -129,7 +129,7 @@ def trainer_factory(cfg: DictConfig) -> Callable[[Path], L.Trainer]:
             cfg.callbacks,
             {
                 "checkpoint": {"dirpath": str(folder / cfg.callbacks.checkpoint.dirpath)},
-                "results": {"folder": str(folder), "features": None},
+                "results": {"folder": str(run_folder), "features": None},
                 "stop": {"folder": str(folder / cfg.callbacks.stop.folder)},
             },
         )
@@ -187,7 +187,12 @@ def run(cfg: DictConfig, folder: Path) -> int:
     method = instantiate(cfg.method)
     data = instantiate(cfg.data)(prior.image_shape, instantiate(cfg.physics))
     finished, missing = run_measurements(
-        data, lambda measurement: method(prior, measurement, features), trainer_factory(cfg), folder, chosen
+        data,
+        lambda measurements: method(prior, measurements, features),
+        trainer_factory(cfg, folder),
+        folder,
+        chosen,
+        cfg.measurements_per_batch,
     )
     log.info("results of %d of %d measurements: %s", finished, len(data), folder / "report.html")
     return 1 if missing else 0

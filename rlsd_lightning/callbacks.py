@@ -17,6 +17,7 @@ from torchvision.utils import make_grid
 
 from rlsd_lightning.errors import InputError, NonFiniteError
 from rlsd_lightning.functional.metrics import psnr
+from rlsd_lightning.measurement import Measurement
 from rlsd_lightning.particles import ParticleModule
 from rlsd_lightning.results import aligned, load_lpips, score, write_images, write_metrics
 
@@ -74,10 +75,12 @@ class FiniteGuard(Callback):
         done = batch_idx + 1
         if done % self.every_n_steps and done != len(pl_module.timesteps):
             return
-        if not all(torch.isfinite(particles).all() for particles in (pl_module.z, pl_module.x)):
+        lost = pl_module.not_finite()
+        if lost:
             raise NonFiniteError(
-                f"particles of '{pl_module.measurement.name}' are no longer finite at step {done}; lower "
-                "method.lr_z or method.gamma, or use precision 32-true"
+                f"particles of '{', '.join(lost)}' are no longer finite at step {done}; lower method.lr_z or "
+                "method.gamma, or use precision 32-true",
+                lost,
             )
 
 
@@ -85,7 +88,8 @@ class Monitor(Callback):
     """Curves and pictures in TensorBoard as the particles evolve.
 
     Args:
-        every_n_steps: Steps between two pictures, each of which costs a decode.
+        every_n_steps: Steps between two pictures, each of which costs a decode. With several measurements the curves
+            are their means.
     """
 
     def __init__(self, every_n_steps: int = 50) -> None:
@@ -107,18 +111,30 @@ class Monitor(Callback):
         if done % self.every_n_steps and done != len(pl_module.timesteps):
             return
         images, decoded = pl_module.reconstructions()
-        truth = pl_module.measurement.truth
-        if truth is not None and images.ndim == 4:
-            truth = truth.to(images)
-            each = psnr(aligned(images, truth, pl_module.physics), truth)
-            values = {"psnr/mean": each.mean().item(), "psnr/best": each.max().item()}
+        if images.ndim != 4:
+            return
+        ratios = []
+        for measurement, particles, at_z in pl_module.each(images, decoded):
+            if measurement.truth is not None:
+                truth = measurement.truth.to(particles)
+                ratios.append(psnr(aligned(particles, truth, measurement.physics), truth))
+            for logger in trainer.loggers:
+                if isinstance(logger, TensorBoardLogger):
+                    _add_pictures(logger, pl_module, measurement.name, particles, at_z, done)
+        if ratios:
+            means, bests = ([reduce(each) for each in ratios] for reduce in (torch.mean, torch.max))
+            values = {"psnr/mean": torch.stack(means).mean().item(), "psnr/best": torch.stack(bests).mean().item()}
             for logger in trainer.loggers:  # self.log would repeat them until the next picture
                 logger.log_metrics(values, step=done)
-        for logger in trainer.loggers:
-            if isinstance(logger, TensorBoardLogger) and images.ndim == 4:
-                for name, pictures in (("particles", images), ("decoded", decoded)):
-                    grid = make_grid(pictures.float().clamp(-1, 1) / 2 + 0.5, nrow=8)
-                    logger.experiment.add_image(name, grid, done)
+
+
+def _add_pictures(
+    logger: TensorBoardLogger, module: ParticleModule, measurement: str, images: Tensor, decoded: Tensor, step: int
+) -> None:
+    label = f"/{measurement}" if len(module.measurements) > 1 else ""
+    for name, pictures in (("particles", images), ("decoded", decoded)):
+        grid = make_grid(pictures.float().clamp(-1, 1) / 2 + 0.5, nrow=8)
+        logger.experiment.add_image(name + label, grid, step)
 
 
 class Progress(TQDMProgressBar):
@@ -134,7 +150,7 @@ class Progress(TQDMProgressBar):
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: ParticleModule) -> None:
         super().on_train_epoch_start(trainer, pl_module)
-        self.train_progress_bar.set_description(f"{self.position}{pl_module.measurement.name}")
+        self.train_progress_bar.set_description(f"{self.position}{pl_module.name}")
 
     def get_metrics(self, trainer: L.Trainer, pl_module: L.LightningModule) -> dict:
         metrics = super().get_metrics(trainer, pl_module)
@@ -143,10 +159,10 @@ class Progress(TQDMProgressBar):
 
 
 class Results(Callback):
-    """Writes a measurement's results once it is finished; metrics.json comes last and marks it as done.
+    """Writes the measurements' results once they are finished; metrics.json comes last and marks one as done.
 
     Args:
-        folder: The measurement's folder.
+        folder: The run's folder; each measurement has one of its own in it, of its name.
         features: What the particles' diversity is measured in; what the kernel compares if left out.
     """
 
@@ -171,35 +187,56 @@ class Results(Callback):
     def on_train_end(self, trainer: L.Trainer, pl_module: ParticleModule) -> None:
         if pl_module.steps_done < len(pl_module.timesteps):
             return  # the Trainer was told to stop early: not finished
-        seconds = self._seconds()
+        count = len(pl_module.measurements)
+        seconds = self._seconds() / count
         images, decoded = pl_module.reconstructions()
-        self.folder.mkdir(parents=True, exist_ok=True)
-        metrics = {
-            "name": pl_module.measurement.name,
-            **self.results(pl_module, images, decoded),
-            "num_particles": pl_module.num_particles,
-            "num_steps": len(pl_module.timesteps),
-            "seconds": round(seconds, 3),
-        }
-        write_metrics(self.folder, metrics)
+        written = []
+        for measurement, x, at_z, z in pl_module.each(images, decoded, pl_module.z):
+            folder = self.folder / measurement.name
+            folder.mkdir(parents=True, exist_ok=True)
+            metrics = {
+                "name": measurement.name,
+                **self.results(folder, pl_module, measurement, x, at_z, z),
+                "num_particles": pl_module.num_particles,
+                "num_steps": len(pl_module.timesteps),
+                "seconds": round(seconds, 3),
+            }
+            write_metrics(folder, metrics)
+            written.append({f"final/{name}": value for name, value in metrics.items() if isinstance(value, float)})
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger):
-                numbers = {f"final/{k}": v for k, v in metrics.items() if isinstance(v, float)}
-                logger.log_hyperparams(dict(pl_module.hparams), numbers)
+                means = {name: sum(row[name] for row in written) / count for name in written[0]}
+                logger.log_hyperparams(dict(pl_module.hparams), means)
 
     @abstractmethod
-    def results(self, pl_module: ParticleModule, images: Tensor, decoded: Tensor) -> dict[str, Any]:
-        """Writes whatever belongs to the particles and returns their figures."""
+    def results(
+        self,
+        folder: Path,
+        pl_module: ParticleModule,
+        measurement: Measurement,
+        images: Tensor,
+        decoded: Tensor,
+        z: Tensor,
+    ) -> dict[str, Any]:
+        """Writes whatever belongs to the particles of one measurement to its folder and returns their figures."""
 
 
 class ImageResults(Results):
     """Pictures, tensors and figures of image-shaped particles."""
 
-    def results(self, pl_module: ParticleModule, images: Tensor, decoded: Tensor) -> dict[str, Any]:
-        measurement = pl_module.measurement
-        truth = None if measurement.truth is None else measurement.truth.to(images)
-        write_images(self.folder, images, pl_module.z, measurement)
+    def results(
+        self,
+        folder: Path,
+        pl_module: ParticleModule,
+        measurement: Measurement,
+        images: Tensor,
+        decoded: Tensor,
+        z: Tensor,
+    ) -> dict[str, Any]:
+        physics, truth = measurement.physics, measurement.truth
+        write_images(folder, images, z, measurement)
         features = self.features.to(images.device) if self.features else pl_module.features
         with torch.no_grad():
-            compared = features(pl_module.z, aligned(images, images[:1], pl_module.physics))
-        return score(images, measurement.y, pl_module.physics, truth, compared, load_lpips())
+            compared = features(z, aligned(images, images[:1], physics))
+        truth = None if truth is None else truth.to(images)
+        return score(images, measurement.y, physics, truth, compared, load_lpips())

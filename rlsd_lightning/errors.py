@@ -8,7 +8,16 @@ class InputError(ValueError):
 
 
 class NonFiniteError(ArithmeticError):
-    """A loss or a particle became infinite or not a number; the measurement's last checkpoint is still good."""
+    """A loss or a particle became infinite or not a number; the last checkpoint is still good.
+
+    Args:
+        message: What happened.
+        measurements: Names of those it happened to.
+    """
+
+    def __init__(self, message: str, measurements: list[str]) -> None:
+        super().__init__(message)
+        self.measurements = measurements
 
 
 class StoppedError(Exception):

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from rlsd_lightning.errors import InputError
 from rlsd_lightning.measurement import Measurement
 
-__all__ = ["description", "probe", "sampled"]
+__all__ = ["agree", "description", "evidence"]
 
 
 def description(module: nn.Module) -> bytes:
@@ -19,6 +19,26 @@ def description(module: nn.Module) -> bytes:
     for name, tensor in module.state_dict().items():
         parts += [repr((name, tuple(tensor.shape))).encode(), sampled(tensor).numpy().tobytes()]
     return b"".join(parts)
+
+
+def evidence(measurement: Measurement, image_shape: tuple[int, ...]) -> dict[str, Tensor]:
+    """Samples of a measurement, of what its operator makes of a pattern, and of what its particles start from.
+
+    Raises:
+        InputError: If the operator does not fit images of this shape, or the measurement.
+    """
+    parts = {"y": sampled(measurement.y), "operator": sampled(probe(measurement, image_shape))}
+    if measurement.start is not None:
+        parts["start"] = sampled(measurement.start[0])
+    return parts
+
+
+def agree(saved: dict[str, Tensor], here: dict[str, Tensor]) -> bool:
+    """Whether two pieces of evidence are of the same measurement, perhaps computed on another machine."""
+    return saved.keys() == here.keys() and all(
+        saved[name].shape == value.shape and torch.allclose(saved[name], value, rtol=1e-3, atol=1e-5)
+        for name, value in here.items()
+    )
 
 
 def sampled(tensor: Tensor, most: int = 4096) -> Tensor:

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
-import torch
 from lightning.pytorch.callbacks import Callback
 
 from rlsd_lightning.errors import StoppedError
@@ -54,9 +53,9 @@ class StopOnSignal(Callback):
     ) -> None:
         if self._came is None:
             return
-        if all(torch.isfinite(particles).all() for particles in (pl_module.z, pl_module.x)):
+        if not pl_module.not_finite():
             trainer.save_checkpoint(self.folder / "last.ckpt")
-        raise StoppedError(f"stopped by {self._came.name} after step {batch_idx + 1} of '{pl_module.measurement.name}'")
+        raise StoppedError(f"stopped by {self._came.name} after step {batch_idx + 1} of '{pl_module.name}'")
 
     def teardown(self, trainer: L.Trainer, pl_module: ParticleModule, stage: str) -> None:
         self._restore()

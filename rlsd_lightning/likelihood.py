@@ -9,13 +9,19 @@ Everything is in units of a squared error: the misfit of a particle is
 import math
 
 import torch
-from deepinv.physics import LaplaceNoise, NoiseModel
+from deepinv.physics import LaplaceNoise, NoiseModel, Physics
 from torch import Tensor
 
-from rlsd_lightning.functional.losses import absolute_misfit, photon_misfit, square_misfit
+from rlsd_lightning.functional.losses import absolute_misfit, at_least_float32, photon_misfit, square_misfit
 from rlsd_lightning.operators.noise import PoissonNoise
 
-__all__ = ["has_square_misfit", "misfit", "noise_std"]
+__all__ = ["has_square_misfit", "measured", "misfit", "noise_std"]
+
+
+def measured(physics: Physics, images: Tensor) -> Tensor:
+    """The noiseless measurements of images, in full precision."""
+    with torch.autocast(images.device.type, enabled=False):
+        return physics.A(at_least_float32(images))
 
 
 def noise_std(noise_model: NoiseModel, y: Tensor) -> float:

@@ -14,6 +14,7 @@ The misfit is :math:`\mathrm{mean}(y - A(x))^2` for Gaussian noise, and its like
 """
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -24,7 +25,7 @@ from rlsd_lightning.errors import InputError
 from rlsd_lightning.functional.kernels import log_density, median_bandwidth
 from rlsd_lightning.functional.losses import at_least_float32, coupling, distillation
 from rlsd_lightning.functional.schedules import PRIOR_WEIGHTS, prior_weight
-from rlsd_lightning.likelihood import misfit, noise_std
+from rlsd_lightning.likelihood import measured, misfit, noise_std
 from rlsd_lightning.measurement import Measurement
 from rlsd_lightning.particles import ParticleModule, check_settings
 from rlsd_lightning.priors import Prior
@@ -37,13 +38,13 @@ GAIN_EVERY = 10
 
 
 class RLSD(ParticleModule):
-    r"""N interacting particles that explain one measurement under a latent diffusion prior.
+    r"""N interacting particles that explain a measurement under a latent diffusion prior.
 
     Args:
         prior: The latent diffusion prior.
-        measurement: What is known.
+        measurements: What is known: one measurement, or several that are solved side by side.
         features: Called with latents and images, returns what the kernel compares.
-        num_particles: The number :math:`N` of particles.
+        num_particles: The number :math:`N` of particles of each measurement.
         num_steps: The number :math:`K` of timesteps.
         seed: Seed of all noise.
         warm_share: Share of the timesteps, those with the least noise, that is taken where the measurement says what the
@@ -66,6 +67,8 @@ class RLSD(ParticleModule):
         lr_z: First step size of Adam on the latents.
         lr_x: First step size of Adam on the auxiliaries.
         final_lr: Share of the step size that is left at the end of the cosine decay; 1 is no decay.
+        renew_every: The decoder runs, and with it the gradients of the coupling, the fidelity and the repulsion are
+            renewed, once in so many steps; the steps between use the last ones again. The denoiser runs in every step.
 
     Raises:
         InputError: If an argument is out of range.
@@ -78,7 +81,7 @@ class RLSD(ParticleModule):
     def __init__(
         self,
         prior: Prior,
-        measurement: Measurement,
+        measurements: Measurement | Sequence[Measurement],
         features: nn.Module,
         *,
         num_particles: int = 4,
@@ -99,10 +102,11 @@ class RLSD(ParticleModule):
         lr_z: float = 0.5,
         lr_x: float = 0.4,
         final_lr: float = 0.0,
+        renew_every: int = 1,
     ) -> None:
         super().__init__(
             prior,
-            measurement,
+            measurements,
             features,
             num_particles=num_particles,
             num_steps=num_steps,
@@ -114,42 +118,68 @@ class RLSD(ParticleModule):
             raise InputError(f"method.gamma_mode must be relative or absolute, got '{gamma_mode}'")
         if x_update not in ("prox", "adam"):
             raise InputError(f"method.x_update must be prox or adam, got '{x_update}'")
+        if renew_every < 1 or (renew_every > 1 and augmented and x_update == "adam"):
+            raise InputError(
+                f"method.renew_every must be at least 1, and 1 where method.x_update is adam, got {renew_every}"
+            )
         if weighting not in PRIOR_WEIGHTS:
             raise InputError(f"method.weighting must be one of {', '.join(PRIOR_WEIGHTS)}, got '{weighting}'")
         check_settings(
             {"gamma": gamma, "sigma_break": sigma_break, "rho": rho, "distillation_weight": distillation_weight},
             {"decoder_std": decoder_std, "min_mu": min_mu, "lr_z": lr_z, "lr_x": lr_x},
         )
-        self.save_hyperparameters(ignore=["prior", "measurement", "features"])
+        self.save_hyperparameters(ignore=["prior", "measurements", "features"])
+        self.mu = [self._proximal_weight(measurement) for measurement in self.measurements]
+        self.x.requires_grad_(augmented and x_update == "adam")
+        self.register_buffer("decoder_gain", torch.ones(len(self.z)))
+        if renew_every > 1:
+            self.register_buffer("held", torch.zeros_like(self.z))
+            self._renewed: dict[str, Tensor] = {}  # to be logged
+
+    def _proximal_weight(self, measurement: Measurement) -> float:
         pixels_per_value = self.x[0].numel() / measurement.y[0].numel()
         std = noise_std(measurement.physics.noise_model, measurement.y)
-        self.mu = max(pixels_per_value * (std / decoder_std) ** 2, min_mu)
-        self.x.requires_grad_(augmented and x_update == "adam")
-        self.register_buffer("decoder_gain", torch.ones(num_particles))
+        return max(pixels_per_value * (std / self.hparams.decoder_std) ** 2, self.hparams.min_mu)
 
     def training_step(self, batch: tuple[int, int], batch_idx: int) -> Tensor:
         step, t = batch
         assert step == batch_idx, f"step {step} came as batch {batch_idx}: the schedule was not restored"
         alpha, sigma = self.prior.alpha(t), self.prior.sigma(t)
-        eps = self.noise(step)
-        score = self.score(self.z, eps, t)
-        decoded = self.decode(self.z)
-        losses = self._likelihood(decoded)
         weight = self.hparams.distillation_weight * prior_weight(alpha, sigma, self.hparams.weighting)
-        losses["distillation"] = weight * distillation(score, self.z)
-        if self.hparams.gamma and self.repulsion_is_on(step, self.hparams.sigma_break):
-            surrogate, ratio = self._repulsion(decoded, score, sigma, step)
-            losses["repulsion"] = weight * surrogate
-            self.log_step({"repulsion_to_score": ratio}, batch_idx)
-        elif self.hparams.gamma:  # a curve that ends would go on with its last value
-            losses["repulsion"] = torch.zeros_like(losses["distillation"])
-            self.log_step({"repulsion_to_score": losses["repulsion"]}, batch_idx)
-        loss = sum(losses.values())
-        self.log_losses({"total": loss, **losses}, batch_idx)
+        score = self.score(self.z, self.noise(step), t)
+        losses = {"distillation": weight * distillation(score, self.z)}
+        if self.hparams.renew_every == 1:
+            losses |= self._decoder_losses(score, weight, sigma, step)
+            loss = sum(losses.values())
+        else:
+            if step % self.hparams.renew_every == 0:
+                renewed = self._decoder_losses(score, weight, sigma, step)
+                # a mean over an image's pixels has a gradient that half precision would round to zero
+                scale = self.x[0].numel()
+                (gradient,) = torch.autograd.grad(scale * sum(renewed.values()), self.z)
+                self.held.copy_(gradient / scale)
+                self._renewed = {name: value.detach() for name, value in renewed.items()}
+            loss = losses["distillation"] + torch.sum(self.held * self.z)
+            losses |= self._renewed
+        self.log_losses(losses, batch_idx)
         return loss
 
+    def _decoder_losses(self, score: Tensor, weight: Tensor, sigma: Tensor, step: int) -> dict[str, Tensor]:
+        """The terms that need the decoded latents: what ties them to the measurements, and the repulsion."""
+        decoded = self.decode(self.z)
+        losses = self._likelihood(decoded)
+        if not self.hparams.gamma:
+            return losses
+        if self.repulsion_is_on(step, self.hparams.sigma_break):
+            surrogate, ratio = self._repulsion(decoded, score, sigma, step)
+            losses["repulsion"] = weight * surrogate
+        else:  # a curve that ends would go on with its last value
+            losses["repulsion"] = ratio = decoded.new_zeros(())
+        self.log_step({"repulsion_to_score": ratio}, step)
+        return losses
+
     def _likelihood(self, decoded: Tensor) -> dict[str, Tensor]:
-        """The terms that tie the latents to the measurement; in the proximal form they also renew x."""
+        """The terms that tie the latents to the measurements; in the proximal form they also renew x."""
         if not self.hparams.augmented:
             return {"fidelity": self._fidelity(decoded)}
         if self.hparams.x_update == "adam":
@@ -157,12 +187,26 @@ class RLSD(ParticleModule):
                 "fidelity": self._fidelity(self.x),
                 "coupling": self.hparams.rho * coupling(self.x, decoded),
             }
-        self.x.data.copy_(proximal_step(self.physics, self.y, decoded, self.mu))
+        self.x.data.copy_(self._proximal_steps(decoded))
         # x goes a share 1 / (1 + mu) of the way to the measurement; the latents feel all of it, whatever the noise
-        return {"coupling": (1 + self.mu) * coupling(self.x, decoded)}
+        terms = [
+            (1 + mu) * coupling(x, at_z) for mu, (_, x, at_z) in zip(self.mu, self.each(self.x, decoded), strict=True)
+        ]
+        return {"coupling": sum(terms)}
+
+    def _proximal_steps(self, decoded: Tensor) -> Tensor:
+        steps = [
+            proximal_step(measurement.physics, measurement.y, at_z, mu)
+            for mu, (measurement, at_z) in zip(self.mu, self.each(decoded), strict=True)
+        ]
+        return torch.cat(steps)
 
     def _fidelity(self, images: Tensor) -> Tensor:
-        return 0.5 * misfit(self.physics.noise_model, self.measured(images), self.y).sum()
+        terms = [
+            misfit(physics.noise_model, measured(physics, particles), y).sum()
+            for (_, y, physics, *_), particles in self.each(images)
+        ]
+        return 0.5 * sum(terms)
 
     def _repulsion(self, decoded: Tensor, score: Tensor, sigma: Tensor, step: int) -> tuple[Tensor, Tensor]:
         r"""A surrogate whose gradient in z is the scaled repulsion over the number of elements of a latent,
@@ -174,6 +218,7 @@ class RLSD(ParticleModule):
         """
         latents, images = self.z.detach().requires_grad_(), decoded.detach().requires_grad_()
         features = at_least_float32(self.compared(latents, images))
+        features = features.view(len(self.measurements), self.num_particles, -1)  # no kernel between measurements
         others = features.detach()
         density = log_density(features, others, median_bandwidth(others)).sum()
         push = torch.autograd.grad(density, (latents, images), allow_unused=True)
@@ -207,7 +252,7 @@ class RLSD(ParticleModule):
             return decoded, decoded
         if self.hparams.x_update == "adam":
             return self.x.detach(), decoded
-        return proximal_step(self.physics, self.y, decoded, self.mu), decoded
+        return self._proximal_steps(decoded), decoded
 
     def configure_optimizers(self) -> dict:
         groups = [{"params": [self.z], "lr": self.hparams.lr_z}]

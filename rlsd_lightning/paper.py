@@ -8,10 +8,12 @@ Every step updates the latents, decodes them again, and updates the auxiliaries,
     x &\leftarrow \mathrm{Adam}\big[ \tfrac{1}{2} \mathrm{mean}(y - A(x))^2
         + \tfrac{\rho}{2} \mathrm{mean}(x - D(z))^2 \big]
 
-with means over all particles together, so that step sizes belong to a number of particles, and with the kernel of
+with means over a measurement's particles together, so that step sizes belong to a number of particles, and with the kernel of
 :func:`~rlsd_lightning.functional.kernels.official_repulsion`. One thing differs from the official code: the
 measurement's noise is drawn once, not once per particle.
 """
+
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -19,8 +21,9 @@ from torch.optim import Adam
 
 from rlsd_lightning.errors import InputError
 from rlsd_lightning.functional.kernels import official_repulsion
+from rlsd_lightning.functional.losses import coupling, distillation, half_mean_square
 from rlsd_lightning.functional.schedules import prior_weight
-from rlsd_lightning.likelihood import has_square_misfit
+from rlsd_lightning.likelihood import has_square_misfit, measured
 from rlsd_lightning.measurement import Measurement
 from rlsd_lightning.particles import ParticleModule, check_settings
 from rlsd_lightning.priors import Prior
@@ -33,9 +36,9 @@ class RLSDPaper(ParticleModule):
 
     Args:
         prior: The latent diffusion prior.
-        measurement: What is known.
+        measurements: What is known: one measurement, or several that are solved side by side.
         features: Called with latents and images, returns what the kernel compares.
-        num_particles: The number :math:`N` of particles.
+        num_particles: The number :math:`N` of particles of each measurement.
         num_steps: The number :math:`K` of timesteps.
         seed: Seed of all noise.
         warm_share: Share of the timesteps, those with the least noise, that is taken where the measurement says what the
@@ -59,7 +62,7 @@ class RLSDPaper(ParticleModule):
     def __init__(
         self,
         prior: Prior,
-        measurement: Measurement,
+        measurements: Measurement | Sequence[Measurement],
         features: nn.Module,
         *,
         num_particles: int = 4,
@@ -76,7 +79,7 @@ class RLSDPaper(ParticleModule):
     ) -> None:
         super().__init__(
             prior,
-            measurement,
+            measurements,
             features,
             num_particles=num_particles,
             num_steps=num_steps,
@@ -88,12 +91,13 @@ class RLSDPaper(ParticleModule):
             {"gamma": gamma, "sigma_break": sigma_break, "rho": rho, "distillation_weight": distillation_weight},
             {"lr_z": lr_z, "lr_x": lr_x},
         )
-        if not has_square_misfit(measurement.physics.noise_model):
-            raise InputError(
-                "method=rlsd_paper knows Gaussian noise only, but this operator's is "
-                f"{type(measurement.physics.noise_model).__name__}; choose method=rlsd"
-            )
-        self.save_hyperparameters(ignore=["prior", "measurement", "features"])
+        for measurement in self.measurements:
+            if not has_square_misfit(measurement.physics.noise_model):
+                raise InputError(
+                    "method=rlsd_paper knows Gaussian noise only, but this operator's is "
+                    f"{type(measurement.physics.noise_model).__name__}; choose method=rlsd"
+                )
+        self.save_hyperparameters(ignore=["prior", "measurements", "features"])
         self.automatic_optimization = False
 
     def training_step(self, batch: tuple[int, int], batch_idx: int) -> None:
@@ -107,7 +111,7 @@ class RLSDPaper(ParticleModule):
         losses_x = self.auxiliary_losses(decoded)
         self._descend(optimizer_x, sum(losses_x.values()))
         losses |= losses_x
-        self.log_losses({"total": sum(losses.values()), **losses}, batch_idx)
+        self.log_losses(losses, batch_idx)
 
     def latent_losses(self, step: int, t: int) -> dict[str, Tensor]:
         """The terms of the latents' loss; the repulsion's is a surrogate with its gradient."""
@@ -117,13 +121,13 @@ class RLSDPaper(ParticleModule):
         decoded = self.decode(self.z)
         weight = self.hparams.distillation_weight * prior_weight(alpha, sigma)
         losses = {
-            "coupling": 0.5 * (self.x.detach() - decoded).square().mean(),
-            "distillation": weight * (score * self.z).mean(),
+            "coupling": coupling(self.x.detach(), decoded) / self.num_particles,
+            "distillation": weight * distillation(score, self.z) / self.num_particles,
         }
         if self.hparams.gamma and self.repulsion_is_on(step, self.hparams.sigma_break):
             features = self.compared(self.z, decoded)
-            push = official_repulsion(features.detach())
-            scale = self.hparams.gamma * sigma / self.z.numel()
+            push = torch.cat([official_repulsion(particles) for _, particles in self.each(features.detach())])
+            scale = self.hparams.gamma * sigma / (self.num_particles * self.z[0].numel())
             losses["repulsion"] = -weight * scale * torch.sum(push * features)
         elif self.hparams.gamma:  # a curve that ends would go on with its last value
             losses["repulsion"] = torch.zeros_like(losses["coupling"])
@@ -131,9 +135,10 @@ class RLSDPaper(ParticleModule):
 
     def auxiliary_losses(self, decoded: Tensor) -> dict[str, Tensor]:
         """The terms of the auxiliaries' loss."""
+        errors = [y - measured(physics, x) for (_, y, physics, *_), x in self.each(self.x)]
         return {
-            "fidelity": 0.5 * (self.y - self.measured(self.x)).square().mean(),
-            "coupling_x": 0.5 * self.hparams.rho * (self.x - decoded).square().mean(),
+            "fidelity": sum(half_mean_square(error) for error in errors) / self.num_particles,
+            "coupling_x": self.hparams.rho * coupling(self.x, decoded) / self.num_particles,
         }
 
     def _descend(self, optimizer: Adam, loss: Tensor) -> None:

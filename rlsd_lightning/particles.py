@@ -2,17 +2,15 @@
 
 import hashlib
 from abc import abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 
 import lightning as L
 import torch
-from deepinv.physics import Physics
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from rlsd_lightning.errors import InputError
-from rlsd_lightning.fingerprint import description, probe, sampled
-from rlsd_lightning.functional.losses import at_least_float32
+from rlsd_lightning.fingerprint import agree, description, evidence
 from rlsd_lightning.functional.noise import keyed_normal, measurement_key
 from rlsd_lightning.functional.schedules import add_noise, ddim_timesteps
 from rlsd_lightning.measurement import Measurement
@@ -23,16 +21,18 @@ __all__ = ["ParticleModule", "check_settings"]
 
 
 class ParticleModule(L.LightningModule):
-    r"""N particles of one measurement: latents ``z`` and auxiliaries ``x``, drawn from :math:`\mathcal{N}(0, I)`.
+    r"""N particles of each measurement: latents ``z`` and auxiliaries ``x``, drawn from :math:`\mathcal{N}(0, I)`.
 
-    Both are Parameters, so they are what a Lightning checkpoint holds. The prior, the features and the physics are
+    Both are Parameters, so they are what a Lightning checkpoint holds: with M measurements they have the shape
+    :math:`(M N, \dots)`, and a measurement's particles are neighbours. The networks see all of them together;
+    nothing else joins two measurements, so each ends as it would alone. The prior, the features and the operators are
     frozen and held outside the module's parameters: they never are in a checkpoint, a fingerprint of them is.
 
     Args:
         prior: The latent diffusion prior.
-        measurement: What is known.
+        measurements: What is known: one measurement or several.
         features: Called with latents and images, returns what the kernel compares.
-        num_particles: The number :math:`N \ge 1` of particles.
+        num_particles: The number :math:`N \ge 1` of particles of each measurement.
         num_steps: The number :math:`K` of timesteps.
         seed: Seed of all noise.
         warm_share: Share of the timesteps, those with the least noise, that is taken where the measurement says what the
@@ -41,13 +41,13 @@ class ParticleModule(L.LightningModule):
             for the backward pass, which computes them again; all at once if left out.
 
     Raises:
-        InputError: If a number is out of range, or the operator does not fit the prior's images.
+        InputError: If a number is out of range, or an operator does not fit the prior's images.
     """
 
     def __init__(
         self,
         prior: Prior,
-        measurement: Measurement,
+        measurements: Measurement | Sequence[Measurement],
         features: nn.Module,
         *,
         num_particles: int,
@@ -67,29 +67,41 @@ class ParticleModule(L.LightningModule):
             raise InputError(f"seed must be from 0 to 2^64 - 1, got {seed}")
         if not 0 < warm_share <= 1:
             raise InputError(f"method.warm_share must be above 0 and at most 1, got {warm_share}")
-        start, latents = measurement.start, (num_particles, *prior.latent_shape)
-        if start is not None and start[0].shape != latents:
-            raise InputError(
-                f"particles that start from latents of shape {latents} are expected, got {tuple(start[0].shape)}"
-            )
-        self.evidence = {"y": sampled(measurement.y), "operator": sampled(probe(measurement, prior.image_shape))}
-        if start is not None:
-            self.evidence["start"] = sampled(start[0])
-        self.full_length = num_steps
-        self.first_step = 0 if start is None else num_steps - max(1, round(warm_share * num_steps))
-        self.timesteps = schedule[self.first_step :]
         if particle_chunk is not None and particle_chunk < 1:
             raise InputError(f"method.particle_chunk must be at least 1, got {particle_chunk}")
+        self.measurements = [measurements] if isinstance(measurements, Measurement) else list(measurements)
+        if not self.measurements:
+            raise InputError("at least one measurement is expected, got none")
+        starts = [self._start(measurement, (num_particles, *prior.latent_shape)) for measurement in self.measurements]
+        if len({start is None for start in starts}) > 1:
+            raise InputError("measurements that all start from given particles are expected, or none that does")
+        self.evidence = {
+            measurement.name: evidence(measurement, prior.image_shape) for measurement in self.measurements
+        }
+        self.full_length = num_steps
+        self.first_step = 0 if starts[0] is None else num_steps - max(1, round(warm_share * num_steps))
+        self.timesteps = schedule[self.first_step :]
         self.num_particles = num_particles
-        self.particle_chunk = particle_chunk or num_particles
+        self.particle_chunk = particle_chunk
         self.seed = seed
         # a plain dict hides modules from state_dict() and parameters()
-        self._frozen = {"prior": prior, "features": features, "physics": measurement.physics}
-        self.measurement = measurement
-        self._key = measurement_key(measurement.series or measurement.name)
-        z, x = start or (self._draw("z_init", prior.latent_shape), self._draw("x_init", prior.image_shape))
-        self.z, self.x = nn.Parameter(z.clone()), nn.Parameter(x.clone())
+        self._frozen = {"prior": prior, "features": features}
+        self._keys = [measurement_key(measurement.series or measurement.name) for measurement in self.measurements]
+        if starts[0] is None:
+            z, x = self._draw("z_init", prior.latent_shape), self._draw("x_init", prior.image_shape)
+        else:
+            z, x = (torch.cat(parts) for parts in zip(*starts, strict=True))
+        self.z, self.x = nn.Parameter(z), nn.Parameter(x)
         self._fingerprint: str | None = None
+
+    @staticmethod
+    def _start(measurement: Measurement, shape: tuple[int, ...]) -> tuple[Tensor, Tensor] | None:
+        start = measurement.start
+        if start is not None and start[0].shape != shape:
+            raise InputError(
+                f"particles that start from latents of shape {shape} are expected, got {tuple(start[0].shape)}"
+            )
+        return start
 
     @property
     def prior(self) -> Prior:
@@ -102,14 +114,14 @@ class ParticleModule(L.LightningModule):
         return self._frozen["features"]
 
     @property
-    def physics(self) -> Physics:
-        """The forward operator."""
-        return self._frozen["physics"]
+    def name(self) -> str:
+        """The measurement's name, or the first and the last of several."""
+        first, last = self.measurements[0].name, self.measurements[-1].name
+        return first if first == last else f"{first} to {last}"
 
-    @property
-    def y(self) -> Tensor:
-        """The measurement, on this module's device."""
-        return self.measurement.y
+    def each(self, *values: Tensor) -> Iterator[tuple]:
+        """Every measurement, with its particles' rows of some values."""
+        return zip(self.measurements, *(value.split(self.num_particles) for value in values), strict=True)
 
     @property
     def steps_done(self) -> int:
@@ -124,9 +136,14 @@ class ParticleModule(L.LightningModule):
         return Timesteps(self.timesteps)
 
     def on_fit_start(self) -> None:
-        for module in self._frozen.values():
+        for module in (*self._frozen.values(), *(measurement.physics for measurement in self.measurements)):
             module.to(self.device)
-        self.measurement = self.measurement._replace(y=self.measurement.y.to(self.device))
+        self.measurements = [measurement._replace(y=measurement.y.to(self.device)) for measurement in self.measurements]
+
+    def not_finite(self) -> list[str]:
+        """The names of measurements with a particle that is infinite or not a number; waits for the device."""
+        finite = torch.isfinite(self.z).flatten(1).all(dim=1) & torch.isfinite(self.x).flatten(1).all(dim=1)
+        return [measurement.name for measurement, particles in self.each(finite.cpu()) if not particles.all()]
 
     def decode(self, z: Tensor) -> Tensor:
         """Images of latents, a chunk of particles at a time."""
@@ -136,13 +153,8 @@ class ParticleModule(L.LightningModule):
         """The features of particles, a chunk of them at a time."""
         return self._chunked(self.features, z, images)
 
-    def measured(self, images: Tensor) -> Tensor:
-        """The measurements of images, in full precision."""
-        with torch.autocast(images.device.type, enabled=False):
-            return self.physics.A(at_least_float32(images))
-
     def _chunked(self, function: Callable[..., Tensor], *values: Tensor) -> Tensor:
-        if self.particle_chunk >= len(values[0]):
+        if self.particle_chunk is None or self.particle_chunk >= len(values[0]):
             return function(*values)
         chunks = zip(*(value.split(self.particle_chunk) for value in values), strict=True)
         return torch.cat([checkpoint(function, *chunk, use_reentrant=False) for chunk in chunks])
@@ -151,7 +163,7 @@ class ParticleModule(L.LightningModule):
     def score(self, z: Tensor, eps: Tensor, t: int) -> Tensor:
         r"""The distillation residual :math:`\hat\epsilon(\alpha_t z + \sigma_t \epsilon, t) - \epsilon` of latents."""
         z_t = add_noise(z, eps, self.prior.alpha(t), self.prior.sigma(t))
-        parts = z_t.split(self.particle_chunk)
+        parts = z_t.split(self.particle_chunk or len(z_t))
         return torch.cat([self.prior.predict_noise(part, t) for part in parts]) - eps
 
     def noise(self, step: int) -> Tensor:
@@ -163,23 +175,30 @@ class ParticleModule(L.LightningModule):
         gate = min(int(self.full_length / 1000 * sigma_break), self.full_length - 1)
         return self.first_step + step < gate
 
+    def logs(self, batch_idx: int) -> bool:
+        """Whether this is a step that the Trainer writes."""
+        return self._trainer is not None and (batch_idx + 1) % self.trainer.log_every_n_steps == 0
+
     def log_step(self, values: dict[str, Tensor], batch_idx: int, prog_bar: bool = False) -> None:
         """Logs scalars on the steps that the Trainer writes, and costs nothing on the others."""
-        if self._trainer is not None and (batch_idx + 1) % self.trainer.log_every_n_steps == 0:
+        if self.logs(batch_idx):
             self.log_dict({name: value.detach() for name, value in values.items()}, prog_bar=prog_bar)
 
     def log_losses(self, losses: dict[str, Tensor], batch_idx: int) -> None:
-        """Logs the terms of the loss and the noise level."""
-        self.log_step({f"loss/{name}": value for name, value in losses.items()}, batch_idx, prog_bar=True)
-        self.log_step({"noise_level": self.prior.sigma(self.timesteps[batch_idx])}, batch_idx)
+        """Logs the terms of the loss, their sum and the noise level, a measurement's mean where there are several."""
+        if self.logs(batch_idx):
+            losses = {"total": sum(losses.values()), **losses}
+            means = {f"loss/{name}": value / len(self.measurements) for name, value in losses.items()}
+            self.log_step(means, batch_idx, prog_bar=True)
+            self.log_step({"noise_level": self.prior.sigma(self.timesteps[batch_idx])}, batch_idx)
 
     def fingerprint(self) -> str:
-        """A digest of what a checkpoint must agree with: names, settings, particles, schedule, prior, features."""
+        """A digest of what a checkpoint must agree with: settings, particles, schedule, prior, features."""
         if self._fingerprint is None:
             digest = hashlib.sha256()
             settings_of_result = {name: value for name, value in self.hparams.items() if name != "particle_chunk"}
-            settings = (self.measurement.name, self.num_particles, self.seed, self.timesteps, type(self).__name__)
-            digest.update(repr((settings, type(self.physics).__name__, sorted(settings_of_result.items()))).encode())
+            settings = (self.num_particles, self.seed, self.timesteps, type(self).__name__)
+            digest.update(repr((settings, sorted(settings_of_result.items()))).encode())
             for module in (self.prior, self.features):
                 digest.update(description(module))
             self._fingerprint = digest.hexdigest()
@@ -187,26 +206,41 @@ class ParticleModule(L.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict) -> None:
         checkpoint["fingerprint"] = self.fingerprint()
-        checkpoint["measurement"] = self.measurement.name
         checkpoint["evidence"] = self.evidence
 
     def on_load_checkpoint(self, checkpoint: dict) -> None:
         saved = checkpoint.get("evidence", {})
-        # with a tolerance: another machine may have computed them
-        same = saved.keys() == self.evidence.keys() and all(
-            saved[name].shape == value.shape and torch.allclose(saved[name], value, rtol=1e-3, atol=1e-5)
-            for name, value in self.evidence.items()
-        )
-        if checkpoint.get("fingerprint") != self.fingerprint() or not same:
+        if checkpoint.get("fingerprint") != self.fingerprint() or not all(
+            name in saved and agree(saved[name], evidence) for name, evidence in self.evidence.items()
+        ):
             raise InputError(
-                f"the checkpoint belongs to measurement '{checkpoint.get('measurement')}' of a run with another "
-                "measurement, operator, prior, features, method or number of particles or steps than "
-                f"'{self.measurement.name}' here; resume with the settings it was made with"
+                f"the checkpoint belongs to measurement '{', '.join(saved)}' of a run with another measurement, operator, prior, "
+                f"features, method or number of particles or steps than '{self.name}' here; resume with the settings "
+                "it was made with"
             )
+        names = list(saved)
+        kept = torch.cat(
+            [names.index(name) * self.num_particles + torch.arange(self.num_particles) for name in self.evidence]
+        )
+        _keep_rows(checkpoint["state_dict"], kept)
+        for optimizer in checkpoint.get("optimizer_states", []):
+            for state in optimizer["state"].values():
+                _keep_rows(state, kept)
 
     def _draw(self, stream: str, shape: tuple[int, ...], step: int = 0) -> Tensor:
         particles = range(self.num_particles)
-        return keyed_normal(shape, particles, seed=self.seed, measurement=self._key, stream=stream, step=step)
+        draws = [
+            keyed_normal(shape, particles, seed=self.seed, measurement=key, stream=stream, step=step)
+            for key in self._keys
+        ]
+        return torch.cat(draws)
+
+
+def _keep_rows(state: dict[str, Tensor], rows: Tensor) -> None:
+    """Keeps the particles of the measurements that go on; everything but Adam's counters has a row per particle."""
+    for name, value in state.items():
+        if isinstance(value, Tensor) and value.ndim:
+            state[name] = value[rows.to(value.device)]
 
 
 def check_settings(not_negative: dict[str, float], positive: dict[str, float]) -> None:

@@ -1,14 +1,16 @@
 """A run over many measurements: each in a folder of its own, none lost because of another."""
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import lightning as L
 import torch
 
-from rlsd_lightning.callbacks import Progress
+from rlsd_lightning.batching import largest_batch
+from rlsd_lightning.callbacks import AtomicCheckpointIO, Progress
 from rlsd_lightning.errors import InputError, NonFiniteError
+from rlsd_lightning.measurement import Measurement
 from rlsd_lightning.particles import ParticleModule
 from rlsd_lightning.report import write_report
 from rlsd_lightning.results import read_metrics, write_summary
@@ -21,70 +23,171 @@ log = logging.getLogger(__name__)
 
 def run_measurements(
     data,
-    make_module: Callable[..., ParticleModule],
+    make_module: Callable[[Sequence[Measurement]], ParticleModule],
     make_trainer: Callable[[Path], L.Trainer],
     folder: Path,
     checkpoint: tuple[str, Path] | None = None,
+    measurements_per_batch: int | str = 1,
 ) -> tuple[int, int]:
     """Solves every measurement that has no result yet, from its last checkpoint if there is one.
 
     Args:
         data: A sequence of measurements, with their ``names``; if its ``sequence`` is true, they start from each other.
-        make_module: Called with a measurement.
-        make_trainer: Called with a measurement's folder.
+        make_module: Called with the measurements of one batch.
+        make_trainer: Called with the folder of one batch: the measurement's if it has one only.
         folder: The run's folder.
-        checkpoint: The name of one measurement and the checkpoint it goes on from; the others are left alone.
+        checkpoint: The name of one batch's folder and the checkpoint it goes on from; the others are left alone.
+        measurements_per_batch: How many are solved side by side; ``auto`` is the largest number that the device's
+            memory holds.
 
     Returns:
         How many measurements have a result, and how many of those asked for have none.
+
+    Raises:
+        InputError: If the only measurement can't be solved, or an argument is out of range.
     """
-    if checkpoint is not None and checkpoint[0] not in data.names:
-        raise InputError(
-            f"ckpt_path belongs to measurement '{checkpoint[0]}', which is not one of this run's ({len(data)} from "
-            f"'{data.names[0]}' to '{data.names[-1]}'); give it with the data it was made from"
-        )
-    in_order = getattr(data, "sequence", False)
-    for index, name in enumerate(data.names):
-        if checkpoint is not None and name != checkpoint[0]:
-            continue
-        target = folder / name
-        if read_metrics(target) is not None:
-            log.info("%s: finished before, left as it is", name)
-            continue
-        try:
-            measurement = data[index]
-            if in_order and index:
-                measurement = measurement._replace(start=last_particles(folder / data.names[index - 1]))
-            last = checkpoint[1] if checkpoint else target / "checkpoints" / "last.ckpt"
-            _solve(make_module(measurement), make_trainer(target), last, f"[{index + 1}/{len(data)}] ")
-        except (InputError, NonFiniteError) as error:
-            if len(data) == 1 and isinstance(error, InputError):
-                raise
-            log.error("%s: %s", name, error)
+    runner = _Runner(data, make_module, make_trainer, folder)
+    batches = _batches(data.names, runner.batch_size(measurements_per_batch))
+    if checkpoint is not None:
+        if checkpoint[0] not in batches:
+            raise InputError(
+                f"ckpt_path belongs to measurement '{checkpoint[0]}', which is not one of this run's ({len(data)} from "
+                f"'{data.names[0]}' to '{data.names[-1]}'); give it with the data it was made from"
+            )
+        batches = {checkpoint[0]: batches[checkpoint[0]]}
+    for label, indices in batches.items():
+        measurements = runner.unsolved(indices)
+        runner.solve(measurements, label, checkpoint[1] if checkpoint else folder / label / "checkpoints" / "last.ckpt")
     rows = [metrics for name in data.names if (metrics := read_metrics(folder / name)) is not None]
     write_summary(folder, rows)
     if rows:
         write_report(folder, rows)
-    if rows and in_order:
+    if rows and runner.in_order:
         write_sequence(folder, [row["name"] for row in rows])
-    asked = data.names if checkpoint is None else [checkpoint[0]]
+    asked = [data.names[index] for indices in batches.values() for index in indices]
     return len(rows), sum(read_metrics(folder / name) is None for name in asked)
 
 
-def _solve(module: ParticleModule, trainer: L.Trainer, checkpoint: Path, position: str) -> None:
-    """Solves one measurement, from its checkpoint if there is one."""
-    name = module.measurement.name
-    if isinstance(trainer.progress_bar_callback, Progress):
-        trainer.progress_bar_callback.position = position
-    if checkpoint.is_file():
-        log.info("%s: going on from %s", name, checkpoint)
-    try:
-        # our own checkpoints hold tensors and plain numbers only
-        trainer.fit(module, ckpt_path=checkpoint if checkpoint.is_file() else None, weights_only=True)
-    except torch.OutOfMemoryError as error:
-        raise InputError(
-            f"'{name}' does not fit into the device's memory ({str(error).splitlines()[0]}); set "
-            "method.particle_chunk=1, prior.decoder_checkpointing=true or fewer particles"
-        ) from error
-    if module.steps_done < len(module.timesteps):
-        log.error("%s: stopped after %d of %d steps", name, module.steps_done, len(module.timesteps))
+def _batches(names: Sequence[str], size: int) -> dict[str, range]:
+    """The indices of every batch's measurements, by the name of its folder."""
+    batches = {}
+    for first in range(0, len(names), size):
+        indices = range(first, min(first + size, len(names)))
+        batches[names[first] if len(indices) == 1 else f"batch_{first:04d}-{indices[-1]:04d}"] = indices
+    return batches
+
+
+class _Runner:
+    """What solving a batch takes; the arguments are those of :func:`run_measurements`."""
+
+    def __init__(self, data, make_module: Callable, make_trainer: Callable, folder: Path) -> None:
+        self.data, self.make_module, self.make_trainer, self.folder = data, make_module, make_trainer, folder
+        self.in_order = getattr(data, "sequence", False)
+
+    def batch_size(self, asked: int | str) -> int:
+        """How many measurements are solved side by side; that of ``auto`` stays the same when a run is resumed."""
+        if asked != "auto" and (not isinstance(asked, int) or asked < 1):
+            raise InputError(f"measurements_per_batch must be at least 1, or auto, got {asked}")
+        if self.in_order and asked != 1:
+            raise InputError(
+                f"measurements_per_batch must be 1 with data.sequence=true, where each starts from the last, got {asked}"
+            )
+        if asked != "auto":
+            return asked
+        chosen = self.folder / "measurements_per_batch.txt"
+        if not chosen.is_file():
+            device = self.make_trainer(self.folder).strategy.root_device
+            # a process that asks for too much of a CPU's memory is killed rather than told, and more is not faster there
+            size = 1
+            if device.type != "cpu":
+                size = largest_batch(self.make_module, self._first_readable(), len(self.data), device)
+            log.info("measurements_per_batch=auto: %d on %s", size, device)
+            chosen.write_text(f"{size}\n")
+        return int(chosen.read_text())
+
+    def _first_readable(self) -> Measurement:
+        for index in range(len(self.data)):
+            try:
+                return self.data[index]
+            except InputError as error:
+                reason = error
+        raise reason
+
+    def unsolved(self, indices: range) -> list[Measurement]:
+        """The measurements without a result, but for those that can't be read."""
+        measurements = []
+        for index in indices:
+            name = self.data.names[index]
+            if read_metrics(self.folder / name) is not None:
+                log.info("%s: finished before, left as it is", name)
+                continue
+            try:
+                measurement = self.data[index]
+            except InputError as error:
+                self._report(name, error)
+                continue
+            if self.in_order and index:
+                measurement = measurement._replace(start=last_particles(self.folder / self.data.names[index - 1]))
+            measurements.append(measurement)
+        return measurements
+
+    def solve(self, measurements: list[Measurement], label: str, checkpoint: Path) -> None:
+        """Solves a batch, from its checkpoint if there is one, and without those that fail."""
+        try:
+            alone = [m.name for m in measurements] == [label]
+            known = {label} if alone else _saved_names(checkpoint)  # in a folder of its own it must be its checkpoint
+            self._solve([m for m in measurements if m.name in known], label, checkpoint)
+            self._solve([m for m in measurements if m.name not in known], label, None)
+        except InputError as error:
+            if len(measurements) == 1:
+                self._report(measurements[0].name, error)
+                return
+            log.error("%s: %s; its measurements are solved one by one", label, error)
+            for m in measurements:
+                if read_metrics(self.folder / m.name) is None:
+                    own = self.folder / m.name / "checkpoints" / "last.ckpt"
+                    self.solve([m], m.name, own)
+
+    def _solve(self, measurements: list[Measurement], label: str, checkpoint: Path | None) -> None:
+        while measurements:
+            module = self.make_module(measurements)
+            try:
+                self._fit(module, self.make_trainer(self.folder / label), checkpoint)
+                return
+            except NonFiniteError as error:
+                log.error("%s", error)
+                measurements = [m for m in measurements if m.name not in error.measurements]
+                checkpoint = self.folder / label / "checkpoints" / "last.ckpt"
+
+    def _fit(self, module: ParticleModule, trainer: L.Trainer, checkpoint: Path | None) -> None:
+        first = self.data.names.index(module.measurements[0].name) + 1
+        last = first + len(module.measurements) - 1
+        if isinstance(trainer.progress_bar_callback, Progress):
+            position = f"{first}" if first == last else f"{first}-{last}"
+            trainer.progress_bar_callback.position = f"[{position}/{len(self.data)}] "
+        resumes = checkpoint is not None and checkpoint.is_file()
+        if resumes:
+            log.info("%s: going on from %s", module.name, checkpoint)
+        try:
+            # our own checkpoints hold tensors and plain numbers only
+            trainer.fit(module, ckpt_path=checkpoint if resumes else None, weights_only=True)
+        except torch.OutOfMemoryError as error:
+            raise InputError(
+                f"'{module.name}' does not fit into the device's memory ({str(error).splitlines()[0]}); set "
+                "method.particle_chunk=1, prior.decoder_checkpointing=true or fewer particles or measurements_per_batch"
+            ) from error
+        if module.steps_done < len(module.timesteps):
+            log.error("%s: stopped after %d of %d steps", module.name, module.steps_done, len(module.timesteps))
+
+    def _report(self, name: str, error: InputError) -> None:
+        """Says what is wrong with one measurement; that ends a run which has no other."""
+        if len(self.data) == 1:
+            raise error
+        log.error("%s: %s", name, error)
+
+
+def _saved_names(checkpoint: Path) -> set[str]:
+    """The measurements a checkpoint knows; none if there is no such file."""
+    if not checkpoint.is_file():
+        return set()
+    return set(AtomicCheckpointIO().load_checkpoint(checkpoint, weights_only=True).get("evidence", {}))

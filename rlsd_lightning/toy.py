@@ -58,13 +58,21 @@ def exact_posterior(prior: GaussianMixturePrior, measurement: Measurement) -> Ga
 class DensityResults(Results):
     """Draws the particles over the exact posterior's density and compares their shares of its modes."""
 
-    def results(self, pl_module: ParticleModule, images: Tensor, decoded: Tensor) -> dict[str, Any]:
-        posterior, images = exact_posterior(pl_module.prior, pl_module.measurement).cpu(), images.cpu()
+    def results(
+        self,
+        folder: Path,
+        pl_module: ParticleModule,
+        measurement: Measurement,
+        images: Tensor,
+        decoded: Tensor,
+        z: Tensor,
+    ) -> dict[str, Any]:
+        posterior, images = exact_posterior(pl_module.prior, measurement).cpu(), images.cpu()
         prior = copy.deepcopy(pl_module.prior.mixture).cpu()
         assignments = posterior.assign(images)
-        tensors = {"x": images, "z": pl_module.z.detach(), "y": pl_module.measurement.y}
-        save_file({k: v.cpu().contiguous() for k, v in tensors.items()}, self.folder / "particles.safetensors")
-        _draw_density(self.folder / "grid.png", posterior, prior, images)
+        tensors = {"x": images, "z": z.detach(), "y": measurement.y}
+        save_file({k: v.cpu().contiguous() for k, v in tensors.items()}, folder / "particles.safetensors")
+        _draw_density(folder / "grid.png", posterior, prior, images)
         return {
             "mode_total_variation": mode_total_variation(assignments, posterior.weights).item(),
             "log_density": posterior.log_prob(images).mean().item(),

@@ -20,7 +20,9 @@ from diffusers import (
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer, ViTConfig, ViTModel
 
 from rlsd_lightning.features import ViTFeatures
+from rlsd_lightning.measurement import Measurement
 from rlsd_lightning.miniature.diffusion import Diffusion, make_tokenizer, noise_schedule, save_pipeline
+from rlsd_lightning.operators import inpainting
 from rlsd_lightning.priors import StableDiffusionPrior
 
 PROJECT = Path(__file__).resolve().parents[1]
@@ -223,3 +225,11 @@ def tiny_prior(tiny_prior_folder: Path) -> StableDiffusionPrior:
 def tiny_features(tiny_features_folder: Path) -> ViTFeatures:
     """The tiny ViT as features."""
     return ViTFeatures(str(tiny_features_folder), local_files_only=True)
+
+
+@pytest.fixture
+def measurement(tiny_prior: StableDiffusionPrior) -> Measurement:
+    """Half of a random image."""
+    physics = inpainting(tiny_prior.image_shape, "half")
+    truth = torch.rand(1, *tiny_prior.image_shape, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    return Measurement("noise", physics.A(truth), physics, truth)

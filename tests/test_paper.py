@@ -107,7 +107,8 @@ def test_every_step_is_the_official_update(
 ):
     features = tiny_features.double() if kind == "vit" else PixelFeatures()
     module = make(prior, features, sigma_break=sigma_break)
-    expected = transcription(module, prior, module.physics, module.y, features, sigma_break)
+    ((_, y, physics, *_),) = module.measurements
+    expected = transcription(module, prior, physics, y, features, sigma_break)
     actual = fit(module)
     assert len(actual) == len(expected) == 10
     for (z, x), (expected_z, expected_x) in zip(actual, expected, strict=True):

@@ -1,31 +1,18 @@
 """A run that was stopped anywhere goes on to the bits of one that never was."""
 
-import copy
 import json
 import re
 import signal
 import time
-from functools import partial
 from pathlib import Path
 
-import lightning as L
 import pytest
 import torch
 from command import start_train, train
-from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from PIL import Image
-from safetensors.torch import load_file
-from torch import Tensor
+from trainers import assert_same_bits
 
-from rlsd_lightning import RLSD, InputError, LatentFeatures, Measurement, RLSDPaper, operators
-from rlsd_lightning.callbacks import AtomicCheckpointIO, FiniteGuard, ImageResults
-from rlsd_lightning.errors import StoppedError
-from rlsd_lightning.interrupts import StopOnSignal
 from rlsd_lightning.locking import only_run_in
-from rlsd_lightning.measurement import MeasurementList
-from rlsd_lightning.operators import inpainting
-from rlsd_lightning.particles import ParticleModule
-from rlsd_lightning.runner import run_measurements
 
 EVERY = ["callbacks.checkpoint.every_n_train_steps=5", "callbacks.guard.every_n_steps=5"]
 
@@ -39,17 +26,6 @@ def small(tiny_prior_folder: Path, tiny_features_folder: Path) -> list[str]:
         "num_particles=2",
         *EVERY,
     ]
-
-
-def particles(folder: Path) -> dict[str, Tensor]:
-    return load_file(folder / "particles.safetensors")
-
-
-def assert_same_bits(first: Path, second: Path) -> None:
-    one, other = particles(first), particles(second)
-    assert one.keys() == other.keys()
-    for name in one:
-        assert one[name].equal(other[name]), name
 
 
 def wait_for(condition, process, seconds: float = 120) -> None:
@@ -110,26 +86,6 @@ def test_a_signal_stops_between_steps_and_asks_to_be_started_again(
     assert train(f"resume={stopped}")[0] == 0
     assert train(*command, f"output_dir={whole}")[0] == 0
     assert_same_bits(stopped / "000", whole / "000")
-
-
-def test_a_stopped_run_does_not_save_particles_that_are_no_longer_finite(
-    tiny_prior, tiny_features, measurement, tmp_path: Path
-) -> None:
-    class Raise(Callback):
-        def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx: int) -> None:
-            if batch_idx == 5:
-                pl_module.z.data[0, 0, 0, 0] = float("nan")
-                signal.raise_signal(signal.SIGTERM)
-
-    module = RLSD(tiny_prior, measurement, tiny_features, num_steps=9, num_particles=2)
-    trainer = trainer_with(tmp_path, Raise(), StopOnSignal(tmp_path / "checkpoints"), every=3)
-    before = signal.getsignal(signal.SIGTERM)
-    with pytest.raises(StoppedError, match=r"SIGTERM after step 6 of"):
-        trainer.fit(module)
-    assert signal.getsignal(signal.SIGTERM) is before
-    saved = torch.load(tmp_path / "checkpoints" / "last.ckpt", weights_only=True)
-    assert saved["state_dict"]["z"].isfinite().all()
-    assert saved["global_step"] == 3
 
 
 def test_a_second_run_in_the_same_folder_is_refused(small: list[str], tmp_path: Path) -> None:
@@ -240,37 +196,6 @@ def test_a_checkpoint_of_another_y_is_refused(small: list[str], tmp_path: Path) 
     assert "Traceback" not in printed
 
 
-@pytest.mark.parametrize(
-    ("make", "other"),
-    [
-        (partial(operators.jpeg, quality=10), partial(operators.jpeg, quality=50)),
-        (partial(operators.quantization, levels=4), partial(operators.quantization, levels=8)),
-        (operators.compressed_sensing, partial(operators.compressed_sensing, operator_seed=1)),
-        (operators.hdr, partial(operators.hdr, scale=2.1)),
-    ],
-)
-def test_a_checkpoint_of_another_operator_is_refused_whatever_y_was(make, other, tiny_prior, tiny_features) -> None:
-    y, saved = make(tiny_prior.image_shape).A(torch.zeros(1, *tiny_prior.image_shape)), {}
-
-    def module(physics) -> RLSD:
-        return RLSD(tiny_prior, Measurement("m", y, physics), tiny_features, num_steps=4)
-
-    module(make(tiny_prior.image_shape)).on_save_checkpoint(saved)
-    module(make(tiny_prior.image_shape)).on_load_checkpoint(saved)
-    with pytest.raises(InputError, match="another measurement, operator"):
-        module(other(tiny_prior.image_shape)).on_load_checkpoint(saved)
-
-
-def test_a_checkpoint_of_another_feature_network_is_refused(tiny_prior, tiny_features, measurement) -> None:
-    saved = {}
-    RLSD(tiny_prior, measurement, tiny_features, num_steps=4).on_save_checkpoint(saved)
-    retrained = copy.deepcopy(tiny_features)
-    next(retrained.parameters()).data.add_(0.1)
-    for features in (LatentFeatures(), retrained):
-        with pytest.raises(InputError, match="features"):
-            RLSD(tiny_prior, measurement, features, num_steps=4).on_load_checkpoint(saved)
-
-
 def test_a_folder_that_holds_another_run_is_left_alone(small: list[str], tmp_path: Path) -> None:
     run = tmp_path / "run"
     assert train(*small, "num_steps=5", f"output_dir={run}")[0] == 0
@@ -315,175 +240,11 @@ def test_a_damaged_checkpoint_is_one_line(small: list[str], tmp_path: Path) -> N
     assert "can't be read" in line
 
 
-# --- stopped at an exact step --------------------------------------------------------------------------------------
-
-
-class StopError(Exception):
-    """What stops a run in these tests."""
-
-
-class StopAt(Callback):
-    def __init__(self, step: int) -> None:
-        self.step = step
-
-    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx: int) -> None:
-        if batch_idx == self.step:
-            raise StopError
-
-
-class Visited(Callback):
-    def __init__(self) -> None:
-        self.steps: list[int] = []
-
-    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx: int) -> None:
-        self.steps.append(batch[0])
-
-
-@pytest.fixture
-def measurement(tiny_prior) -> Measurement:
-    physics = inpainting(tiny_prior.image_shape, "half")
-    truth = torch.rand(1, *tiny_prior.image_shape, generator=torch.Generator().manual_seed(0)) * 2 - 1
-    return Measurement("noise", physics.A(truth), physics, truth)
-
-
-def trainer_with(folder: Path, *callbacks: Callback, every: int = 1) -> L.Trainer:
-    checkpoint = ModelCheckpoint(
-        folder / "checkpoints",
-        save_last=True,
-        save_top_k=0,
-        every_n_train_steps=every,
-        enable_version_counter=False,
-    )
-    return L.Trainer(
-        accelerator="cpu",
-        max_epochs=1,
-        logger=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        use_distributed_sampler=False,
-        callbacks=[*callbacks, checkpoint, ImageResults(folder)],
-        plugins=[AtomicCheckpointIO()],
-    )
-
-
-@pytest.mark.parametrize("stop", [1, 2, 4, 5])
-@pytest.mark.parametrize(
-    ("method", "settings"),
-    [(RLSD, {}), (RLSD, {"x_update": "adam"}), (RLSD, {"augmented": False}), (RLSDPaper, {"num_particles": 3})],
-    ids=["prox", "adam", "plain", "paper"],
-)
-def test_stopped_at_any_step_it_visits_the_rest_and_ends_the_same(
-    stop: int, method: type[ParticleModule], settings: dict, tiny_prior, tiny_features, measurement, tmp_path: Path
-) -> None:
-    def module() -> ParticleModule:
-        return method(tiny_prior, measurement, tiny_features, **{"num_steps": 6, "num_particles": 2, **settings})
-
-    whole, rest = module(), module()
-    trainer_with(tmp_path / "whole").fit(whole)
-    with pytest.raises(StopError):
-        trainer_with(tmp_path / "cut", StopAt(stop)).fit(module())
-    visited = Visited()
-    last = tmp_path / "cut" / "checkpoints" / "last.ckpt"
-    trainer_with(tmp_path / "cut", visited).fit(rest, ckpt_path=last, weights_only=True)
-    assert visited.steps == list(range(stop, 6))
-    assert rest.z.equal(whole.z)
-    assert rest.x.equal(whole.x)
-    assert_same_bits(tmp_path / "cut", tmp_path / "whole")
-
-
-def test_steps_after_the_last_checkpoint_are_taken_again(
-    tiny_prior, tiny_features, measurement, tmp_path: Path
-) -> None:
-    def module() -> RLSD:
-        return RLSD(tiny_prior, measurement, tiny_features, num_steps=8, num_particles=2)
-
-    trainer_with(tmp_path / "whole", every=3).fit(module())
-    with pytest.raises(StopError):
-        trainer_with(tmp_path / "cut", StopAt(5), every=3).fit(module())
-    visited = Visited()
-    last = tmp_path / "cut" / "checkpoints" / "last.ckpt"
-    trainer_with(tmp_path / "cut", visited, every=3).fit(module(), ckpt_path=last, weights_only=True)
-    assert visited.steps == [3, 4, 5, 6, 7]
-    assert_same_bits(tmp_path / "cut", tmp_path / "whole")
-
-
-def test_a_checkpoint_holds_particles_and_no_weights(tiny_prior, tiny_features, measurement, tmp_path: Path) -> None:
-    module = RLSD(tiny_prior, measurement, tiny_features, num_steps=2, num_particles=2)
-    trainer_with(tmp_path).fit(module)
-    state = torch.load(tmp_path / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
-    assert state.keys() >= {"z", "x"}
-    assert not [name for name in state if name.split(".")[0] in {"vae", "unet", "prior", "_frozen", "features"}]
-
-
-# --- particles that are no longer finite ---------------------------------------------------------------------------
-
-
-class Poison(Callback):
-    """Makes one measurement's particles infinite after a step."""
-
-    def __init__(self, name: str, step: int) -> None:
-        self.name, self.step = name, step
-
-    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx: int) -> None:
-        if (pl_module.measurement.name, batch_idx) == (self.name, self.step):
-            pl_module.z.data[0, 0, 0, 0] = float("inf")
-
-
-def test_a_measurement_that_diverges_keeps_its_checkpoint_and_the_others_finish(
-    tiny_prior, tiny_features, measurement, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    data = MeasurementList(measurement._replace(name=name) for name in ("first", "bad", "last"))
-
-    def module(given: Measurement) -> RLSD:
-        return RLSD(tiny_prior, given, tiny_features, num_steps=9, num_particles=2)
-
-    def trainer(folder: Path) -> L.Trainer:
-        return trainer_with(folder, Poison("bad", 5), FiniteGuard(every_n_steps=3), every=3)
-
-    assert run_measurements(data, module, trainer, tmp_path) == (2, 1)
-    (message,) = [record.getMessage() for record in caplog.records if record.levelname == "ERROR"]
-    assert message.startswith("bad: particles of 'bad' are no longer finite at step 6; lower")
-    for name in ("first", "last"):
-        assert (tmp_path / name / "metrics.json").is_file()
-    assert not (tmp_path / "bad" / "metrics.json").exists()
-    saved = torch.load(tmp_path / "bad" / "checkpoints" / "last.ckpt", weights_only=True)
-    assert saved["global_step"] == 3
-    assert saved["state_dict"]["z"].isfinite().all()
-
-
-class Full(Callback):
-    """The device's memory is full at the first step of one measurement."""
-
-    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx: int) -> None:
-        if pl_module.measurement.name == "large":
-            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
-
-
-@pytest.mark.parametrize("names", [["small", "large"], ["large"]])
-def test_a_measurement_that_does_not_fit_into_memory_is_one_line(
-    names: list[str], tiny_prior, tiny_features, measurement, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    data = MeasurementList(measurement._replace(name=name) for name in names)
-
-    def solve() -> tuple[int, int]:
-        def module(given: Measurement) -> RLSD:
-            return RLSD(tiny_prior, given, tiny_features, num_steps=2, num_particles=2)
-
-        return run_measurements(data, module, lambda folder: trainer_with(folder, Full()), tmp_path)
-
-    if len(names) == 1:
-        with pytest.raises(InputError, match=r"'large' does not fit .* method\.particle_chunk=1"):
-            solve()
-    else:
-        assert solve() == (1, 1)
-        assert "'large' does not fit into the device's memory (CUDA out of memory" in caplog.text
-
-
 def test_a_run_that_diverges_ends_with_one(small: list[str], tmp_path: Path) -> None:
     code, printed = train(*small, "num_steps=10", "method.lr_z=1e30", "data.limit=2", f"output_dir={tmp_path / 'run'}")
     assert code == 1
     for name in ("000", "001"):
-        assert f"{name}: particles of '{name}' are no longer finite" in printed
+        assert f"particles of '{name}' are no longer finite" in printed
         assert not (tmp_path / "run" / name / "metrics.json").exists()
     assert "results of 0 of 2 measurements" in printed
     assert "Traceback" not in printed
@@ -492,17 +253,8 @@ def test_a_run_that_diverges_ends_with_one(small: list[str], tmp_path: Path) -> 
 def test_a_lone_diverging_measurement_ends_with_one(small: list[str], tmp_path: Path) -> None:
     code, printed = train(*small, "num_steps=10", "method.lr_z=1e30", f"output_dir={tmp_path / 'run'}")
     assert code == 1
-    assert "000: particles of '000' are no longer finite" in printed
+    assert "particles of '000' are no longer finite" in printed
     assert "Traceback" not in printed
-
-
-def test_a_foreign_checkpoint_is_refused(tiny_prior, tiny_features, measurement, tmp_path: Path) -> None:
-    module = RLSD(tiny_prior, measurement, tiny_features, num_steps=2, num_particles=2)
-    trainer_with(tmp_path / "one").fit(module)
-    other = RLSD(tiny_prior, measurement._replace(name="other"), tiny_features, num_steps=2, num_particles=2)
-    last = tmp_path / "one" / "checkpoints" / "last.ckpt"
-    with pytest.raises(InputError, match=r"belongs to measurement 'noise' .* than 'other' here"):
-        trainer_with(tmp_path / "two").fit(other, ckpt_path=last, weights_only=True)
 
 
 def test_a_run_with_relative_files_is_resumed_from_another_folder(

@@ -127,13 +127,15 @@ def test_gradient_without_repulsion_is_that_of_the_written_objective(form: dict,
     module = make(prior, gamma=0.0, rho=0.3, **form)
     x, actual = module.x.detach().clone(), gradient(module)
     decoded = prior.decode(module.z)
+    ((_, y, physics, *_),), (mu,) = module.measurements, module.mu
+    mask = physics.mask
     if not form:
-        x = (module.physics.mask * module.y + module.mu * decoded.detach()) / (module.physics.mask + module.mu)
-        rho = 1 + module.mu
+        x = (mask * y + mu * decoded.detach()) / (mask + mu)
+        rho = 1 + mu
         torch.testing.assert_close(module.x.detach(), x, rtol=1e-6, atol=1e-8)  # the proximal step of a mask
     elif "x_update" in form:
         rho = 0.3
-    data = (module.physics.mask * decoded - module.y) if "augmented" in form else rho**0.5 * (x - decoded)
+    data = (mask * decoded - y) if "augmented" in form else rho**0.5 * (x - decoded)
     objective = sum(0.5 * particle.square().mean() for particle in data)
     (likelihood,) = torch.autograd.grad(objective, module.z)
     expected = likelihood + weight(module)[0] * score(module) / module.z[0].numel()
@@ -144,7 +146,8 @@ def test_published_form_sends_a_gradient_to_the_auxiliaries(prior: StableDiffusi
     module = make(prior, gamma=0.0, rho=0.3, x_update="adam")
     gradient(module)
     decoded = prior.decode(module.z).detach()
-    expected = (module.physics.mask * module.x - module.y + 0.3 * (module.x - decoded)) / module.x[0].numel()
+    ((_, y, physics, *_),) = module.measurements
+    expected = (physics.mask * module.x - y + 0.3 * (module.x - decoded)) / module.x[0].numel()
     torch.testing.assert_close(module.x.grad, expected.detach(), rtol=1e-9, atol=1e-12)
 
 

@@ -16,40 +16,40 @@ def squared_distances(features: Tensor, others: Tensor) -> Tensor:
     r"""Squared Euclidean distances :math:`\|f_i - g_j\|^2`.
 
     Args:
-        features: With shape :math:`(n, D)`.
-        others: With shape :math:`(N, D)`.
+        features: With shape :math:`(\dots, n, D)`.
+        others: With shape :math:`(\dots, N, D)`.
 
     Returns:
-        With shape :math:`(n, N)`.
+        With shape :math:`(\dots, n, N)`.
 
     Raises:
         ValueError: If the feature sizes differ.
     """
-    if features.shape[1:] != others.shape[1:]:
+    if features.shape[-1] != others.shape[-1]:
         raise ValueError(f"features of one size expected, got {tuple(features.shape)} and {tuple(others.shape)}")
     # not torch.cdist: its gradient at distance zero, and its matrix product's rounding, are worse
-    return (features[:, None] - others[None]).square().sum(-1)
+    return (features[..., :, None, :] - others[..., None, :, :]).square().sum(-1)
 
 
 def median_bandwidth(features: Tensor) -> Tensor:
     r"""The median heuristic :math:`h = \mathrm{median}_{i \ne j} \|f_i - f_j\|^2 / \log(N + 1)`, detached.
 
     Args:
-        features: All particles, with shape :math:`(N, D)`.
+        features: All particles, with shape :math:`(\dots, N, D)`.
 
     Returns:
-        With shape :math:`()`; 1 if there is one particle or all coincide.
+        With shape :math:`(\dots)`; 1 if there is one particle or all coincide.
 
     References:
         | Stein Variational Gradient Descent (Liu & Wang, 2016), Section 5
         | https://arxiv.org/abs/1608.04471
     """
     features = features.detach()
-    count = len(features)
+    count = features.shape[-2]
     if count == 1:
-        return features.new_ones(())
+        return features.new_ones(features.shape[:-2])
     rows, columns = torch.triu_indices(count, count, offset=1, device=features.device)
-    h = squared_distances(features, features)[rows, columns].median() / math.log(count + 1)
+    h = squared_distances(features, features)[..., rows, columns].median(dim=-1).values / math.log(count + 1)
     return torch.where(h > 0, h, torch.ones_like(h))
 
 
@@ -60,14 +60,14 @@ def log_density(features: Tensor, others: Tensor, bandwidth: Tensor) -> Tensor:
     with their distance.
 
     Args:
-        features: This device's particles, with shape :math:`(n, D)`.
-        others: All particles, detached, with shape :math:`(N, D)`.
-        bandwidth: The squared length scale :math:`h`, with shape :math:`()`.
+        features: This device's particles, with shape :math:`(\dots, n, D)`.
+        others: All particles, detached, with shape :math:`(\dots, N, D)`.
+        bandwidth: The squared length scale :math:`h`, with shape :math:`(\dots)`.
 
     Returns:
-        With shape :math:`(n,)`.
+        With shape :math:`(\dots, n)`.
     """
-    return torch.logsumexp(-squared_distances(features, others) / bandwidth, dim=1)
+    return torch.logsumexp(-squared_distances(features, others) / bandwidth[..., None, None], dim=-1)
 
 
 def repulsion(features: Tensor, others: Tensor, bandwidth: Tensor) -> Tensor:
