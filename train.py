@@ -184,6 +184,8 @@ def run(cfg: DictConfig, folder: Path) -> int:
     L.seed_everything(cfg.seed % 2**32, verbose=False)
     prior = instantiate(cfg.prior)
     features = instantiate(cfg.features)
+    if cfg.compile:
+        prior.compile_networks(fullgraph=True)
     method = instantiate(cfg.method)
     data = instantiate(cfg.data)(prior.image_shape, instantiate(cfg.physics))
     finished, missing = run_measurements(

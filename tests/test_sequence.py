@@ -100,7 +100,7 @@ def test_a_given_start_takes_the_last_share_of_the_schedule(tiny_prior):
     rates = [m.configure_optimizers()["lr_scheduler"]["scheduler"].lr_lambdas[0](0) for m in (cold, warm)]
     assert rates == pytest.approx([1, 0.5 * (1 + np.cos(0.75 * np.pi))])
     moved = module(tiny_prior, blank(tiny_prior, start=(start[0] + 1, start[1])), warm_share=0.25)
-    saved = {}
+    saved = {"state_dict": {}}
     warm.on_save_checkpoint(saved)
     warm.on_load_checkpoint(saved)
     with pytest.raises(InputError, match="belongs to"):

@@ -1,6 +1,7 @@
 """The contract of a prior: a frozen network that predicts noise, between an encoder and a decoder."""
 
 from abc import ABC, abstractmethod
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -78,6 +79,14 @@ class Prior(nn.Module, ABC):
     @abstractmethod
     def network(self, z_t: Tensor, t: int) -> Tensor:
         """The network's own output, of the kind ``prediction_type`` names."""
+
+    def compile_networks(self, **options: Any) -> None:
+        """Compiles the networks in place, with the options of ``torch.compile``.
+
+        Raises:
+            InputError: If the prior has none.
+        """
+        raise InputError(f"compile=true is for priors with networks, but {type(self).__name__} has none")
 
     def encode(self, images: Tensor) -> Tensor:
         """Latents of images in [-1, 1]; the identity unless overridden."""

@@ -88,19 +88,25 @@ class LatentPrior(Prior):
             self.register_buffer(name, value.detach())
 
     @abstractmethod
-    def evaluate(self, z_t: Tensor, t: int, **conditions: Tensor) -> Tensor:
-        """The network's output for a batch of noisy latents and the conditions of each."""
+    def evaluate(self, z_t: Tensor, t: Tensor, **conditions: Tensor) -> Tensor:
+        """The network's output for a batch of noisy latents, their timestep of shape () and the conditions of each."""
 
     def network(self, z_t: Tensor, t: int) -> Tensor:
         conditions = {name: getattr(self, name) for name in self.condition_names}
         copies = max(len(value) for value in conditions.values())
         rows = {name: value.repeat_interleave(len(z_t), dim=0) for name, value in conditions.items()}
         weights = next(value.dtype for value in conditions.values())
-        output = self.evaluate(z_t.repeat(copies, 1, 1, 1).to(weights), t, **rows).to(z_t.dtype)
+        # filled on the device, not copied to it; and no new program for every number where the network is compiled
+        timestep = torch.full((), t, device=z_t.device)
+        output = self.evaluate(z_t.repeat(copies, 1, 1, 1).to(weights), timestep, **rows).to(z_t.dtype)
         if copies == 1:
             return output
         negative, positive = output.chunk(2)
         return negative + self.guidance_scale * (positive - negative)
+
+    def compile_networks(self, **options: Any) -> None:
+        self.denoiser.compile(**options)
+        self.vae.decoder.compile(**options)
 
     def encode(self, images: Tensor) -> Tensor:
         """Latents of images in [-1, 1] with shape :math:`(N, 3, H, W)`: the mode of the encoder, scaled."""

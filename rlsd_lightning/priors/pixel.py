@@ -1,5 +1,7 @@
 """Diffusion in pixels as a prior: the latent is the image."""
 
+from typing import Any
+
 import torch
 from diffusers import DDPMPipeline
 from torch import Tensor
@@ -47,6 +49,9 @@ class PixelPrior(Prior):
         super().__init__(*levels, shape, shape, prediction_type, offset)
         self.denoiser = unet
         self.freeze()
+
+    def compile_networks(self, **options: Any) -> None:
+        self.denoiser.compile(**options)
 
     def network(self, z_t: Tensor, t: int) -> Tensor:
         time = torch.full((len(z_t),), t, device=z_t.device)

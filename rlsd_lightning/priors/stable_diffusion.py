@@ -50,7 +50,7 @@ class StableDiffusionPrior(PipelinePrior):
             conditions["guidance"] = pipeline.get_guidance_scale_embedding(scale, width, pipeline.unet.dtype)
         return conditions
 
-    def evaluate(self, z_t: Tensor, t: int, text: Tensor, guidance: Tensor | None = None) -> Tensor:
+    def evaluate(self, z_t: Tensor, t: Tensor, text: Tensor, guidance: Tensor | None = None) -> Tensor:
         return self.denoiser(z_t, t, text, timestep_cond=guidance).sample
 
 

@@ -52,6 +52,7 @@ class StableDiffusion3Prior(PipelinePrior):
             text, pooled = torch.cat((negative, text)), torch.cat((negative_pooled, pooled))
         return {"text": text, "pooled": pooled}
 
-    def evaluate(self, z_t: Tensor, t: int, text: Tensor, pooled: Tensor) -> Tensor:
-        time = (self.num_train_timesteps * self.sigma(t)).expand(len(z_t))
+    def evaluate(self, z_t: Tensor, t: Tensor, text: Tensor, pooled: Tensor) -> Tensor:
+        # picked on the device: an index would wait for it
+        time = self.num_train_timesteps * self.sigmas.index_select(0, t.view(1)).expand(len(z_t))
         return self.denoiser(z_t, encoder_hidden_states=text, pooled_projections=pooled, timestep=time).sample

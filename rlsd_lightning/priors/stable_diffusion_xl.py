@@ -34,7 +34,7 @@ class StableDiffusionXLPrior(PipelinePrior):
             text, pooled = torch.cat((negative, text)), torch.cat((negative_pooled, pooled))
         return {"text": text, "pooled": pooled}
 
-    def evaluate(self, z_t: Tensor, t: int, text: Tensor, pooled: Tensor) -> Tensor:
+    def evaluate(self, z_t: Tensor, t: Tensor, text: Tensor, pooled: Tensor) -> Tensor:
         height, width = self.image_shape[-2:]
         original_crop_target = torch.tensor([[height, width, 0, 0, height, width]], device=z_t.device, dtype=z_t.dtype)
         added = {"text_embeds": pooled, "time_ids": original_crop_target.expand(len(z_t), -1)}

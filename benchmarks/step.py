@@ -1,0 +1,241 @@
+"""Seconds and operations of one step, beside a plain transcription of the published loop.
+
+python benchmarks/step.py --json docs/performance/step_cpu.json
+
+In one process, on the same prior, noise, features and settings, with rounds of all forms in turn: the published loop of
+published.py, ours, ours with the decoder's gradients renewed once in four steps, and ours with the kernel in latents that
+is its default; each without repulsion and with it.
+Operations are those of torch.utils.flop_counter on tensors without memory, so they are counted for Stable Diffusion at
+512x512 on any machine. Time is measured for the embedded prior, and for others with --time. The rate of a large matrix
+product on the same device says how near to the arithmetic the steps are.
+
+The overhead is the share of a step in the Trainer, logging and checkpoints included, that its networks alone don't take.
+"""
+
+import argparse
+import json
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from contextlib import nullcontext
+from pathlib import Path
+from unittest import mock
+
+import lightning as L
+import torch
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from problems import PRIORS, Problem, make_problem
+from published import published_step
+from torch.utils.flop_counter import FlopCounterMode
+
+from rlsd_lightning import RLSD, LatentFeatures, Measurement
+from rlsd_lightning.callbacks import AtomicCheckpointIO
+from rlsd_lightning.operators import inpainting
+
+GAMMAS = {"": 0.0, "_repulsion": 0.1}
+OURS = {
+    "ours": {},
+    "ours every 4th": {"renew_every": 4},
+    "ours in latents": {"features": LatentFeatures()},
+    "ours in latents every 4th": {"features": LatentFeatures(), "renew_every": 4},
+}
+AT = 500
+"""The timestep of every step: they all cost the same."""
+
+Step = Callable[[int], None]
+
+
+def make_module(problem: Problem, gamma: float, num_steps: int = 200, **settings) -> RLSD:
+    """Our module on the problem's device."""
+    prior, features, _, y, count = problem
+    features = settings.pop("features", features)
+    # operator and measurement are looked at on the CPU, where they have values
+    cpu = inpainting(prior.image_shape, mask="half")
+    settings = {"gamma": gamma, "sigma_break": 999, "num_steps": num_steps, **settings}
+    module = RLSD(prior, Measurement("m", torch.zeros(y.shape), cpu), features, num_particles=count, **settings)
+    return module.to(y.device)
+
+
+def our_step(problem: Problem, gamma: float, **settings) -> Step:
+    """A function that takes our step, without the Trainer around it."""
+    module = make_module(problem, gamma, **settings)
+    module.on_fit_start()
+    optimizer = module.configure_optimizers()["optimizer"]
+    taken = 0
+
+    def step(t: int) -> None:
+        nonlocal taken
+        optimizer.zero_grad()
+        module.training_step((taken % 100, t), taken % 100).backward()
+        optimizer.step()
+        taken += 1
+
+    return step
+
+
+def networks_alone(problem: Problem) -> Step:
+    """A function that calls the networks as a step without repulsion does, and does nothing else."""
+    prior = problem.prior
+    z = torch.randn(problem.num_particles, *prior.latent_shape, device=problem.y.device).requires_grad_()
+
+    def step(t: int) -> None:
+        with torch.no_grad():
+            prior.predict_noise(z, t)
+        decoded = prior.decode(z)
+        torch.autograd.grad(decoded, z, torch.ones_like(decoded))
+
+    return step
+
+
+def forms(problem: Problem, gamma: float) -> dict[str, Step]:
+    """The step of every form."""
+    # without repulsion the kernel does not matter
+    ours = {name: settings for name, settings in OURS.items() if gamma or "features" not in settings}
+    steps = {name: our_step(problem, gamma, **settings) for name, settings in ours.items()}
+    return {"published": published_step(problem, gamma), **steps}
+
+
+class _NoModules(nullcontext):
+    """In place of the counter's tracker of modules, which does not bear a gradient in a leaf."""
+
+    parents = frozenset({"Global"})
+
+
+def count_operations(step: Step, rounds: int = 20) -> float:
+    """Mean operations of a step (two for a multiplication with its addition), over rounds with all that comes seldom."""
+    counter = FlopCounterMode(display=False)
+    counter.mod_tracker = _NoModules()
+    # autocast, which is off here anyway, does not know of tensors without memory
+    with counter, mock.patch("torch.autocast", lambda *_, **__: nullcontext()):
+        for _ in range(rounds):
+            step(AT)
+    return counter.get_total_flops() / rounds
+
+
+def time_steps(steps: dict[str, Step], rounds: int, device: torch.device) -> dict[str, float]:
+    """Median seconds of every step over rounds of all forms in turn, four steps of each."""
+    seconds: dict[str, list[float]] = {name: [] for name in steps}
+    for turn in range(rounds + 1):
+        for name, step in steps.items():
+            start = _now(device)
+            for _ in range(4):
+                step(AT)
+            if turn:  # the first fills caches
+                seconds[name].append((_now(device) - start) / 4)
+    return {name: statistics.median(values) for name, values in seconds.items()}
+
+
+def _now(device: torch.device) -> float:
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter()
+
+
+def matmul_rate(device: torch.device) -> float:
+    """Operations a second of a large matrix product in the default precision."""
+    size = 8192 if device.type == "cuda" else 2048
+    a, b = torch.randn(size, size, device=device), torch.randn(size, size, device=device)
+    rates = []
+    for _ in range(5):
+        start = _now(device)
+        torch.mm(a, b)
+        rates.append(2 * size**3 / (_now(device) - start))
+    return max(rates)
+
+
+class _StepTimes(Callback):
+    """When every step ended."""
+
+    def __init__(self) -> None:
+        self.ends: list[float] = []
+
+    def on_train_batch_end(self, trainer: L.Trainer, *_) -> None:
+        self.ends.append(_now(trainer.strategy.root_device))
+
+
+def seconds_in_trainer(problem: Problem, steps: int) -> float:
+    """Mean seconds of a step without repulsion in the Trainer, with curves every 10 and checkpoints every 25 steps."""
+    times = _StepTimes()
+    with tempfile.TemporaryDirectory() as folder:
+        saver = ModelCheckpoint(f"{folder}/checkpoints", save_last=True, save_top_k=0, every_n_train_steps=25)
+        trainer = L.Trainer(
+            accelerator=problem.y.device.type,
+            devices=1,
+            max_epochs=1,
+            default_root_dir=folder,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            use_distributed_sampler=False,
+            log_every_n_steps=10,
+            callbacks=[times, saver],
+            plugins=[AtomicCheckpointIO()],
+        )
+        trainer.fit(make_module(problem, 0.0, num_steps=steps))
+    return (times.ends[-1] - times.ends[0]) / (steps - 1)
+
+
+def overhead(problem: Problem, rounds: int, steps: int = 50) -> float:
+    """The share of a step in the Trainer that is not its networks', a median over rounds side by side."""
+    alone, device, shares = networks_alone(problem), problem.y.device, []
+    for turn in range(rounds + 1):
+        start = _now(device)
+        for _ in range(steps):
+            alone(AT)
+        networks = (_now(device) - start) / steps
+        if turn:
+            shares.append(1 - networks / seconds_in_trainer(problem, steps))
+    return statistics.median(shares)
+
+
+def measure(name: str, args: argparse.Namespace) -> dict[str, float]:
+    """All figures of one prior."""
+    figures: dict[str, float] = {"num_particles": args.num_particles, "image_size": args.image_size}
+    nothing = make_problem(name, args.num_particles, "meta", args.image_size)
+    counted = {
+        label: {form: count_operations(s) for form, s in forms(nothing, g).items()} for label, g in GAMMAS.items()
+    }
+    for label, each in counted.items():
+        figures |= {f"tflop{label} {form}": value / 1e12 for form, value in each.items()}
+        figures |= {_key(f"counted_ratio{label}", form): each[form] / each["published"] for form in list(each)[1:]}
+    if name in args.time:
+        device = torch.device(args.device)
+        problem, rate = make_problem(name, args.num_particles, device, args.image_size), matmul_rate(device)
+        figures |= {"device": str(device), "matmul_tflops": rate / 1e12}
+        for label, gamma in GAMMAS.items():
+            each = time_steps(forms(problem, gamma), args.rounds, device)
+            figures |= {f"seconds{label} {form}": value for form, value in each.items()}
+            figures |= {_key(f"speedup{label}", form): each["published"] / each[form] for form in list(each)[1:]}
+            figures[f"share_of_matmul_rate{label}"] = counted[label]["ours"] / each["ours"] / rate
+        figures["overhead_share"] = overhead(problem, args.rounds)
+    return figures
+
+
+def _key(figure: str, form: str) -> str:
+    return figure + form.removeprefix("ours")
+
+
+def main() -> None:
+    """Measures every prior and prints the figures."""
+    options = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    options.add_argument("--priors", nargs="+", choices=PRIORS, default=list(PRIORS))
+    options.add_argument("--time", nargs="*", choices=PRIORS, default=["faces"], help="those whose steps are timed too")
+    options.add_argument("--num-particles", type=int, default=4)
+    options.add_argument("--image-size", type=int, default=512, help="of Stable Diffusion")
+    options.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    options.add_argument("--rounds", type=int, default=9)
+    options.add_argument("--json", type=Path, help="also write the figures to this file")
+    args = options.parse_args()
+    results = {}
+    for name in args.priors:
+        results[name] = measure(name, args)
+        print(f"{name}")
+        for key, value in results[name].items():
+            print(f"  {key:40} {value if isinstance(value, str) else f'{value:.4g}'}", flush=True)
+    if args.json:
+        args.json.parent.mkdir(parents=True, exist_ok=True)
+        args.json.write_text(json.dumps(results, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
