@@ -16,6 +16,7 @@ import shlex
 import sys
 import warnings
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import get_args
 
@@ -29,13 +30,16 @@ import transformers
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
 from hydra.utils import get_object, instantiate
+from lightning.pytorch.plugins.environments import LightningEnvironment
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from rlsd_lightning.callbacks import AtomicCheckpointIO
 from rlsd_lightning.errors import InputError, StoppedError
 from rlsd_lightning.locking import only_run_in
+from rlsd_lightning.ranks import Ranks
 from rlsd_lightning.runner import run_measurements
 
 PROJECT = Path(__file__).resolve().parent
@@ -120,8 +124,11 @@ def check_settings(cfg: DictConfig) -> None:
                 raise HydraException(f"{group}.{name} must be {expected}, got '{value}'")
 
 
-def trainer_factory(cfg: DictConfig, run_folder: Path) -> Callable[[Path], L.Trainer]:
-    """Makes a fresh Trainer for every batch of measurements, whose folder it is called with: one can't be used twice."""
+def trainer_factory(cfg: DictConfig, run_folder: Path, ranks: Ranks) -> Callable[[Path], L.Trainer]:
+    """Makes a fresh Trainer for every batch of measurements, whose folder it is called with: one can't be used twice.
+
+    Each process has a Trainer of its own for its own device; what processes exchange is the particles' affair.
+    """
     compared_in = instantiate(cfg.callbacks.results.features)  # once, not for every measurement
 
     def make(folder: Path) -> L.Trainer:
@@ -135,21 +142,21 @@ def trainer_factory(cfg: DictConfig, run_folder: Path) -> Callable[[Path], L.Tra
         )
         made = instantiate(callbacks)
         made["results"].features = compared_in
+        writes = ranks.shard.position == 0
+        if not ranks.is_first:
+            made.pop("progress", None)
         try:
-            trainer = instantiate(cfg.trainer)(
+            return instantiate(cfg.trainer)(
+                devices=[ranks.device.index] if ranks.device.type == "cuda" else 1,
+                num_nodes=1,
                 callbacks=list(made.values()),
-                logger=instantiate(cfg.logger)(save_dir=folder),
+                logger=instantiate(cfg.logger)(save_dir=folder) if writes else False,
+                enable_progress_bar="progress" in made,
                 default_root_dir=folder,
-                plugins=[AtomicCheckpointIO()],
+                plugins=[AtomicCheckpointIO(writes), LightningEnvironment()],
             )
         except (MisconfigurationException, ValueError) as error:
             raise InputError(f"these settings of the trainer can't be used: {error}") from error
-        if trainer.num_devices * trainer.num_nodes != 1:
-            raise InputError(
-                f"one device is expected, got trainer.devices={trainer.num_devices} and {trainer.num_nodes} node(s): "
-                "particles are not spread over devices; run other measurements on each device, in folders of their own"
-            )
-        return trainer
 
     return make
 
@@ -178,7 +185,8 @@ def run(cfg: DictConfig, folder: Path) -> int:
     else:
         cfg.output_dir = str(folder)
         make_paths_absolute(cfg)
-        keep_settings(cfg, folder)
+        if rank_zero_only.rank == 0:
+            keep_settings(cfg, folder)
     check_settings(cfg)
     # all noise is keyed, so this only steadies what libraries draw; it takes 32 bits
     L.seed_everything(cfg.seed % 2**32, verbose=False)
@@ -188,14 +196,31 @@ def run(cfg: DictConfig, folder: Path) -> int:
         prior.compile_networks(fullgraph=True)
     method = instantiate(cfg.method)
     data = instantiate(cfg.data)(prior.image_shape, instantiate(cfg.physics))
-    finished, missing = run_measurements(
-        data,
-        lambda measurements: method(prior, measurements, features),
-        trainer_factory(cfg, folder),
-        folder,
-        chosen,
-        cfg.measurements_per_batch,
-    )
+    if "strategy" in cfg.trainer:
+        raise InputError(
+            "trainer.strategy can't be set: Lightning's average gradients over devices, and particles are no replicas of "
+            "each other; trainer.devices and parallel say how they are spread"
+        )
+    ranks = Ranks(cfg.trainer.accelerator, cfg.trainer.devices, cfg.trainer.num_nodes)
+    try:
+        folder = Path(ranks.broadcast(str(folder)))
+        finished, missing = run_measurements(
+            data,
+            lambda measurements: method(prior, measurements, features),
+            trainer_factory(cfg, folder, ranks),
+            folder,
+            chosen,
+            cfg.measurements_per_batch,
+            ranks,
+            cfg.parallel,
+        )
+    except StoppedError:
+        ranks.leave()
+        raise
+    finally:
+        ranks.end()
+    if not ranks.is_first:
+        return 0
     log.info("results of %d of %d measurements: %s", finished, len(data), folder / "report.html")
     return 1 if missing else 0
 
@@ -204,15 +229,18 @@ def run(cfg: DictConfig, folder: Path) -> int:
 def main(cfg: DictConfig) -> None:
     """Runs one configuration; what the user can mend becomes one line instead of a traceback."""
     folder = Path(cfg.output_dir)
+    is_first = rank_zero_only.rank == 0
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with only_run_in(folder):
+        with only_run_in(folder) if is_first else nullcontext():
             code = run(cfg, folder)
     except (InputError, HydraException, OmegaConfBaseException) as error:
         reason, code = explain(error)
-        log.error("error: %s", reason)
+        log.error("%serror: %s", "" if is_first else f"process {rank_zero_only.rank}: ", reason)
     except (StoppedError, KeyboardInterrupt) as stop:
         reason, code = str(stop) or "stopped", REQUEUE
+        if not is_first:
+            return  # the first process speaks for all
         log.error("\n%s; go on with: python train.py resume=%s", reason, cfg.output_dir)
     if code:
         sys.exit(code)

@@ -27,11 +27,19 @@ __all__ = ["AtomicCheckpointIO", "FiniteGuard", "ImageResults", "Monitor", "Prog
 class AtomicCheckpointIO(TorchCheckpointIO):
     """Writes a checkpoint beside its target and renames it: a kill in the middle of a save leaves the last one.
 
+    Args:
+        writes: Whether this process writes: the first of those that work on the same particles.
+
     Raises:
         InputError: When a checkpoint to go on from can't be read.
     """
 
+    def __init__(self, writes: bool = True) -> None:
+        self.writes = writes
+
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None) -> None:
+        if not self.writes:
+            return
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         partial = path.with_name(path.name + ".partial")
@@ -111,7 +119,7 @@ class Monitor(Callback):
         if done % self.every_n_steps and done != len(pl_module.timesteps):
             return
         images, decoded = pl_module.reconstructions()
-        if images.ndim != 4:
+        if images.ndim != 4 or pl_module.shard.position:
             return
         ratios = []
         for measurement, particles, at_z in pl_module.each(images, decoded):
@@ -190,6 +198,8 @@ class Results(Callback):
         count = len(pl_module.measurements)
         seconds = self._seconds() / count
         images, decoded = pl_module.reconstructions()
+        if pl_module.shard.position:
+            return  # the first of the group writes
         written = []
         for measurement, x, at_z, z in pl_module.each(images, decoded, pl_module.z):
             folder = self.folder / measurement.name

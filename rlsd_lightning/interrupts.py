@@ -51,11 +51,12 @@ class StopOnSignal(Callback):
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: ParticleModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        if self._came is None:
+        if not pl_module.shard.any(self._came is not None):
             return
         if not pl_module.not_finite():
             trainer.save_checkpoint(self.folder / "last.ckpt")
-        raise StoppedError(f"stopped by {self._came.name} after step {batch_idx + 1} of '{pl_module.name}'")
+        reason = self._came.name if self._came else "a signal to another process"
+        raise StoppedError(f"stopped by {reason} after step {batch_idx + 1} of '{pl_module.name}'")
 
     def teardown(self, trainer: L.Trainer, pl_module: ParticleModule, stage: str) -> None:
         self._restore()

@@ -129,7 +129,7 @@ class RLSD(ParticleModule):
             {"decoder_std": decoder_std, "min_mu": min_mu, "lr_z": lr_z, "lr_x": lr_x},
         )
         self.save_hyperparameters(ignore=["prior", "measurements", "features"])
-        self.mu = [self._proximal_weight(measurement) for measurement in self.measurements]
+        self.mu = {measurement.name: self._proximal_weight(measurement) for measurement in self.measurements}
         self.x.requires_grad_(augmented and x_update == "adam")
         self.register_buffer("decoder_gain", torch.ones(len(self.z)))
         if renew_every > 1:
@@ -146,32 +146,34 @@ class RLSD(ParticleModule):
         assert step == batch_idx, f"step {step} came as batch {batch_idx}: the schedule was not restored"
         alpha, sigma = self.prior.alpha(t), self.prior.sigma(t)
         weight = self.hparams.distillation_weight * prior_weight(alpha, sigma, self.hparams.weighting)
-        score = self.score(self.z, self.noise(step), t)
-        losses = {"distillation": weight * distillation(score, self.z)}
+        z = self.z[self.rows]
+        score = self.score(z, self.noise(step), t)
+        losses = {"distillation": weight * distillation(score, z)}
         if self.hparams.renew_every == 1:
-            losses |= self._decoder_losses(score, weight, sigma, step)
+            losses |= self._decoder_losses(z, score, weight, sigma, step)
             loss = sum(losses.values())
         else:
             if step % self.hparams.renew_every == 0:
-                renewed = self._decoder_losses(score, weight, sigma, step)
+                renewed = self._decoder_losses(z, score, weight, sigma, step)
                 # a mean over an image's pixels has a gradient that half precision would round to zero
                 scale = self.x[0].numel()
-                (gradient,) = torch.autograd.grad(scale * sum(renewed.values()), self.z)
-                self.held.copy_(gradient / scale)
+                if len(z):
+                    (gradient,) = torch.autograd.grad(scale * sum(renewed.values()), z)
+                    self.held[self.rows] = gradient / scale
                 self._renewed = {name: value.detach() for name, value in renewed.items()}
-            loss = losses["distillation"] + torch.sum(self.held * self.z)
+            loss = losses["distillation"] + torch.sum(self.held[self.rows] * z)
             losses |= self._renewed
         self.log_losses(losses, batch_idx)
         return loss
 
-    def _decoder_losses(self, score: Tensor, weight: Tensor, sigma: Tensor, step: int) -> dict[str, Tensor]:
+    def _decoder_losses(self, z: Tensor, score: Tensor, weight: Tensor, sigma: Tensor, step: int) -> dict[str, Tensor]:
         """The terms that need the decoded latents: what ties them to the measurements, and the repulsion."""
-        decoded = self.decode(self.z)
+        decoded = self.decode(z)
         losses = self._likelihood(decoded)
         if not self.hparams.gamma:
             return losses
         if self.repulsion_is_on(step, self.hparams.sigma_break):
-            surrogate, ratio = self._repulsion(decoded, score, sigma, step)
+            surrogate, ratio = self._repulsion(z, decoded, score, sigma, step)
             losses["repulsion"] = weight * surrogate
         else:  # a curve that ends would go on with its last value
             losses["repulsion"] = ratio = decoded.new_zeros(())
@@ -183,44 +185,46 @@ class RLSD(ParticleModule):
         if not self.hparams.augmented:
             return {"fidelity": self._fidelity(decoded)}
         if self.hparams.x_update == "adam":
+            x = self.x[self.rows]
             return {
-                "fidelity": self._fidelity(self.x),
-                "coupling": self.hparams.rho * coupling(self.x, decoded),
+                "fidelity": self._fidelity(x),
+                "coupling": self.hparams.rho * coupling(x, decoded),
             }
-        self.x.data.copy_(self._proximal_steps(decoded))
+        self.x.data[self.rows] = x = self._proximal_steps(decoded)
         # x goes a share 1 / (1 + mu) of the way to the measurement; the latents feel all of it, whatever the noise
         terms = [
-            (1 + mu) * coupling(x, at_z) for mu, (_, x, at_z) in zip(self.mu, self.each(self.x, decoded), strict=True)
+            (1 + self.mu[measurement.name]) * coupling(x_of_one, decoded_of_one)
+            for measurement, x_of_one, decoded_of_one in self.each_here(x, decoded)
         ]
-        return {"coupling": sum(terms)}
+        return {"coupling": sum(terms, decoded.new_zeros(()))}
 
     def _proximal_steps(self, decoded: Tensor) -> Tensor:
         steps = [
-            proximal_step(measurement.physics, measurement.y, at_z, mu)
-            for mu, (measurement, at_z) in zip(self.mu, self.each(decoded), strict=True)
+            proximal_step(measurement.physics, measurement.y, particles, self.mu[measurement.name])
+            for measurement, particles in self.each_here(decoded)
         ]
-        return torch.cat(steps)
+        return torch.cat(steps) if steps else decoded
 
     def _fidelity(self, images: Tensor) -> Tensor:
         terms = [
             misfit(physics.noise_model, measured(physics, particles), y).sum()
-            for (_, y, physics, *_), particles in self.each(images)
+            for (_, y, physics, *_), particles in self.each_here(images)
         ]
-        return 0.5 * sum(terms)
+        return 0.5 * sum(terms, images.new_zeros(()))
 
-    def _repulsion(self, decoded: Tensor, score: Tensor, sigma: Tensor, step: int) -> tuple[Tensor, Tensor]:
+    def _repulsion(self, z: Tensor, decoded: Tensor, score: Tensor, sigma: Tensor, step: int) -> tuple[Tensor, Tensor]:
         r"""A surrogate whose gradient in z is the scaled repulsion over the number of elements of a latent,
-        and the mean ratio of the repulsion's norm to the score's.
+        and the ratio of the repulsion's norm to the score's, a mean over a measurement's particles.
 
         The gradient of the log density is taken back to the decoded image only, and goes through the decoder together
         with that of the coupling. Its norm after the decoder, which relative strength needs, is the norm before it
         times the decoder's gain, measured now and then.
         """
-        latents, images = self.z.detach().requires_grad_(), decoded.detach().requires_grad_()
+        latents, images = z.detach().requires_grad_(), decoded.detach().requires_grad_()
         features = at_least_float32(self.compared(latents, images))
-        features = features.view(len(self.measurements), self.num_particles, -1)  # no kernel between measurements
-        others = features.detach()
-        density = log_density(features, others, median_bandwidth(others)).sum()
+        density = self._log_density(features)
+        if not len(z):
+            return z.sum(), decoded.new_zeros(())
         push = torch.autograd.grad(density, (latents, images), allow_unused=True)
         through_decoder = push[1] is not None
         push_z, push_x = (
@@ -228,31 +232,43 @@ class RLSD(ParticleModule):
             for gradient, leaf in zip(push, (latents, images), strict=True)
         )
         before = torch.sqrt(_square_norm(push_z) + _square_norm(push_x))
+        gain = self.decoder_gain[self.rows]
         if through_decoder and step % GAIN_EVERY == 0:
-            (pulled,) = torch.autograd.grad(decoded, self.z, push_x, retain_graph=True)
+            (pulled,) = torch.autograd.grad(decoded, z, push_x, retain_graph=True)
             after = torch.sqrt(_square_norm(push_z + pulled))
-            self.decoder_gain.copy_(torch.where(before > 0, after / before, self.decoder_gain))
-        norm, score_norm = before * self.decoder_gain, _square_norm(score).sqrt()
+            gain.copy_(torch.where(before > 0, after / before, gain))
+        norm, score_norm = before * gain, _square_norm(score).sqrt()
         if self.hparams.gamma_mode == "absolute":
             scale = self.hparams.gamma * sigma * torch.ones_like(norm)
         else:
             # a lone particle, or two in one place, have no direction to go
             scale = torch.where(norm > 0, self.hparams.gamma * score_norm / norm, 0.0)
-        ratio = (scale * norm / score_norm).mean()
-        scale = scale.view(-1, *[1] * (self.z.ndim - 1)) / self.z[0].numel()
-        surrogate = torch.sum(scale * push_z * self.z)
+        ratio = (scale * norm / score_norm).sum() / self.num_particles
+        scale = scale.view(-1, *[1] * (z.ndim - 1)) / self.z[0].numel()
+        surrogate = torch.sum(scale * push_z * z)
         if through_decoder:
             surrogate = surrogate + torch.sum(scale.view(-1, *[1] * (decoded.ndim - 1)) * push_x * decoded)
         return surrogate, ratio
 
+    def _log_density(self, features: Tensor) -> Tensor:
+        """The sum of this process's particles' log densities; no kernel joins two measurements."""
+        others = {measurement.name: rows for measurement, rows in self.each(self.gather(features.detach()))}
+        densities = [
+            log_density(mine, others[measurement.name], median_bandwidth(others[measurement.name])).sum()
+            for measurement, mine in self.each_here(features)
+        ]
+        return sum(densities)
+
     @torch.no_grad()
     def reconstructions(self) -> tuple[Tensor, Tensor]:
-        decoded = self.decode(self.z)
+        decoded = self.decode(self.z[self.rows])
         if not self.hparams.augmented:
-            return decoded, decoded
-        if self.hparams.x_update == "adam":
-            return self.x.detach(), decoded
-        return self._proximal_steps(decoded), decoded
+            x = decoded
+        elif self.hparams.x_update == "adam":
+            x = self.x[self.rows]
+        else:
+            x = self._proximal_steps(decoded)
+        return self.gather(x.detach()), self.gather(decoded)
 
     def configure_optimizers(self) -> dict:
         groups = [{"params": [self.z], "lr": self.hparams.lr_z}]

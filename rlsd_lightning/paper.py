@@ -107,7 +107,7 @@ class RLSDPaper(ParticleModule):
         losses = self.latent_losses(step, t)
         self._descend(optimizer_z, sum(losses.values()))
         with torch.no_grad():
-            decoded = self.decode(self.z)
+            decoded = self.decode(self.z[self.rows])
         losses_x = self.auxiliary_losses(decoded)
         self._descend(optimizer_x, sum(losses_x.values()))
         losses |= losses_x
@@ -116,17 +116,18 @@ class RLSDPaper(ParticleModule):
     def latent_losses(self, step: int, t: int) -> dict[str, Tensor]:
         """The terms of the latents' loss; the repulsion's is a surrogate with its gradient."""
         alpha, sigma = self.prior.alpha(t), self.prior.sigma(t)
-        eps = self.noise(step)
-        score = self.score(self.z, eps, t)
-        decoded = self.decode(self.z)
+        z = self.z[self.rows]
+        score = self.score(z, self.noise(step), t)
+        decoded = self.decode(z)
         weight = self.hparams.distillation_weight * prior_weight(alpha, sigma)
         losses = {
-            "coupling": coupling(self.x.detach(), decoded) / self.num_particles,
-            "distillation": weight * distillation(score, self.z) / self.num_particles,
+            "coupling": coupling(self.x.detach()[self.rows], decoded) / self.num_particles,
+            "distillation": weight * distillation(score, z) / self.num_particles,
         }
         if self.hparams.gamma and self.repulsion_is_on(step, self.hparams.sigma_break):
-            features = self.compared(self.z, decoded)
-            push = torch.cat([official_repulsion(particles) for _, particles in self.each(features.detach())])
+            features = self.compared(z, decoded)
+            every = self.gather(features.detach())
+            push = torch.cat([official_repulsion(particles) for _, particles in self.each(every)])[self.rows]
             scale = self.hparams.gamma * sigma / (self.num_particles * self.z[0].numel())
             losses["repulsion"] = -weight * scale * torch.sum(push * features)
         elif self.hparams.gamma:  # a curve that ends would go on with its last value
@@ -135,10 +136,12 @@ class RLSDPaper(ParticleModule):
 
     def auxiliary_losses(self, decoded: Tensor) -> dict[str, Tensor]:
         """The terms of the auxiliaries' loss."""
-        errors = [y - measured(physics, x) for (_, y, physics, *_), x in self.each(self.x)]
+        x = self.x[self.rows]
+        errors = [y - measured(physics, particles) for (_, y, physics, *_), particles in self.each_here(x)]
+        fidelity = sum((half_mean_square(error) for error in errors), x.new_zeros(()))
         return {
-            "fidelity": sum(half_mean_square(error) for error in errors) / self.num_particles,
-            "coupling_x": self.hparams.rho * coupling(self.x, decoded) / self.num_particles,
+            "fidelity": fidelity / self.num_particles,
+            "coupling_x": self.hparams.rho * coupling(x, decoded) / self.num_particles,
         }
 
     def _descend(self, optimizer: Adam, loss: Tensor) -> None:
@@ -148,7 +151,7 @@ class RLSDPaper(ParticleModule):
 
     @torch.no_grad()
     def reconstructions(self) -> tuple[Tensor, Tensor]:
-        return self.x.detach(), self.decode(self.z)
+        return self.gather(self.x.detach()[self.rows]), self.gather(self.decode(self.z[self.rows]))
 
     def configure_optimizers(self) -> list[Adam]:
         return [

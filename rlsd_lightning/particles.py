@@ -15,6 +15,7 @@ from rlsd_lightning.functional.noise import keyed_normal, measurement_key
 from rlsd_lightning.functional.schedules import add_noise, ddim_timesteps
 from rlsd_lightning.measurement import Measurement
 from rlsd_lightning.priors import Prior
+from rlsd_lightning.ranks import Shard
 from rlsd_lightning.timesteps import Timesteps
 
 __all__ = ["ParticleModule", "check_settings"]
@@ -86,12 +87,14 @@ class ParticleModule(L.LightningModule):
         self.seed = seed
         # a plain dict hides modules from state_dict() and parameters()
         self._frozen = {"prior": prior, "features": features}
-        self._keys = [measurement_key(measurement.series or measurement.name) for measurement in self.measurements]
+        self._index = torch.arange(num_particles).repeat(len(self.measurements))  # of a particle in its measurement
         if starts[0] is None:
-            z, x = self._draw("z_init", prior.latent_shape), self._draw("x_init", prior.image_shape)
+            z, x = self._first_draw("z_init", prior.latent_shape), self._first_draw("x_init", prior.image_shape)
         else:
             z, x = (torch.cat(parts) for parts in zip(*starts, strict=True))
         self.z, self.x = nn.Parameter(z), nn.Parameter(x)
+        self.shard = Shard()
+        """Which of the particles this process works on: all, unless it is told otherwise."""
         self._fingerprint: str | None = None
 
     @staticmethod
@@ -119,9 +122,26 @@ class ParticleModule(L.LightningModule):
         first, last = self.measurements[0].name, self.measurements[-1].name
         return first if first == last else f"{first} to {last}"
 
+    @property
+    def rows(self) -> slice:
+        """The particles that this process works on."""
+        return self.shard.rows(len(self.z))
+
     def each(self, *values: Tensor) -> Iterator[tuple]:
         """Every measurement, with its particles' rows of some values."""
         return zip(self.measurements, *(value.split(self.num_particles) for value in values), strict=True)
+
+    def each_here(self, *values: Tensor) -> Iterator[tuple]:
+        """Every measurement that this process has particles of, with these particles' rows of this process's values."""
+        first, last = self.rows.start, self.rows.stop
+        for index, measurement in enumerate(self.measurements):
+            start, stop = max(first, index * self.num_particles), min(last, (index + 1) * self.num_particles)
+            if start < stop:
+                yield measurement, *(value[start - first : stop - first] for value in values)
+
+    def gather(self, mine: Tensor) -> Tensor:
+        """All particles' rows of a value of this process's particles."""
+        return self.shard.gather(mine, len(self.z))
 
     @property
     def steps_done(self) -> int:
@@ -130,7 +150,7 @@ class ParticleModule(L.LightningModule):
 
     @abstractmethod
     def reconstructions(self) -> tuple[Tensor, Tensor]:
-        """The particles as images, and their decoded latents, both with shape :math:`(N, *image_shape)`."""
+        """The particles as images, and their decoded latents, both with shape :math:`(M N, *image_shape)`."""
 
     def train_dataloader(self) -> Timesteps:
         return Timesteps(self.timesteps)
@@ -142,15 +162,27 @@ class ParticleModule(L.LightningModule):
 
     def not_finite(self) -> list[str]:
         """The names of measurements with a particle that is infinite or not a number; waits for the device."""
-        finite = torch.isfinite(self.z).flatten(1).all(dim=1) & torch.isfinite(self.x).flatten(1).all(dim=1)
-        return [measurement.name for measurement, particles in self.each(finite.cpu()) if not particles.all()]
+        mine = [torch.isfinite(value[self.rows]).flatten(1).all(dim=1) for value in (self.z, self.x)]
+        finite = self.gather((mine[0] & mine[1]).float()).cpu()
+        return [measurement.name for measurement, particles in self.each(finite) if not particles.all()]
+
+    def on_after_backward(self) -> None:
+        """Every process has the gradients of its own particles; all need those of all."""
+        if self.shard.size > 1:
+            for particles in (self.z, self.x):
+                if particles.grad is not None:
+                    particles.grad = self.gather(particles.grad[self.rows])
 
     def decode(self, z: Tensor) -> Tensor:
         """Images of latents, a chunk of particles at a time."""
+        if not len(z):
+            return z.new_zeros(0, *self.prior.image_shape)
         return self._chunked(self.prior.decode, z)
 
     def compared(self, z: Tensor, images: Tensor) -> Tensor:
         """The features of particles, a chunk of them at a time."""
+        if not len(z):  # how many features there are, only the network knows
+            return self.compared(z.new_zeros(1, *z.shape[1:]), images.new_zeros(1, *images.shape[1:]))[:0]
         return self._chunked(self.features, z, images)
 
     def _chunked(self, function: Callable[..., Tensor], *values: Tensor) -> Tensor:
@@ -162,13 +194,26 @@ class ParticleModule(L.LightningModule):
     @torch.no_grad()
     def score(self, z: Tensor, eps: Tensor, t: int) -> Tensor:
         r"""The distillation residual :math:`\hat\epsilon(\alpha_t z + \sigma_t \epsilon, t) - \epsilon` of latents."""
+        if not len(z):
+            return torch.zeros_like(z)
         z_t = add_noise(z, eps, self.prior.alpha(t), self.prior.sigma(t))
         parts = z_t.split(self.particle_chunk or len(z_t))
         return torch.cat([self.prior.predict_noise(part, t) for part in parts]) - eps
 
     def noise(self, step: int) -> Tensor:
-        """The noise of one step, with the shape, type and device of ``z``."""
-        return self._draw("step", self.prior.latent_shape, self.first_step + step).to(self.z)
+        """The noise of one step for this process's particles, of the type and on the device of ``z``."""
+        draws = [
+            keyed_normal(
+                self.prior.latent_shape,
+                indices.tolist(),
+                seed=self.seed,
+                measurement=_key(measurement),
+                stream="step",
+                step=self.first_step + step,
+            )
+            for measurement, indices in self.each_here(self._index[self.rows])
+        ]
+        return torch.cat(draws).to(self.z) if draws else self.z[self.rows].detach()
 
     def repulsion_is_on(self, step: int, sigma_break: int) -> bool:
         """Whether a step's noise level is above that of the gate: the first ``sigma_break`` thousandths of steps."""
@@ -180,17 +225,18 @@ class ParticleModule(L.LightningModule):
         return self._trainer is not None and (batch_idx + 1) % self.trainer.log_every_n_steps == 0
 
     def log_step(self, values: dict[str, Tensor], batch_idx: int, prog_bar: bool = False) -> None:
-        """Logs scalars on the steps that the Trainer writes, and costs nothing on the others."""
+        """Logs sums over particles, a measurement's mean where there are several; costs nothing on most steps."""
         if self.logs(batch_idx):
-            self.log_dict({name: value.detach() for name, value in values.items()}, prog_bar=prog_bar)
+            sums = self.shard.sum(torch.stack([value.detach().float() for value in values.values()]))
+            means = dict(zip(values, sums / len(self.measurements), strict=True))
+            self.log_dict(means, prog_bar=prog_bar)
 
     def log_losses(self, losses: dict[str, Tensor], batch_idx: int) -> None:
-        """Logs the terms of the loss, their sum and the noise level, a measurement's mean where there are several."""
+        """Logs the terms of the loss, their sum and the noise level."""
         if self.logs(batch_idx):
             losses = {"total": sum(losses.values()), **losses}
-            means = {f"loss/{name}": value / len(self.measurements) for name, value in losses.items()}
-            self.log_step(means, batch_idx, prog_bar=True)
-            self.log_step({"noise_level": self.prior.sigma(self.timesteps[batch_idx])}, batch_idx)
+            self.log_step({f"loss/{name}": value for name, value in losses.items()}, batch_idx, prog_bar=True)
+            self.log("noise_level", self.prior.sigma(self.timesteps[batch_idx]))
 
     def fingerprint(self) -> str:
         """A digest of what a checkpoint must agree with: settings, particles, schedule, prior, features."""
@@ -207,6 +253,10 @@ class ParticleModule(L.LightningModule):
     def on_save_checkpoint(self, checkpoint: dict) -> None:
         checkpoint["fingerprint"] = self.fingerprint()
         checkpoint["evidence"] = self.evidence
+        if self.shard.size > 1:  # the latents are the same everywhere, the rest is known for one's own particles only
+            state = checkpoint["state_dict"]
+            for name in sorted(state.keys() - {"z"}):  # in the same order everywhere
+                state[name] = self.gather(state[name][self.rows])
 
     def on_load_checkpoint(self, checkpoint: dict) -> None:
         saved = checkpoint.get("evidence", {})
@@ -227,13 +277,17 @@ class ParticleModule(L.LightningModule):
             for state in optimizer["state"].values():
                 _keep_rows(state, kept)
 
-    def _draw(self, stream: str, shape: tuple[int, ...], step: int = 0) -> Tensor:
-        particles = range(self.num_particles)
+    def _first_draw(self, stream: str, shape: tuple[int, ...]) -> Tensor:
+        indices = range(self.num_particles)
         draws = [
-            keyed_normal(shape, particles, seed=self.seed, measurement=key, stream=stream, step=step)
-            for key in self._keys
+            keyed_normal(shape, indices, seed=self.seed, measurement=_key(measurement), stream=stream)
+            for measurement in self.measurements
         ]
         return torch.cat(draws)
+
+
+def _key(measurement: Measurement) -> int:
+    return measurement_key(measurement.series or measurement.name)
 
 
 def _keep_rows(state: dict[str, Tensor], rows: Tensor) -> None:

@@ -12,6 +12,7 @@ from rlsd_lightning.callbacks import AtomicCheckpointIO, Progress
 from rlsd_lightning.errors import InputError, NonFiniteError
 from rlsd_lightning.measurement import Measurement
 from rlsd_lightning.particles import ParticleModule
+from rlsd_lightning.ranks import Ranks
 from rlsd_lightning.report import write_report
 from rlsd_lightning.results import read_metrics, write_summary
 from rlsd_lightning.sequence import last_particles, write_sequence
@@ -28,6 +29,8 @@ def run_measurements(
     folder: Path,
     checkpoint: tuple[str, Path] | None = None,
     measurements_per_batch: int | str = 1,
+    ranks: Ranks | None = None,
+    parallel: str = "auto",
 ) -> tuple[int, int]:
     """Solves every measurement that has no result yet, from its last checkpoint if there is one.
 
@@ -39,14 +42,18 @@ def run_measurements(
         checkpoint: The name of one batch's folder and the checkpoint it goes on from; the others are left alone.
         measurements_per_batch: How many are solved side by side; ``auto`` is the largest number that the device's
             memory holds.
+        ranks: The processes of the run; this one alone if left out.
+        parallel: How they share the work, see :func:`~rlsd_lightning.ranks.groups_of`.
 
     Returns:
-        How many measurements have a result, and how many of those asked for have none.
+        How many measurements have a result, and how many of those asked for have none. Every process waits for the
+        others; the first writes the summary.
 
     Raises:
         InputError: If the only measurement can't be solved, or an argument is out of range.
     """
-    runner = _Runner(data, make_module, make_trainer, folder)
+    ranks = ranks or Ranks("cpu")
+    runner = _Runner(data, make_module, make_trainer, folder, ranks)
     batches = _batches(data.names, runner.batch_size(measurements_per_batch))
     if checkpoint is not None:
         if checkpoint[0] not in batches:
@@ -55,15 +62,19 @@ def run_measurements(
                 f"'{data.names[0]}' to '{data.names[-1]}'); give it with the data it was made from"
             )
         batches = {checkpoint[0]: batches[checkpoint[0]]}
-    for label, indices in batches.items():
-        measurements = runner.unsolved(indices)
+    ranks.share("particles" if runner.in_order else parallel, len(batches))
+    for label in list(batches)[ranks.group :: ranks.groups]:
+        measurements = runner.unsolved(batches[label])
         runner.solve(measurements, label, checkpoint[1] if checkpoint else folder / label / "checkpoints" / "last.ckpt")
+        ranks.shard.any(False)  # the results are written when the next batch may start from them
+    ranks.wait_for_all()
     rows = [metrics for name in data.names if (metrics := read_metrics(folder / name)) is not None]
-    write_summary(folder, rows)
-    if rows:
-        write_report(folder, rows)
-    if rows and runner.in_order:
-        write_sequence(folder, [row["name"] for row in rows])
+    if ranks.is_first:
+        write_summary(folder, rows)
+        if rows:
+            write_report(folder, rows)
+        if rows and runner.in_order:
+            write_sequence(folder, [row["name"] for row in rows])
     asked = [data.names[index] for indices in batches.values() for index in indices]
     return len(rows), sum(read_metrics(folder / name) is None for name in asked)
 
@@ -80,8 +91,9 @@ def _batches(names: Sequence[str], size: int) -> dict[str, range]:
 class _Runner:
     """What solving a batch takes; the arguments are those of :func:`run_measurements`."""
 
-    def __init__(self, data, make_module: Callable, make_trainer: Callable, folder: Path) -> None:
+    def __init__(self, data, make_module: Callable, make_trainer: Callable, folder: Path, ranks: Ranks) -> None:
         self.data, self.make_module, self.make_trainer, self.folder = data, make_module, make_trainer, folder
+        self.ranks = ranks
         self.in_order = getattr(data, "sequence", False)
 
     def batch_size(self, asked: int | str) -> int:
@@ -94,11 +106,13 @@ class _Runner:
             )
         if asked != "auto":
             return asked
+        return self.ranks.broadcast(self._fitting_size() if self.ranks.is_first else None)
+
+    def _fitting_size(self) -> int:
         chosen = self.folder / "measurements_per_batch.txt"
         if not chosen.is_file():
-            device = self.make_trainer(self.folder).strategy.root_device
+            device, size = self.ranks.device, 1
             # a process that asks for too much of a CPU's memory is killed rather than told, and more is not faster there
-            size = 1
             if device.type != "cpu":
                 size = largest_batch(self.make_module, self._first_readable(), len(self.data), device)
             log.info("measurements_per_batch=auto: %d on %s", size, device)
@@ -151,6 +165,7 @@ class _Runner:
     def _solve(self, measurements: list[Measurement], label: str, checkpoint: Path | None) -> None:
         while measurements:
             module = self.make_module(measurements)
+            module.shard = self.ranks.shard
             try:
                 self._fit(module, self.make_trainer(self.folder / label), checkpoint)
                 return
@@ -172,6 +187,8 @@ class _Runner:
             # our own checkpoints hold tensors and plain numbers only
             trainer.fit(module, ckpt_path=checkpoint if resumes else None, weights_only=True)
         except torch.OutOfMemoryError as error:
+            if self.ranks.shard.size > 1:
+                raise  # the other processes of the group wait for this one: they can't go on without it
             raise InputError(
                 f"'{module.name}' does not fit into the device's memory ({str(error).splitlines()[0]}); set "
                 "method.particle_chunk=1, prior.decoder_checkpointing=true or fewer particles or measurements_per_batch"

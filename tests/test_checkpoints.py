@@ -19,8 +19,14 @@ from rlsd_lightning.particles import ParticleModule
 @pytest.mark.parametrize("stop", [1, 2, 4, 5])
 @pytest.mark.parametrize(
     ("method", "settings"),
-    [(RLSD, {}), (RLSD, {"x_update": "adam"}), (RLSD, {"augmented": False}), (RLSDPaper, {"num_particles": 3})],
-    ids=["prox", "adam", "plain", "paper"],
+    [
+        (RLSD, {}),
+        (RLSD, {"renew_every": 3}),
+        (RLSD, {"x_update": "adam"}),
+        (RLSD, {"augmented": False}),
+        (RLSDPaper, {"num_particles": 3}),
+    ],
+    ids=["prox", "held", "adam", "plain", "paper"],
 )
 def test_stopped_at_any_step_it_visits_the_rest_and_ends_the_same(
     stop: int, method: type[ParticleModule], settings: dict, tiny_prior, tiny_features, measurement, tmp_path: Path

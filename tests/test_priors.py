@@ -15,8 +15,9 @@ from diffusers import (
     StableDiffusionXLPipeline,
 )
 from torch import Tensor
+from torch._dynamo.testing import CompileCounter
 
-from rlsd_lightning import InputError, LatentFeatures, Measurement
+from rlsd_lightning import GaussianMixturePrior, InputError, LatentFeatures, Measurement
 from rlsd_lightning.module import RLSD
 from rlsd_lightning.operators import inpainting
 from rlsd_lightning.priors import (
@@ -254,3 +255,19 @@ def test_pickled_weights_are_taken_only_when_trusted(tiny_folders: dict[str, Pat
 def test_a_folder_of_another_family_is_refused(family: str, folder: str, tiny_folders: dict[str, Path]):
     with pytest.raises(InputError, match=r"sdxl|complete folder of a"):
         CLASSES[family](str(tiny_folders[folder]), local_files_only=True)
+
+
+@FAMILIES
+def test_compiled_networks_are_one_graph_each_for_all_timesteps(family: str, tiny_folders: dict[str, Path]):
+    torch.compiler.reset()
+    plain, compiled, counter = load(tiny_folders, family), load(tiny_folders, family), CompileCounter()
+    compiled.compile_networks(backend=counter, fullgraph=True)
+    for t in (300, 200, 20):
+        torch.testing.assert_close(compiled.predict_noise(noisy(plain), t), plain.predict_noise(noisy(plain), t))
+    torch.testing.assert_close(compiled.decode(noisy(plain)), plain.decode(noisy(plain)))
+    assert counter.frame_count == (1 if family == "pixel" else 2)
+
+
+def test_a_prior_without_networks_can_not_be_compiled():
+    with pytest.raises(InputError, match="GaussianMixturePrior has none"):
+        GaussianMixturePrior(means=[[0.0, 1.0]], std=0.1).compile_networks()

@@ -41,6 +41,13 @@ class RealMRI(LinearPhysics):
         pairs = y.reshape(-1, 2, *y.shape[-2:])
         return self.complex.A_adjoint(pairs)[:, 0].reshape(len(y), -1, *y.shape[-2:])
 
+    def prox_l2(self, z: Tensor, y: Tensor, gamma: float, **kwargs) -> Tensor:
+        """In closed form: on real images a frequency is seen as often as it and its negative are, on average."""
+        mask = torch.fft.ifftshift(self.mask, dim=(-2, -1))
+        seen = 0.5 * (mask + mask.flip(-2, -1).roll((1, 1), dims=(-2, -1)))[..., : mask.shape[-1] // 2 + 1]
+        spectrum = torch.fft.rfft2(z + gamma * self.A_adjoint(y)) / (1 + gamma * seen)
+        return torch.fft.irfft2(spectrum, s=z.shape[-2:])
+
 
 def mri(
     image_shape: tuple[int, ...],

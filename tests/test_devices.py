@@ -1,0 +1,180 @@
+"""Particles and measurements over processes, for real: spawned, exchanging through gloo, stopped and killed."""
+
+import os
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+from command import start_train, train
+from trainers import assert_same_bits
+
+from rlsd_lightning import InputError
+from rlsd_lightning.ranks import Shard, groups_of
+
+
+@pytest.fixture
+def small(tiny_prior_folder: Path, tiny_features_folder: Path) -> list[str]:
+    """Overrides for small runs; networks that see one particle at a time compute the same bits however many there are."""
+    return [
+        f"prior.pretrained={tiny_prior_folder}",
+        f"callbacks.results.features.pretrained={tiny_features_folder}",
+        "trainer.accelerator=cpu",
+        "method.particle_chunk=1",
+        "num_particles=5",
+        "callbacks.checkpoint.every_n_train_steps=5",
+        "callbacks.guard.every_n_steps=5",
+    ]
+
+
+def ended(process: subprocess.Popen, seconds: float = 120) -> str:
+    """What a process printed, once it has ended."""
+    try:
+        return process.communicate(timeout=seconds)[0]
+    finally:
+        process.kill()
+
+
+def wait_for(file: Path, process: subprocess.Popen, seconds: float = 120) -> None:
+    deadline = time.monotonic() + seconds
+    while not file.is_file():
+        assert process.poll() is None, process.stdout.read()
+        assert time.monotonic() < deadline, f"{file} never came"
+        time.sleep(0.01)
+
+
+def children(process: subprocess.Popen) -> list[int]:
+    listed = subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True, check=False).stdout
+    return [int(line) for line in listed.split()]
+
+
+# --- the same result everywhere ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("devices", "settings"),
+    [
+        (2, ["features=vit", "features.pretrained={features}", "method.renew_every=2"]),
+        (3, ["num_particles=2"]),  # one process has no particle at all
+        (3, ["method.x_update=adam"]),
+        (2, ["method=rlsd_paper", "features=vit", "features.pretrained={features}"]),
+        (4, ["data.limit=2", "measurements_per_batch=2"]),
+    ],
+    ids=["vit", "empty", "adam", "paper", "batch"],
+)
+def test_particles_over_processes_end_with_the_same_bits(
+    devices: int, settings: list[str], small: list[str], tiny_features_folder: Path, tmp_path: Path
+) -> None:
+    settings = [setting.format(features=tiny_features_folder) for setting in settings]
+    command = [*small, "num_steps=12", *settings]
+    many = start_train(*command, f"trainer.devices={devices}", "parallel=particles", f"output_dir={tmp_path / 'many'}")
+    code, printed = train(*command, f"output_dir={tmp_path / 'one'}")
+    assert code == 0, printed
+    printed = ended(many)
+    assert many.returncode == 0, printed
+    assert f"{devices} processes: 1 groups of {devices}, as parallel=particles" in printed
+    for folder in (tmp_path / "one").glob("*/particles.safetensors"):
+        assert_same_bits(folder.parent, tmp_path / "many" / folder.parent.name)
+
+
+def test_measurements_over_processes_end_with_the_same_bits(small: list[str], tmp_path: Path) -> None:
+    command = [*small, "num_steps=10", "data.limit=3", "trainer.log_every_n_steps=5"]
+    many = start_train(*command, "trainer.devices=2", f"output_dir={tmp_path / 'many'}")
+    assert train(*command, f"output_dir={tmp_path / 'one'}")[0] == 0
+    printed = ended(many)
+    assert many.returncode == 0, printed
+    assert "2 processes: 2 groups of 1, as parallel=auto with 3 batches" in printed
+    for name in ("000", "001", "002"):
+        assert_same_bits(tmp_path / "one" / name, tmp_path / "many" / name)
+        assert len(list((tmp_path / "many" / name).glob("events.*"))) == 1
+    rows = (tmp_path / "many" / "summary.csv").read_text().splitlines()
+    assert [row.split(",")[0] for row in rows] == ["name", "000", "001", "002", "mean"]
+
+
+# --- stopped and killed --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("to", ["first", "other"])
+def test_a_signal_to_any_process_saves_and_the_run_goes_on_with_another_number(
+    to: str, small: list[str], tmp_path: Path
+) -> None:
+    command = [*small, "num_steps=60"]
+    run, whole = tmp_path / "run", tmp_path / "whole"
+    process = start_train(*command, "trainer.devices=2", f"output_dir={run}")
+    wait_for(run / "000" / "checkpoints" / "last.ckpt", process)
+    os.kill(process.pid if to == "first" else children(process)[0], signal.SIGTERM)
+    printed = ended(process, 60)
+    assert process.returncode == 75, printed
+    assert "go on with: python train.py resume=" in printed
+    assert "Traceback" not in printed
+    assert train(f"resume={run}", "trainer.devices=1")[0] == 0
+    assert train(*command, f"output_dir={whole}")[0] == 0
+    assert_same_bits(run / "000", whole / "000")
+
+
+@pytest.mark.parametrize("to", ["first", "other"])
+def test_a_killed_process_takes_the_run_down_and_nothing_is_lost(to: str, small: list[str], tmp_path: Path) -> None:
+    command = [*small, "num_steps=60"]
+    run, whole = tmp_path / "run", tmp_path / "whole"
+    process = start_train(*command, "trainer.devices=2", f"output_dir={run}")
+    wait_for(run / "000" / "checkpoints" / "last.ckpt", process)
+    others = children(process)
+    os.kill(process.pid if to == "first" else others[0], signal.SIGKILL)
+    ended(process, 60)
+    assert process.returncode != 0
+    deadline = time.monotonic() + 60
+    while any(Path(f"/proc/{other}").exists() for other in others):
+        assert time.monotonic() < deadline, "a process outlived the run"
+        time.sleep(0.1)
+    again = start_train(f"resume={run}", "trainer.devices=3")
+    assert train(*command, f"output_dir={whole}")[0] == 0
+    printed = ended(again)
+    assert again.returncode == 0, printed
+    assert_same_bits(run / "000", whole / "000")
+
+
+def test_a_foreign_checkpoint_is_one_error_and_not_a_hang(small: list[str], tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    assert train(*small, "num_steps=5", f"output_dir={run}")[0] == 0
+    (run / "000" / "metrics.json").unlink()
+    process = start_train(f"resume={run}", "num_steps=6", "trainer.devices=2")
+    printed = ended(process, 60)
+    assert process.returncode == 1, printed
+    assert "error: the checkpoint belongs to measurement '000'" in printed
+    assert "Traceback" not in printed
+
+
+# --- who does what -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("total", [0, 1, 2, 5, 8, 13])
+@pytest.mark.parametrize("size", [1, 2, 3, 4, 7])
+def test_shares_cover_all_particles_once_and_evenly(total: int, size: int) -> None:
+    shares = [Shard(position, size).rows(total) for position in range(size)]
+    assert [row for share in shares for row in range(share.start, share.stop)] == list(range(total))
+    counts = [share.stop - share.start for share in shares]
+    assert max(counts) - min(counts) <= 1
+
+
+@pytest.mark.parametrize(
+    ("parallel", "ranks", "batches", "groups"),
+    [
+        ("auto", 4, 100, 4),
+        ("auto", 4, 1, 1),
+        ("auto", 4, 3, 2),
+        ("auto", 6, 4, 3),
+        ("auto", 1, 0, 1),
+        ("measurements", 4, 1, 4),
+        ("particles", 4, 9, 1),
+        ("2x4", 8, 1, 2),
+    ],
+)
+def test_groups(parallel: str, ranks: int, batches: int, groups: int) -> None:
+    assert groups_of(parallel, ranks, batches)[0] == groups
+
+
+@pytest.mark.parametrize("parallel", ["2x3", "both", "4", ""])
+def test_groups_that_do_not_fit_are_refused(parallel: str) -> None:
+    with pytest.raises(InputError, match="G times P = 8"):
+        groups_of(parallel, 8, 1)
