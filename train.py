@@ -229,14 +229,16 @@ def run(cfg: DictConfig, folder: Path) -> int:
 def main(cfg: DictConfig) -> None:
     """Runs one configuration; what the user can mend becomes one line instead of a traceback."""
     folder = Path(cfg.output_dir)
-    is_first = rank_zero_only.rank == 0
+    rank = rank_zero_only.rank
+    is_first = rank == 0
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        if is_first:
+            folder.mkdir(parents=True, exist_ok=True)
         with only_run_in(folder) if is_first else nullcontext():
             code = run(cfg, folder)
     except (InputError, HydraException, OmegaConfBaseException) as error:
         reason, code = explain(error)
-        log.error("%serror: %s", "" if is_first else f"process {rank_zero_only.rank}: ", reason)
+        log.error("%serror: %s", "" if is_first else f"process {rank}: ", reason)
     except (StoppedError, KeyboardInterrupt) as stop:
         reason, code = str(stop) or "stopped", REQUEUE
         if not is_first:

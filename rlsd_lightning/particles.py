@@ -264,9 +264,9 @@ class ParticleModule(L.LightningModule):
             name in saved and agree(saved[name], evidence) for name, evidence in self.evidence.items()
         ):
             raise InputError(
-                f"the checkpoint belongs to measurement '{', '.join(saved)}' of a run with another measurement, operator, prior, "
-                f"features, method or number of particles or steps than '{self.name}' here; resume with the settings "
-                "it was made with"
+                f"the checkpoint belongs to measurement '{', '.join(saved)}' of a run with another measurement, "
+                "operator, prior, features, method or number of particles or steps than "
+                f"'{self.name}' here; resume with the settings it was made with"
             )
         names = list(saved)
         kept = torch.cat(
