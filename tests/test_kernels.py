@@ -10,13 +10,26 @@ from rlsd_lightning.functional.kernels import (
     log_density,
     median_bandwidth,
     official_repulsion,
-    repulsion,
     squared_distances,
 )
 
 
 def points(count: int, size: int = 3, seed: int = 0) -> Tensor:
     return torch.randn(count, size, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def repulsion(features: Tensor, others: Tensor, bandwidth: Tensor) -> Tensor:
+    """The gradient of the log density at each particle."""
+    leaf = features.clone().requires_grad_()
+    return torch.autograd.grad(log_density(leaf, others, bandwidth).sum(), leaf)[0]
+
+
+def test_kernels_of_a_batch_are_those_of_its_members():
+    f = torch.stack([points(4), points(4, seed=1)])
+    h = median_bandwidth(f)
+    for one, bandwidth, density in zip(f, h, log_density(f, f, h), strict=True):
+        assert torch.equal(bandwidth, median_bandwidth(one))
+        assert torch.equal(density, log_density(one, one, bandwidth))
 
 
 def test_squared_distances_are_those_of_a_plain_loop():
@@ -97,15 +110,6 @@ def test_gradient_of_log_density_passes_gradcheck():
     f = points(4)
     h = median_bandwidth(f)
     assert torch.autograd.gradcheck(lambda leaf: log_density(leaf, f, h), points(3, seed=1).requires_grad_())
-
-
-def test_repulsion_is_autograd_of_log_density_even_without_grad_mode():
-    f = points(4)
-    h = median_bandwidth(f)
-    leaf = f.clone().requires_grad_()
-    log_density(leaf, f, h).sum().backward()
-    with torch.no_grad():
-        torch.testing.assert_close(repulsion(f, f, h), leaf.grad, rtol=1e-12, atol=0)
 
 
 def test_particles_on_another_device_push_as_if_they_were_here():

@@ -39,7 +39,6 @@ def test_noise_is_the_same_when_asked_again_and_leaves_the_global_generator_alon
         {"measurement": 11 + 2**63},
         {"stream": "z_init"},
         {"stream": "x_init"},
-        {"stream": "measurement"},
         {"step": 8},
         {"step": 0},
     ],

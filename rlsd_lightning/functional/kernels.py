@@ -9,7 +9,7 @@ import math
 import torch
 from torch import Tensor
 
-__all__ = ["log_density", "median_bandwidth", "official_repulsion", "repulsion", "squared_distances"]
+__all__ = ["log_density", "median_bandwidth", "official_repulsion", "squared_distances"]
 
 
 def squared_distances(features: Tensor, others: Tensor) -> Tensor:
@@ -57,7 +57,8 @@ def log_density(features: Tensor, others: Tensor, bandwidth: Tensor) -> Tensor:
     r"""The particles' log density :math:`\log \sum_j k(f_i, f_j)`, the particle itself included.
 
     With :math:`j = i` in the sum a single particle has density one and gradient zero, and the push between two fades
-    with their distance.
+    with their distance. Its gradient :math:`\nabla_i \log \sum_j k(f_i, f_j)`, with the others detached, points to
+    HIGHER density.
 
     Args:
         features: This device's particles, with shape :math:`(\dots, n, D)`.
@@ -66,20 +67,6 @@ def log_density(features: Tensor, others: Tensor, bandwidth: Tensor) -> Tensor:
 
     Returns:
         With shape :math:`(\dots, n)`.
-    """
-    return torch.logsumexp(-squared_distances(features, others) / bandwidth[..., None, None], dim=-1)
-
-
-def repulsion(features: Tensor, others: Tensor, bandwidth: Tensor) -> Tensor:
-    r"""Gradient of the log density at each particle, :math:`\nabla_i \log \sum_j k(f_i, f_j)`.
-
-    Args:
-        features: This device's particles, with shape :math:`(n, D)`.
-        others: All particles, with shape :math:`(N, D)`.
-        bandwidth: The squared length scale :math:`h`, with shape :math:`()`.
-
-    Returns:
-        The direction of HIGHER density, with shape :math:`(n, D)`; zero if :math:`N = 1`.
 
     Raises:
         ValueError: If the feature sizes differ.
@@ -88,10 +75,7 @@ def repulsion(features: Tensor, others: Tensor, bandwidth: Tensor) -> Tensor:
         | Repulsive Latent Score Distillation for Solving Inverse Problems (Zilberstein et al., 2025)
         | https://arxiv.org/abs/2406.16683
     """
-    with torch.enable_grad():
-        leaf = features.detach().requires_grad_()
-        (gradient,) = torch.autograd.grad(log_density(leaf, others.detach(), bandwidth).sum(), leaf)
-    return gradient
+    return torch.logsumexp(-squared_distances(features, others) / bandwidth[..., None, None], dim=-1)
 
 
 def official_repulsion(features: Tensor) -> Tensor:

@@ -14,8 +14,8 @@ from torch import Tensor
 
 __all__ = ["STREAMS", "keyed_normal", "measurement_key"]
 
-STREAMS = {"z_init": 0, "x_init": 1, "step": 2, "measurement": 3}
-"""What a draw is for: the initial latents, the initial auxiliaries, a step's noise, the measurement's own noise."""
+STREAMS = {"z_init": 0, "x_init": 1, "step": 2}
+"""What a draw is for: the initial latents, the initial auxiliaries, a step's noise."""
 
 
 def measurement_key(name: str) -> int:
