@@ -1,6 +1,7 @@
 """Particles and measurements over processes, for real: spawned, exchanging through gloo, stopped and killed."""
 
 import os
+import random
 import signal
 import subprocess
 import time
@@ -143,6 +144,30 @@ def test_a_foreign_checkpoint_is_one_error_and_not_a_hang(small: list[str], tmp_
     assert process.returncode == 1, printed
     assert "error: the checkpoint belongs to measurement '000'" in printed
     assert "Traceback" not in printed
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("number", "times"), [(signal.SIGKILL, 50), (signal.SIGTERM, 20)])
+def test_signals_at_random_moments_lose_and_change_nothing(
+    number: signal.Signals, times: int, small: list[str], tmp_path: Path
+) -> None:
+    command = [*small, "num_steps=60", "data.limit=2"]
+    assert train(*command, f"output_dir={tmp_path / 'whole'}")[0] == 0
+    chance = random.Random(int(number))
+    for turn in range(times):
+        run = tmp_path / f"{turn}"
+        process = start_train(*command, f"trainer.devices={chance.randint(1, 4)}", f"output_dir={run}")
+        time.sleep(chance.uniform(1, 15))  # from its first imports to its last results
+        if process.poll() is None:
+            os.kill(chance.choice([process.pid, *children(process)]), number)
+        ended(process, 60)
+        begun = (run / ".hydra" / "config.yaml").is_file()
+        how = [f"resume={run}"] if begun else [*command, f"output_dir={run}"]
+        again = start_train(*how, f"trainer.devices={chance.randint(1, 4)}")
+        printed = ended(again, 180)
+        assert again.returncode == 0, f"turn {turn}: {printed}"
+        for name in ("000", "001"):
+            assert_same_bits(run / name, tmp_path / "whole" / name)
 
 
 # --- who does what -------------------------------------------------------------------------------------------------
