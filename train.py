@@ -7,6 +7,7 @@ python train.py resume=outputs/inpaint/2026-11-24_12-00-00        # go on with a
 python train.py --help                                            # every task and setting
 """
 
+import errno
 import glob
 import inspect
 import logging
@@ -36,7 +37,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from rlsd_lightning.callbacks import AtomicCheckpointIO
+from rlsd_lightning.checkpoints import AtomicCheckpointIO
 from rlsd_lightning.errors import InputError, StoppedError
 from rlsd_lightning.locking import only_run_in
 from rlsd_lightning.ranks import Ranks
@@ -44,6 +45,8 @@ from rlsd_lightning.runner import run_measurements
 
 PROJECT = Path(__file__).resolve().parent
 OTHER_FILES = ("prior.pretrained", "features.pretrained", "physics.network", "physics.code")
+STORAGE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.ENOENT, errno.EIO, errno.ESTALE)
+"""What a full, read-only or vanished disk says."""
 REQUEUE = 75
 """Exit code of a run that a signal stopped: start it again."""
 log = logging.getLogger("train")
@@ -71,6 +74,7 @@ def saved_settings(folder: Path) -> DictConfig:
     return OmegaConf.load(saved)
 
 
+logging.raiseExceptions = False  # a log on a full disk is not worth a traceback a line
 warnings.filterwarnings("ignore", module="lightning")
 warnings.filterwarnings("ignore", message=".*LeafSpec.*")
 logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
@@ -239,6 +243,13 @@ def main(cfg: DictConfig) -> None:
     except (InputError, HydraException, OmegaConfBaseException) as error:
         reason, code = explain(error)
         log.error("%serror: %s", "" if is_first else f"process {rank}: ", reason)
+    except OSError as error:
+        if error.errno not in STORAGE:
+            raise
+        code = 1
+        log.error(
+            "\nerror: '%s' can't be written to (%s); mend that, then: python train.py resume=%s", folder, error, folder
+        )
     except (StoppedError, KeyboardInterrupt) as stop:
         reason, code = str(stop) or "stopped", REQUEUE
         if not is_first:

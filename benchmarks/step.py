@@ -30,7 +30,7 @@ from published import published_step
 from torch.utils.flop_counter import FlopCounterMode
 
 from rlsd_lightning import RLSD, LatentFeatures, Measurement
-from rlsd_lightning.callbacks import AtomicCheckpointIO
+from rlsd_lightning.checkpoints import AtomicCheckpointIO
 from rlsd_lightning.operators import inpainting
 
 GAMMAS = {"": 0.0, "_repulsion": 0.1}
@@ -144,21 +144,34 @@ def matmul_rate(device: torch.device) -> float:
     return max(rates)
 
 
-class _StepTimes(Callback):
-    """When every step ended."""
+class _Alternating(Callback):
+    """Calls the networks alone after every step, and keeps the seconds of both."""
 
-    def __init__(self) -> None:
-        self.ends: list[float] = []
+    def __init__(self, alone: Step) -> None:
+        self.alone = alone
+        self.seconds_alone: list[float] = []
+        self.seconds: list[float] = []
+        self._since: float | None = None
 
     def on_train_batch_end(self, trainer: L.Trainer, *_) -> None:
-        self.ends.append(_now(trainer.strategy.root_device))
+        device = trainer.strategy.root_device
+        end = _now(device)
+        if self._since is not None:
+            self.seconds.append(end - self._since)
+        self.alone(AT)
+        self._since = _now(device)
+        self.seconds_alone.append(self._since - end)
 
 
-def seconds_in_trainer(problem: Problem, steps: int) -> float:
-    """Mean seconds of a step without repulsion in the Trainer, with curves every 10 and checkpoints every 25 steps."""
-    times = _StepTimes()
+def overhead(problem: Problem, blocks: int, every: int = 25) -> float:
+    """The share of a step in the Trainer that is not its networks', a median over blocks of steps.
+
+    Steps are without repulsion, with curves every 10 and a checkpoint every 25 steps, and the networks alone in turn
+    with them.
+    """
+    times = _Alternating(networks_alone(problem))
     with tempfile.TemporaryDirectory() as folder:
-        saver = ModelCheckpoint(f"{folder}/checkpoints", save_last=True, save_top_k=0, every_n_train_steps=25)
+        saver = ModelCheckpoint(f"{folder}/checkpoints", save_last=True, save_top_k=0, every_n_train_steps=every)
         trainer = L.Trainer(
             accelerator=problem.y.device.type,
             devices=1,
@@ -171,21 +184,12 @@ def seconds_in_trainer(problem: Problem, steps: int) -> float:
             callbacks=[times, saver],
             plugins=[AtomicCheckpointIO()],
         )
-        trainer.fit(make_module(problem, 0.0, num_steps=steps))
-    return (times.ends[-1] - times.ends[0]) / (steps - 1)
-
-
-def overhead(problem: Problem, rounds: int, steps: int = 50) -> float:
-    """The share of a step in the Trainer that is not its networks', a median over rounds side by side."""
-    alone, device, shares = networks_alone(problem), problem.y.device, []
-    for turn in range(rounds + 1):
-        start = _now(device)
-        for _ in range(steps):
-            alone(AT)
-        networks = (_now(device) - start) / steps
-        if turn:
-            shares.append(1 - networks / seconds_in_trainer(problem, steps))
-    return statistics.median(shares)
+        trainer.fit(make_module(problem, 0.0, num_steps=(blocks + 1) * every))
+    starts = range(every, len(times.seconds) - every + 2, every)  # the first block fills caches
+    return statistics.median(
+        1 - sum(times.seconds_alone[start : start + every]) / sum(times.seconds[start : start + every])
+        for start in starts
+    )
 
 
 def measure(name: str, args: argparse.Namespace) -> dict[str, float]:

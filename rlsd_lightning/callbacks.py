@@ -1,67 +1,24 @@
-"""Everything a run shows or writes while it goes: curves, pictures, results, progress, safe checkpoints."""
+"""Everything a run shows or writes while it goes: curves, pictures, results, progress."""
 
-import os
 import time
 from abc import abstractmethod
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
 
 import lightning as L
 import torch
 from lightning.pytorch.callbacks import Callback, TQDMProgressBar
 from lightning.pytorch.loggers import TensorBoardLogger
-from lightning.pytorch.plugins.io import TorchCheckpointIO
 from torch import Tensor, nn
 from torchvision.utils import make_grid
 
-from rlsd_lightning.errors import InputError, NonFiniteError
+from rlsd_lightning.errors import NonFiniteError
 from rlsd_lightning.functional.metrics import psnr
 from rlsd_lightning.measurement import Measurement
 from rlsd_lightning.particles import ParticleModule
 from rlsd_lightning.results import aligned, load_lpips, score, write_images, write_metrics
 
-__all__ = ["AtomicCheckpointIO", "FiniteGuard", "ImageResults", "Monitor", "Progress", "Results"]
-
-
-class AtomicCheckpointIO(TorchCheckpointIO):
-    """Writes a checkpoint beside its target and renames it: a kill in the middle of a save leaves the last one.
-
-    Args:
-        writes: Whether this process writes: the first of those that work on the same particles.
-
-    Raises:
-        InputError: When a checkpoint to go on from can't be read.
-    """
-
-    def __init__(self, writes: bool = True) -> None:
-        self.writes = writes
-
-    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None) -> None:
-        if not self.writes:
-            return
-        path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(path.name + ".partial")
-        with partial.open("wb") as file:
-            torch.save(checkpoint, file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
-
-    def load_checkpoint(self, path: str | Path, *arguments: Any, **options: Any) -> dict[str, Any]:
-        try:
-            return super().load_checkpoint(path, *arguments, **options)
-        except (RuntimeError, OSError, EOFError, UnpicklingError) as error:
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-            raise InputError(
-                f"'{path}' can't be read as a checkpoint ({reason}); remove it to start the measurement again"
-            ) from error
+__all__ = ["FiniteGuard", "ImageResults", "Monitor", "Progress", "Results"]
 
 
 class FiniteGuard(Callback):
@@ -114,7 +71,9 @@ class Monitor(Callback):
         if done % trainer.log_every_n_steps == 0:
             step, start = self._since
             now = time.perf_counter()
-            self.log("seconds_per_step", (now - start) / max(1, done - step))
+            seconds = (now - start) / max(1, done - step)
+            self.log("seconds_per_step", seconds)
+            self.log("particle_steps_per_second", len(pl_module.z) / seconds)
             self._since = (done, now)
         if done % self.every_n_steps and done != len(pl_module.timesteps):
             return

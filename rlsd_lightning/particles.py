@@ -95,6 +95,8 @@ class ParticleModule(L.LightningModule):
         self.z, self.x = nn.Parameter(z), nn.Parameter(x)
         self.shard = Shard()
         """Which of the particles this process works on: all, unless it is told otherwise."""
+        self.resumed_at = 0
+        """The number of timesteps that were taken before this fit."""
         self._fingerprint: str | None = None
 
     @staticmethod
@@ -159,6 +161,9 @@ class ParticleModule(L.LightningModule):
         for module in (*self._frozen.values(), *(measurement.physics for measurement in self.measurements)):
             module.to(self.device)
         self.measurements = [measurement._replace(y=measurement.y.to(self.device)) for measurement in self.measurements]
+
+    def on_train_start(self) -> None:
+        self.resumed_at = self.steps_done
 
     def not_finite(self) -> list[str]:
         """The names of measurements with a particle that is infinite or not a number; waits for the device."""
@@ -258,7 +263,8 @@ class ParticleModule(L.LightningModule):
             for name in sorted(state.keys() - {"z"}):  # in the same order everywhere
                 state[name] = self.gather(state[name][self.rows])
 
-    def on_load_checkpoint(self, checkpoint: dict) -> None:
+    def check_checkpoint(self, checkpoint: dict) -> None:
+        """Raises an InputError if a checkpoint is not one of this module's measurements and settings."""
         saved = checkpoint.get("evidence", {})
         if checkpoint.get("fingerprint") != self.fingerprint() or not all(
             name in saved and agree(saved[name], evidence) for name, evidence in self.evidence.items()
@@ -268,7 +274,10 @@ class ParticleModule(L.LightningModule):
                 "operator, prior, features, method or number of particles or steps than "
                 f"'{self.name}' here; resume with the settings it was made with"
             )
-        names = list(saved)
+
+    def on_load_checkpoint(self, checkpoint: dict) -> None:
+        self.check_checkpoint(checkpoint)
+        names = list(checkpoint["evidence"])
         kept = torch.cat(
             [names.index(name) * self.num_particles + torch.arange(self.num_particles) for name in self.evidence]
         )

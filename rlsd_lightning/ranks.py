@@ -175,16 +175,19 @@ class Ranks:
         """The first process's value."""
         return value if self.size == 1 else self._fabric.broadcast(value)
 
-    def wait_for_all(self) -> None:
-        """Until every process has come here or has left, however long that takes."""
+    def sum_of_all(self, value: int) -> int:
+        """The sum of every process's value, once each has come here or has left, however long that takes."""
         if self._store is None:
-            return
+            return value
+        self._store.add("sum", value)
         self._store.add("arrived", 1)
         self._wait_until("arrived", self.size)
-        if self.is_first:  # which others still ask for the count
+        total = self._store.add("sum", 0)
+        if self.is_first:  # which others still ask
             self._wait_until("left", self.size - 1)
         else:
             self._store.add("left", 1)
+        return total
 
     def leave(self) -> None:
         """Tells the others not to wait for this process."""

@@ -12,7 +12,8 @@ import numpy as np
 import torch
 from deepinv.physics import LinearPhysics, Physics
 from matplotlib.figure import Figure
-from safetensors.torch import save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
 from torch import Tensor, nn
 from torchmetrics.functional.image import structural_similarity_index_measure
 
@@ -22,7 +23,9 @@ from rlsd_lightning.measurement import Measurement
 from rlsd_lightning.operators.compose import Nothing
 
 __all__ = [
+    "PARTICLES_FILE",
     "aligned",
+    "is_damaged",
     "load_lpips",
     "pseudo_inverse",
     "read_metrics",
@@ -34,13 +37,14 @@ __all__ = [
 ]
 
 METRICS_FILE = "metrics.json"
+PARTICLES_FILE = "particles.safetensors"
 
 
-def write_atomically(path: Path, text: str) -> None:
+def write_atomically(path: Path, content: str | bytes) -> None:
     """Writes a file that is either complete or not there."""
     partial = path.with_name(path.name + ".partial")
-    with partial.open("w") as file:
-        file.write(text)
+    with partial.open("wb") as file:
+        file.write(content.encode() if isinstance(content, str) else content)
         file.flush()
         os.fsync(file.fileno())
     os.replace(partial, path)
@@ -133,11 +137,18 @@ def write_metrics(folder: Path, metrics: Mapping) -> None:
 
 
 def read_metrics(folder: Path) -> dict | None:
-    """The metrics of a finished measurement, or None if it is not finished."""
+    """The metrics of a finished measurement, or None if it is not finished or its particles are damaged."""
     try:
-        return json.loads((folder / METRICS_FILE).read_text())
-    except (FileNotFoundError, json.JSONDecodeError):
+        metrics = json.loads((folder / METRICS_FILE).read_text())
+        with safe_open(folder / PARTICLES_FILE, "pt"):  # holds the file's length against its header
+            return metrics
+    except (OSError, ValueError, SafetensorError):
         return None
+
+
+def is_damaged(folder: Path) -> bool:
+    """Whether a measurement was finished once, and its results can't be read any more."""
+    return (folder / METRICS_FILE).is_file() and read_metrics(folder) is None
 
 
 def _panel(image: Tensor) -> np.ndarray:
@@ -187,7 +198,7 @@ def write_images(folder: Path, images: Tensor, z: Tensor, measurement: Measureme
     to_pil((std * 4 - 1)[None]).save(folder / "std.png")
     _write_grid(folder / "grid.png", panels, std.numpy())
     tensors = {"x": images, "z": z.detach().cpu(), "y": y.detach().cpu(), "mean": mean, "std": std}
-    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, folder / "particles.safetensors")
+    write_atomically(folder / PARTICLES_FILE, save({name: tensor.contiguous() for name, tensor in tensors.items()}))
 
 
 def _write_grid(path: Path, panels: list[tuple[str, np.ndarray]], std: np.ndarray, columns: int = 8) -> None:

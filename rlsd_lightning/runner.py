@@ -1,6 +1,7 @@
 """A run over many measurements: each in a folder of its own, none lost because of another."""
 
 import logging
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -8,13 +9,14 @@ import lightning as L
 import torch
 
 from rlsd_lightning.batching import largest_batch
-from rlsd_lightning.callbacks import AtomicCheckpointIO, Progress
+from rlsd_lightning.callbacks import Progress
+from rlsd_lightning.checkpoints import LAST, checkpoint_to_resume
 from rlsd_lightning.errors import InputError, NonFiniteError
 from rlsd_lightning.measurement import Measurement
 from rlsd_lightning.particles import ParticleModule
 from rlsd_lightning.ranks import Ranks
 from rlsd_lightning.report import write_report
-from rlsd_lightning.results import read_metrics, write_summary
+from rlsd_lightning.results import is_damaged, read_metrics, write_summary
 from rlsd_lightning.sequence import last_particles, write_sequence
 
 __all__ = ["run_measurements"]
@@ -53,7 +55,8 @@ def run_measurements(
         InputError: If the only measurement can't be solved, or an argument is out of range.
     """
     ranks = ranks or Ranks("cpu")
-    runner = _Runner(data, make_module, make_trainer, folder, ranks)
+    folder.mkdir(parents=True, exist_ok=True)
+    runner, start = _Runner(data, make_module, make_trainer, folder, ranks), time.perf_counter()
     batches = _batches(data.names, runner.batch_size(measurements_per_batch))
     if checkpoint is not None:
         if checkpoint[0] not in batches:
@@ -65,11 +68,14 @@ def run_measurements(
     ranks.share("particles" if runner.in_order else parallel, len(batches))
     for label in list(batches)[ranks.group :: ranks.groups]:
         measurements = runner.unsolved(batches[label])
-        runner.solve(measurements, label, checkpoint[1] if checkpoint else folder / label / "checkpoints" / "last.ckpt")
+        runner.solve(measurements, label, checkpoint[1] if checkpoint else folder / label / "checkpoints" / LAST)
         ranks.shard.any(False)  # the results are written when the next batch may start from them
-    ranks.wait_for_all()
+    particle_steps = ranks.sum_of_all(runner.particle_steps)
     rows = [metrics for name in data.names if (metrics := read_metrics(folder / name)) is not None]
     if ranks.is_first:
+        if particle_steps:
+            rate = particle_steps / (time.perf_counter() - start)
+            log.info("%.3g particle-steps a second over %d processes", rate, ranks.size)
         write_summary(folder, rows)
         if rows:
             write_report(folder, rows)
@@ -95,6 +101,8 @@ class _Runner:
         self.data, self.make_module, self.make_trainer, self.folder = data, make_module, make_trainer, folder
         self.ranks = ranks
         self.in_order = getattr(data, "sequence", False)
+        self.particle_steps = 0
+        """How many steps of how many particles this process has taken."""
 
     def batch_size(self, asked: int | str) -> int:
         """How many measurements are solved side by side; that of ``auto`` stays the same when a run is resumed."""
@@ -135,6 +143,8 @@ class _Runner:
             if read_metrics(self.folder / name) is not None:
                 log.info("%s: finished before, left as it is", name)
                 continue
+            if is_damaged(self.folder / name):
+                log.warning("%s: its result is incomplete or damaged and is made again", name)
             try:
                 measurement = self.data[index]
             except InputError as error:
@@ -159,10 +169,11 @@ class _Runner:
             log.error("%s: %s; its measurements are solved one by one", label, error)
             for m in measurements:
                 if read_metrics(self.folder / m.name) is None:
-                    own = self.folder / m.name / "checkpoints" / "last.ckpt"
+                    own = self.folder / m.name / "checkpoints" / LAST
                     self.solve([m], m.name, own)
 
     def _solve(self, measurements: list[Measurement], label: str, checkpoint: Path | None) -> None:
+        (self.folder / label).mkdir(exist_ok=True)
         while measurements:
             module = self.make_module(measurements)
             module.shard = self.ranks.shard
@@ -172,7 +183,7 @@ class _Runner:
             except NonFiniteError as error:
                 log.error("%s", error)
                 measurements = [m for m in measurements if m.name not in error.measurements]
-                checkpoint = self.folder / label / "checkpoints" / "last.ckpt"
+                checkpoint = self.folder / label / "checkpoints" / LAST
 
     def _fit(self, module: ParticleModule, trainer: L.Trainer, checkpoint: Path | None) -> None:
         first = self.data.names.index(module.measurements[0].name) + 1
@@ -180,12 +191,13 @@ class _Runner:
         if isinstance(trainer.progress_bar_callback, Progress):
             position = f"{first}" if first == last else f"{first}-{last}"
             trainer.progress_bar_callback.position = f"[{position}/{len(self.data)}] "
-        resumes = checkpoint is not None and checkpoint.is_file()
-        if resumes:
+        if checkpoint is not None:
+            checkpoint = checkpoint_to_resume(checkpoint, module.check_checkpoint)
+        if checkpoint is not None:
             log.info("%s: going on from %s", module.name, checkpoint)
         try:
             # our own checkpoints hold tensors and plain numbers only
-            trainer.fit(module, ckpt_path=checkpoint if resumes else None, weights_only=True)
+            trainer.fit(module, ckpt_path=checkpoint, weights_only=True)
         except torch.OutOfMemoryError as error:
             if self.ranks.shard.size > 1:
                 raise  # the other processes of the group wait for this one: they can't go on without it
@@ -193,6 +205,7 @@ class _Runner:
                 f"'{module.name}' does not fit into the device's memory ({str(error).splitlines()[0]}); set "
                 "method.particle_chunk=1, prior.decoder_checkpointing=true or fewer particles or measurements_per_batch"
             ) from error
+        self.particle_steps += (module.steps_done - module.resumed_at) * len(module.z[module.rows])
         if module.steps_done < len(module.timesteps):
             log.error("%s: stopped after %d of %d steps", module.name, module.steps_done, len(module.timesteps))
 
@@ -205,6 +218,6 @@ class _Runner:
 
 def _saved_names(checkpoint: Path) -> set[str]:
     """The measurements a checkpoint knows; none if there is no such file."""
-    if not checkpoint.is_file():
-        return set()
-    return set(AtomicCheckpointIO().load_checkpoint(checkpoint, weights_only=True).get("evidence", {}))
+    names: set[str] = set()
+    checkpoint_to_resume(checkpoint, lambda held: names.update(held.get("evidence", {})))
+    return names

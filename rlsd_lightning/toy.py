@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from deepinv.physics import GaussianNoise, Inpainting
 from matplotlib.figure import Figure
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 from rlsd_lightning.callbacks import Results
@@ -16,6 +16,7 @@ from rlsd_lightning.functional.metrics import mode_total_variation
 from rlsd_lightning.measurement import Measurement, MeasurementList
 from rlsd_lightning.particles import ParticleModule
 from rlsd_lightning.priors import GaussianMixture, GaussianMixturePrior
+from rlsd_lightning.results import PARTICLES_FILE, write_atomically
 
 __all__ = ["DensityResults", "exact_posterior", "first_coordinate", "point_measurement"]
 
@@ -71,7 +72,7 @@ class DensityResults(Results):
         prior = copy.deepcopy(pl_module.prior.mixture).cpu()
         assignments = posterior.assign(images)
         tensors = {"x": images, "z": z.detach(), "y": measurement.y}
-        save_file({k: v.cpu().contiguous() for k, v in tensors.items()}, folder / "particles.safetensors")
+        write_atomically(folder / PARTICLES_FILE, save({k: v.cpu().contiguous() for k, v in tensors.items()}))
         _draw_density(folder / "grid.png", posterior, prior, images)
         return {
             "mode_total_variation": mode_total_variation(assignments, posterior.weights).item(),

@@ -5,6 +5,8 @@ import io
 import runpy
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 from unittest import mock
 
@@ -37,3 +39,12 @@ def start_train(*arguments: object) -> subprocess.Popen:
         text=True,
         cwd=PROJECT,
     )
+
+
+def wait_for(condition: Callable[[], bool], process: subprocess.Popen, seconds: float = 120) -> None:
+    """Returns once something has happened in a process, which must not end before."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert process.poll() is None, process.stdout.read()
+        assert time.monotonic() < deadline, "nothing happened"
+        time.sleep(0.002)

@@ -233,3 +233,15 @@ def measurement(tiny_prior: StableDiffusionPrior) -> Measurement:
     physics = inpainting(tiny_prior.image_shape, "half")
     truth = torch.rand(1, *tiny_prior.image_shape, generator=torch.Generator().manual_seed(0)) * 2 - 1
     return Measurement("noise", physics.A(truth), physics, truth)
+
+
+@pytest.fixture
+def small(tiny_prior_folder: Path, tiny_features_folder: Path) -> list[str]:
+    """Overrides of train.py for small runs with frequent checkpoints."""
+    return [
+        f"prior.pretrained={tiny_prior_folder}",
+        f"callbacks.results.features.pretrained={tiny_features_folder}",
+        "num_particles=2",
+        "callbacks.checkpoint.every_n_train_steps=5",
+        "callbacks.guard.every_n_steps=5",
+    ]

@@ -1,4 +1,4 @@
-"""Checkpoints that survive a kill, the curves and pictures in TensorBoard, and the progress bar."""
+"""The guard, the curves and pictures in TensorBoard, and the progress bar."""
 
 import io
 from pathlib import Path
@@ -15,65 +15,11 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tensorboard.plugins.hparams.metadata import EXPERIMENT_TAG, SESSION_START_INFO_TAG
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
-from rlsd_lightning import RLSD, InputError, Measurement, NonFiniteError
-from rlsd_lightning.callbacks import AtomicCheckpointIO, FiniteGuard, ImageResults, Monitor
+from rlsd_lightning import RLSD, Measurement, NonFiniteError
+from rlsd_lightning.callbacks import FiniteGuard, ImageResults, Monitor
 from rlsd_lightning.operators import inpainting
 
 STEPS = 6
-
-# --- checkpoints ---------------------------------------------------------------------------------------------------
-
-
-class Unwritable:
-    """Fails when it is pickled, which is after the first bytes of a checkpoint."""
-
-    def __reduce__(self):
-        raise OSError("no space left on device")
-
-
-def test_a_checkpoint_comes_back_and_leaves_nothing_beside_it(tmp_path: Path) -> None:
-    path = tmp_path / "checkpoints" / "last.ckpt"
-    AtomicCheckpointIO().save_checkpoint({"z": torch.arange(5)}, path)
-    assert AtomicCheckpointIO().load_checkpoint(path, weights_only=True)["z"].tolist() == [0, 1, 2, 3, 4]
-    assert list(path.parent.iterdir()) == [path]
-
-
-def test_a_save_that_fails_in_the_middle_leaves_the_old_file(tmp_path: Path) -> None:
-    path = tmp_path / "last.ckpt"
-    writer = AtomicCheckpointIO()
-    writer.save_checkpoint({"step": 1}, path)
-    before = path.read_bytes()
-    with pytest.raises(OSError, match="no space left"):
-        writer.save_checkpoint({"z": torch.zeros(1000), "bad": Unwritable()}, path)
-    assert path.read_bytes() == before
-    # and the next save is not disturbed by what was left
-    writer.save_checkpoint({"step": 2}, path)
-    assert writer.load_checkpoint(path, weights_only=True) == {"step": 2}
-
-
-def test_the_old_file_is_whole_until_the_new_one_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = tmp_path / "last.ckpt"
-    writer = AtomicCheckpointIO()
-    writer.save_checkpoint({"step": 1}, path)
-    seen = {}
-    original = torch.save
-
-    def spy(checkpoint, file) -> None:
-        original(checkpoint, file)
-        seen["during"] = torch.load(path, weights_only=True)
-
-    monkeypatch.setattr(torch, "save", spy)
-    writer.save_checkpoint({"step": 2}, path)
-    assert seen["during"] == {"step": 1}
-    assert torch.load(path, weights_only=True) == {"step": 2}
-
-
-@pytest.mark.parametrize("content", [b"", b"no checkpoint", b"PK\x03\x04 cut"])
-def test_a_file_that_is_no_checkpoint_is_named(tmp_path: Path, content: bytes) -> None:
-    (tmp_path / "last.ckpt").write_bytes(content)
-    with pytest.raises(InputError, match=r"last\.ckpt' can't be read as a checkpoint .* remove it"):
-        AtomicCheckpointIO().load_checkpoint(tmp_path / "last.ckpt", weights_only=True)
-
 
 # --- guard ---------------------------------------------------------------------------------------------------------
 

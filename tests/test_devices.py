@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
-from command import start_train, train
+from command import start_train, train, wait_for
 from trainers import assert_same_bits
 
 from rlsd_lightning import InputError
@@ -16,17 +16,9 @@ from rlsd_lightning.ranks import Shard, groups_of
 
 
 @pytest.fixture
-def small(tiny_prior_folder: Path, tiny_features_folder: Path) -> list[str]:
-    """Overrides for small runs; networks that see one particle at a time compute the same bits however many there are."""
-    return [
-        f"prior.pretrained={tiny_prior_folder}",
-        f"callbacks.results.features.pretrained={tiny_features_folder}",
-        "trainer.accelerator=cpu",
-        "method.particle_chunk=1",
-        "num_particles=5",
-        "callbacks.checkpoint.every_n_train_steps=5",
-        "callbacks.guard.every_n_steps=5",
-    ]
+def small(small: list[str]) -> list[str]:
+    """Networks that see one particle at a time compute the same bits however many there are."""
+    return [*small, "trainer.accelerator=cpu", "method.particle_chunk=1", "num_particles=5"]
 
 
 def ended(process: subprocess.Popen, seconds: float = 120) -> str:
@@ -35,14 +27,6 @@ def ended(process: subprocess.Popen, seconds: float = 120) -> str:
         return process.communicate(timeout=seconds)[0]
     finally:
         process.kill()
-
-
-def wait_for(file: Path, process: subprocess.Popen, seconds: float = 120) -> None:
-    deadline = time.monotonic() + seconds
-    while not file.is_file():
-        assert process.poll() is None, process.stdout.read()
-        assert time.monotonic() < deadline, f"{file} never came"
-        time.sleep(0.01)
 
 
 def children(process: subprocess.Popen) -> list[int]:
@@ -103,7 +87,7 @@ def test_a_signal_to_any_process_saves_and_the_run_goes_on_with_another_number(
     command = [*small, "num_steps=60"]
     run, whole = tmp_path / "run", tmp_path / "whole"
     process = start_train(*command, "trainer.devices=2", f"output_dir={run}")
-    wait_for(run / "000" / "checkpoints" / "last.ckpt", process)
+    wait_for((run / "000" / "checkpoints" / "last.ckpt").is_file, process)
     os.kill(process.pid if to == "first" else children(process)[0], signal.SIGTERM)
     printed = ended(process, 60)
     assert process.returncode == 75, printed
@@ -119,7 +103,7 @@ def test_a_killed_process_takes_the_run_down_and_nothing_is_lost(to: str, small:
     command = [*small, "num_steps=60"]
     run, whole = tmp_path / "run", tmp_path / "whole"
     process = start_train(*command, "trainer.devices=2", f"output_dir={run}")
-    wait_for(run / "000" / "checkpoints" / "last.ckpt", process)
+    wait_for((run / "000" / "checkpoints" / "last.ckpt").is_file, process)
     others = children(process)
     os.kill(process.pid if to == "first" else others[0], signal.SIGKILL)
     ended(process, 60)

@@ -10,8 +10,10 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
+import torch
 from command import train
 from PIL import Image
+from safetensors.torch import save_file
 
 from rlsd_lightning.report import write_report
 from rlsd_lightning.results import read_metrics, write_metrics, write_summary
@@ -198,6 +200,7 @@ def test_a_figure_that_some_measurements_lack_is_averaged_over_the_rest(tmp_path
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
 def test_a_figure_that_json_has_not_is_null(tmp_path: Path, value: float) -> None:
+    save_file({"z": torch.zeros(1)}, tmp_path / "particles.safetensors")
     write_metrics(tmp_path, {"name": "a", "psnr_mean": value, "num_steps": 3})
     assert read_metrics(tmp_path) == {"name": "a", "psnr_mean": None, "num_steps": 3}
 

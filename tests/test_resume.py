@@ -3,37 +3,15 @@
 import json
 import re
 import signal
-import time
 from pathlib import Path
 
 import pytest
 import torch
-from command import start_train, train
+from command import start_train, train, wait_for
 from PIL import Image
 from trainers import assert_same_bits
 
 from rlsd_lightning.locking import only_run_in
-
-EVERY = ["callbacks.checkpoint.every_n_train_steps=5", "callbacks.guard.every_n_steps=5"]
-
-
-@pytest.fixture
-def small(tiny_prior_folder: Path, tiny_features_folder: Path) -> list[str]:
-    """Overrides for small runs with frequent checkpoints."""
-    return [
-        f"prior.pretrained={tiny_prior_folder}",
-        f"callbacks.results.features.pretrained={tiny_features_folder}",
-        "num_particles=2",
-        *EVERY,
-    ]
-
-
-def wait_for(condition, process, seconds: float = 120) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert process.poll() is None, process.stdout.read()
-        assert time.monotonic() < deadline, "nothing happened"
-        time.sleep(0.002)
 
 
 def test_a_killed_run_goes_on_to_the_same_bits(small: list[str], tmp_path: Path) -> None:

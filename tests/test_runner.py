@@ -1,6 +1,7 @@
 """A run over many measurements, one by one or side by side, loses none of them because of another."""
 
 import copy
+import shutil
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -138,8 +139,8 @@ def test_a_stopped_batch_goes_on_without_those_that_are_finished(
     run_measurements(data, module, partial(trainer_with, results=whole), whole, measurements_per_batch=3)
     with pytest.raises(StopError):
         run_measurements(data, module, lambda f: trainer_with(f, StopAt(5), results=run), run, measurements_per_batch=3)
-    (run / "second").mkdir()
-    (run / "second" / "metrics.json").write_text('{"name": "second"}')
+    shutil.copytree(whole / "second", run / "second")
+    finished = (run / "second" / "metrics.json").stat()
     visited = Visited()
     count = run_measurements(
         data, module, lambda f: trainer_with(f, visited, results=run), run, measurements_per_batch=3
@@ -147,7 +148,7 @@ def test_a_stopped_batch_goes_on_without_those_that_are_finished(
     assert count == (3, 0)
     assert visited.steps == [5, 6, 7, 8]
     assert_close(results(run, ["first", "third"]), results(whole, ["first", "third"]))
-    assert not (run / "second" / "particles.safetensors").exists()
+    assert (run / "second" / "metrics.json").stat() == finished
 
 
 def test_a_measurement_that_the_checkpoint_does_not_know_starts_afresh(

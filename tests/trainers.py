@@ -6,7 +6,8 @@ import lightning as L
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from safetensors.torch import load_file
 
-from rlsd_lightning.callbacks import AtomicCheckpointIO, ImageResults
+from rlsd_lightning.callbacks import ImageResults
+from rlsd_lightning.checkpoints import AtomicCheckpointIO
 
 
 class StopError(Exception):
@@ -32,6 +33,7 @@ class Visited(Callback):
 
 def trainer_with(folder: Path, *callbacks: Callback, every: int = 1, results: Path | None = None) -> L.Trainer:
     """Checkpoints of one batch go to ``folder``, and so do results unless they have a folder of their own."""
+    folder.mkdir(exist_ok=True)
     checkpoint = ModelCheckpoint(
         folder / "checkpoints",
         save_last=True,

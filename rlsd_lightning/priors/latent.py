@@ -75,7 +75,8 @@ class LatentPrior(Prior):
             prediction_type,
             timestep_offset,
         )
-        self.vae = vae
+        # convolutions over pixels, forward and backward, are faster so; those over latents are not
+        self.vae = vae.to(memory_format=torch.channels_last)
         if vae_tiling:
             vae.enable_tiling()
         if decoder_checkpointing:

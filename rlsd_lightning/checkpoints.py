@@ -1,0 +1,99 @@
+"""Checkpoints that a kill, a full disk or a flipped bit does not cost a run."""
+
+import io
+import logging
+import os
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch.plugins.io import TorchCheckpointIO
+
+from rlsd_lightning.errors import InputError
+
+__all__ = ["LAST", "PREVIOUS", "AtomicCheckpointIO", "checkpoint_to_resume"]
+
+log = logging.getLogger(__name__)
+
+LAST = "last.ckpt"
+"""The newest checkpoint of a folder."""
+PREVIOUS = "previous.ckpt"
+"""The one before it, in case that can't be used."""
+
+
+class AtomicCheckpointIO(TorchCheckpointIO):
+    """Writes a checkpoint beside its target and renames it; the one that was there becomes ``previous.ckpt``.
+
+    So at every instant one of the two is complete. What is read is held against the file's checksums.
+
+    Args:
+        writes: Whether this process writes: the first of those that work on the same particles.
+
+    Raises:
+        InputError: When a checkpoint to go on from can't be read, or is damaged.
+    """
+
+    def __init__(self, writes: bool = True) -> None:
+        self.writes = writes
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None) -> None:
+        if not self.writes:
+            return
+        path = Path(path)
+        path.parent.mkdir(exist_ok=True)  # but not its parents: a run's folder that was deleted stays so
+        partial = path.with_name(path.name + ".partial")
+        content = io.BytesIO()  # a full disk then says so; torch would speak of positions
+        torch.save(checkpoint, content)
+        with partial.open("wb") as file:
+            file.write(content.getbuffer())
+            file.flush()
+            os.fsync(file.fileno())
+        if path.name == LAST and path.exists():
+            os.replace(path, path.with_name(PREVIOUS))
+        os.replace(partial, path)
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+
+    def load_checkpoint(self, path: str | Path, *arguments: Any, **options: Any) -> dict[str, Any]:
+        try:
+            with zipfile.ZipFile(path) as file:  # torch reads damaged numbers without a word
+                damaged = file.testzip()
+            if damaged:
+                raise EOFError(f"'{damaged}' in it does not agree with its checksum")
+            return super().load_checkpoint(path, *arguments, **options)
+        except Exception as error:  # the unpickler raises whatever the damage leads it to
+            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            raise InputError(
+                f"'{path}' can't be read as a checkpoint ({reason}); remove it to start the measurement again"
+            ) from error
+
+
+def checkpoint_to_resume(path: Path, check: Callable[[dict], None] = lambda _: None) -> Path | None:
+    """A checkpoint, or where that can't be used the one before it; None if there is neither.
+
+    Args:
+        path: The checkpoint.
+        check: Called with what it holds; raises an InputError if that is of another run.
+
+    Raises:
+        InputError: If there are some, and none can be used.
+    """
+    candidates = [path, path.with_name(PREVIOUS)] if path.name == LAST else [path]
+    problem = None
+    for candidate in filter(Path.is_file, candidates):
+        try:
+            check(AtomicCheckpointIO().load_checkpoint(candidate, map_location="cpu", weights_only=True))
+        except InputError as error:
+            problem = problem or error
+            continue
+        if problem is not None:
+            log.warning("%s. Going on from the one before it", problem)
+        return candidate
+    if problem is not None:
+        raise problem
+    return None
