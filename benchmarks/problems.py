@@ -101,18 +101,19 @@ def make_problem(
     name: str,
     num_particles: int,
     device: torch.device | str,
-    image_size: int | tuple[int, int] = 512,
+    image_size: int | tuple[int, int] | None = None,
     decoder_checkpointing: bool = False,
 ) -> Problem:
-    """Half-image inpainting on one of :data:`PRIORS`, with a vision transformer for the kernel."""
+    """Half-image inpainting on one of :data:`PRIORS`, with a vision transformer for the kernel.
+
+    Images have the prior's own size (64 pixels of the embedded one, 512 of Stable Diffusion) if it is left out.
+    """
     with torch.device("meta" if str(device) == "meta" and name != "faces" else "cpu"):
         if name == "faces":
-            prior, features = (
-                StableDiffusionPrior(str(DATA / "priors/faces")),
-                ViTFeatures(str(DATA / "features/faces")),
-            )
+            prior = StableDiffusionPrior(str(DATA / "priors/faces"), image_size=image_size)
+            features = ViTFeatures(str(DATA / "features/faces"))
         else:
-            prior, features = RandomStableDiffusion(name, image_size, decoder_checkpointing), RandomViT()
+            prior, features = RandomStableDiffusion(name, image_size or 512, decoder_checkpointing), RandomViT()
     physics = inpainting(prior.image_shape, mask="half")
     y = torch.zeros(1, *prior.image_shape)
     return Problem(prior.to(device), features.to(device), physics.to(device), y.to(device), num_particles)

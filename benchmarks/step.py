@@ -46,14 +46,15 @@ AT = 500
 Step = Callable[[int], None]
 
 
-def make_module(problem: Problem, gamma: float, num_steps: int = 200, **settings) -> RLSD:
-    """Our module on the problem's device."""
+def make_module(problem: Problem, gamma: float, num_steps: int = 200, num_measurements: int = 1, **settings) -> RLSD:
+    """Our module on the problem's device, with the particles of one or several measurements."""
     prior, features, _, y, count = problem
     features = settings.pop("features", features)
     # operator and measurement are looked at on the CPU, where they have values
     cpu = inpainting(prior.image_shape, mask="half")
     settings = {"gamma": gamma, "sigma_break": 999, "num_steps": num_steps, **settings}
-    module = RLSD(prior, Measurement("m", torch.zeros(y.shape), cpu), features, num_particles=count, **settings)
+    measurements = [Measurement(f"{index}", torch.zeros(y.shape), cpu) for index in range(num_measurements)]
+    module = RLSD(prior, measurements, features, num_particles=count, **settings)
     return module.to(y.device)
 
 
@@ -194,8 +195,8 @@ def overhead(problem: Problem, blocks: int, every: int = 25) -> float:
 
 def measure(name: str, args: argparse.Namespace) -> dict[str, float]:
     """All figures of one prior."""
-    figures: dict[str, float] = {"num_particles": args.num_particles, "image_size": args.image_size}
     nothing = make_problem(name, args.num_particles, "meta", args.image_size)
+    figures: dict[str, float] = {"num_particles": args.num_particles, "image_size": nothing.prior.image_shape[-1]}
     counted = {
         label: {form: count_operations(s) for form, s in forms(nothing, g).items()} for label, g in GAMMAS.items()
     }
@@ -225,7 +226,7 @@ def main() -> None:
     options.add_argument("--priors", nargs="+", choices=PRIORS, default=list(PRIORS))
     options.add_argument("--time", nargs="*", choices=PRIORS, default=["faces"], help="those whose steps are timed too")
     options.add_argument("--num-particles", type=int, default=4)
-    options.add_argument("--image-size", type=int, default=512, help="of Stable Diffusion")
+    options.add_argument("--image-size", type=int, help="the priors' own if left out")
     options.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     options.add_argument("--rounds", type=int, default=9)
     options.add_argument("--json", type=Path, help="also write the figures to this file")
