@@ -22,7 +22,7 @@ from torch.optim import Adam
 from torch.optim.lr_scheduler import LambdaLR
 
 from rlsd_lightning.errors import InputError
-from rlsd_lightning.functional.kernels import log_density, median_bandwidth
+from rlsd_lightning.functional.kernels import log_density, mean_square_difference, median_bandwidth, thumbnails
 from rlsd_lightning.functional.losses import at_least_float32, coupling, distillation
 from rlsd_lightning.functional.schedules import PRIOR_WEIGHTS, prior_weight
 from rlsd_lightning.likelihood import measured, misfit, noise_std
@@ -53,6 +53,9 @@ class RLSD(ParticleModule):
         gamma: Strength of the repulsion; 0 switches it off.
         gamma_mode: ``relative``: the repulsion's norm is ``gamma`` times that of :math:`\hat\epsilon - \epsilon`, for
             each particle; ``absolute``: as written above.
+        room: Root mean square difference of a particle's image :math:`D(z_i)` to the others', in units of an image in
+            [-1, 1], from which on relative repulsion has its full strength; below, strength falls with the square of
+            the difference, so that particles are left alone where the data leave them no room. 0: full everywhere.
         sigma_break: Repulsion acts in the first so many thousandths of the steps, those with the most noise.
         augmented: Whether there is an auxiliary image :math:`x`; if not, the fidelity acts on :math:`D(z)`.
         x_update: ``prox`` solves for :math:`x`; ``adam`` takes one Adam step on both variables (the published form).
@@ -91,6 +94,7 @@ class RLSD(ParticleModule):
         particle_chunk: int | None = None,
         gamma: float = 0.5,
         gamma_mode: str = "relative",
+        room: float = 0.4,
         sigma_break: int = 500,
         augmented: bool = True,
         x_update: str = "prox",
@@ -125,7 +129,13 @@ class RLSD(ParticleModule):
         if weighting not in PRIOR_WEIGHTS:
             raise InputError(f"method.weighting must be one of {', '.join(PRIOR_WEIGHTS)}, got '{weighting}'")
         check_settings(
-            {"gamma": gamma, "sigma_break": sigma_break, "rho": rho, "distillation_weight": distillation_weight},
+            {
+                "gamma": gamma,
+                "room": room,
+                "sigma_break": sigma_break,
+                "rho": rho,
+                "distillation_weight": distillation_weight,
+            },
             {"decoder_std": decoder_std, "min_mu": min_mu, "lr_z": lr_z, "lr_x": lr_x},
         )
         self.save_hyperparameters(ignore=["prior", "measurements", "features"])
@@ -242,13 +252,22 @@ class RLSD(ParticleModule):
             scale = self.hparams.gamma * sigma * torch.ones_like(norm)
         else:
             # a lone particle, or two in one place, have no direction to go
-            scale = torch.where(norm > 0, self.hparams.gamma * score_norm / norm, 0.0)
+            scale = torch.where(norm > 0, self.hparams.gamma * self._room(decoded) * score_norm / norm, 0.0)
         ratio = (scale * norm / score_norm).sum() / self.num_particles
         scale = scale.view(-1, *[1] * (z.ndim - 1)) / self.z[0].numel()
         surrogate = torch.sum(scale * push_z * z)
         if through_decoder:
             surrogate = surrogate + torch.sum(scale.view(-1, *[1] * (decoded.ndim - 1)) * push_x * decoded)
         return surrogate, ratio
+
+    def _room(self, decoded: Tensor) -> Tensor:
+        """The share of the full strength that the repulsion of each of this process's particles has."""
+        if not self.hparams.room:
+            return decoded.new_ones(len(decoded))
+        seen = at_least_float32(thumbnails(decoded.detach()))
+        others = {measurement.name: rows for measurement, rows in self.each(self.gather(seen))}
+        squares = [mean_square_difference(mine, others[measurement.name]) for measurement, mine in self.each_here(seen)]
+        return (torch.cat(squares) / self.hparams.room**2).clamp(max=1)
 
     def _log_density(self, features: Tensor) -> Tensor:
         """The sum of this process's particles' log densities; no kernel joins two measurements."""

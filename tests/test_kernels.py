@@ -8,9 +8,11 @@ from torch import Tensor
 
 from rlsd_lightning.functional.kernels import (
     log_density,
+    mean_square_difference,
     median_bandwidth,
     official_repulsion,
     squared_distances,
+    thumbnails,
 )
 
 
@@ -169,3 +171,28 @@ def test_published_push_equals_a_double_loop(count: int):
 def test_published_push_is_zero_for_two_or_fewer(count: int):
     # log(N - 1) = 0 makes the bandwidth infinite
     assert (official_repulsion(points(count)) == 0).all()
+
+
+# --- room ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("count", [2, 5])
+def test_mean_square_difference_is_that_of_all_pairs(count: int) -> None:
+    features = torch.randn(count, 7, dtype=torch.float64)
+    expected = torch.cdist(features, features).square().sum(dim=1) / (count - 1) / 7
+    torch.testing.assert_close(mean_square_difference(features, features), expected)
+    torch.testing.assert_close(mean_square_difference(features[1:], features), expected[1:])
+
+
+def test_a_lone_particle_differs_from_nothing() -> None:
+    features = torch.randn(1, 7)
+    assert mean_square_difference(features, features).tolist() == [0.0]
+
+
+def test_thumbnails_are_means_of_squares_of_pixels_and_no_larger_than_the_image() -> None:
+    images = torch.randn(2, 3, 64, 96)
+    expected = images.unfold(2, 2, 2).unfold(3, 3, 3).mean(dim=(4, 5))
+    torch.testing.assert_close(thumbnails(images), expected.flatten(1))
+    assert torch.equal(thumbnails(images[..., :20, :20]), images[..., :20, :20].flatten(1))
+    points = torch.randn(4, 5)
+    assert torch.equal(thumbnails(points), points)

@@ -182,6 +182,26 @@ def test_relative_repulsion_has_gamma_times_the_scores_norm(
     torch.testing.assert_close(norms(part), expected, rtol=1e-5, atol=0)
 
 
+def test_relative_repulsion_falls_with_the_square_of_the_images_distance(prior: StableDiffusionPrior):
+    room = 3.0  # far more than images of random latents differ by
+    module = make(prior, gamma=0.3, room=room)
+    part = gradient(module) - gradient(make(prior, gamma=0.0))
+    images = prior.decode(module.z.detach())  # of 32 pixels a side: their own thumbnails
+    squares = (images[:, None] - images).square().flatten(2).mean(dim=2).sum(dim=1) / 2
+    expected = 0.3 * squares / room**2 * weight(module)[0] * norms(score(module)) / module.z[0].numel()
+    assert squares.max() < room**2
+    torch.testing.assert_close(norms(part), expected, rtol=1e-5, atol=0)
+
+
+def test_without_room_repulsion_is_as_strong_for_near_particles_as_for_far_ones(prior: StableDiffusionPrior):
+    module = make(prior, gamma=0.3, room=0.0)
+    module.z.data[:] = module.z.data[:1] + 1e-3 * module.z.data
+    without = make(prior, gamma=0.0)
+    without.z.data.copy_(module.z.data)
+    expected = 0.3 * weight(module)[0] * norms(score(module)) / module.z[0].numel()
+    torch.testing.assert_close(norms(gradient(module) - gradient(without)), expected, rtol=1e-4, atol=0)
+
+
 def test_between_measurements_the_decoders_gain_is_that_of_the_last(prior: StableDiffusionPrior):
     # z has not moved since step 0, so the remembered gain is still exact
     module = make(prior, gamma=0.2)

@@ -8,8 +8,16 @@ import math
 
 import torch
 from torch import Tensor
+from torch.nn.functional import adaptive_avg_pool2d
 
-__all__ = ["log_density", "median_bandwidth", "official_repulsion", "squared_distances"]
+__all__ = [
+    "log_density",
+    "mean_square_difference",
+    "median_bandwidth",
+    "official_repulsion",
+    "squared_distances",
+    "thumbnails",
+]
 
 
 def squared_distances(features: Tensor, others: Tensor) -> Tensor:
@@ -29,6 +37,20 @@ def squared_distances(features: Tensor, others: Tensor) -> Tensor:
         raise ValueError(f"features of one size expected, got {tuple(features.shape)} and {tuple(others.shape)}")
     # not torch.cdist: its gradient at distance zero, and its matrix product's rounding, are worse
     return (features[..., :, None, :] - others[..., None, :, :]).square().sum(-1)
+
+
+def mean_square_difference(features: Tensor, others: Tensor) -> Tensor:
+    r"""How far a particle is from the others, :math:`\frac{1}{(N - 1) D} \sum_j \|f_i - f_j\|^2`.
+
+    Args:
+        features: This device's particles, with shape :math:`(n, D)`.
+        others: All particles, these among them, with shape :math:`(N, D)`.
+
+    Returns:
+        With shape :math:`(n,)`; 0 if there is one particle.
+    """
+    count, size = others.shape
+    return squared_distances(features, others).sum(-1) / (max(count - 1, 1) * size)
 
 
 def median_bandwidth(features: Tensor) -> Tensor:
@@ -101,3 +123,10 @@ def official_repulsion(features: Tensor) -> Tensor:
     # a constant factor cancels: the softmax stays finite where every kernel value underflows
     share = torch.softmax(-squared / h, dim=1)
     return (share[..., None] * 2 * difference / h[..., None]).sum(dim=1)
+
+
+def thumbnails(images: Tensor, side: int = 32) -> Tensor:
+    r"""Images with shape :math:`(N, C, H, W)` averaged down to ``side`` pixels a side, flattened; others only flattened."""
+    if images.ndim == 4:
+        images = adaptive_avg_pool2d(images, [min(length, side) for length in images.shape[-2:]])
+    return images.flatten(1)
