@@ -167,7 +167,7 @@ def _arguments(arguments: list[str] | None) -> argparse.Namespace:
     options.add_argument("--reference", help="a folder of images for FID and KID; the truths if left out")
     options.add_argument("--json", type=Path, help="also write all figures to this file")
     options.add_argument("--csv", type=Path, help="also write every measurement's figures to this file")
-    return options.parse_args(arguments)
+    return options.parse_intermixed_args(arguments)
 
 
 def main(arguments: list[str] | None = None) -> int:
