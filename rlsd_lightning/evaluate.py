@@ -103,7 +103,7 @@ def evaluate_run(
     compared = truth if reference is None else reference
     if protocol == "paper":
         return figures | paper_set_figures(saved, compared, networks), rows
-    images = torch.cat([one.images for one in saved])
+    images = torch.cat([one.images for one in saved]).clamp(-1, 1)
     figures |= set_figures(images, compared, networks)
     if networks.classifier is not None and images.shape[-1] == networks.features.image_size:
         figures |= attribute_figures(images, truth, networks.classifier)

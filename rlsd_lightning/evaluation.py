@@ -47,12 +47,12 @@ class Networks(NamedTuple):
 
 def _lpips_each(lpips: nn.Module, images: Tensor, truth: Tensor) -> Tensor:
     """One value an image; torchmetrics averages over a batch."""
-    return torch.stack([lpips(image[None], truth) for image in images])
+    return torch.stack([lpips(image[None], truth) for image in images.clamp(-1, 1)])
 
 
 def _ssim_each(images: Tensor, truth: Tensor) -> Tensor:
     value = structural_similarity_index_measure(
-        images, truth.expand_as(images).contiguous(), data_range=(-1.0, 1.0), reduction="none"
+        images.clamp(-1, 1), truth.expand_as(images).contiguous(), data_range=(-1.0, 1.0), reduction="none"
     )
     return value.reshape(len(images))
 
@@ -70,6 +70,7 @@ def image_figures(saved: SavedMeasurement, networks: Networks) -> dict[str, Any]
     """
     lpips, truth = networks.lpips, saved.truth
     images = saved.images if saved.aligned is None else saved.aligned
+    shown = images.clamp(-1, 1)
     figures: dict[str, Any] = {"particles": len(images)}
     metrics = {"psnr": psnr}
     metrics["ssim"] = _ssim_each if min(images.shape[-2:]) >= SMALLEST_SSIM else None
@@ -84,12 +85,12 @@ def image_figures(saved: SavedMeasurement, networks: Networks) -> dict[str, Any]
             figures |= {f"{name}_{end}": v.item() for end, v in zip(("mean", "best", "of_mean"), values, strict=True)}
     figures[f"diversity_{networks.name}"] = diversity(networks.features(None, images)).item()
     hidden = None if saved.observed is None else ~saved.observed
-    figures["pixel_std"] = pixel_std(images)
-    figures["pixel_std_unobserved"] = None if hidden is None else pixel_std(images, hidden)
-    figures["lpips_pairs"] = None if lpips is None else _lpips_of_pairs(lpips, images)
+    figures["pixel_std"] = pixel_std(shown)
+    figures["pixel_std_unobserved"] = None if hidden is None else pixel_std(shown, hidden)
+    figures["lpips_pairs"] = None if lpips is None else _lpips_of_pairs(lpips, shown)
     if truth is not None:
         figures["region"] = "all" if hidden is None else "unobserved"
-        figures |= calibration(images, truth, hidden, ROUNDING)
+        figures |= calibration(shown, truth, hidden, ROUNDING)
     return figures | {name: saved.metrics.get(name) for name in FROM_THE_RUN}
 
 
@@ -140,6 +141,11 @@ def attribute_figures(images: Tensor, truth: Tensor | None, classifier: Attribut
     return figures
 
 
+def _unit(images: Tensor) -> Tensor:
+    """Images in [0, 1]."""
+    return images.clamp(-1, 1) / 2 + 0.5
+
+
 @torch.no_grad()
 def paper_image_figures(saved: SavedMeasurement, networks: Networks) -> dict[str, Any]:
     """The figures of one measurement as the paper's authors computed theirs, by names that start with ``paper_``.
@@ -155,7 +161,7 @@ def paper_image_figures(saved: SavedMeasurement, networks: Networks) -> dict[str
     Returns:
         ``paper_psnr_max``, ``paper_lpips_min`` (None without weights) and ``paper_diversity_<network>``.
     """
-    unit, truth = saved.images / 2 + 0.5, saved.truth / 2 + 0.5
+    unit, truth = _unit(saved.images), _unit(saved.truth)
     lpips = None if networks.lpips is None else _lpips_each(networks.lpips, unit, truth).min().item()
     return {
         "particles": len(unit),
@@ -171,7 +177,7 @@ def paper_set_figures(saved: list[SavedMeasurement], reference: Tensor, networks
     if networks.lpips is None:
         chosen, end = [one.images[0] for one in saved], "one_particle"
     else:
-        best = [_lpips_each(networks.lpips, one.images / 2 + 0.5, one.truth / 2 + 0.5).argmin() for one in saved]
+        best = [_lpips_each(networks.lpips, _unit(one.images), _unit(one.truth)).argmin() for one in saved]
         chosen, end = [one.images[index] for one, index in zip(saved, best, strict=True)], "best_lpips"
     known = min(len(chosen), len(reference)) > 1
     value = frechet_distance(networks.sets, reference, torch.stack(chosen)) if known else None

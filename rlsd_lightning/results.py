@@ -232,9 +232,10 @@ def _write_grid(path: Path, panels: list[tuple[str, np.ndarray]], std: np.ndarra
 
 
 def write_summary(folder: Path, rows: list[dict]) -> None:
-    """Writes summary.csv: a row per measurement, then the mean of every numeric column."""
+    """Writes summary.csv: a row per measurement, then the mean of every numeric column; lists of sentences stay out."""
     if not rows:
         return
+    rows = [{key: value for key, value in row.items() if not isinstance(value, list)} for row in rows]
     columns = list(dict.fromkeys(key for row in rows for key in row))
     mean = {"name": "mean"}
     for column in columns[1:]:

@@ -20,7 +20,7 @@ class SavedMeasurement(NamedTuple):
 
     Attributes:
         name: Its folder's name.
-        images: The particles in [-1, 1], with shape :math:`(N, C, H, W)`.
+        images: The particles, about in [-1, 1], with shape :math:`(N, C, H, W)`.
         metrics: What metrics.json holds.
         truth: The clean image, if it was known, with shape :math:`(1, C, H, W)`.
         observed: Which values the operator passes on as they are, with shape :math:`(C, H, W)`, if it is a mask.
@@ -69,9 +69,9 @@ def _load(folder: Path) -> SavedMeasurement:
         raise InputError(f"'{truth}' is missing, though the run knew it; put the clean image back")
     return SavedMeasurement(
         folder.resolve().name,
-        images.clamp(-1, 1),
+        images,
         metrics,
         load_image(truth, *images.shape[-2:]) if truth.is_file() else None,
         tensors["observed"].bool() if "observed" in tensors else None,
-        tensors["aligned"].float().clamp(-1, 1) if "aligned" in tensors else None,
+        tensors["aligned"].float() if "aligned" in tensors else None,
     )
