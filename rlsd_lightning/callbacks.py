@@ -156,11 +156,15 @@ class Results(Callback):
     Args:
         folder: The run's folder; each measurement has one of its own in it, of its name.
         features: What the particles' diversity is measured in; what the kernel compares if left out.
+        prior_diversity: Diversity of the prior's own samples in these features, if it is known.
     """
 
-    def __init__(self, folder: str | Path, features: nn.Module | None = None) -> None:
+    def __init__(
+        self, folder: str | Path, features: nn.Module | None = None, prior_diversity: float | None = None
+    ) -> None:
         self.folder = Path(folder)
         self.features = features
+        self.prior_diversity = prior_diversity
         self._seconds_before = 0.0
         self._start = 0.0
         self._repulsion: float | None = None
@@ -221,18 +225,7 @@ class ImageResults(Results):
     """Pictures, tensors and figures of image-shaped particles, and what has gone wrong with them.
 
     ``warnings`` in metrics.json has the sentences of :func:`~rlsd_lightning.diagnosis.advice`, which are logged too.
-
-    Args:
-        folder: The run's folder.
-        features: What the particles' diversity is measured in; what the kernel compares if left out.
-        prior_diversity: Diversity of the prior's own samples in these features, if it is known.
     """
-
-    def __init__(
-        self, folder: str | Path, features: nn.Module | None = None, prior_diversity: float | None = None
-    ) -> None:
-        super().__init__(folder, features)
-        self.prior_diversity = prior_diversity
 
     def results(
         self,
