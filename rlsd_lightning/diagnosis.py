@@ -15,29 +15,32 @@ from rlsd_lightning.observed import data_fit
 __all__ = ["Signs", "advice", "left_open", "means", "signs"]
 
 LEAST_DIVERSITY = 0.01
-"""Two pictures of one scene that differ by the decoder's error alone are about so far apart in a vision transformer."""
+"""Healthy half-face runs have 0.16 to 0.43 in the embedded vision transformer; below 0.01 four particles look the same."""
 SHARE_OF_PRIOR = 0.05
 """The same for a prior whose own diversity is known: a twentieth of it."""
 LEAST_OPEN = 0.1
-"""Share of the image's energy that an operator must leave open before a lack of diversity is held against anyone; noise
-leaves a few percent open in denoising, half a face a quarter."""
+"""Share of the image's energy that an operator must leave open before a lack of diversity is held against anyone:
+0.002 in denoising, 0.02 in Gaussian deblurring, 0.03 in colourisation, 0.13 in super-resolution, 0.25 for half a face."""
 LEAST_USED = 0.1
-"""Particles whose spread is a tenth of what is open and more do use it, whatever a feature network makes of them."""
+"""Particles that use a tenth of what is open and more are not collapsed, whatever a feature network makes of them: 0.17
+in super-resolution without repulsion, 0.64 for half a face."""
 MOST_SIGMAS = 3.0
 """A root mean square over thousands of values is 1 for the truth, and 3 is beyond all chance."""
 MOST_SHARPNESS = 1.5
-"""The embedded autoencoder alone leaves 0.88 of a face's gradient energy and more, healthy runs 0.95 of that of x."""
+"""The embedded autoencoder alone leaves 0.88 of a face's gradient energy and more; x of finished runs has 1.00 to 1.06
+times that of D(z)."""
 LEAST_SHARPNESS = 0.5
-"""Of the truth's gradient energy; healthy runs keep 0.96 in half-face inpainting."""
+"""Of the truth's gradient energy; finished runs keep 0.81 in Gaussian deblurring and 0.88 in super-resolution."""
 LATENT_NORM = (0.8, 1.25)
 """White latents of d elements have the norm sqrt(d) but for a share 1 / sqrt(2 d); encoded faces are within 0.92 to
-1.07 of it, finished runs within 0.99 to 1.03."""
+1.07 of it, finished runs within 0.96 to 1.10, and with twice as much repulsion as score above 40."""
 MOST_REPULSION = 1.0
-"""Beyond it the particles follow each other more than the prior; independent experiments see collapse from 0.5 on."""
+"""Beyond it the particles follow each other more than the prior."""
 DECODER_STD = 0.08
 """Typical distance of D(z) from an image, where the method has no setting of its own."""
 MOST_COUPLING = 2.0
-"""x that is twice as far from D(z) is explained by the prior no more; healthy runs are at 0.3 to 0.5."""
+"""x that is twice as far from D(z) is explained by the prior no more; finished runs are at 0.2 to 0.6, and with twice as
+much repulsion as score at 4."""
 
 
 class Signs(NamedTuple):

@@ -1,5 +1,6 @@
 """Distances between two sets of images in the features of a network whose name is part of the figure's."""
 
+import warnings
 from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
@@ -96,9 +97,11 @@ def kernel_distance(network: SetNetwork, a: Tensor, b: Tensor) -> float:
     """
     size = min(len(a), len(b), SUBSET_SIZE)
     subsets = 1 if size == len(a) == len(b) else SUBSETS
-    metric = KernelInceptionDistance(
-        feature=network.feature, subsets=subsets, subset_size=size, normalize=isinstance(network.feature, int)
-    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # that it keeps all features: they are few
+        metric = KernelInceptionDistance(
+            feature=network.feature, subsets=subsets, subset_size=size, normalize=isinstance(network.feature, int)
+        )
     _updated(metric, network, a, b)
     with torch.random.fork_rng(devices=[]):  # the subsets are drawn from torch's own generator
         torch.manual_seed(0)
