@@ -1,5 +1,6 @@
 """Everything a run shows or writes while it goes: curves, pictures, results, progress."""
 
+import logging
 import time
 from abc import abstractmethod
 from pathlib import Path
@@ -12,6 +13,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor, nn
 from torchvision.utils import make_grid
 
+from rlsd_lightning.diagnosis import DECODER_STD, Signs, advice, means, signs
 from rlsd_lightning.errors import NonFiniteError
 from rlsd_lightning.functional.metrics import psnr
 from rlsd_lightning.measurement import Measurement
@@ -19,6 +21,8 @@ from rlsd_lightning.particles import ParticleModule
 from rlsd_lightning.results import aligned, load_lpips, score, write_images, write_metrics
 
 __all__ = ["FiniteGuard", "ImageResults", "Monitor", "Progress", "Results"]
+
+log = logging.getLogger(__name__)
 
 
 class FiniteGuard(Callback):
@@ -50,7 +54,9 @@ class FiniteGuard(Callback):
 
 
 class Monitor(Callback):
-    """Curves and pictures in TensorBoard as the particles evolve.
+    """Curves, pictures and signs of health in TensorBoard as the particles evolve.
+
+    The signs are those of :class:`~rlsd_lightning.diagnosis.Signs`, with the diversity in what the kernel compares.
 
     Args:
         every_n_steps: Steps between two pictures, each of which costs a decode. With several measurements the curves
@@ -78,21 +84,40 @@ class Monitor(Callback):
         if done % self.every_n_steps and done != len(pl_module.timesteps):
             return
         images, decoded = pl_module.reconstructions()
+        repulsion = pl_module.repulsion_to_score()
         if images.ndim != 4 or pl_module.shard.position:
             return
-        ratios = []
-        for measurement, particles, at_z in pl_module.each(images, decoded):
+        ratios, seen = [], []
+        for measurement, particles, at_z, z in pl_module.each(images, decoded, pl_module.z.detach()):
+            with torch.no_grad():
+                compared = pl_module.compared(z, at_z)
+            seen.append(_signs(pl_module, measurement, particles, at_z, z, compared, repulsion))
             if measurement.truth is not None:
                 truth = measurement.truth.to(particles)
                 ratios.append(psnr(aligned(particles, truth, measurement.physics), truth))
             for logger in trainer.loggers:
                 if isinstance(logger, TensorBoardLogger):
                     _add_pictures(logger, pl_module, measurement.name, particles, at_z, done)
+        # self.log would repeat them until the next picture
+        values = {f"diagnosis/{name}": value for name, value in means(seen).items()}
         if ratios:
-            means, bests = ([reduce(each) for each in ratios] for reduce in (torch.mean, torch.max))
-            values = {"psnr/mean": torch.stack(means).mean().item(), "psnr/best": torch.stack(bests).mean().item()}
-            for logger in trainer.loggers:  # self.log would repeat them until the next picture
-                logger.log_metrics(values, step=done)
+            for name, reduce in (("mean", torch.mean), ("best", torch.max)):
+                values[f"psnr/{name}"] = torch.stack([reduce(each) for each in ratios]).mean().item()
+        for logger in trainer.loggers:
+            logger.log_metrics(values, step=done)
+
+
+def _signs(
+    module: ParticleModule,
+    measurement: Measurement,
+    images: Tensor,
+    decoded: Tensor,
+    z: Tensor,
+    features: Tensor,
+    repulsion: float | None,
+) -> Signs:
+    decoder_std = module.hparams.get("decoder_std", DECODER_STD)
+    return signs(measurement, images, decoded, z, features, module.prior.white_latents, repulsion, decoder_std)
 
 
 def _add_pictures(
@@ -131,13 +156,18 @@ class Results(Callback):
     Args:
         folder: The run's folder; each measurement has one of its own in it, of its name.
         features: What the particles' diversity is measured in; what the kernel compares if left out.
+        prior_diversity: Diversity of the prior's own samples in these features, if it is known.
     """
 
-    def __init__(self, folder: str | Path, features: nn.Module | None = None) -> None:
+    def __init__(
+        self, folder: str | Path, features: nn.Module | None = None, prior_diversity: float | None = None
+    ) -> None:
         self.folder = Path(folder)
         self.features = features
+        self.prior_diversity = prior_diversity
         self._seconds_before = 0.0
         self._start = 0.0
+        self._repulsion: float | None = None
 
     def state_dict(self) -> dict[str, float]:
         return {"seconds": self._seconds()}
@@ -157,6 +187,7 @@ class Results(Callback):
         count = len(pl_module.measurements)
         seconds = self._seconds() / count
         images, decoded = pl_module.reconstructions()
+        self._repulsion = pl_module.repulsion_to_score()
         if pl_module.shard.position:
             return  # the first of the group writes
         written = []
@@ -191,7 +222,10 @@ class Results(Callback):
 
 
 class ImageResults(Results):
-    """Pictures, tensors and figures of image-shaped particles."""
+    """Pictures, tensors and figures of image-shaped particles, and what has gone wrong with them.
+
+    ``warnings`` in metrics.json has the sentences of :func:`~rlsd_lightning.diagnosis.advice`, which are logged too.
+    """
 
     def results(
         self,
@@ -208,4 +242,8 @@ class ImageResults(Results):
         with torch.no_grad():
             compared = features(z, aligned(images, images[:1], physics))
         truth = None if truth is None else truth.to(images)
-        return score(images, measurement.y, physics, truth, compared, load_lpips())
+        seen = _signs(pl_module, measurement, images, decoded, z.detach(), compared, self._repulsion)
+        said = advice(seen, self.prior_diversity)
+        for sentence in said:
+            log.warning("%s: %s", measurement.name, sentence)
+        return score(images, measurement.y, physics, truth, compared, load_lpips()) | {"warnings": said}

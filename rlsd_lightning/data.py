@@ -6,21 +6,17 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
-from deepinv.physics import Inpainting, Physics
+from deepinv.physics import Physics
 from torch import Tensor
 
 from rlsd_lightning.errors import InputError
 from rlsd_lightning.functional.noise import measurement_key
 from rlsd_lightning.images import find_images, fit, load_array, load_image, load_volume, open_picture, to_tensor
 from rlsd_lightning.measurement import Measurement, MeasurementList
+from rlsd_lightning.observed import MASKED
 from rlsd_lightning.operators.compose import make_physics
-from rlsd_lightning.operators.compressive import MaskedSinglePixelCamera
-from rlsd_lightning.operators.medical import RealMRI
 
 __all__ = ["ImageMeasurements", "load_measured", "measure", "measurements", "unobserved"]
-
-MASKED = (Inpainting, RealMRI, MaskedSinglePixelCamera)
-"""Operators whose measurement has zeros where nothing was measured."""
 
 
 def measure(physics: Physics, image: Tensor, seed: int) -> Tensor:

@@ -185,6 +185,7 @@ class RLSD(ParticleModule):
         if self.repulsion_is_on(step, self.hparams.sigma_break):
             surrogate, ratio = self._repulsion(z, decoded, score, sigma, step)
             losses["repulsion"] = weight * surrogate
+            self.repulsion_ratios.append(ratio.detach())
         else:  # a curve that ends would go on with its last value
             losses["repulsion"] = ratio = decoded.new_zeros(())
         self.log_step({"repulsion_to_score": ratio}, step)

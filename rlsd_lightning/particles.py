@@ -97,6 +97,8 @@ class ParticleModule(L.LightningModule):
         """Which of the particles this process works on: all, unless it is told otherwise."""
         self.resumed_at = 0
         """The number of timesteps that were taken before this fit."""
+        self.repulsion_ratios: list[Tensor] = []
+        """Of every step of this fit with repulsion: its norm over the score's, summed over this process's measurements."""
         self._fingerprint: str | None = None
 
     @staticmethod
@@ -224,6 +226,12 @@ class ParticleModule(L.LightningModule):
         """Whether a step's noise level is above that of the gate: the first ``sigma_break`` thousandths of steps."""
         gate = min(int(self.full_length / 1000 * sigma_break), self.full_length - 1)
         return self.first_step + step < gate
+
+    def repulsion_to_score(self) -> float | None:
+        """The mean over particles and this fit's steps with repulsion, for every process; None if it is not known."""
+        if not self.repulsion_ratios:
+            return None
+        return self.shard.sum(torch.stack(self.repulsion_ratios).mean()).item() / len(self.measurements)
 
     def logs(self, batch_idx: int) -> bool:
         """Whether this is a step that the Trainer writes."""

@@ -35,7 +35,7 @@ def write_report(folder: Path, rows: list[dict]) -> Path:
     Returns:
         The page's path.
     """
-    columns = [key for key in dict.fromkeys(key for row in rows for key in row) if key != "name"]
+    columns = [key for key in dict.fromkeys(key for row in rows for key in row) if key not in ("name", "warnings")]
     means = {}
     for column in columns:
         numbers = [row[column] for row in rows if isinstance(row.get(column), int | float)]
@@ -51,6 +51,7 @@ def write_report(folder: Path, rows: list[dict]) -> Path:
         columns=columns,
         rows=rows,
         means=means,
+        warnings=[(row["name"], sentence) for row in rows for sentence in row.get("warnings") or ()],
         pictures=[(row["name"], _picture(folder / row["name"] / "grid.png")) for row in rows[:MOST_PICTURES]],
         left_out=max(0, len(rows) - MOST_PICTURES),
     )

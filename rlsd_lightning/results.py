@@ -20,9 +20,11 @@ from torchmetrics.functional.image import structural_similarity_index_measure
 from rlsd_lightning.functional.metrics import diversity, psnr, residual_rms
 from rlsd_lightning.images import to_pil
 from rlsd_lightning.measurement import Measurement
+from rlsd_lightning.observed import data_fit, observed_pixels
 from rlsd_lightning.operators.compose import Nothing
 
 __all__ = [
+    "METRICS_FILE",
     "PARTICLES_FILE",
     "aligned",
     "is_damaged",
@@ -101,13 +103,16 @@ def score(
 
     Returns:
         ``psnr_mean``, ``psnr_best`` and ``psnr_of_mean`` in decibels, ``ssim_mean``, ``lpips_mean``, ``diversity``
-        (one minus the mean cosine of features), ``residual`` (root mean square, in units of the measurement), and for
-        a linear operator ``psnr_pseudo_inverse``. What needs the truth, or weights that are missing, is None. Where
-        the operator can't tell forms of an image apart, each particle counts in the form nearest to the truth.
+        (one minus the mean cosine of features), ``residual`` (root mean square, in units of the measurement),
+        ``residual_sigmas`` and ``within_3_sigmas`` (see :func:`~rlsd_lightning.observed.data_fit`), and for
+        a linear operator ``psnr_pseudo_inverse``. What needs the truth, a noise level, or weights that are missing, is
+        None. Where the operator can't tell forms of an image apart, each particle counts in the form nearest to the
+        truth.
     """
     names = ("psnr_mean", "psnr_best", "psnr_of_mean", "psnr_pseudo_inverse", "ssim_mean", "lpips_mean")
     scores: dict[str, float | None] = dict.fromkeys(names)
     scores["residual"] = residual_rms(physics.A(images), y).item()
+    scores |= data_fit(physics, images, y)
     if truth is not None:
         images = aligned(images, truth, physics)
         without_prior = pseudo_inverse(physics, y)
@@ -162,6 +167,9 @@ def _is_picture(y: Tensor, physics: Physics) -> bool:
 def write_images(folder: Path, images: Tensor, z: Tensor, measurement: Measurement) -> None:
     """Writes the particles as pictures and tensors, their mean and standard deviation, and a labelled grid.
 
+    Beside the particles' tensors lie ``observed``, which values of the image a mask passes on, and ``aligned``, the
+    particles in their forms nearest to the truth where the operator can't tell forms apart and the truth is known.
+
     Where the operator can't tell forms of an image apart, mean and deviation are of the forms nearest to the first
     particle's. A measurement that is not a picture is shown as its pseudo-inverse if the operator is linear.
 
@@ -198,6 +206,11 @@ def write_images(folder: Path, images: Tensor, z: Tensor, measurement: Measureme
     to_pil((std * 4 - 1)[None]).save(folder / "std.png")
     _write_grid(folder / "grid.png", panels, std.numpy())
     tensors = {"x": images, "z": z.detach().cpu(), "y": y.detach().cpu(), "mean": mean, "std": std}
+    observed = observed_pixels(physics, images.shape[1:])
+    if observed is not None:
+        tensors["observed"] = observed.cpu()
+    if truth is not None and hasattr(physics, "equivalents"):
+        tensors["aligned"] = aligned(images.to(y.device), truth.to(y.device), physics).cpu()
     write_atomically(folder / PARTICLES_FILE, save({name: tensor.contiguous() for name, tensor in tensors.items()}))
 
 
@@ -219,9 +232,10 @@ def _write_grid(path: Path, panels: list[tuple[str, np.ndarray]], std: np.ndarra
 
 
 def write_summary(folder: Path, rows: list[dict]) -> None:
-    """Writes summary.csv: a row per measurement, then the mean of every numeric column."""
+    """Writes summary.csv: a row per measurement, then the mean of every numeric column; lists of sentences stay out."""
     if not rows:
         return
+    rows = [{key: value for key, value in row.items() if not isinstance(value, list)} for row in rows]
     columns = list(dict.fromkeys(key for row in rows for key in row))
     mean = {"name": "mean"}
     for column in columns[1:]:

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-__all__ = ["diversity", "mode_total_variation", "psnr", "residual_rms"]
+__all__ = ["diversity", "gradient_energy", "mode_total_variation", "pixel_std", "psnr", "residual_rms"]
 
 
 def psnr(images: Tensor, truth: Tensor) -> Tensor:
@@ -40,6 +40,31 @@ def diversity(features: Tensor) -> Tensor:
     unit = normalize(features, dim=1)
     similarity = unit @ unit.T
     return 1 - (similarity.sum() - similarity.trace()) / (count * (count - 1))
+
+
+def pixel_std(images: Tensor, region: Tensor | None = None) -> float | None:
+    r"""Root mean square of the particles' unbiased standard deviation, which many and few particles share on average.
+
+    Args:
+        images: With shape :math:`(N, *)`.
+        region: Which entries count, a boolean tensor of shape :math:`(*)`; all if left out.
+
+    Returns:
+        In units of an image in [-1, 1]; None for one particle, or where nothing counts.
+    """
+    values = images.flatten(1) if region is None else images[:, region]
+    if len(values) < 2 or not values.numel():
+        return None
+    return values.var(dim=0).mean().sqrt().item()
+
+
+def gradient_energy(images: Tensor) -> Tensor:
+    r"""How sharp images are: the mean square of differences of neighbours, down plus across, with shape :math:`(N,)`.
+
+    Args:
+        images: With shape :math:`(N, C, H, W)`.
+    """
+    return sum(images.diff(dim=dim).square().flatten(1).mean(dim=1) for dim in (-2, -1))
 
 
 def residual_rms(measured: Tensor, y: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-__all__ = ["ATTRIBUTES", "Faces", "attribute_labels", "partial_caption", "to_images"]
+__all__ = ["ATTRIBUTES", "SHARES", "Faces", "attribute_labels", "partial_caption", "to_images"]
 
 ATTRIBUTES: dict[str, tuple[str, ...]] = {
     "skin": ("light", "tan", "dark"),
@@ -21,6 +21,14 @@ ATTRIBUTES: dict[str, tuple[str, ...]] = {
     "smile": ("no", "yes"),
 }
 """Every attribute of a face and its values, in the order of the feature network's heads."""
+
+SHARES: dict[str, tuple[float, ...]] = {
+    "facial_hair": (0.45, 0.15, 0.15, 0.25),
+    "hair": (0.12, 0.42, 0.16, 0.3),  # a cap or a santa hat, a fifth of all, turns curly hair into short
+    "glasses": (0.7, 0.3),
+    "smile": (0.5, 0.5),
+}
+"""The shares of some attributes' values among generated faces: WORLD in data/faces/generator/generate.mjs."""
 
 
 def to_images(pixels: Tensor) -> Tensor:

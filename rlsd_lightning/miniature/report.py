@@ -11,10 +11,11 @@ from pathlib import Path
 
 import torch
 from diffusers import StableDiffusionPipeline
-from torch import Tensor, nn
-from torchmetrics.image.fid import FrechetInceptionDistance
+from torch import Tensor
 from torchvision.utils import make_grid
 
+from rlsd_lightning import distances
+from rlsd_lightning.distances import vit_network
 from rlsd_lightning.functional.metrics import psnr
 from rlsd_lightning.images import find_images, load_image, to_pil
 from rlsd_lightning.miniature.faces import ATTRIBUTES, Faces
@@ -36,26 +37,10 @@ PROMPTS: dict[str, tuple[str, str]] = {
 """Prompts, and the attribute and value that each asks for."""
 
 
-class _ClassToken(nn.Module):
-    """The feature network in the form that torchmetrics calls."""
-
-    def __init__(self, classifier: AttributeClassifier) -> None:
-        super().__init__()
-        self.classifier = classifier
-        self.num_features = classifier.vit.config.hidden_size
-
-    def forward(self, images: Tensor) -> Tensor:
-        return self.classifier.features(images)
-
-
-@torch.no_grad()
-def frechet_distance(classifier: AttributeClassifier, a: Tensor, b: Tensor, batch_size: int = 256) -> float:
+def frechet_distance(classifier: AttributeClassifier, a: Tensor, b: Tensor) -> float:
     """Frechet distance in the feature network between two sets of images in [-1, 1] with shape (n, 3, H, W)."""
-    metric = FrechetInceptionDistance(feature=_ClassToken(classifier))
-    for images, real in ((a, True), (b, False)):
-        for batch in images.split(batch_size):
-            metric.update(batch, real=real)
-    return metric.compute().item()
+    network = vit_network("vit_faces", classifier.features, classifier.vit.config.hidden_size)
+    return distances.frechet_distance(network, a, b)
 
 
 @torch.no_grad()

@@ -29,6 +29,9 @@ class Prior(nn.Module, ABC):
         InputError: If the prediction type is unknown.
     """
 
+    white_latents = False
+    """Whether latents of images have about the mean 0 and the variance 1."""
+
     def __init__(
         self,
         alphas: Tensor,

@@ -46,6 +46,8 @@ class LatentPrior(Prior):
         | https://arxiv.org/abs/2207.12598
     """
 
+    white_latents = True
+
     def __init__(
         self,
         vae: AutoencoderKL,
