@@ -206,6 +206,8 @@ def run(cfg: DictConfig, folder: Path) -> int:
             "each other; trainer.devices and parallel say how they are spread"
         )
     ranks = Ranks(cfg.trainer.accelerator, cfg.trainer.devices, cfg.trainer.num_nodes, cfg.patience)
+    if ranks.is_first and ranks.device.type == "cpu" and cfg.trainer.precision == "16-mixed":
+        log.warning("a CPU computes trainer.precision=16-mixed as bf16-mixed")  # Lightning's own warning is not shown
     try:
         folder = Path(ranks.broadcast(str(folder)))
         asked.output_dir = str(folder)  # what main() tells the user to go on with

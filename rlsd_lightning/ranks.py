@@ -12,7 +12,7 @@ import re
 import subprocess
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any
 
@@ -40,7 +40,8 @@ def _in_touch() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        raise LostError(str(error)) from error
+        reason = re.sub(r"^\[\S+:\d+\] ", "", str(error))  # without its place in gloo's source, and its advice
+        raise LostError(reason.split(". ")[0]) from error
 
 
 @dataclass(frozen=True)
@@ -50,14 +51,13 @@ class Shard:
     Attributes:
         position: The process's place in its group, from 0 to ``size - 1``.
         size: The number :math:`P` of processes in the group.
-        group: What they exchange rows in.
-        control: What they agree in, on the CPU.
+        groups: What they exchange ``rows`` in, and what they ``agree`` in on the CPU. Nothing else may refer to these:
+            their connections close with the last reference.
     """
 
     position: int = 0
     size: int = 1
-    group: Any = None
-    control: Any = None
+    groups: dict[str, Any] = field(default_factory=dict)
 
     def rows(self, total: int) -> slice:
         """The process's rows of all particles; shares differ by one row at most, and some may be empty."""
@@ -75,7 +75,7 @@ class Shard:
         padded[: len(mine)] = mine.detach()
         received = [torch.empty_like(padded) for _ in counts]
         with _in_touch():
-            distributed.all_gather(received, padded, group=self.group)
+            distributed.all_gather(received, padded, group=self.groups["rows"])
         return torch.cat([rows[:count] for rows, count in zip(received, counts, strict=True)])
 
     def sum(self, mine: Tensor) -> Tensor:
@@ -84,7 +84,7 @@ class Shard:
             return mine
         total = mine.detach().clone()
         with _in_touch():
-            distributed.all_reduce(total, group=self.group)
+            distributed.all_reduce(total, group=self.groups["rows"])
         return total
 
     def any(self, mine: bool) -> bool:
@@ -93,7 +93,7 @@ class Shard:
             return mine
         flag = torch.tensor([float(mine)])
         with _in_touch():
-            distributed.all_reduce(flag, op=distributed.ReduceOp.MAX, group=self.control)
+            distributed.all_reduce(flag, op=distributed.ReduceOp.MAX, group=self.groups["agree"])
         return bool(flag.item())
 
 
@@ -196,9 +196,12 @@ class Ranks:
             for first in range(0, self.size, size):  # every process makes every group
                 members = list(range(first, first + size))
                 with _in_touch():
-                    made = [distributed.new_group(members, timeout=self._patience, backend=b) for b in (None, "gloo")]
+                    groups = {
+                        name: distributed.new_group(members, timeout=self._patience, backend=backend)
+                        for name, backend in (("rows", None), ("agree", "gloo"))
+                    }
                 if self.rank in members:
-                    self.shard = Shard(self.rank - first, size, *made)
+                    self.shard = Shard(self.rank - first, size, groups)
         # what Lightning leaves to rank 0, the first of each group does
         for module in (lightning_rank_zero, lightning_utilities.core.rank_zero):
             module.rank_zero_only.rank = self.shard.position
@@ -220,12 +223,20 @@ class Ranks:
             self._attendance.leave()
 
     def end(self, grace: float = 10.0) -> None:
-        """Sees to it that no process that this one started outlives it: asks those to stop that don't end by themselves."""
-        for process in getattr(self._fabric.strategy.launcher, "procs", []):
-            try:
-                process.wait(grace)
-            except subprocess.TimeoutExpired:
-                process.terminate()
-                process.wait()
+        """Ends what this process exchanges with others, and sees to it that none that it started outlives it.
+
+        Those that wait for this process in the middle of a step hear of its end at once, as its connections are closed.
+        """
+        started = getattr(self._fabric.strategy.launcher, "procs", [])
+        processes = started.copy()
+        started.clear()  # when one fails, Lightning kills this process too, be it about to say why
+        self.shard.groups.clear()
         if self.size > 1:
             distributed.destroy_process_group()
+        for process in processes:
+            for stop in (process.terminate, process.kill):
+                try:
+                    process.wait(grace)
+                except subprocess.TimeoutExpired:
+                    stop()
+            process.wait()
