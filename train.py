@@ -221,7 +221,9 @@ def run(cfg: DictConfig, folder: Path) -> int:
             ranks,
             cfg.parallel,
         )
-    except StoppedError:
+    except StoppedError as stop:
+        if ranks.shard.position == 0 and not ranks.is_first:  # of its own group, which the first may not know of
+            log.error("\nprocess %d: %s", ranks.rank, stop)
         ranks.leave()
         raise
     finally:
