@@ -38,7 +38,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from rlsd_lightning.checkpoints import AtomicCheckpointIO
-from rlsd_lightning.errors import InputError, StoppedError
+from rlsd_lightning.errors import InputError, LostError, StoppedError
 from rlsd_lightning.locking import only_run_in
 from rlsd_lightning.ranks import Ranks
 from rlsd_lightning.runner import run_measurements
@@ -181,7 +181,7 @@ def keep_settings(cfg: DictConfig, folder: Path) -> None:
 
 def run(cfg: DictConfig, folder: Path) -> int:
     """Solves the measurements of one configuration; returns the exit code."""
-    chosen = None
+    asked, chosen = cfg, None
     if cfg.resume or cfg.ckpt_path:
         cfg = resumed(cfg)
         if cfg.ckpt_path:
@@ -205,9 +205,12 @@ def run(cfg: DictConfig, folder: Path) -> int:
             "trainer.strategy can't be set: Lightning's average gradients over devices, and particles are no replicas of "
             "each other; trainer.devices and parallel say how they are spread"
         )
-    ranks = Ranks(cfg.trainer.accelerator, cfg.trainer.devices, cfg.trainer.num_nodes)
+    ranks = Ranks(cfg.trainer.accelerator, cfg.trainer.devices, cfg.trainer.num_nodes, cfg.patience)
+    if ranks.is_first and ranks.device.type == "cpu" and cfg.trainer.precision == "16-mixed":
+        log.warning("a CPU computes trainer.precision=16-mixed as bf16-mixed")  # Lightning's own warning is not shown
     try:
         folder = Path(ranks.broadcast(str(folder)))
+        asked.output_dir = str(folder)  # what main() tells the user to go on with
         finished, missing = run_measurements(
             data,
             lambda measurements: method(prior, measurements, features),
@@ -218,7 +221,9 @@ def run(cfg: DictConfig, folder: Path) -> int:
             ranks,
             cfg.parallel,
         )
-    except StoppedError:
+    except StoppedError as stop:
+        if ranks.shard.position == 0 and not ranks.is_first:  # of its own group, which the first may not know of
+            log.error("\nprocess %d: %s", ranks.rank, stop)
         ranks.leave()
         raise
     finally:
@@ -233,8 +238,8 @@ def run(cfg: DictConfig, folder: Path) -> int:
 def main(cfg: DictConfig) -> None:
     """Runs one configuration; what the user can mend becomes one line instead of a traceback."""
     folder = Path(cfg.output_dir)
-    rank = rank_zero_only.rank
-    is_first = rank == 0
+    is_first = rank_zero_only.rank == 0
+    who = "" if is_first else f"process {rank_zero_only.rank}: "
     try:
         if is_first:
             folder.mkdir(parents=True, exist_ok=True)
@@ -242,13 +247,25 @@ def main(cfg: DictConfig) -> None:
             code = run(cfg, folder)
     except (InputError, HydraException, OmegaConfBaseException) as error:
         reason, code = explain(error)
-        log.error("%serror: %s", "" if is_first else f"process {rank}: ", reason)
+        log.error("%serror: %s", who, reason)
+    except LostError as error:
+        code = 1
+        log.error(
+            "\n%serror: lost touch with the other processes (%s); go on with: python train.py resume=%s",
+            who,
+            error,
+            cfg.output_dir,
+        )
     except OSError as error:
         if error.errno not in STORAGE:
             raise
         code = 1
         log.error(
-            "\nerror: '%s' can't be written to (%s); mend that, then: python train.py resume=%s", folder, error, folder
+            "\n%serror: '%s' can't be written to (%s); mend that, then: python train.py resume=%s",
+            who,
+            cfg.output_dir,
+            error,
+            cfg.output_dir,
         )
     except (StoppedError, KeyboardInterrupt) as stop:
         reason, code = str(stop) or "stopped", REQUEUE

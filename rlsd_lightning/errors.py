@@ -1,10 +1,17 @@
 """Errors that a user can mend, told apart from bugs: the command line prints them in one line."""
 
-__all__ = ["InputError", "NonFiniteError", "StoppedError"]
+__all__ = ["InputError", "LostError", "NonFiniteError", "StoppedError"]
 
 
 class InputError(ValueError):
     """What the user gave can't be used; the message says what was expected, what came and what to do."""
+
+
+class LostError(Exception):
+    """Another process of the run is gone or can't be reached; what is saved is good. The message is one line."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(" ".join(message.split()))
 
 
 class NonFiniteError(ArithmeticError):

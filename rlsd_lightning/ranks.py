@@ -6,12 +6,13 @@ exchanges rows with the others.
 """
 
 import logging
+import math
 import os
 import re
 import subprocess
-import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any
 
@@ -22,14 +23,25 @@ from lightning.fabric.strategies import DDPStrategy
 from lightning.pytorch.utilities import rank_zero as lightning_rank_zero
 from torch import Tensor, distributed
 
-from rlsd_lightning.errors import InputError
+from rlsd_lightning.attendance import Attendance
+from rlsd_lightning.errors import InputError, LostError
 
 __all__ = ["Ranks", "Shard", "groups_of"]
 
 log = logging.getLogger(__name__)
 
-PATIENCE = timedelta(minutes=10)
-"""A process that says nothing for so long in the middle of a step is lost."""
+START = timedelta(minutes=10)
+"""Processes may come so long after each other, and may wait so long for the first to find out how much it can hold."""
+
+
+@contextmanager
+def _in_touch() -> Iterator[None]:
+    """Turns what an exchange raises when another process is gone or silent into a LostError."""
+    try:
+        yield
+    except RuntimeError as error:
+        reason = re.sub(r"^\[\S+:\d+\] ", "", str(error))  # without its place in gloo's source, and its advice
+        raise LostError(reason.split(". ")[0]) from error
 
 
 @dataclass(frozen=True)
@@ -39,14 +51,13 @@ class Shard:
     Attributes:
         position: The process's place in its group, from 0 to ``size - 1``.
         size: The number :math:`P` of processes in the group.
-        group: What they exchange rows in.
-        control: What they agree in, on the CPU.
+        groups: What they exchange ``rows`` in, and what they ``agree`` in on the CPU. Nothing else may refer to these:
+            their connections close with the last reference.
     """
 
     position: int = 0
     size: int = 1
-    group: Any = None
-    control: Any = None
+    groups: dict[str, Any] = field(default_factory=dict)
 
     def rows(self, total: int) -> slice:
         """The process's rows of all particles; shares differ by one row at most, and some may be empty."""
@@ -63,7 +74,8 @@ class Shard:
         padded = mine.new_zeros(max(counts), *mine.shape[1:])
         padded[: len(mine)] = mine.detach()
         received = [torch.empty_like(padded) for _ in counts]
-        distributed.all_gather(received, padded, group=self.group)
+        with _in_touch():
+            distributed.all_gather(received, padded, group=self.groups["rows"])
         return torch.cat([rows[:count] for rows, count in zip(received, counts, strict=True)])
 
     def sum(self, mine: Tensor) -> Tensor:
@@ -71,7 +83,8 @@ class Shard:
         if self.size == 1:
             return mine
         total = mine.detach().clone()
-        distributed.all_reduce(total, group=self.group)
+        with _in_touch():
+            distributed.all_reduce(total, group=self.groups["rows"])
         return total
 
     def any(self, mine: bool) -> bool:
@@ -79,7 +92,8 @@ class Shard:
         if self.size == 1:
             return mine
         flag = torch.tensor([float(mine)])
-        distributed.all_reduce(flag, op=distributed.ReduceOp.MAX, group=self.control)
+        with _in_touch():
+            distributed.all_reduce(flag, op=distributed.ReduceOp.MAX, group=self.groups["agree"])
         return bool(flag.item())
 
 
@@ -117,28 +131,45 @@ class Ranks:
         accelerator: As in the Trainer.
         devices: As in the Trainer.
         num_nodes: As in the Trainer.
+        patience: Seconds after which a process that others wait for, and that says nothing, is lost.
 
     Raises:
         InputError: If these devices are not there, or the processes that were started are not as many.
     """
 
-    def __init__(self, accelerator: str = "auto", devices: int | str | Sequence[int] = 1, num_nodes: int = 1) -> None:
-        strategy = DDPStrategy(timeout=PATIENCE)
+    def __init__(
+        self,
+        accelerator: str = "auto",
+        devices: int | str | Sequence[int] = 1,
+        num_nodes: int = 1,
+        patience: float = 600,
+    ) -> None:
+        if not isinstance(patience, int | float) or not 1 <= patience < math.inf:
+            raise InputError(f"patience must be a number of seconds, at least 1, got {patience}")
+        self._patience = timedelta(seconds=patience)
+        strategy = DDPStrategy(timeout=max(START, self._patience))
         try:
             self._fabric = L.Fabric(accelerator=accelerator, devices=devices, num_nodes=num_nodes, strategy=strategy)
             self.size = self._fabric.world_size
             if self.size > 1:
                 self._fabric.launch()
+        except distributed.DistError as error:
+            raise InputError(
+                f"the {self.size} processes of this run did not find each other ({str(error).splitlines()[0]}); start all "
+                "of them, with the same MASTER_ADDR and MASTER_PORT, and where each can be reached by the others"
+            ) from error
         except (RuntimeError, ValueError) as error:  # Lightning's own for settings that can't be used
             raise InputError(f"these settings of the trainer can't be used: {error}") from error
         self.rank = self._fabric.global_rank
         self.device = self._fabric.device
         self.shard = Shard()
         self.group, self.groups = 0, 1
-        self._store = None if self.size == 1 else self._make_store()
+        self._attendance = None
+        if self.size > 1:
+            with _in_touch():
+                self._attendance = Attendance(self._make_store(), self.rank, self.size, self._patience)
 
     def _make_store(self) -> distributed.TCPStore:
-        # counts who has finished: a collective would give up on those that work for long
         address = os.environ["MASTER_ADDR"]
         if self.is_first:
             store = distributed.TCPStore(address, 0, is_master=True, wait_for_workers=False)
@@ -164,48 +195,48 @@ class Ranks:
         if size > 1:
             for first in range(0, self.size, size):  # every process makes every group
                 members = list(range(first, first + size))
-                made = [distributed.new_group(members, timeout=PATIENCE, backend=b) for b in (None, "gloo")]
+                with _in_touch():
+                    groups = {
+                        name: distributed.new_group(members, timeout=self._patience, backend=backend)
+                        for name, backend in (("rows", None), ("agree", "gloo"))
+                    }
                 if self.rank in members:
-                    self.shard = Shard(self.rank - first, size, *made)
+                    self.shard = Shard(self.rank - first, size, groups)
         # what Lightning leaves to rank 0, the first of each group does
         for module in (lightning_rank_zero, lightning_utilities.core.rank_zero):
             module.rank_zero_only.rank = self.shard.position
 
     def broadcast(self, value: Any) -> Any:
         """The first process's value."""
-        return value if self.size == 1 else self._fabric.broadcast(value)
+        if self.size == 1:
+            return value
+        with _in_touch():
+            return self._fabric.broadcast(value)
 
     def sum_of_all(self, value: int) -> int:
         """The sum of every process's value, once each has come here or has left, however long that takes."""
-        if self._store is None:
-            return value
-        self._store.add("sum", value)
-        self._store.add("arrived", 1)
-        self._wait_until("arrived", self.size)
-        total = self._store.add("sum", 0)
-        if self.is_first:  # which others still ask
-            self._wait_until("left", self.size - 1)
-        else:
-            self._store.add("left", 1)
-        return total
+        return value if self._attendance is None else self._attendance.sum_of_all(value)
 
     def leave(self) -> None:
         """Tells the others not to wait for this process."""
-        if self._store is not None and not self.is_first:
-            self._store.add("arrived", 1)
-            self._store.add("left", 1)
-
-    def _wait_until(self, counter: str, count: int) -> None:
-        while self._store.add(counter, 0) < count:
-            time.sleep(0.05)
+        if self._attendance is not None:
+            self._attendance.leave()
 
     def end(self, grace: float = 10.0) -> None:
-        """Sees to it that no process that this one started outlives it: asks those to stop that don't end by themselves."""
-        for process in getattr(self._fabric.strategy.launcher, "procs", []):
-            try:
-                process.wait(grace)
-            except subprocess.TimeoutExpired:
-                process.terminate()
-                process.wait()
+        """Ends what this process exchanges with others, and sees to it that none that it started outlives it.
+
+        Those that wait for this process in the middle of a step hear of its end at once, as its connections are closed.
+        """
+        started = getattr(self._fabric.strategy.launcher, "procs", [])
+        processes = started.copy()
+        started.clear()  # when one fails, Lightning kills this process too, be it about to say why
+        self.shard.groups.clear()
         if self.size > 1:
             distributed.destroy_process_group()
+        for process in processes:
+            for stop in (process.terminate, process.kill):
+                try:
+                    process.wait(grace)
+                except subprocess.TimeoutExpired:
+                    stop()
+            process.wait()

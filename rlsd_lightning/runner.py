@@ -49,7 +49,7 @@ def run_measurements(
 
     Returns:
         How many measurements have a result, and how many of those asked for have none. Every process waits for the
-        others; the first writes the summary.
+        others; the first writes the summary, the others don't look at the results and return zeros.
 
     Raises:
         InputError: If the only measurement can't be solved, or an argument is out of range.
@@ -71,18 +71,20 @@ def run_measurements(
         runner.solve(measurements, label, checkpoint[1] if checkpoint else folder / label / "checkpoints" / LAST)
         ranks.shard.any(False)  # the results are written when the next batch may start from them
     particle_steps = ranks.sum_of_all(runner.particle_steps)
-    rows = [metrics for name in data.names if (metrics := read_metrics(folder / name)) is not None]
-    if ranks.is_first:
-        if particle_steps:
-            rate = particle_steps / (time.perf_counter() - start)
-            log.info("%.3g particle-steps a second over %d processes", rate, ranks.size)
-        write_summary(folder, rows)
-        if rows:
-            write_report(folder, rows)
-        if rows and runner.in_order:
-            write_sequence(folder, [row["name"] for row in rows])
+    if not ranks.is_first:
+        return 0, 0
+    if particle_steps:
+        rate = particle_steps / (time.perf_counter() - start)
+        log.info("%.3g particle-steps a second over %d processes", rate, ranks.size)
+    results = {name: read_metrics(folder / name) for name in data.names}
+    rows = [metrics for metrics in results.values() if metrics is not None]
+    write_summary(folder, rows)
+    if rows:
+        write_report(folder, rows)
+    if rows and runner.in_order:
+        write_sequence(folder, [row["name"] for row in rows])
     asked = [data.names[index] for indices in batches.values() for index in indices]
-    return len(rows), sum(read_metrics(folder / name) is None for name in asked)
+    return len(rows), sum(results[name] is None for name in asked)
 
 
 def _batches(names: Sequence[str], size: int) -> dict[str, range]:

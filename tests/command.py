@@ -2,11 +2,12 @@
 
 import contextlib
 import io
+import os
 import runpy
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from unittest import mock
 
@@ -30,10 +31,11 @@ def train(*arguments: object) -> tuple[int, str]:
     return code, printed.getvalue()
 
 
-def start_train(*arguments: object) -> subprocess.Popen:
-    """Starts the command line as a process of its own."""
+def start_train(*arguments: object, before: Sequence[str] = (), **environment: object) -> subprocess.Popen:
+    """Starts the command line as a process of its own, by the command ``before`` if there is one."""
     return subprocess.Popen(
-        [sys.executable, str(TRAIN), *map(str, arguments)],
+        [*before, sys.executable, str(TRAIN), *map(str, arguments)],
+        env={**os.environ, **{name: str(value) for name, value in environment.items()}},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,

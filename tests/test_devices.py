@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
-from command import start_train, train, wait_for
+from command import PROJECT, start_train, train, wait_for
 from trainers import assert_same_bits
 
 from rlsd_lightning import InputError
@@ -45,8 +45,9 @@ def children(process: subprocess.Popen) -> list[int]:
         (3, ["method.x_update=adam"]),
         (2, ["method=rlsd_paper", "features=vit", "features.pretrained={features}"]),
         (4, ["data.limit=2", "measurements_per_batch=2"]),
+        (2, ["trainer.precision=bf16-mixed"]),
     ],
-    ids=["vit", "empty", "adam", "paper", "batch"],
+    ids=["vit", "empty", "adam", "paper", "batch", "bf16"],
 )
 def test_particles_over_processes_end_with_the_same_bits(
     devices: int, settings: list[str], small: list[str], tiny_features_folder: Path, tmp_path: Path
@@ -77,6 +78,15 @@ def test_measurements_over_processes_end_with_the_same_bits(small: list[str], tm
     assert [row.split(",")[0] for row in rows] == ["name", "000", "001", "002", "mean"]
 
 
+def test_float16_on_a_cpu_is_bfloat16_and_says_so(small: list[str], tmp_path: Path) -> None:
+    for precision in ("16-mixed", "bf16-mixed"):
+        settings = ("num_steps=5", f"trainer.precision={precision}", f"output_dir={tmp_path / precision}")
+        code, printed = train(*small, *settings)
+        assert code == 0, printed
+        assert ("a CPU computes trainer.precision=16-mixed as bf16-mixed" in printed) == (precision == "16-mixed")
+    assert_same_bits(tmp_path / "16-mixed" / "000", tmp_path / "bf16-mixed" / "000")
+
+
 # --- stopped and killed --------------------------------------------------------------------------------------------
 
 
@@ -98,6 +108,28 @@ def test_a_signal_to_any_process_saves_and_the_run_goes_on_with_another_number(
     assert_same_bits(run / "000", whole / "000")
 
 
+def test_a_signal_to_one_lone_process_leaves_the_others_work_alone(small: list[str], tmp_path: Path) -> None:
+    command = [*small, "num_steps=60", "data.limit=2", "parallel=measurements"]
+    run, whole = tmp_path / "run", tmp_path / "whole"
+    process = start_train(*command, "trainer.devices=2", f"output_dir={run}")
+    wait_for((run / "001" / "checkpoints" / "last.ckpt").is_file, process)
+    os.kill(children(process)[0], signal.SIGTERM)
+    printed = ended(process, 60)
+    assert process.returncode == 1, printed
+    assert "results of 1 of 2 measurements" in printed
+    assert "process 1: stopped by SIGTERM after step" in printed
+    assert "Traceback" not in printed
+    assert (run / "000" / "metrics.json").is_file()
+    assert not (run / "001" / "metrics.json").is_file()
+    code, printed = train(f"resume={run}", "trainer.devices=1")
+    assert code == 0, printed
+    assert "000: finished before, left as it is" in printed
+    assert "001: going on from" in printed
+    assert train(*command, f"output_dir={whole}")[0] == 0
+    for name in ("000", "001"):
+        assert_same_bits(run / name, whole / name)
+
+
 @pytest.mark.parametrize("to", ["first", "other"])
 def test_a_killed_process_takes_the_run_down_and_nothing_is_lost(to: str, small: list[str], tmp_path: Path) -> None:
     command = [*small, "num_steps=60"]
@@ -117,6 +149,34 @@ def test_a_killed_process_takes_the_run_down_and_nothing_is_lost(to: str, small:
     printed = ended(again)
     assert again.returncode == 0, printed
     assert_same_bits(run / "000", whole / "000")
+
+
+@pytest.mark.parametrize(("kind", "position"), [("bug", 1), ("disk", 0)])
+def test_a_process_that_fails_says_why_and_ends_the_run_within_seconds(
+    kind: str, position: int, small: list[str], tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    fault = [f"kind={kind}", f"position={position}", "step=12"]
+    process = start_train(
+        *small,
+        "num_steps=60",
+        "trainer.devices=2",
+        f"output_dir={run}",
+        "+callbacks.fault._target_=faults.Fault",
+        *(f"+callbacks.fault.{setting}" for setting in fault),
+        PYTHONPATH=os.pathsep.join([str(PROJECT), str(PROJECT / "tests")]),
+    )
+    wait_for((run / "000" / "checkpoints" / "last.ckpt").is_file, process)
+    printed = ended(process, 30)  # far below the patience of ten minutes
+    assert process.returncode == 1, printed
+    failed, other = ("", "process 1: ") if position == 0 else ("process 1: ", "")
+    assert f"{other}error: lost touch with the other processes (" in printed
+    if kind == "disk":
+        assert f"{failed}error: '{run}' can't be written to ([Errno 28] No space left on device)" in printed
+        assert "Traceback" not in printed
+    else:
+        assert printed.count("RuntimeError: a fault of its own") == 1
+    assert printed.count(f"python train.py resume={run}") == (2 if kind == "disk" else 1)
 
 
 def test_a_foreign_checkpoint_is_one_error_and_not_a_hang(small: list[str], tmp_path: Path) -> None:
