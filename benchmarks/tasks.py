@@ -1,9 +1,9 @@
-"""Every task on held-out faces, with and without repulsion, beside the operator's pseudo-inverse.
+"""Every task on held-out faces, without repulsion and with two forms of it, beside the operator's pseudo-inverse.
 
 python benchmarks/tasks.py --limit 16 --jobs 2 --json docs/tasks.json
 
-Runs train.py for each task and gamma in processes side by side, each on its share of the cores, and prints a table in
-Markdown: PSNR in dB (mean over particles, best of them), SSIM, diversity and seconds per face. Runs that are finished
+Runs train.py for each task and form in processes side by side, each on its share of the cores, and prints a table in
+Markdown: PSNR in dB (mean over particles, best of them), SSIM and diversity of each form, and seconds per face. Runs that are finished
 are not run again. `--gallery FILE` makes one picture with the first face of every task.
 """
 
@@ -22,16 +22,17 @@ PROJECT = Path(__file__).resolve().parents[1]
 NOT_IMAGES = {"toy", "generate"}
 TASKS = sorted(file.stem for file in (PROJECT / "configs" / "task").glob("*.yaml") if file.stem not in NOT_IMAGES)
 FIGURES = ("psnr_pseudo_inverse", "psnr_mean", "psnr_best", "psnr_of_mean", "ssim_mean", "diversity", "seconds")
+FORMS = {"none": ["method.gamma=0"], "one strength": ["method.room=0"], "default": []}
+"""What a form sets: no repulsion, one strength wherever the particles are, and the default's, which heeds their room."""
 
 
-def run(task: str, gamma: float | None, args: argparse.Namespace) -> dict[str, float | None]:
+def run(task: str, form: str, args: argparse.Namespace) -> dict[str, float | None]:
     """The mean figures of one run, which is made if it is not there."""
-    name = f"{task}_{'default' if gamma is None else f'gamma{gamma:g}'}"
+    name = f"{task}_{form.replace(' ', '_')}"
     folder = args.out / name
     if not (folder / "summary.csv").is_file():
         command = [sys.executable, str(PROJECT / "train.py"), f"task={task}", f"data.limit={args.limit}"]
-        command += [f"output_dir={folder}", f"data.images={args.faces.resolve()}", *args.overrides]
-        command += [] if gamma is None else [f"method.gamma={gamma}"]
+        command += [f"output_dir={folder}", f"data.images={args.faces.resolve()}", *args.overrides, *FORMS[form]]
         threads = str(max(1, (os.cpu_count() or 1) // args.jobs))
         with (args.out / f"{name}.log").open("w") as log:
             environment = {**os.environ, "OMP_NUM_THREADS": threads}
@@ -45,14 +46,14 @@ def run(task: str, gamma: float | None, args: argparse.Namespace) -> dict[str, f
 def table(results: dict[str, dict[str, dict]]) -> str:
     """The figures in Markdown, a row per task."""
     lines = [
-        "| task | pseudo-inverse | without: mean, best, SSIM, diversity | with: mean, best, SSIM, diversity | s per face |",
-        "|---|---|---|---|---|",
+        f"| task | pseudo-inverse | {' | '.join(FORMS)} | s per face |",
+        "|---|---|---|---|---|---|",
     ]
     for task, forms in results.items():
         pinv = forms["none"]["psnr_pseudo_inverse"]
         cells = [
             f"{f['psnr_mean']:.1f}, {f['psnr_best']:.1f}, {f['ssim_mean']:.2f}, {f['diversity']:.3f}"
-            for f in (forms["none"], forms["default"])
+            for f in forms.values()
         ]
         seconds = forms["default"]["seconds"]
         lines.append(f"| {task} | {'' if pinv is None else f'{pinv:.1f}'} | {' | '.join(cells)} | {seconds:.0f} |")
@@ -85,10 +86,9 @@ def main() -> None:
     options.add_argument("--gallery", type=Path, help="also draw the first face of every task")
     args = options.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
-    forms = {"none": 0.0, "default": None}
     with ThreadPoolExecutor(args.jobs) as pool:
-        started = {(t, f): pool.submit(run, t, gamma, args) for t in args.tasks for f, gamma in forms.items()}
-        results = {task: {form: started[task, form].result() for form in forms} for task in args.tasks}
+        started = {(t, f): pool.submit(run, t, f, args) for t in args.tasks for f in FORMS}
+        results = {task: {form: started[task, form].result() for form in FORMS} for task in args.tasks}
     print(table(results))
     if args.json:
         args.json.write_text(json.dumps(results, indent=2) + "\n")
