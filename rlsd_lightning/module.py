@@ -265,10 +265,10 @@ class RLSD(ParticleModule):
         """The share of the full strength that the repulsion of each of this process's particles has."""
         if not self.hparams.room:
             return decoded.new_ones(len(decoded))
-        seen = at_least_float32(thumbnails(decoded.detach()))
-        others = {measurement.name: rows for measurement, rows in self.each(self.gather(seen))}
-        squares = [mean_square_difference(mine, others[measurement.name]) for measurement, mine in self.each_here(seen)]
-        return (torch.cat(squares) / self.hparams.room**2).clamp(max=1)
+        # every process sums over all particles: sums over some would be rounded in another way
+        seen = self.gather(at_least_float32(thumbnails(decoded.detach())))
+        squares = torch.cat([mean_square_difference(particles) for _, particles in self.each(seen)])
+        return (squares[self.rows] / self.hparams.room**2).clamp(max=1)
 
     def _log_density(self, features: Tensor) -> Tensor:
         """The sum of this process's particles' log densities; no kernel joins two measurements."""

@@ -39,18 +39,17 @@ def squared_distances(features: Tensor, others: Tensor) -> Tensor:
     return (features[..., :, None, :] - others[..., None, :, :]).square().sum(-1)
 
 
-def mean_square_difference(features: Tensor, others: Tensor) -> Tensor:
-    r"""How far a particle is from the others, :math:`\frac{1}{(N - 1) D} \sum_j \|f_i - f_j\|^2`.
+def mean_square_difference(features: Tensor) -> Tensor:
+    r"""How far each particle is from the others, :math:`\frac{1}{(N - 1) D} \sum_j \|f_i - f_j\|^2`.
 
     Args:
-        features: This device's particles, with shape :math:`(n, D)`.
-        others: All particles, these among them, with shape :math:`(N, D)`.
+        features: All particles, with shape :math:`(N, D)`.
 
     Returns:
-        With shape :math:`(n,)`; 0 if there is one particle.
+        With shape :math:`(N,)`; 0 if there is one particle.
     """
-    count, size = others.shape
-    return squared_distances(features, others).sum(-1) / (max(count - 1, 1) * size)
+    count, size = features.shape
+    return squared_distances(features, features).sum(-1) / (max(count - 1, 1) * size)
 
 
 def median_bandwidth(features: Tensor) -> Tensor:
