@@ -234,6 +234,7 @@ class RLSD(ParticleModule):
         latents, images = z.detach().requires_grad_(), decoded.detach().requires_grad_()
         features = at_least_float32(self.compared(latents, images))
         density = self._log_density(features)
+        room = self._room(decoded)  # exchanges images, so those without particles take part
         if not len(z):
             return z.sum(), decoded.new_zeros(())
         push = torch.autograd.grad(density, (latents, images), allow_unused=True)
@@ -253,7 +254,7 @@ class RLSD(ParticleModule):
             scale = self.hparams.gamma * sigma * torch.ones_like(norm)
         else:
             # a lone particle, or two in one place, have no direction to go
-            scale = torch.where(norm > 0, self.hparams.gamma * self._room(decoded) * score_norm / norm, 0.0)
+            scale = torch.where(norm > 0, self.hparams.gamma * room * score_norm / norm, 0.0)
         ratio = (scale * norm / score_norm).sum() / self.num_particles
         scale = scale.view(-1, *[1] * (z.ndim - 1)) / self.z[0].numel()
         surrogate = torch.sum(scale * push_z * z)
@@ -263,7 +264,7 @@ class RLSD(ParticleModule):
 
     def _room(self, decoded: Tensor) -> Tensor:
         """The share of the full strength that the repulsion of each of this process's particles has."""
-        if not self.hparams.room:
+        if not self.hparams.room or self.hparams.gamma_mode == "absolute":
             return decoded.new_ones(len(decoded))
         # every process sums over all particles: sums over some would be rounded in another way
         seen = self.gather(at_least_float32(thumbnails(decoded.detach())))

@@ -1,12 +1,12 @@
 """Tiny random pipelines of every family and a tiny random ViT, in the on-disk formats of the real ones."""
 
-from pathlib import os
+import os
+from pathlib import Path
 
 # On a CPU sums are rounded by the number of threads, and the processes that Lightning starts have fewer than this one:
 # results are held to the same bits, so all have one. Before torch is imported, and for all processes of the tests.
 os.environ["OMP_NUM_THREADS"] = "1"
 
-import Path
 import pytest
 import torch
 from diffusers import (
