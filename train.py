@@ -87,7 +87,9 @@ OmegaConf.register_new_resolver("run_folder", run_folder, replace=True)
 def resumed(cfg: DictConfig) -> DictConfig:
     """The settings a run was started with, and on top of them what this command line asks for."""
     folder = Path(cfg.output_dir)
-    started_with = saved_settings(folder)
+    started_with = OmegaConf.merge({"patience": cfg.patience}, saved_settings(folder))
+    if started_with.method._target_ == "rlsd_lightning.module.RLSD":
+        started_with.method.setdefault("room", 0.0)  # what runs did before there was this setting
     names = [item.lstrip("+~").split("=")[0] for item in HydraConfig.get().overrides.task]
     for name in names:
         if "/" in name or name in HydraConfig.get().runtime.choices or name == "measurements_per_batch":
@@ -257,7 +259,8 @@ def main(cfg: DictConfig) -> None:
             cfg.output_dir,
         )
     except OSError as error:
-        if error.errno not in STORAGE:
+        elsewhere = error.filename is not None and not Path(error.filename).resolve().is_relative_to(folder.resolve())
+        if error.errno not in STORAGE or elsewhere:
             raise
         code = 1
         log.error(

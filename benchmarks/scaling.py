@@ -11,7 +11,7 @@ those of runs one after the other, a median over rounds.
 A step's bytes are what a process receives in the collectives that it calls, checkpoints' and curves' included, a mean over
 the run; in an all-reduce it receives as much as in a ring. The least possible are the others' gradients: every process
 holds all latents, so the kernel in latents needs no more than these. A checkpoint's cost is the share of the time from the
-first step to the last that is spent in saving.
+first step to the last that is spent in saving, a median over all runs.
 """
 
 import argparse
@@ -131,19 +131,20 @@ def run(processes: int, mode: str, args: argparse.Namespace) -> list[dict]:
 def measure(mode: str, args: argparse.Namespace) -> dict[str, float]:
     """All figures of one mode."""
     rates: dict[int, list[float]] = {1: [], 2: []}
+    savings: list[float] = []
     for _ in range(args.rounds):
         for count, kept in rates.items():
             clocks = run(count, mode, args)
             kept.append(throughput(clocks, args.warm_up))
-            saving = max(clock["saving"] for clock in clocks)
-            print(f"  {count}: {kept[-1]:.3g} particle-steps a second, {saving:.2%} saving", flush=True)
+            savings.append(max(clock["saving"] for clock in clocks))
+            print(f"  {count}: {kept[-1]:.3g} particle-steps a second, {savings[-1]:.2%} saving", flush=True)
     ratios = [two / one for one, two in zip(*rates.values(), strict=True)]
     figures = {
         "particle_steps_a_second_1": statistics.median(rates[1]),
         "particle_steps_a_second_2": statistics.median(rates[2]),
         "ratio": statistics.median(ratios),
         "lowest_ratio": min(ratios),
-        "checkpoint_share": saving,
+        "checkpoint_share": statistics.median(savings),
         "bytes_per_step": max(clock["bytes"] for clock in clocks),
     }
     if mode == "particles":

@@ -151,7 +151,9 @@ class Progress(TQDMProgressBar):
 
 
 class Results(Callback):
-    """Writes the measurements' results once they are finished; metrics.json comes last and marks one as done.
+    """Writes the measurements' results once they are finished.
+
+    particles.safetensors comes first and metrics.json last: one with both is done.
 
     Args:
         folder: The run's folder; each measurement has one of its own in it, of its name.

@@ -13,7 +13,7 @@ from lightning.pytorch.plugins.io import TorchCheckpointIO
 
 from rlsd_lightning.errors import InputError
 
-__all__ = ["LAST", "PREVIOUS", "AtomicCheckpointIO", "checkpoint_to_resume"]
+__all__ = ["LAST", "PREVIOUS", "AtomicCheckpointIO", "checkpoint_to_resume", "put_aside"]
 
 log = logging.getLogger(__name__)
 
@@ -66,11 +66,19 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             if damaged:
                 raise EOFError(f"'{damaged}' in it does not agree with its checksum")
             return super().load_checkpoint(path, *arguments, **options)
+        except OSError:
+            raise  # the disk's fault, not the file's
         except Exception as error:  # the unpickler raises whatever the damage leads it to
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise InputError(
                 f"'{path}' can't be read as a checkpoint ({reason}); remove it to start the measurement again"
             ) from error
+
+
+def put_aside(path: Path) -> None:
+    """Renames a checkpoint that can't be used, so that the next save does not make it the one in reserve."""
+    if path.is_file():
+        os.replace(path, path.with_name("unusable.ckpt"))
 
 
 def checkpoint_to_resume(path: Path, check: Callable[[dict], None] = lambda _: None) -> Path | None:

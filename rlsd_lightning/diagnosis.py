@@ -84,9 +84,9 @@ def left_open(physics: Physics, images: Tensor, y: Tensor) -> tuple[float, float
     Returns:
         :math:`\lVert B c \rVert^2 / \lVert c \rVert^2` for the particles' mean image without its mean colour
         :math:`c`, and the deviation of the particles' :math:`B x` over the root mean square of :math:`B c`, which is
-        None for one particle; None for operators that are not linear, of which nothing is known.
+        None for one particle; None where the operator is not linear or the noise not Gaussian, as nothing is known there.
     """
-    if not isinstance(physics, LinearPhysics):
+    if not (isinstance(physics, LinearPhysics) and has_square_misfit(physics.noise_model)):
         return None
     images = at_least_float32(images).clamp(-1, 1)
     std = max(noise_std(physics.noise_model, y), 1e-3)  # closed forms multiply rounding errors by its inverse square

@@ -92,7 +92,7 @@ def evaluate_run(
     figures_of_one = paper_image_figures if protocol == "paper" else image_figures
     rows = [{"name": one.name, **figures_of_one(one, networks)} for one in saved]
     figures: dict[str, Any] = {"measurements": len(rows)}
-    for key in list(rows[0])[1:]:
+    for key in dict.fromkeys(key for row in rows for key in row if key != "name"):
         values = [row[key] for row in rows if row.get(key) is not None]
         if values and isinstance(values[0], str):
             figures[key] = ", ".join(dict.fromkeys(values))

@@ -51,8 +51,8 @@ class RLSD(ParticleModule):
             particles start from.
         particle_chunk: Networks see so many particles at a time; all at once if left out.
         gamma: Strength of the repulsion; 0 switches it off.
-        gamma_mode: ``relative``: the repulsion's norm is ``gamma`` times that of :math:`\hat\epsilon - \epsilon`, for
-            each particle; ``absolute``: as written above.
+        gamma_mode: ``relative``: the repulsion's norm is at most ``gamma`` times that of :math:`\hat\epsilon - \epsilon`,
+            for each particle; ``absolute``: as written above.
         room: Root mean square difference of a particle's image :math:`D(z_i)` to the others', in units of an image in
             [-1, 1], from which on relative repulsion has its full strength; below, strength falls with the square of
             the difference, so that particles are left alone where the data leave them no room. 0: full everywhere.

@@ -147,7 +147,7 @@ def read_metrics(folder: Path) -> dict | None:
         metrics = json.loads((folder / METRICS_FILE).read_text())
         with safe_open(folder / PARTICLES_FILE, "pt"):  # holds the file's length against its header
             return metrics
-    except (OSError, ValueError, SafetensorError):
+    except (FileNotFoundError, ValueError, SafetensorError):
         return None
 
 

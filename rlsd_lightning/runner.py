@@ -10,7 +10,7 @@ import torch
 
 from rlsd_lightning.batching import largest_batch
 from rlsd_lightning.callbacks import Progress
-from rlsd_lightning.checkpoints import LAST, checkpoint_to_resume
+from rlsd_lightning.checkpoints import LAST, PREVIOUS, checkpoint_to_resume, put_aside
 from rlsd_lightning.errors import InputError, NonFiniteError
 from rlsd_lightning.measurement import Measurement
 from rlsd_lightning.particles import ParticleModule
@@ -194,7 +194,7 @@ class _Runner:
             position = f"{first}" if first == last else f"{first}-{last}"
             trainer.progress_bar_callback.position = f"[{position}/{len(self.data)}] "
         if checkpoint is not None:
-            checkpoint = checkpoint_to_resume(checkpoint, module.check_checkpoint)
+            checkpoint = self._agreed_checkpoint(checkpoint, module)
         if checkpoint is not None:
             log.info("%s: going on from %s", module.name, checkpoint)
         try:
@@ -210,6 +210,16 @@ class _Runner:
         self.particle_steps += (module.steps_done - module.resumed_at) * len(module.z[module.rows])
         if module.steps_done < len(module.timesteps):
             log.error("%s: stopped after %d of %d steps", module.name, module.steps_done, len(module.timesteps))
+
+    def _agreed_checkpoint(self, path: Path, module: ParticleModule) -> Path | None:
+        """What all processes of the group go on from."""
+        chosen = checkpoint_to_resume(path, module.check_checkpoint)
+        in_reserve = chosen is not None and chosen.name == PREVIOUS and path.name == LAST
+        if not self.ranks.shard.any(in_reserve):
+            return chosen
+        if self.ranks.shard.position == 0:
+            put_aside(path)
+        return path.with_name(PREVIOUS)
 
     def _report(self, name: str, error: InputError) -> None:
         """Says what is wrong with one measurement; that ends a run which has no other."""

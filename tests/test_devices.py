@@ -40,11 +40,11 @@ def children(process: subprocess.Popen) -> list[int]:
 @pytest.mark.parametrize(
     ("devices", "settings"),
     [
-        (2, ["features=vit", "features.pretrained={features}", "method.renew_every=2"]),
-        (3, ["num_particles=2"]),  # one process has no particle at all
+        (2, ["features=vit", "features.pretrained={features}", "method.renew_every=2", "method.room=3"]),
+        (3, ["num_particles=2", "method.room=3"]),  # one process has no particle at all
         (3, ["method.x_update=adam"]),
         (2, ["method=rlsd_paper", "features=vit", "features.pretrained={features}"]),
-        (4, ["data.limit=2", "measurements_per_batch=2"]),
+        (4, ["data.limit=2", "measurements_per_batch=2", "method.room=3"]),
         (2, ["trainer.precision=bf16-mixed"]),
     ],
     ids=["vit", "empty", "adam", "paper", "batch", "bf16"],

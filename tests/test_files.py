@@ -1,10 +1,12 @@
 """Checkpoint files: replaced in one go, held against their checksums, and with one before in reserve."""
 
 import logging
+import os
 import shutil
 import subprocess
 import sys
 from pathlib import Path
+from unittest import mock
 
 import pytest
 import torch
@@ -15,13 +17,6 @@ from rlsd_lightning import InputError
 from rlsd_lightning.checkpoints import AtomicCheckpointIO, checkpoint_to_resume
 
 
-class Unwritable:
-    """Fails when it is pickled, which is after the first bytes of a checkpoint."""
-
-    def __reduce__(self):
-        raise OSError("no space left on device")
-
-
 def test_a_checkpoint_comes_back_and_leaves_nothing_beside_it(tmp_path: Path) -> None:
     path = tmp_path / "checkpoints" / "last.ckpt"
     AtomicCheckpointIO().save_checkpoint({"z": torch.arange(5)}, path)
@@ -29,34 +24,53 @@ def test_a_checkpoint_comes_back_and_leaves_nothing_beside_it(tmp_path: Path) ->
     assert list(path.parent.iterdir()) == [path]
 
 
-def test_a_save_that_fails_in_the_middle_leaves_the_old_file(tmp_path: Path) -> None:
+def test_a_save_that_fails_in_the_middle_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "last.ckpt"
     writer = AtomicCheckpointIO()
     writer.save_checkpoint({"step": 1}, path)
     before = path.read_bytes()
-    with pytest.raises(OSError, match="no space left"):
-        writer.save_checkpoint({"z": torch.zeros(1000), "bad": Unwritable()}, path)
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", mock.Mock(side_effect=OSError("no space left on device")))
+        with pytest.raises(OSError, match="no space left"):
+            writer.save_checkpoint({"z": torch.zeros(1000)}, path)
     assert path.read_bytes() == before
+    assert (tmp_path / "last.ckpt.partial").is_file()
     # and the next save is not disturbed by what was left
     writer.save_checkpoint({"step": 2}, path)
     assert writer.load_checkpoint(path, weights_only=True) == {"step": 2}
 
 
-def test_the_old_file_is_whole_until_the_new_one_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("function", ["fsync", "replace"])
+def test_at_every_instant_one_of_two_files_is_whole(
+    function: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = tmp_path / "last.ckpt"
     writer = AtomicCheckpointIO()
     writer.save_checkpoint({"step": 1}, path)
-    seen = {}
-    original = torch.save
+    seen = []
+    original = getattr(os, function)
 
-    def spy(checkpoint, file) -> None:
-        original(checkpoint, file)
-        seen["during"] = torch.load(path, weights_only=True)
+    def spy(*arguments) -> None:
+        for looked_at in (lambda: None, lambda: original(*arguments)):
+            looked_at()
+            seen.append(writer.load_checkpoint(checkpoint_to_resume(path), weights_only=True)["step"])
 
-    monkeypatch.setattr(torch, "save", spy)
+    monkeypatch.setattr(os, function, spy)
     writer.save_checkpoint({"step": 2}, path)
-    assert seen["during"] == {"step": 1}
-    assert torch.load(path, weights_only=True) == {"step": 2}
+    assert len(seen) == 4
+    assert seen[0] == 1 and seen[-1] == 2
+    assert set(seen) == {1, 2}
+
+
+def test_a_damaged_one_is_put_aside_and_does_not_become_the_one_in_reserve(small: list[str], tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    assert train(*small, "num_steps=12", f"output_dir={run}")[0] == 0
+    (run / "000" / "metrics.json").unlink()
+    folder = run / "000" / "checkpoints"
+    (folder / "last.ckpt").write_bytes(b"damaged")
+    assert train(f"resume={run}")[0] == 0
+    assert (folder / "unusable.ckpt").read_bytes() == b"damaged"
+    assert checkpoint_to_resume(folder / "previous.ckpt") == folder / "previous.ckpt"
 
 
 @pytest.mark.parametrize("content", [b"", b"no checkpoint", b"PK\x03\x04 cut"])
