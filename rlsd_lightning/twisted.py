@@ -4,9 +4,9 @@ Particles go down the diffusion's noise levels together. With :math:`\hat z = (z
 and the spread :math:`u_t = \sigma_t^2 / (\alpha_t^2 v + \sigma_t^2)` of what noise leaves open, every particle has
 
 .. math::
-    x^* &= \arg\min_x E(x), \quad E(x) = -\log p(y \mid A(x)) + \tfrac{1}{2 c_t} \|x - D(\hat z)\|^2 \\
-    \log g_t &= -E(x^*) \qquad \text{(how well the clean image it will become explains y)} \\
-    \delta &= \eta \, \tfrac{v u_t}{c_t} J_D^\top (x^* - D(\hat z)), \quad c_t = \mathrm{image\_std}^2 u_t + \mathrm{decoder\_std}^2 \\
+    x^* &= \arg\min_x J(x), \quad J(x) = -\log p(y \mid A(x)) + \tfrac{1}{2 c_t} \|x - D(\hat z)\|^2 \\
+    \log g_t &= -J(x^*) \qquad \text{(how well the clean image it will become explains y)} \\
+    \delta &= E(x^*) - E(D(\hat z)) \\
     z_s &\sim q_t = \mathcal{N}(m_t(z_t, \hat z + \delta), \tau_t^2 I), \quad
         w \leftarrow w \, \frac{g_s(z_s)}{g_t(z_t)} \, \frac{\mathcal{N}(z_s; m_t(z_t, \hat z), \tau_t^2 I)}{q_t(z_s)}
 
@@ -33,11 +33,6 @@ from rlsd_lightning.priors import Prior
 from rlsd_lightning.proximal import proximal_step
 
 __all__ = ["TwistedFilter"]
-
-GAIN_EVERY = 10
-"""Steps between two measurements of the decoder's gain, each of which costs one more decode."""
-GAIN_STEP = 0.05
-"""How far the decoder is moved to measure it, as a root mean square over a latent's elements."""
 
 
 class TwistedFilter(ParticleModule):
@@ -91,7 +86,7 @@ class TwistedFilter(ParticleModule):
         image_std: float = 0.5,
         decoder_std: float = 0.08,
         resample_below: float = 0.5,
-        evidence_values: int = 16,
+        evidence_values: int = 4,
         min_mu: float = 1e-3,
     ) -> None:
         super().__init__(
@@ -114,7 +109,6 @@ class TwistedFilter(ParticleModule):
         self.x.requires_grad_(False)
         self.register_buffer("z_t", self._noisy_start())
         self.register_buffer("log_weights", torch.zeros(len(self.z)))
-        self.register_buffer("decoder_gain", torch.ones(len(self.z)))
 
     def _noisy_start(self) -> Tensor:
         if self.measurements[0].start is None:
@@ -129,7 +123,7 @@ class TwistedFilter(ParticleModule):
         last = step + 1 == len(self.timesteps)
         z_t = self.z_t[self.rows]
         clean = self._denoised(z_t, t)
-        shift, log_twist = self._guide(clean, step, *self._spreads(t), self._measured())
+        shift, log_twist = self._guide(clean, self._spreads(t)[1], self._measured())
         self.log_weights[self.rows] += log_twist
         shares = self._select(step, last, z_t, clean, shift, log_twist)
         if last:
@@ -160,25 +154,21 @@ class TwistedFilter(ParticleModule):
         """The measurements that this process has particles of."""
         return [measurement.y for measurement, _ in self.each_here(self.z[self.rows])]
 
-    def _guide(
-        self, clean: Tensor, step: int, latent_var: Tensor, image_var: Tensor, ys: list[Tensor]
-    ) -> tuple[Tensor, Tensor]:
+    @torch.no_grad()
+    def _guide(self, clean: Tensor, image_var: Tensor, ys: list[Tensor]) -> tuple[Tensor, Tensor]:
         r"""The shift :math:`\delta` towards the measurement, and :math:`\log g_t`, times the share that counts."""
         if not len(clean):
             return clean, self.log_weights[:0]
-        z = clean.detach().requires_grad_()
-        with torch.enable_grad():
-            decoded = self.decode(z)
-        toward, log_twist = self._proximal(decoded.detach(), image_var, ys)
-        (pulled,) = torch.autograd.grad(decoded, z, toward.to(decoded))
-        if step % GAIN_EVERY == 0:
-            self.decoder_gain[self.rows] = self._gain(z.detach(), decoded.detach(), pulled)
-        # a step beyond the least distance along its direction would overshoot
-        scale = torch.minimum(latent_var / image_var, 1 / self.decoder_gain[self.rows])
-        return _over(scale, pulled) * pulled, log_twist
+        decoded = self.decode(clean)
+        toward, log_twist = self._proximal(decoded, image_var, ys)
+        # the difference of two encoded images: what coding loses is in both
+        return self._encode(decoded + toward.to(decoded)) - self._encode(decoded), log_twist
+
+    def _encode(self, images: Tensor) -> Tensor:
+        return self._chunked(self.prior.encode, images)
 
     def _proximal(self, decoded: Tensor, image_var: Tensor, ys: list[Tensor]) -> tuple[Tensor, Tensor]:
-        r""":math:`x^* - D(\hat z)`, and :math:`-E(x^*)` times the share that counts, of this process's particles."""
+        r""":math:`x^* - D(\hat z)`, and :math:`-J(x^*)` times the share that counts, of this process's particles."""
         toward, log_twists = [], []
         if not len(decoded):
             return decoded, self.log_weights[:0]
@@ -200,15 +190,6 @@ class TwistedFilter(ParticleModule):
     def _counted(self, measurement: Measurement) -> float:
         return min(1.0, self.hparams.evidence_values / measurement.y[0].numel())
 
-    @torch.no_grad()
-    def _gain(self, z: Tensor, decoded: Tensor, pulled: Tensor) -> Tensor:
-        """How much longer the decoder makes a step in the direction of the shift, squared."""
-        norm = pulled.flatten(1).norm(dim=1)
-        scale = torch.where(norm > 0, GAIN_STEP * z[0].numel() ** 0.5 / norm, 0.0)
-        moved = self.decode(z + _over(scale, z) * pulled) - decoded
-        gain = moved.flatten(1).square().sum(dim=1) / (scale * norm).square()
-        return torch.where(norm > 0, gain, 1.0).to(self.decoder_gain)
-
     def _select(self, step: int, last: bool, *values: Tensor) -> Tensor:
         """Draws particles anew in place where their weights are too unequal; returns the shares that were effective."""
         weights = self.gather(self.log_weights[self.rows])
@@ -224,7 +205,7 @@ class TwistedFilter(ParticleModule):
                 ancestors[rows] = start + systematic_ancestors(each, self._uniform(measurement, step))
                 weights[rows] = 0
         self.log_weights.copy_(weights)
-        for value in (*values, self.decoder_gain[self.rows]):
+        for value in values:
             value.copy_(self.gather(value)[ancestors][self.rows])
         return shares
 
@@ -254,7 +235,7 @@ class TwistedFilter(ParticleModule):
             return clean, shift
         latent_var, image_var = self._spreads(t)
         clean = clean + latent_var.sqrt() * self.keyed_noise("last_z", step)
-        return clean, self._guide(clean, step, latent_var, image_var, self._perturbed(step))[0]
+        return clean, self._guide(clean, image_var, self._perturbed(step))[0]
 
     def _perturbed(self, step: int) -> list[Tensor]:
         """The measurements with noise of their own for each of this process's particles."""
@@ -284,8 +265,3 @@ class TwistedFilter(ParticleModule):
 
     def configure_optimizers(self) -> SGD:
         return SGD([self.z], lr=1.0)
-
-
-def _over(scale: Tensor, value: Tensor) -> Tensor:
-    """A number a particle, to be multiplied with values of any shape."""
-    return scale.view(-1, *[1] * (value.ndim - 1))

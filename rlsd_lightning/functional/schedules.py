@@ -29,9 +29,7 @@ def add_noise(z: Tensor, eps: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
     return alpha * z + sigma * eps
 
 
-def reverse_step(
-    alpha: Tensor, sigma: Tensor, next_alpha: Tensor, next_sigma: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
+def reverse_step(alpha: Tensor, sigma: Tensor, next_alpha: Tensor, next_sigma: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     r"""The distribution of a less noisy latent :math:`z_s` given a noisier one and the clean one.
 
     With :math:`a = \alpha_t / \alpha_s` it is
