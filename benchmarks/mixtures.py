@@ -95,12 +95,6 @@ class MixtureProblem(NamedTuple):
         """The prior's standard deviation, a root mean square over coordinates."""
         return math.sqrt(self.covariance.trace() / len(self.covariance))
 
-    @property
-    def seen_std(self) -> float:
-        """The prior's standard deviation in the directions that the operator sees, as strongly as it sees them."""
-        matrix = self.physics.matrix
-        return math.sqrt((matrix @ self.covariance @ matrix.T).trace() / matrix.square().sum())
-
 
 def linear_levels(first: float = 1e-4, last: float = 0.02, steps: int = 1000) -> Tensor:
     r"""Squared signal levels of DDPM's schedule, :math:`\beta_t` on a straight line."""

@@ -198,7 +198,9 @@ def write_images(folder: Path, images: Tensor, z: Tensor, measurement: Measureme
     to_pil((std * 4 - 1)[None]).save(folder / "std.png")
     _write_grid(folder / "grid.png", panels, std.numpy())
     tensors = {"x": images, "z": z.detach().cpu(), "y": y.detach().cpu(), "mean": mean, "std": std}
-    write_atomically(folder / PARTICLES_FILE, save({name: tensor.contiguous() for name, tensor in tensors.items()}))
+    # copies: where the latent is the image, both may be one tensor
+    copies = {name: tensor.clone(memory_format=torch.contiguous_format) for name, tensor in tensors.items()}
+    write_atomically(folder / PARTICLES_FILE, save(copies))
 
 
 def _write_grid(path: Path, panels: list[tuple[str, np.ndarray]], std: np.ndarray, columns: int = 8) -> None:

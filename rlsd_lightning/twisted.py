@@ -52,7 +52,8 @@ class TwistedFilter(ParticleModule):
             particles start from.
         particle_chunk: Networks see so many particles at a time; all at once if left out.
         latent_std: Standard deviation :math:`\sqrt{v}` of the prior's clean latents.
-        image_std: Standard deviation of its images about their mean, as the operator sees them.
+        image_std: Standard deviation of its images about their mean, over all pixels; that of the latents where they are
+            the images.
         decoder_std: How far :math:`D(z)` typically is from an image; 0 says that the latents decode exactly, and the
             results are then draws with all their noise.
         resample_below: Particles are drawn anew where the effective share of the particles is below this; 0: only at

@@ -40,4 +40,4 @@ def systematic_ancestors(log_weights: Tensor, uniform: float) -> Tensor:
     edges = log_weights.double().softmax(dim=0).cumsum(dim=0)
     points = (torch.arange(count, device=edges.device, dtype=edges.dtype) + uniform) / count
     # rounding may leave the last edge below the last point
-    return torch.searchsorted(edges, points).clamp_max(count - 1)
+    return torch.searchsorted(edges, points, right=True).clamp_max(count - 1)
