@@ -257,7 +257,7 @@ class TwistedFilter(ParticleModule):
 
     @torch.no_grad()
     def reconstructions(self) -> tuple[Tensor, Tensor]:
-        decoded = self.decode(self.z[self.rows])
+        decoded = self.decode(self.z.detach()[self.rows])
         if not self.hparams.decoder_std:
             return self.gather(decoded), self.gather(decoded)
         image_var = torch.full((), self.hparams.decoder_std**2)
