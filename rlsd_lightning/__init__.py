@@ -7,6 +7,7 @@ from rlsd_lightning.module import RLSD
 from rlsd_lightning.paper import RLSDPaper
 from rlsd_lightning.priors import GaussianMixturePrior, Prior, StableDiffusionPrior
 from rlsd_lightning.solve import solve
+from rlsd_lightning.twisted import TwistedFilter
 
 __all__ = [
     "RLSD",
@@ -19,6 +20,7 @@ __all__ = [
     "Prior",
     "RLSDPaper",
     "StableDiffusionPrior",
+    "TwistedFilter",
     "ViTFeatures",
     "solve",
 ]

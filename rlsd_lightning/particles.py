@@ -18,7 +18,7 @@ from rlsd_lightning.priors import Prior
 from rlsd_lightning.ranks import Shard
 from rlsd_lightning.timesteps import Timesteps
 
-__all__ = ["ParticleModule", "check_settings"]
+__all__ = ["ParticleModule", "check_settings", "noise_key"]
 
 
 class ParticleModule(L.LightningModule):
@@ -209,13 +209,17 @@ class ParticleModule(L.LightningModule):
 
     def noise(self, step: int) -> Tensor:
         """The noise of one step for this process's particles, of the type and on the device of ``z``."""
+        return self.keyed_noise("step", step)
+
+    def keyed_noise(self, stream: str, step: int) -> Tensor:
+        """One step's noise of a stream, with the shape of this process's latents."""
         draws = [
             keyed_normal(
                 self.prior.latent_shape,
                 indices.tolist(),
                 seed=self.seed,
-                measurement=_key(measurement),
-                stream="step",
+                measurement=noise_key(measurement),
+                stream=stream,
                 step=self.first_step + step,
             )
             for measurement, indices in self.each_here(self._index[self.rows])
@@ -297,13 +301,14 @@ class ParticleModule(L.LightningModule):
     def _first_draw(self, stream: str, shape: tuple[int, ...]) -> Tensor:
         indices = range(self.num_particles)
         draws = [
-            keyed_normal(shape, indices, seed=self.seed, measurement=_key(measurement), stream=stream)
+            keyed_normal(shape, indices, seed=self.seed, measurement=noise_key(measurement), stream=stream)
             for measurement in self.measurements
         ]
         return torch.cat(draws)
 
 
-def _key(measurement: Measurement) -> int:
+def noise_key(measurement: Measurement) -> int:
+    """What keys the noise of a measurement's particles."""
     return measurement_key(measurement.series or measurement.name)
 
 

@@ -211,7 +211,9 @@ def write_images(folder: Path, images: Tensor, z: Tensor, measurement: Measureme
         tensors["observed"] = observed.cpu()
     if truth is not None and hasattr(physics, "equivalents"):
         tensors["aligned"] = aligned(images.to(y.device), truth.to(y.device), physics).cpu()
-    write_atomically(folder / PARTICLES_FILE, save({name: tensor.contiguous() for name, tensor in tensors.items()}))
+    # copies: where the latent is the image, both may be one tensor
+    copies = {name: tensor.clone(memory_format=torch.contiguous_format) for name, tensor in tensors.items()}
+    write_atomically(folder / PARTICLES_FILE, save(copies))
 
 
 def _write_grid(path: Path, panels: list[tuple[str, np.ndarray]], std: np.ndarray, columns: int = 8) -> None:

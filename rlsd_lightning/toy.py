@@ -72,7 +72,9 @@ class DensityResults(Results):
         prior = copy.deepcopy(pl_module.prior.mixture).cpu()
         assignments = posterior.assign(images)
         tensors = {"x": images, "z": z.detach(), "y": measurement.y}
-        write_atomically(folder / PARTICLES_FILE, save({k: v.cpu().contiguous() for k, v in tensors.items()}))
+        # copies: where the latent is the point, both may be one tensor
+        copies = {name: v.cpu().clone(memory_format=torch.contiguous_format) for name, v in tensors.items()}
+        write_atomically(folder / PARTICLES_FILE, save(copies))
         _draw_density(folder / "grid.png", posterior, prior, images)
         return {
             "mode_total_variation": mode_total_variation(assignments, posterior.weights).item(),

@@ -12,10 +12,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["STREAMS", "keyed_normal", "measurement_key"]
+__all__ = ["STREAMS", "keyed_normal", "keyed_uniform", "measurement_key"]
 
-STREAMS = {"z_init": 0, "x_init": 1, "step": 2}
-"""What a draw is for: the initial latents, the initial auxiliaries, a step's noise."""
+STREAMS = {"z_init": 0, "x_init": 1, "step": 2, "resample": 3, "last_z": 4, "last_y": 5}
+"""What a draw is for: the initial latents, the initial auxiliaries, a step's noise, a choice of ancestors, the last step's
+noise on latents and on measurements."""
 
 
 def measurement_key(name: str) -> int:
@@ -51,3 +52,10 @@ def keyed_normal(
         generator = np.random.Generator(np.random.Philox(key=key, counter=counter))
         draws.append(generator.standard_normal(shape, dtype=np.float32))
     return torch.from_numpy(np.stack(draws)) if draws else torch.empty(0, *shape)
+
+
+def keyed_uniform(*, seed: int, measurement: int, stream: str, step: int = 0) -> float:
+    """One number from [0, 1) that all particles share; arguments as in :func:`keyed_normal`."""
+    key = np.array([seed, measurement], dtype=np.uint64)
+    counter = np.array([0, STREAMS[stream], step, 0], dtype=np.uint64)
+    return float(np.random.Generator(np.random.Philox(key=key, counter=counter)).random())

@@ -8,7 +8,15 @@ models have :math:`\alpha_t = \sqrt{\bar\alpha_t}` and :math:`\sigma_t = \sqrt{1
 import torch
 from torch import Tensor
 
-__all__ = ["PREDICTION_TYPES", "PRIOR_WEIGHTS", "add_noise", "ddim_timesteps", "noise_from_output", "prior_weight"]
+__all__ = [
+    "PREDICTION_TYPES",
+    "PRIOR_WEIGHTS",
+    "add_noise",
+    "ddim_timesteps",
+    "noise_from_output",
+    "prior_weight",
+    "reverse_step",
+]
 
 PREDICTION_TYPES = ("epsilon", "v_prediction", "sample", "flow")
 PRIOR_WEIGHTS = ("linear", "sqrt", "log", "square", "const")
@@ -19,6 +27,32 @@ LEAST_SIGNAL = 0.03
 def add_noise(z: Tensor, eps: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
     r"""Returns :math:`z_t = \alpha_t z + \sigma_t \epsilon`, with the shape of ``z``."""
     return alpha * z + sigma * eps
+
+
+def reverse_step(alpha: Tensor, sigma: Tensor, next_alpha: Tensor, next_sigma: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    r"""The distribution of a less noisy latent :math:`z_s` given a noisier one and the clean one.
+
+    With :math:`a = \alpha_t / \alpha_s` it is
+    :math:`\mathcal{N}(a \sigma_s^2 / \sigma_t^2 \; z_t + \alpha_s (1 - a^2 \sigma_s^2 / \sigma_t^2) \, z_0, \;
+    \sigma_s^2 (1 - a^2 \sigma_s^2 / \sigma_t^2) I)`.
+
+    Args:
+        alpha: Signal level :math:`\alpha_t`.
+        sigma: Noise level :math:`\sigma_t`.
+        next_alpha: Signal level :math:`\alpha_s`.
+        next_sigma: Noise level :math:`\sigma_s`.
+
+    Returns:
+        The factors of :math:`z_t` and of :math:`z_0`, and the variance; each with shape :math:`()`.
+
+    References:
+        | Denoising Diffusion Probabilistic Models (Ho et al., 2020), Eq. 7
+        | https://arxiv.org/abs/2006.11239
+    """
+    ratio = alpha / next_alpha
+    kept = (next_sigma / sigma).square()
+    gone = (1 - ratio.square() * kept).clamp_min(0)
+    return ratio * kept, next_alpha * gone, next_sigma.square() * gone
 
 
 def ddim_timesteps(num_train_timesteps: int, num_steps: int, offset: int = 1) -> list[int]:

@@ -1,0 +1,43 @@
+r"""Weights of a population of particles, and how a weighted population becomes one of equals."""
+
+import torch
+from torch import Tensor
+
+__all__ = ["effective_share", "systematic_ancestors"]
+
+
+def effective_share(log_weights: Tensor) -> Tensor:
+    r"""The effective sample size over the number of particles, :math:`(\sum_i w_i)^2 / (N \sum_i w_i^2)`.
+
+    Args:
+        log_weights: Not normalised, with shape :math:`(N,)`.
+
+    Returns:
+        From :math:`1 / N` to 1, with shape :math:`()`.
+
+    References:
+        | Sequential Imputations and Bayesian Missing Data Problems (Kong et al., 1994)
+        | https://doi.org/10.1080/01621459.1994.10476469
+    """
+    return 1 / (len(log_weights) * log_weights.softmax(dim=0).square().sum())
+
+
+def systematic_ancestors(log_weights: Tensor, uniform: float) -> Tensor:
+    r"""Draws ancestors so that particle i has :math:`\lfloor N w_i \rfloor` or :math:`\lceil N w_i \rceil` heirs.
+
+    Args:
+        log_weights: Not normalised, with shape :math:`(N,)`.
+        uniform: One draw from :math:`[0, 1)`, which decides all of them.
+
+    Returns:
+        The ancestors' indices, rising, with shape :math:`(N,)`.
+
+    References:
+        | Monte Carlo Filter and Smoother for Non-Gaussian Nonlinear State Space Models (Kitagawa, 1996)
+        | https://doi.org/10.2307/1390750
+    """
+    count = len(log_weights)
+    edges = log_weights.double().softmax(dim=0).cumsum(dim=0)
+    points = (torch.arange(count, device=edges.device, dtype=edges.dtype) + uniform) / count
+    # rounding may leave the last edge below the last point
+    return torch.searchsorted(edges, points, right=True).clamp_max(count - 1)

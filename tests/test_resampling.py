@@ -1,0 +1,66 @@
+"""Weights and ancestors, and the reverse step they come with, against counts and Bayes' rule."""
+
+import math
+
+import pytest
+import torch
+
+from rlsd_lightning.functional.noise import keyed_uniform
+from rlsd_lightning.functional.resampling import effective_share, systematic_ancestors
+from rlsd_lightning.functional.schedules import reverse_step
+
+WEIGHTS = torch.tensor([0.5, 0.05, 0.25, 0.2])
+
+
+def test_equal_weights_are_all_effective_and_one_that_has_all_is_one():
+    assert effective_share(torch.full((7,), -1e4)).item() == pytest.approx(1)
+    assert effective_share(torch.tensor([0.0, -1e4, -1e4, -1e4])).item() == pytest.approx(0.25)
+    assert effective_share(WEIGHTS.log() + 50).item() == pytest.approx(1 / (4 * WEIGHTS.square().sum().item()))
+
+
+@pytest.mark.parametrize("uniform", [0.01, 0.3, 0.999999])
+def test_every_particle_has_its_whole_share_of_heirs_and_at_most_one_more(uniform: float):
+    heirs = torch.bincount(systematic_ancestors(WEIGHTS.log(), uniform), minlength=4)
+    assert heirs.sum() == 4
+    assert ((heirs - 4 * WEIGHTS).abs() < 1).all()
+
+
+def test_equal_weights_keep_every_particle():
+    assert systematic_ancestors(torch.zeros(1000), 0.5).tolist() == list(range(1000))
+
+
+def test_heirs_are_right_on_average():
+    points = (torch.arange(1000) + 0.5) / 1000
+    counts = sum(torch.bincount(systematic_ancestors(WEIGHTS.log(), u.item()), minlength=4) for u in points)
+    torch.testing.assert_close(counts / 4000, WEIGHTS, atol=1e-3, rtol=0)
+
+
+def test_shared_draws_are_uniform_and_keyed():
+    draws = torch.tensor(
+        [keyed_uniform(seed=1, measurement=2, stream="resample", step=step) for step in range(2000)],
+        dtype=torch.float64,
+    )
+    assert draws.min() >= 0
+    assert draws.max() < 1
+    assert draws.mean().item() == pytest.approx(0.5, abs=5 / math.sqrt(12 * 2000))
+    assert draws.var().item() == pytest.approx(1 / 12, abs=0.01)
+    assert keyed_uniform(seed=1, measurement=2, stream="resample", step=3) == draws[3].item()
+    assert keyed_uniform(seed=1, measurement=3, stream="resample", step=3) != draws[3].item()
+
+
+def test_reverse_step_is_bayes_rule():
+    # in information form: z_s given z_0 is known, and z_t is a measurement of it
+    alpha, sigma, next_alpha, next_sigma = (torch.tensor(v, dtype=torch.float64) for v in (0.6, 0.8, 0.8, 0.6))
+    ratio = alpha / next_alpha
+    variance = 1 / (1 / next_sigma**2 + ratio**2 / (sigma**2 - ratio**2 * next_sigma**2))
+    from_noisy = variance * ratio / (sigma**2 - ratio**2 * next_sigma**2)
+    from_clean = variance * next_alpha / next_sigma**2
+    torch.testing.assert_close(
+        torch.stack(reverse_step(alpha, sigma, next_alpha, next_sigma)), torch.stack([from_noisy, from_clean, variance])
+    )
+
+
+def test_step_to_no_noise_is_the_clean_latent():
+    one, half = torch.ones(()), torch.tensor(0.5)
+    factors = reverse_step(half, torch.tensor(0.75).sqrt(), one, torch.zeros(()))
+    torch.testing.assert_close(torch.stack(factors), torch.tensor([0.0, 1.0, 0.0]))
