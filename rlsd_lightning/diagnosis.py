@@ -121,7 +121,7 @@ def signs(
         features: Their features, with shape :math:`(N, D)`.
         white_latents: Whether the prior's latents have variance 1.
         repulsion_to_score: Ratio of norms, if it is known.
-        decoder_std: The decoder's typical error.
+        decoder_std: The decoder's typical error; 0 where there is no decoder.
     """
     physics, truth, several = measurement.physics, measurement.truth, len(images) > 1
     images, decoded = at_least_float32(images), at_least_float32(decoded)
@@ -139,7 +139,7 @@ def signs(
         sharpness_to_truth=(sharpness / of_truth).item() if of_truth is not None and of_truth > 0 else None,
         latent_norm=z.float().square().flatten(1).mean(dim=1).sqrt().mean().item() if white_latents else None,
         repulsion_to_score=repulsion_to_score,
-        coupling=(images - decoded).square().mean().sqrt().item() / decoder_std,
+        coupling=(images - decoded).square().mean().sqrt().item() / decoder_std if decoder_std else None,
     )
 
 
