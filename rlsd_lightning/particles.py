@@ -98,7 +98,7 @@ class ParticleModule(L.LightningModule):
         self.resumed_at = 0
         """The number of timesteps that were taken before this fit."""
         self.repulsion_ratios: list[Tensor] = []
-        """Of every step of this fit with repulsion: its norm over the score's, summed over this process's measurements."""
+        """Of every step with repulsion: its norm over the score's, summed over this process's shares of measurements."""
         self._fingerprint: str | None = None
 
     @staticmethod
@@ -232,10 +232,16 @@ class ParticleModule(L.LightningModule):
         return self.first_step + step < gate
 
     def repulsion_to_score(self) -> float | None:
-        """The mean over particles and this fit's steps with repulsion, for every process; None if it is not known."""
+        """The mean over particles and steps with repulsion, for every process; None if it is not known."""
+        ratios = self._mean_ratios()
+        return sum(ratios) / len(ratios) if ratios else None
+
+    def _mean_ratios(self) -> list[float]:
+        """Of every step with repulsion, the mean over all measurements."""
         if not self.repulsion_ratios:
-            return None
-        return self.shard.sum(torch.stack(self.repulsion_ratios).mean()).item() / len(self.measurements)
+            return []
+        mine = torch.stack([ratio.to(self.z.device) for ratio in self.repulsion_ratios])
+        return (self.shard.sum(mine) / len(self.measurements)).tolist()
 
     def logs(self, batch_idx: int) -> bool:
         """Whether this is a step that the Trainer writes."""
@@ -270,6 +276,7 @@ class ParticleModule(L.LightningModule):
     def on_save_checkpoint(self, checkpoint: dict) -> None:
         checkpoint["fingerprint"] = self.fingerprint()
         checkpoint["evidence"] = self.evidence
+        checkpoint["repulsion_ratios"] = self._mean_ratios()
         if self.shard.size > 1:  # the latents are the same everywhere, the rest is known for one's own particles only
             state = checkpoint["state_dict"]
             for name in sorted(state.keys() - {"z"}):  # in the same order everywhere
@@ -289,6 +296,8 @@ class ParticleModule(L.LightningModule):
 
     def on_load_checkpoint(self, checkpoint: dict) -> None:
         self.check_checkpoint(checkpoint)
+        share = len(self.measurements) / self.shard.size
+        self.repulsion_ratios = [torch.tensor(ratio * share) for ratio in checkpoint["repulsion_ratios"]]
         names = list(checkpoint["evidence"])
         kept = torch.cat(
             [names.index(name) * self.num_particles + torch.arange(self.num_particles) for name in self.evidence]
