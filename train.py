@@ -108,11 +108,24 @@ def make_paths_absolute(cfg: DictConfig) -> None:
             OmegaConf.update(cfg, name, os.path.abspath(value))
 
 
+def accepted_parameters(target: Callable) -> dict[str, inspect.Parameter]:
+    """What a target takes; a method hands on the keywords that it does not know to the class it is made from."""
+    found = dict(inspect.signature(target).parameters)
+    is_method = isinstance(target, type) and issubclass(target, L.LightningModule)
+    for base in target.__mro__[1:] if is_method else ():
+        rest = [name for name, parameter in found.items() if parameter.kind is parameter.VAR_KEYWORD]
+        if not rest:
+            break
+        del found[rest[0]]
+        found = {**inspect.signature(base).parameters, **found}
+    return found
+
+
 def check_settings(cfg: DictConfig) -> None:
     """Refuses what a target does not take: an unknown name, or a word where a number belongs."""
     for group in ("prior", "features", "physics", "data", "method"):
         target = get_object(cfg[group]._target_)
-        parameters = inspect.signature(target).parameters
+        parameters = accepted_parameters(target)
         open_ended = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
         for name, value in OmegaConf.to_container(cfg[group], resolve=True).items():
             # make_physics turns the noise of a deepinv class into its noise_model

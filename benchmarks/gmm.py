@@ -20,16 +20,23 @@ import torch
 from mixtures import MixtureProblem, grid_problem, linear_levels, three_modes, two_dimensions
 from torch import Tensor
 
-from rlsd_lightning import RLSD, Measurement, PixelFeatures, RLSDPaper
+from rlsd_lightning import (
+    RLSD,
+    LatentDAPS,
+    LatentDPS,
+    Measurement,
+    MixtureDistillation,
+    PixelFeatures,
+    RLSDPaper,
+    TwistedFilter,
+)
 from rlsd_lightning.functional.metrics import (
     mode_total_variation,
     projected_wasserstein,
     random_directions,
     within_mode_spread,
 )
-from rlsd_lightning.functional.schedules import ddim_timesteps
 from rlsd_lightning.particles import ParticleModule
-from rlsd_lightning.twisted import TwistedFilter
 
 STEPS = 200
 STORED = {  # median max-sliced distance of the public benchmark's own stored run
@@ -48,32 +55,6 @@ def exact(problem: MixtureProblem, count: int, seed: int) -> Tensor:
     return problem.posterior.sample(count, torch.Generator().manual_seed(1000 + seed))
 
 
-def dps(problem: MixtureProblem, count: int, seed: int, zeta: float = 1.0) -> Tensor:
-    r"""Diffusion posterior sampling: an ancestral step, then :math:`-\zeta \nabla_{z_t} \|y - A \hat z\|`.
-
-    References:
-        | Diffusion Posterior Sampling for General Noisy Inverse Problems (Chung et al., 2023)
-        | https://arxiv.org/abs/2209.14687
-    """
-    prior, generator = problem.prior, torch.Generator().manual_seed(seed)
-    z = torch.randn(count, *prior.latent_shape, generator=generator)
-    timesteps = ddim_timesteps(prior.num_train_timesteps, STEPS)
-    for t, following in zip(timesteps, [*timesteps[1:], None], strict=True):
-        z.requires_grad_()
-        eps = prior.predict_noise(z, t)
-        clean = (z - prior.sigma(t) * eps) / prior.alpha(t)
-        distance = (problem.y - problem.physics.A(clean)).norm(dim=1).sum()
-        (gradient,) = torch.autograd.grad(distance, z)
-        z, eps, clean = z.detach(), eps.detach(), clean.detach()
-        if following is None:
-            return clean - zeta * gradient
-        alpha, sigma = prior.alpha(following), prior.sigma(following)
-        fresh = sigma / prior.sigma(t) * (1 - (prior.alpha(t) / alpha).square()).sqrt()
-        noise = torch.randn(z.shape, generator=generator)
-        z = alpha * clean + (sigma**2 - fresh**2).sqrt() * eps + fresh * noise - zeta * gradient
-    raise AssertionError("there is a last timestep")
-
-
 def fitted(module: ParticleModule) -> Tensor:
     """The particles of all of a module's measurements."""
     quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
@@ -86,10 +67,27 @@ def side_by_side(problem: MixtureProblem, groups: int) -> list[Measurement]:
     return [Measurement(f"{index}", problem.y, problem.physics) for index in range(groups)]
 
 
-def rlsd(problem: MixtureProblem, count: int, seed: int, **settings: float) -> Tensor:
+def dps(problem: MixtureProblem, count: int, seed: int) -> Tensor:
+    """Diffusion posterior sampling with the step size of the public benchmark's."""
+    numbers = {"num_particles": count, "num_steps": STEPS, "seed": seed, "decoder_std": 0.0}
+    return fitted(LatentDPS(problem.prior, side_by_side(problem, 1), PixelFeatures(), zeta=1.0, **numbers))
+
+
+def daps(problem: MixtureProblem, count: int, seed: int) -> Tensor:
+    """Decoupled annealing with the same calls of the denoiser, told the noise, the operator's norm and the prior's scale."""
+    scales = {
+        "gain": torch.linalg.matrix_norm(problem.physics.matrix, ord=2).item() ** 2,
+        "latent_std": problem.latent_std,
+        "likelihood_std": 0.0,
+    }
+    numbers = {"num_particles": count, "num_steps": STEPS // 5, "seed": seed, "decoder_std": 0.0}
+    return fitted(LatentDAPS(problem.prior, side_by_side(problem, 1), PixelFeatures(), **numbers, **scales))
+
+
+def rlsd(problem: MixtureProblem, count: int, seed: int, method: type[RLSD] = RLSD, **settings: float) -> Tensor:
     """The default method on one set of particles."""
     numbers = {"num_particles": count, "num_steps": STEPS, "seed": seed}
-    return fitted(RLSD(problem.prior, side_by_side(problem, 1), PixelFeatures(), **numbers, **settings))
+    return fitted(method(problem.prior, side_by_side(problem, 1), PixelFeatures(), **numbers, **settings))
 
 
 def rlsd_paper(problem: MixtureProblem, count: int, seed: int) -> Tensor:
@@ -120,8 +118,10 @@ def twisted(problem: MixtureProblem, count: int, seed: int, steps: int = STEPS) 
 METHODS: dict[str, Callable[[MixtureProblem, int, int], Tensor]] = {
     "exact draws": exact,
     "DPS": dps,
+    "DAPS": daps,
     "rlsd, gamma 0": lambda problem, count, seed: rlsd(problem, count, seed, gamma=0.0),
     "rlsd": rlsd,
+    "rlsd, mixture": lambda problem, count, seed: rlsd(problem, count, seed, MixtureDistillation),
     "rlsd_paper": rlsd_paper,
     "twisted": twisted,
     "twisted, 400 steps": lambda problem, count, seed: twisted(problem, count, seed, 400),

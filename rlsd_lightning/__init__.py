@@ -1,8 +1,11 @@
 """Repulsive Latent Score Distillation on PyTorch Lightning: diverse solutions of inverse problems."""
 
+from rlsd_lightning.daps import LatentDAPS
 from rlsd_lightning.errors import InputError, NonFiniteError
 from rlsd_lightning.features import LatentFeatures, PixelFeatures, ViTFeatures
+from rlsd_lightning.guided import LatentDPS
 from rlsd_lightning.measurement import Measurement
+from rlsd_lightning.mixture import MixtureDistillation
 from rlsd_lightning.module import RLSD
 from rlsd_lightning.paper import RLSDPaper
 from rlsd_lightning.priors import GaussianMixturePrior, Prior, StableDiffusionPrior
@@ -13,8 +16,11 @@ __all__ = [
     "RLSD",
     "GaussianMixturePrior",
     "InputError",
+    "LatentDAPS",
+    "LatentDPS",
     "LatentFeatures",
     "Measurement",
+    "MixtureDistillation",
     "NonFiniteError",
     "PixelFeatures",
     "Prior",

@@ -15,6 +15,7 @@ The misfit is :math:`\mathrm{mean}(y - A(x))^2` for Gaussian noise, and its like
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -44,12 +45,6 @@ class RLSD(ParticleModule):
         prior: The latent diffusion prior.
         measurements: What is known: one measurement, or several that are solved side by side.
         features: Called with latents and images, returns what the kernel compares.
-        num_particles: The number :math:`N` of particles of each measurement.
-        num_steps: The number :math:`K` of timesteps.
-        seed: Seed of all noise.
-        warm_share: Share of the timesteps, those with the least noise, that is taken where the measurement says what the
-            particles start from.
-        particle_chunk: Networks see so many particles at a time; all at once if left out.
         gamma: Strength of the repulsion; 0 switches it off.
         gamma_mode: ``relative``: the repulsion's norm is at most ``gamma`` times that of :math:`\hat\epsilon - \epsilon`,
             for each particle; ``absolute``: as written above.
@@ -72,6 +67,7 @@ class RLSD(ParticleModule):
         final_lr: Share of the step size that is left at the end of the cosine decay; 1 is no decay.
         renew_every: The decoder runs, and with it the gradients of the coupling, the fidelity and the repulsion are
             renewed, once in so many steps; the steps between use the last ones again. The denoiser runs in every step.
+        common: Arguments of :class:`~rlsd_lightning.particles.ParticleModule`.
 
     Raises:
         InputError: If an argument is out of range.
@@ -87,11 +83,6 @@ class RLSD(ParticleModule):
         measurements: Measurement | Sequence[Measurement],
         features: nn.Module,
         *,
-        num_particles: int = 4,
-        num_steps: int = 200,
-        seed: int = 0,
-        warm_share: float = 0.5,
-        particle_chunk: int | None = None,
         gamma: float = 0.5,
         gamma_mode: str = "relative",
         room: float = 0.4,
@@ -107,17 +98,9 @@ class RLSD(ParticleModule):
         lr_x: float = 0.4,
         final_lr: float = 0.0,
         renew_every: int = 1,
+        **common: Any,
     ) -> None:
-        super().__init__(
-            prior,
-            measurements,
-            features,
-            num_particles=num_particles,
-            num_steps=num_steps,
-            seed=seed,
-            warm_share=warm_share,
-            particle_chunk=particle_chunk,
-        )
+        super().__init__(prior, measurements, features, **common)
         if gamma_mode not in ("relative", "absolute"):
             raise InputError(f"method.gamma_mode must be relative or absolute, got '{gamma_mode}'")
         if x_update not in ("prox", "adam"):
@@ -138,7 +121,6 @@ class RLSD(ParticleModule):
             },
             {"decoder_std": decoder_std, "min_mu": min_mu, "lr_z": lr_z, "lr_x": lr_x},
         )
-        self.save_hyperparameters(ignore=["prior", "measurements", "features"])
         self.mu = {measurement.name: self._proximal_weight(measurement) for measurement in self.measurements}
         self.x.requires_grad_(augmented and x_update == "adam")
         self.register_buffer("decoder_gain", torch.ones(len(self.z)))

@@ -14,6 +14,7 @@ measurement's noise is drawn once, not once per particle.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -38,18 +39,14 @@ class RLSDPaper(ParticleModule):
         prior: The latent diffusion prior.
         measurements: What is known: one measurement, or several that are solved side by side.
         features: Called with latents and images, returns what the kernel compares.
-        num_particles: The number :math:`N` of particles of each measurement.
         num_steps: The number :math:`K` of timesteps.
-        seed: Seed of all noise.
-        warm_share: Share of the timesteps, those with the least noise, that is taken where the measurement says what the
-            particles start from.
-        particle_chunk: Networks see so many particles at a time; all at once if left out.
         gamma: Absolute strength :math:`\gamma` of the repulsion; zero for two particles or fewer.
         sigma_break: Repulsion acts in the first so many thousandths of the steps.
         rho: Weight of the coupling in the auxiliaries' loss.
         distillation_weight: The weight :math:`\lambda`.
         lr_z: Step size of Adam on the latents.
         lr_x: Step size of Adam on the auxiliaries.
+        common: Further arguments of :class:`~rlsd_lightning.particles.ParticleModule`.
 
     Raises:
         InputError: If an argument is out of range.
@@ -65,28 +62,16 @@ class RLSDPaper(ParticleModule):
         measurements: Measurement | Sequence[Measurement],
         features: nn.Module,
         *,
-        num_particles: int = 4,
         num_steps: int = 999,
-        seed: int = 0,
-        warm_share: float = 0.5,
-        particle_chunk: int | None = None,
         gamma: float = 50.0,
         sigma_break: int = 999,
         rho: float = 0.07,
         distillation_weight: float = 0.15,
         lr_z: float = 0.8,
         lr_x: float = 0.4,
+        **common: Any,
     ) -> None:
-        super().__init__(
-            prior,
-            measurements,
-            features,
-            num_particles=num_particles,
-            num_steps=num_steps,
-            seed=seed,
-            warm_share=warm_share,
-            particle_chunk=particle_chunk,
-        )
+        super().__init__(prior, measurements, features, num_steps=num_steps, **common)
         check_settings(
             {"gamma": gamma, "sigma_break": sigma_break, "rho": rho, "distillation_weight": distillation_weight},
             {"lr_z": lr_z, "lr_x": lr_x},
@@ -97,7 +82,6 @@ class RLSDPaper(ParticleModule):
                     "method=rlsd_paper knows Gaussian noise only, but this operator's is "
                     f"{type(measurement.physics.noise_model).__name__}; choose method=rlsd"
                 )
-        self.save_hyperparameters(ignore=["prior", "measurements", "features"])
         self.automatic_optimization = False
 
     def training_step(self, batch: tuple[int, int], batch_idx: int) -> None:

@@ -51,13 +51,15 @@ class ParticleModule(L.LightningModule):
         measurements: Measurement | Sequence[Measurement],
         features: nn.Module,
         *,
-        num_particles: int,
-        num_steps: int,
-        seed: int,
+        num_particles: int = 4,
+        num_steps: int = 200,
+        seed: int = 0,
         warm_share: float = 0.5,
         particle_chunk: int | None = None,
     ) -> None:
         super().__init__()
+        # those of the whole chain of classes
+        self.save_hyperparameters(ignore=["prior", "measurements", "features"])
         if num_particles < 1:
             raise InputError(f"num_particles must be at least 1, got {num_particles}")
         try:
@@ -211,11 +213,12 @@ class ParticleModule(L.LightningModule):
         """The noise of one step for this process's particles, of the type and on the device of ``z``."""
         return self.keyed_noise("step", step)
 
-    def keyed_noise(self, stream: str, step: int) -> Tensor:
-        """One step's noise of a stream, with the shape of this process's latents."""
+    def keyed_noise(self, stream: str, step: int, copies: tuple[int, ...] = ()) -> Tensor:
+        r"""One step's noise of a stream for this process's latents, with shape :math:`(n, \mathrm{copies}, \dots)`."""
+        shape = (*copies, *self.prior.latent_shape)
         draws = [
             keyed_normal(
-                self.prior.latent_shape,
+                shape,
                 indices.tolist(),
                 seed=self.seed,
                 measurement=noise_key(measurement),
@@ -224,7 +227,7 @@ class ParticleModule(L.LightningModule):
             )
             for measurement, indices in self.each_here(self._index[self.rows])
         ]
-        return torch.cat(draws).to(self.z) if draws else self.z[self.rows].detach()
+        return torch.cat(draws).to(self.z) if draws else self.z.new_empty(0, *shape)
 
     def repulsion_is_on(self, step: int, sigma_break: int) -> bool:
         """Whether a step's noise level is above that of the gate: the first ``sigma_break`` thousandths of steps."""

@@ -16,51 +16,45 @@ other prior the weights make up for the difference as :math:`N` grows, but for w
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.optim import SGD
 
+from rlsd_lightning.annealed import AnnealedModule
 from rlsd_lightning.errors import InputError
 from rlsd_lightning.functional.losses import at_least_float32, square_misfit
 from rlsd_lightning.functional.noise import keyed_normal, keyed_uniform
 from rlsd_lightning.functional.resampling import effective_share, systematic_ancestors
-from rlsd_lightning.functional.schedules import add_noise, reverse_step
+from rlsd_lightning.functional.schedules import reverse_step
 from rlsd_lightning.likelihood import has_square_misfit, measured, misfit, noise_std
 from rlsd_lightning.measurement import Measurement
-from rlsd_lightning.particles import ParticleModule, check_settings, noise_key
+from rlsd_lightning.particles import check_settings, noise_key
 from rlsd_lightning.priors import Prior
 from rlsd_lightning.proximal import proximal_step
 
 __all__ = ["TwistedFilter"]
 
 
-class TwistedFilter(ParticleModule):
+class TwistedFilter(AnnealedModule):
     r"""Weighted, resampled particles of each measurement's posterior.
 
-    A step costs one call of the denoiser, one decode and its backward pass. The parameter ``z`` holds the clean latents
-    as the particles see them now; the noisy ones and the weights are buffers, and so in every checkpoint.
+    A step costs one call of the denoiser, one decode and two encodes.
 
     Args:
         prior: The latent diffusion prior.
         measurements: What is known: one measurement, or several that are solved side by side.
         features: Not compared while particles move, there is no repulsion; the results measure diversity in them.
-        num_particles: The number :math:`N` of particles of each measurement.
-        num_steps: The number :math:`K` of timesteps.
-        seed: Seed of all noise.
-        warm_share: Share of the timesteps, those with the least noise, that is taken where the measurement says what the
-            particles start from.
-        particle_chunk: Networks see so many particles at a time; all at once if left out.
         latent_std: Standard deviation :math:`\sqrt{v}` of the prior's clean latents.
         image_std: Standard deviation of its images about their mean, over all pixels; that of the latents where they are
             the images.
-        decoder_std: How far :math:`D(z)` typically is from an image; 0 says that the latents decode exactly, and the
-            results are then draws with all their noise.
         resample_below: Particles are drawn anew where the effective share of the particles is below this; 0: only at
             the end.
         evidence_values: Weights count as if so many values had been measured where there are more: a few particles
             can't represent thousands of measured values. Fewer values count in full.
-        min_mu: The least weight of :math:`\|x - D\|^2` beside the fidelity, both as means; in effect the least noise.
+        common: Arguments of :class:`~rlsd_lightning.annealed.AnnealedModule` and
+            :class:`~rlsd_lightning.particles.ParticleModule`; with ``decoder_std=0`` the results are draws with all their
+            noise, and ``min_mu`` is in effect the least noise.
 
     Raises:
         InputError: If an argument is out of range.
@@ -78,52 +72,26 @@ class TwistedFilter(ParticleModule):
         measurements: Measurement | Sequence[Measurement],
         features: nn.Module,
         *,
-        num_particles: int = 4,
-        num_steps: int = 200,
-        seed: int = 0,
-        warm_share: float = 0.5,
-        particle_chunk: int | None = None,
         latent_std: float = 1.0,
         image_std: float = 0.5,
-        decoder_std: float = 0.08,
         resample_below: float = 0.5,
         evidence_values: int = 4,
-        min_mu: float = 1e-3,
+        **common: Any,
     ) -> None:
-        super().__init__(
-            prior,
-            measurements,
-            features,
-            num_particles=num_particles,
-            num_steps=num_steps,
-            seed=seed,
-            warm_share=warm_share,
-            particle_chunk=particle_chunk,
-        )
+        super().__init__(prior, measurements, features, **common)
         check_settings(
-            {"decoder_std": decoder_std, "resample_below": resample_below},
-            {"latent_std": latent_std, "image_std": image_std, "evidence_values": evidence_values, "min_mu": min_mu},
+            {"resample_below": resample_below},
+            {"latent_std": latent_std, "image_std": image_std, "evidence_values": evidence_values},
         )
         if resample_below > 1:
             raise InputError(f"method.resample_below must be at most 1, got {resample_below}")
-        self.save_hyperparameters(ignore=["prior", "measurements", "features"])
-        self.x.requires_grad_(False)
-        self.register_buffer("z_t", self._noisy_start())
         self.register_buffer("log_weights", torch.zeros(len(self.z)))
 
-    def _noisy_start(self) -> Tensor:
-        if self.measurements[0].start is None:
-            return self.z.detach().clone()
-        t = self.timesteps[0]
-        noise = self._first_draw("z_init", self.prior.latent_shape)
-        return add_noise(self.z.detach(), noise, self.prior.alpha(t).cpu(), self.prior.sigma(t).cpu())
-
-    def training_step(self, batch: tuple[int, int], batch_idx: int) -> Tensor:
-        step, t = batch
-        assert step == batch_idx, f"step {step} came as batch {batch_idx}: the schedule was not restored"
-        last = step + 1 == len(self.timesteps)
+    @torch.no_grad()
+    def advance(self, step: int, t: int) -> Tensor:
+        last = self.next_timestep(step) is None
         z_t = self.z_t[self.rows]
-        clean = self._denoised(z_t, t)
+        clean = self.denoised(z_t, t)
         shift, log_twist = self._guide(clean, self._spreads(t)[1], self._measured())
         self.log_weights[self.rows] += log_twist
         shares = self._select(step, last, z_t, clean, shift, log_twist)
@@ -131,10 +99,9 @@ class TwistedFilter(ParticleModule):
             clean, shift = self._last_draw(clean, shift, step, t)
         else:
             self._move(step, t, z_t, clean, shift, log_twist)
-        target = (clean + shift).to(self.z)
-        self._log(shares, t, batch_idx)
-        z = self.z[self.rows]
-        return torch.sum((z.detach() - target) * z)  # SGD with step size 1 puts the latents there
+        if self.logs(step):
+            self.log("effective_share", shares.mean(), prog_bar=True)
+        return clean + shift
 
     def _spreads(self, t: int) -> tuple[Tensor, Tensor]:
         """What noise leaves open: the variance of a clean latent and of its decoded image."""
@@ -142,14 +109,6 @@ class TwistedFilter(ParticleModule):
         variance = self.hparams.latent_std**2
         share = sigma**2 / (alpha**2 * variance + sigma**2)
         return variance * share, self.hparams.image_std**2 * share + self.hparams.decoder_std**2
-
-    @torch.no_grad()
-    def _denoised(self, z_t: Tensor, t: int) -> Tensor:
-        if not len(z_t):
-            return z_t
-        parts = z_t.split(self.particle_chunk or len(z_t))
-        noise = torch.cat([self.prior.predict_noise(part, t) for part in parts])
-        return (z_t - self.prior.sigma(t) * noise) / self.prior.alpha(t)
 
     def _measured(self) -> list[Tensor]:
         """The measurements that this process has particles of."""
@@ -174,7 +133,7 @@ class TwistedFilter(ParticleModule):
         if not len(decoded):
             return decoded, self.log_weights[:0]
         for (measurement, images), y in zip(self.each_here(at_least_float32(decoded)), ys, strict=True):
-            physics, mu = measurement.physics, self._mu(measurement, image_var)
+            physics, mu = measurement.physics, self.mu(measurement, image_var.item())
             x = proximal_step(physics, y, images, mu)
             error = misfit(physics.noise_model, measured(physics, x), y)
             envelope = error + mu * square_misfit(x, images)
@@ -182,11 +141,6 @@ class TwistedFilter(ParticleModule):
             toward.append(x - images)
             log_twists.append(self._counted(measurement) * log_twist)
         return torch.cat(toward), torch.cat(log_twists)
-
-    def _mu(self, measurement: Measurement, image_var: Tensor) -> float:
-        pixels_per_value = self.x[0].numel() / measurement.y[0].numel()
-        noise_var = noise_std(measurement.physics.noise_model, measurement.y) ** 2
-        return max(pixels_per_value * noise_var / image_var.item(), self.hparams.min_mu)
 
     def _counted(self, measurement: Measurement) -> float:
         return min(1.0, self.hparams.evidence_values / measurement.y[0].numel())
@@ -249,20 +203,3 @@ class TwistedFilter(ParticleModule):
                 y = y + noise_std(noise_model, y) * noise.to(y)
             ys.append(y)
         return ys
-
-    def _log(self, shares: Tensor, t: int, batch_idx: int) -> None:
-        if self.logs(batch_idx):
-            self.log("effective_share", shares.mean(), prog_bar=True)
-            self.log("noise_level", self.prior.sigma(t))
-
-    @torch.no_grad()
-    def reconstructions(self) -> tuple[Tensor, Tensor]:
-        decoded = self.decode(self.z.detach()[self.rows])
-        if not self.hparams.decoder_std:
-            return self.gather(decoded), self.gather(decoded)
-        image_var = torch.full((), self.hparams.decoder_std**2)
-        toward = self._proximal(decoded, image_var, self._measured())[0]
-        return self.gather(decoded + toward), self.gather(decoded)
-
-    def configure_optimizers(self) -> SGD:
-        return SGD([self.z], lr=1.0)

@@ -4,13 +4,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from command import start_train, train
+from command import train
 from deepinv.physics import GaussianNoise, Inpainting
 from lightning.pytorch.callbacks import Callback
 from operator_cases import EVERY
 from safetensors.torch import load_file
 from torch import Tensor
-from trainers import StopAt, StopError, assert_same_bits, trainer_with
+from trainers import trainer_with
 
 from rlsd_lightning import GaussianMixturePrior, InputError, LatentFeatures, Measurement, TwistedFilter
 from rlsd_lightning.callbacks import ImageResults
@@ -108,17 +108,6 @@ def test_measurements_side_by_side_end_as_they_would_alone(tmp_path: Path):
         )
 
 
-@pytest.mark.parametrize("count", [1, 3])
-@pytest.mark.parametrize("name", EVERY)
-def test_every_operator_with_any_number(name: str, count: int, tiny_prior, tmp_path: Path):
-    physics = EVERY[name](tiny_prior.image_shape)
-    y = physics.A(torch.rand(1, *tiny_prior.image_shape, generator=torch.Generator().manual_seed(0)))
-    module = TwistedFilter(tiny_prior, Measurement("m", y, physics), LatentFeatures(), num_particles=count, num_steps=4)
-    images, decoded = fit(module, tmp_path).reconstructions()
-    assert images.shape == decoded.shape == (count, *tiny_prior.image_shape)
-    assert images.isfinite().all()
-
-
 @pytest.mark.parametrize("noise", ["laplace", "poisson"])
 @pytest.mark.parametrize("decoder_std", [0.0, 0.1])
 def test_other_noise(noise: str, decoder_std: float, tiny_prior, tmp_path: Path):
@@ -128,38 +117,6 @@ def test_other_noise(noise: str, decoder_std: float, tiny_prior, tmp_path: Path)
     settings = {"num_particles": 2, "num_steps": 4, "decoder_std": decoder_std}
     module = TwistedFilter(tiny_prior, measurement, LatentFeatures(), **settings)
     assert fit(module, tmp_path).reconstructions()[0].isfinite().all()
-
-
-@pytest.mark.parametrize("stop", [1, 3, 5])
-@pytest.mark.parametrize("settings", [{}, {"decoder_std": 0.0, "resample_below": 1.0}], ids=["default", "always"])
-def test_stopped_at_any_step_it_ends_the_same(stop: int, settings: dict, tiny_prior, measurement, tmp_path: Path):
-    def module() -> TwistedFilter:
-        return TwistedFilter(tiny_prior, measurement, LatentFeatures(), num_steps=6, num_particles=3, **settings)
-
-    whole, rest = module(), module()
-    trainer_with(tmp_path / "whole").fit(whole)
-    with pytest.raises(StopError):
-        trainer_with(tmp_path / "cut", StopAt(stop)).fit(module())
-    last = tmp_path / "cut" / "checkpoints" / "last.ckpt"
-    trainer_with(tmp_path / "cut").fit(rest, ckpt_path=last, weights_only=True)
-    for name in ("z", "z_t", "log_weights"):
-        assert getattr(rest, name).equal(getattr(whole, name)), name
-    assert_same_bits(tmp_path / "cut" / "noise", tmp_path / "whole" / "noise")
-
-
-def test_particles_over_processes_end_with_the_same_bits(small: list[str], tmp_path: Path):
-    command = [*small, "method=twisted", "method.particle_chunk=1", "method.resample_below=0.9", "num_steps=12"]
-    command += ["trainer.accelerator=cpu", "num_particles=5", "data.limit=2", "measurements_per_batch=2"]
-    many = start_train(*command, "trainer.devices=2", "parallel=particles", f"output_dir={tmp_path / 'many'}")
-    try:
-        code, printed = train(*command, f"output_dir={tmp_path / 'one'}")
-        assert code == 0, printed
-        printed = many.communicate(timeout=120)[0]
-    finally:
-        many.kill()
-    assert many.returncode == 0, printed
-    for name in ("000", "001"):
-        assert_same_bits(tmp_path / "one" / name, tmp_path / "many" / name)
 
 
 def test_it_runs_on_the_toy_and_on_a_sequence(small: list[str], tmp_path: Path):

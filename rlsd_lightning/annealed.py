@@ -1,0 +1,106 @@
+r"""What methods have in common whose particles go down the noise levels, as in sampling from the prior."""
+
+from abc import abstractmethod
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import SGD
+
+from rlsd_lightning.functional.schedules import add_noise
+from rlsd_lightning.likelihood import noise_std
+from rlsd_lightning.measurement import Measurement
+from rlsd_lightning.particles import ParticleModule, check_settings
+from rlsd_lightning.priors import Prior
+from rlsd_lightning.proximal import proximal_step
+
+__all__ = ["AnnealedModule"]
+
+
+class AnnealedModule(ParticleModule):
+    r"""Particles whose noisy latents ``z_t``, a buffer, lose noise from step to step.
+
+    The parameter ``z`` holds the clean latents as the particles see them now, so that pictures and results are those of
+    every method. The results are :math:`\arg\min_x \mathrm{misfit}(A(x), y) + \mu \, \mathrm{mean}(x - D(z_i))^2`, as
+    RLSD's are, so that methods can be compared at an equal residual.
+
+    Args:
+        prior: The latent diffusion prior.
+        measurements: What is known: one measurement, or several that are solved side by side.
+        features: Not compared while particles move; the results measure diversity in them.
+        decoder_std: How far :math:`D(z)` typically is from an image; 0 says that latents decode exactly, and the results
+            are then :math:`D(z_i)`.
+        min_mu: The least weight of :math:`\|x - D\|^2` beside the misfit, both as means.
+        common: Arguments of :class:`~rlsd_lightning.particles.ParticleModule`.
+
+    Raises:
+        InputError: If an argument is out of range.
+    """
+
+    def __init__(
+        self,
+        prior: Prior,
+        measurements: Measurement | Sequence[Measurement],
+        features: nn.Module,
+        *,
+        decoder_std: float = 0.08,
+        min_mu: float = 1e-3,
+        **common: Any,
+    ) -> None:
+        super().__init__(prior, measurements, features, **common)
+        check_settings({"decoder_std": decoder_std}, {"min_mu": min_mu})
+        self.x.requires_grad_(False)
+        self.register_buffer("z_t", self._noisy_start())
+
+    def _noisy_start(self) -> Tensor:
+        if self.measurements[0].start is None:
+            return self.z.detach().clone()
+        t = self.timesteps[0]
+        noise = self._first_draw("z_init", self.prior.latent_shape)
+        return add_noise(self.z.detach(), noise, self.prior.alpha(t).cpu(), self.prior.sigma(t).cpu())
+
+    def training_step(self, batch: tuple[int, int], batch_idx: int) -> Tensor:
+        step, t = batch
+        assert step == batch_idx, f"step {step} came as batch {batch_idx}: the schedule was not restored"
+        target = self.advance(step, t).detach().to(self.z)
+        if self.logs(batch_idx):
+            self.log("noise_level", self.prior.sigma(t))
+        z = self.z[self.rows]
+        return torch.sum((z.detach() - target) * z)  # SGD with step size 1 puts the latents there
+
+    @abstractmethod
+    def advance(self, step: int, t: int) -> Tensor:
+        """Takes this process's noisy latents from timestep t to the next; returns the clean ones as they see them."""
+
+    def next_timestep(self, step: int) -> int | None:
+        """The timestep after a step's; None after the last."""
+        return self.timesteps[step + 1] if step + 1 < len(self.timesteps) else None
+
+    def denoised(self, z_t: Tensor, t: int) -> Tensor:
+        r"""The clean latents :math:`\hat z = (z_t - \sigma_t \hat\epsilon) / \alpha_t`, a chunk of particles at a time."""
+        if not len(z_t):
+            return z_t
+        noise = self._chunked(lambda part: self.prior.predict_noise(part, t), z_t)
+        return (z_t - self.prior.sigma(t) * noise) / self.prior.alpha(t)
+
+    def mu(self, measurement: Measurement, image_var: float) -> float:
+        """The proximal weight for images that are known up to a variance."""
+        pixels_per_value = self.x[0].numel() / measurement.y[0].numel()
+        noise_var = noise_std(measurement.physics.noise_model, measurement.y) ** 2
+        return max(pixels_per_value * noise_var / image_var, self.hparams.min_mu)
+
+    @torch.no_grad()
+    def reconstructions(self) -> tuple[Tensor, Tensor]:
+        decoded = self.decode(self.z.detach()[self.rows])
+        if not self.hparams.decoder_std:
+            return self.gather(decoded), self.gather(decoded)
+        variance = self.hparams.decoder_std**2
+        images = [
+            proximal_step(measurement.physics, measurement.y, particles, self.mu(measurement, variance))
+            for measurement, particles in self.each_here(decoded)
+        ]
+        return self.gather(torch.cat(images) if images else decoded), self.gather(decoded)
+
+    def configure_optimizers(self) -> SGD:
+        return SGD([self.z], lr=1.0)

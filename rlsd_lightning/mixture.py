@@ -1,0 +1,71 @@
+r"""Score distillation of the particles' mixture instead of each particle alone.
+
+The noisy latents of one particle have the score :math:`-\epsilon / \sigma_t`, which score distillation holds against the
+prior's. All particles together are a mixture, whose noisy latents have another:
+
+.. math::
+    r_i = \hat\epsilon(z_{t,i}, t) - \tfrac{1}{\sigma_t} \big( z_{t,i} - \alpha_t \textstyle\sum_j w_{ij} z_j \big),
+    \qquad w_{ij} \propto \exp\big( -\|z_{t,i} - \alpha_t z_j\|^2 / (2 \sigma_t^2) \big)
+
+Where noise joins particles, this keeps them apart, without a strength to choose; where one has :math:`w_{ii} = 1`, it is
+score distillation.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rlsd_lightning.functional.kernels import squared_distances
+from rlsd_lightning.functional.losses import at_least_float32
+from rlsd_lightning.functional.schedules import add_noise
+from rlsd_lightning.module import RLSD
+
+__all__ = ["MixtureDistillation"]
+
+
+class MixtureDistillation(RLSD):
+    """RLSD with the score of the particles' mixture in place of the kernel's repulsion.
+
+    Args:
+        args: Prior, measurements and features, as of :class:`~rlsd_lightning.module.RLSD`.
+        settings: Its other arguments; ``gamma`` is 0 unless it is given.
+
+    Raises:
+        InputError: If an argument is out of range.
+
+    References:
+        | A Gradient Flow Approach to Solving Inverse Problems with Latent Diffusion Models (Wang & Akyildiz, 2025)
+        | https://arxiv.org/abs/2509.19276
+    """
+
+    def __init__(self, *args: Any, gamma: float = 0.0, **settings: Any) -> None:
+        super().__init__(*args, gamma=gamma, **settings)
+
+    @torch.no_grad()
+    def score(self, z: Tensor, eps: Tensor, t: int) -> Tensor:
+        alpha, sigma = self.prior.alpha(t), self.prior.sigma(t)
+        score = super().score(z, eps, t)
+        every = {measurement.name: particles for measurement, particles in self.each(self.z.detach())}
+        means = [
+            mixture_mean(noisy, every[measurement.name], alpha, sigma)
+            for measurement, noisy in self.each_here(add_noise(z, eps, alpha, sigma))
+        ]
+        return score - alpha / sigma * (z - torch.cat(means)) if means else score
+
+
+def mixture_mean(z_t: Tensor, z: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
+    r"""The mean :math:`\sum_j w_{ij} z_j` of the clean latent given a noisy one, if each particle is as likely.
+
+    Args:
+        z_t: Noisy latents, with shape :math:`(n, \dots)`.
+        z: All particles' clean latents, with shape :math:`(N, \dots)`.
+        alpha: Signal level :math:`\alpha_t`, with shape :math:`()`.
+        sigma: Noise level :math:`\sigma_t`, with shape :math:`()`.
+
+    Returns:
+        With the shape of ``z_t``.
+    """
+    distances = squared_distances(at_least_float32(z_t.flatten(1)), at_least_float32(alpha * z.flatten(1)))
+    shares = torch.softmax(-distances / (2 * sigma**2), dim=1).to(z)
+    return (shares @ z.flatten(1)).view_as(z_t)

@@ -1,0 +1,74 @@
+"""Laws that every method keeps whose particles go down the noise levels, and the mixture form of the default method."""
+
+from pathlib import Path
+
+import pytest
+from command import start_train, train
+from deepinv.physics import Physics
+from operator_cases import EVERY
+from torch import Generator, rand
+from trainers import StopAt, StopError, assert_same_bits, trainer_with
+
+from rlsd_lightning import LatentDAPS, LatentDPS, LatentFeatures, Measurement, MixtureDistillation, TwistedFilter
+from rlsd_lightning.particles import ParticleModule
+
+FORMS = {
+    "twisted": (TwistedFilter, {}),
+    "twisted that always draws anew": (TwistedFilter, {"decoder_std": 0.0, "resample_below": 1.0}),
+    "dps": (LatentDPS, {}),
+    "psld": (LatentDPS, {"gluing": 0.1}),
+    "daps": (LatentDAPS, {"ode_steps": 2, "langevin_steps": 2}),
+    "mixture": (MixtureDistillation, {}),
+}
+
+
+def make(form: str, prior, measurement: Measurement, **numbers: int) -> ParticleModule:
+    method, settings = FORMS[form]
+    return method(prior, measurement, LatentFeatures(), **numbers, **settings)
+
+
+def seen_by(physics: Physics, shape: tuple[int, ...]) -> Measurement:
+    return Measurement("m", physics.A(rand(1, *shape, generator=Generator().manual_seed(0))), physics)
+
+
+@pytest.mark.parametrize("count", [1, 3])
+@pytest.mark.parametrize("form", ["twisted", "dps", "daps"])
+@pytest.mark.parametrize("name", EVERY)
+def test_every_operator_with_any_number(name: str, form: str, count: int, tiny_prior, tmp_path: Path):
+    measurement = seen_by(EVERY[name](tiny_prior.image_shape), tiny_prior.image_shape)
+    module = make(form, tiny_prior, measurement, num_particles=count, num_steps=4)
+    trainer_with(tmp_path).fit(module)
+    images, decoded = module.reconstructions()
+    assert images.shape == decoded.shape == (count, *tiny_prior.image_shape)
+    assert images.isfinite().all()
+
+
+@pytest.mark.parametrize("stop", [1, 3, 5])
+@pytest.mark.parametrize("form", FORMS)
+def test_stopped_at_any_step_it_ends_the_same(stop: int, form: str, tiny_prior, measurement, tmp_path: Path):
+    whole, cut, rest = (make(form, tiny_prior, measurement, num_steps=6, num_particles=3) for _ in range(3))
+    trainer_with(tmp_path / "whole").fit(whole)
+    with pytest.raises(StopError):
+        trainer_with(tmp_path / "cut", StopAt(stop)).fit(cut)
+    last = tmp_path / "cut" / "checkpoints" / "last.ckpt"
+    trainer_with(tmp_path / "cut").fit(rest, ckpt_path=last, weights_only=True)
+    for name, value in whole.state_dict().items():
+        assert rest.state_dict()[name].equal(value), name
+    assert_same_bits(tmp_path / "cut" / "noise", tmp_path / "whole" / "noise")
+
+
+@pytest.mark.parametrize("method", ["twisted", "dps", "daps", "mixture"])
+def test_particles_over_processes_end_with_the_same_bits(method: str, small: list[str], tmp_path: Path):
+    command = [*small, f"method={method}", "method.particle_chunk=1", "num_steps=12"]
+    command += ["method.resample_below=0.9"] if method == "twisted" else []
+    command += ["trainer.accelerator=cpu", "num_particles=5", "data.limit=2", "measurements_per_batch=2"]
+    many = start_train(*command, "trainer.devices=2", "parallel=particles", f"output_dir={tmp_path / 'many'}")
+    try:
+        code, printed = train(*command, f"output_dir={tmp_path / 'one'}")
+        assert code == 0, printed
+        printed = many.communicate(timeout=120)[0]
+    finally:
+        many.kill()
+    assert many.returncode == 0, printed
+    for name in ("000", "001"):
+        assert_same_bits(tmp_path / "one" / name, tmp_path / "many" / name)
