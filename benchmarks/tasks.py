@@ -1,10 +1,11 @@
-"""Every task on held-out faces, without repulsion and with two forms of it, beside the operator's pseudo-inverse.
+"""Tasks on held-out faces in several forms of the method, beside the operator's pseudo-inverse.
 
 python benchmarks/tasks.py --limit 16 --jobs 2 --json docs/tasks.json
 
 Runs train.py for each task and form in processes side by side, each on its share of the cores, and prints a table in
-Markdown: PSNR in dB (mean over particles, best of them), SSIM and diversity of each form, and seconds per face. Runs that are finished
-are not run again. `--gallery FILE` makes one picture with the first face of every task.
+Markdown: PSNR in dB (mean over particles, best of them), SSIM, diversity and seconds per face of each form. Runs that are
+finished are not run again, and figures go into the JSON file beside what it holds of other tasks and forms. `--gallery
+FILE` makes one picture with the first face of every task.
 """
 
 import argparse
@@ -22,8 +23,15 @@ PROJECT = Path(__file__).resolve().parents[1]
 NOT_IMAGES = {"toy", "generate"}
 TASKS = sorted(file.stem for file in (PROJECT / "configs" / "task").glob("*.yaml") if file.stem not in NOT_IMAGES)
 FIGURES = ("psnr_pseudo_inverse", "psnr_mean", "psnr_best", "psnr_of_mean", "ssim_mean", "diversity", "seconds")
-FORMS = {"none": ["method.gamma=0"], "one strength": ["method.room=0"], "default": []}
-"""What a form sets: no repulsion, one strength wherever the particles are, and the default's, which heeds their room."""
+FORMS = {
+    "default": [],
+    "none": ["method.gamma=0"],
+    "one strength": ["method.room=0"],
+    "every 4th": ["method.renew_every=4"],
+    "fast": ["preset=fast"],
+    "paper steps": ["preset=paper"],
+}
+"""What a form sets. One strength is the same wherever the particles are; the default's heeds their room."""
 
 
 def run(task: str, form: str, args: argparse.Namespace) -> dict[str, float | None]:
@@ -45,19 +53,21 @@ def run(task: str, form: str, args: argparse.Namespace) -> dict[str, float | Non
 
 def table(results: dict[str, dict[str, dict]]) -> str:
     """The figures in Markdown, a row per task."""
-    lines = [
-        f"| task | pseudo-inverse | {' | '.join(FORMS)} | s per face |",
-        "|---|---|---|---|---|---|",
-    ]
-    for task, forms in results.items():
-        pinv = forms["none"]["psnr_pseudo_inverse"]
+    shown = [form for form in FORMS if any(form in forms for forms in results.values())]
+    lines = [f"| task | pseudo-inverse | {' | '.join(shown)} |", "|---" * (2 + len(shown)) + "|"]
+    for task, forms in sorted(results.items()):
+        pinv = next(iter(forms.values()))["psnr_pseudo_inverse"]
         cells = [
-            f"{f['psnr_mean']:.1f}, {f['psnr_best']:.1f}, {f['ssim_mean']:.2f}, {f['diversity']:.3f}"
-            for f in forms.values()
+            "" if pinv is None else f"{pinv:.1f}",
+            *(_cell(forms[form]) if form in forms else "" for form in shown),
         ]
-        seconds = forms["default"]["seconds"]
-        lines.append(f"| {task} | {'' if pinv is None else f'{pinv:.1f}'} | {' | '.join(cells)} | {seconds:.0f} |")
+        lines.append(f"| {task} | {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+def _cell(figures: dict[str, float]) -> str:
+    quality = f"{figures['psnr_mean']:.1f}, {figures['psnr_best']:.1f}, {figures['ssim_mean']:.2f}"
+    return f"{quality}, {figures['diversity']:.3f}, {figures['seconds']:.0f} s"
 
 
 def gallery(folders: dict[str, Path], path: Path) -> None:
@@ -78,6 +88,9 @@ def main() -> None:
     options = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     options.add_argument("overrides", nargs="*", help="further arguments of train.py")
     options.add_argument("--tasks", nargs="+", default=TASKS, choices=TASKS, metavar="TASK")
+    options.add_argument(
+        "--forms", nargs="+", default=["none", "one strength", "default"], choices=FORMS, metavar="FORM"
+    )
     options.add_argument("--faces", type=Path, default=PROJECT / "data" / "faces" / "heldout", help="clean images")
     options.add_argument("--limit", type=int, default=16, help="how many of them")
     options.add_argument("--jobs", type=int, default=2, help="processes side by side")
@@ -87,8 +100,10 @@ def main() -> None:
     args = options.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
     with ThreadPoolExecutor(args.jobs) as pool:
-        started = {(t, f): pool.submit(run, t, f, args) for t in args.tasks for f in FORMS}
-        results = {task: {form: started[task, form].result() for form in FORMS} for task in args.tasks}
+        started = {(t, f): pool.submit(run, t, f, args) for t in args.tasks for f in args.forms}
+        results = json.loads(args.json.read_text()) if args.json and args.json.is_file() else {}
+        for (task, form), figures in started.items():
+            results.setdefault(task, {})[form] = figures.result()
     print(table(results))
     if args.json:
         args.json.write_text(json.dumps(results, indent=2) + "\n")
