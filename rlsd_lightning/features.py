@@ -1,7 +1,7 @@
 r"""Features :math:`\phi` in which the kernel compares particles.
 
 Each is a module called with latents and decoded images that returns one vector per particle, with shape
-:math:`(N, D)`, differentiably.
+:math:`(N, D)`, differentiably. One that does not look at the images may say so with ``needs_images = False``.
 """
 
 from pathlib import Path
@@ -23,6 +23,9 @@ class PixelFeatures(nn.Module):
 
 class LatentFeatures(nn.Module):
     """The latent itself, flattened; needs no derivative of the decoder."""
+
+    needs_images = False
+    """Every process has all latents, but decodes its own only: these features need not be exchanged."""
 
     def forward(self, z: Tensor, images: Tensor) -> Tensor:
         return z.flatten(1)

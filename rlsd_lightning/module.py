@@ -255,12 +255,19 @@ class RLSD(ParticleModule):
 
     def _log_density(self, features: Tensor) -> Tensor:
         """The sum of this process's particles' log densities; no kernel joins two measurements."""
-        others = {measurement.name: rows for measurement, rows in self.each(self.gather(features.detach()))}
+        others = {measurement.name: rows for measurement, rows in self.each(self._every(features))}
         densities = [
             log_density(mine, others[measurement.name], median_bandwidth(others[measurement.name])).sum()
             for measurement, mine in self.each_here(features)
         ]
         return sum(densities)
+
+    @torch.no_grad()
+    def _every(self, features: Tensor) -> Tensor:
+        """All particles' features."""
+        if getattr(self.features, "needs_images", True):
+            return self.gather(features.detach())
+        return at_least_float32(self.features(self.z.detach(), None))
 
     @torch.no_grad()
     def reconstructions(self) -> tuple[Tensor, Tensor]:

@@ -39,7 +39,9 @@ def _in_touch() -> Iterator[None]:
     """Turns what an exchange raises when another process is gone or silent into a LostError."""
     try:
         yield
-    except RuntimeError as error:
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError as error:  # of no class of its own
         reason = re.sub(r"^\[\S+:\d+\] ", "", str(error))  # without its place in gloo's source, and its advice
         raise LostError(reason.split(". ")[0]) from error
 
