@@ -5,6 +5,7 @@ import random
 import signal
 import subprocess
 import time
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -197,13 +198,18 @@ def test_signals_at_random_moments_lose_and_change_nothing(
 ) -> None:
     command = [*small, "num_steps=60", "data.limit=2"]
     assert train(*command, f"output_dir={tmp_path / 'whole'}")[0] == 0
-    chance = random.Random(int(number))
+    chance, moments = random.Random(int(number)), Counter()
     for turn in range(times):
         run = tmp_path / f"{turn}"
         process = start_train(*command, f"trainer.devices={chance.randint(1, 4)}", f"output_dir={run}")
         time.sleep(chance.uniform(1, 15))  # from its first imports to its last results
+        begun = (run / ".hydra" / "config.yaml").is_file()
         if process.poll() is None:
             os.kill(chance.choice([process.pid, *children(process)]), number)
+            saved, done = (len(list(run.glob(file))) for file in ("*/checkpoints/last.ckpt", "*/metrics.json"))
+            moments[f"{saved} checkpoints, {done} results" if begun else "before the run began"] += 1
+        else:
+            moments["after its end"] += 1
         ended(process, 60)
         begun = (run / ".hydra" / "config.yaml").is_file()
         how = [f"resume={run}"] if begun else [*command, f"output_dir={run}"]
@@ -212,6 +218,7 @@ def test_signals_at_random_moments_lose_and_change_nothing(
         assert again.returncode == 0, f"turn {turn}: {printed}"
         for name in ("000", "001"):
             assert_same_bits(run / name, tmp_path / "whole" / name)
+        print(f"{turn + 1} of {times} {number.name}: {dict(moments)}", flush=True)
 
 
 # --- who does what -------------------------------------------------------------------------------------------------
