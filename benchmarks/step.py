@@ -1,6 +1,6 @@
 """Seconds and operations of one step, beside a plain transcription of the published loop.
 
-python benchmarks/step.py --json docs/performance/step_cpu.json
+python benchmarks/step.py --json docs/performance/step_cpu.json --plot docs/performance/step_cpu.png
 
 In one process, on the same prior, noise, features and settings, with rounds of all forms in turn: the published loop of
 published.py, ours, ours with the decoder's gradients renewed once in four steps, and ours with the kernel in latents that
@@ -25,6 +25,7 @@ from unittest import mock
 import lightning as L
 import torch
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from matplotlib.figure import Figure
 from problems import PRIORS, Problem, make_problem
 from published import published_step
 from torch.utils.flop_counter import FlopCounterMode
@@ -217,6 +218,24 @@ def measure(name: str, args: argparse.Namespace) -> dict[str, float]:
     return figures
 
 
+def plot(results: dict[str, dict[str, float]], path: Path) -> None:
+    """A panel a prior: every form's share of the published loop's operations, and of its seconds where they were taken."""
+    figure = Figure(figsize=(4.5 * len(results), 3.4), layout="constrained")
+    for axis, (name, figures) in zip(figure.subplots(1, len(results), squeeze=False)[0], results.items(), strict=True):
+        kinds = {"operations": "tflop", "seconds": "seconds"} if "device" in figures else {"operations": "tflop"}
+        forms = [(label, form) for label in GAMMAS for form in OURS if f"tflop{label} {form}" in figures]
+        for offset, (kind, key) in enumerate(kinds.items()):
+            shares = [figures[f"{key}{label} {form}"] / figures[f"{key}{label} published"] for label, form in forms]
+            places = [index + (offset - (len(kinds) - 1) / 2) * 0.4 for index in range(len(forms))]
+            axis.barh(places, shares, height=0.4 if len(kinds) > 1 else 0.6, label=kind)
+        axis.axvline(1, color="black", linewidth=0.8)
+        names = [form + (", repulsion" if label else "") for label, form in forms]
+        axis.set(yticks=range(len(forms)), yticklabels=names, title=name, xlabel="share of the published loop's")
+        axis.invert_yaxis()
+        axis.legend(fontsize="small", loc="lower right")
+    figure.savefig(path, dpi=110)
+
+
 def _key(figure: str, form: str) -> str:
     return figure + form.removeprefix("ours")
 
@@ -231,6 +250,7 @@ def main() -> None:
     options.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     options.add_argument("--rounds", type=int, default=9)
     options.add_argument("--json", type=Path, help="also write the figures to this file")
+    options.add_argument("--plot", type=Path, help="also draw them")
     args = options.parse_args()
     results = {}
     for name in args.priors:
@@ -241,6 +261,8 @@ def main() -> None:
     if args.json:
         args.json.parent.mkdir(parents=True, exist_ok=True)
         args.json.write_text(json.dumps(results, indent=2) + "\n")
+    if args.plot:
+        plot(results, args.plot)
 
 
 if __name__ == "__main__":
