@@ -30,6 +30,11 @@ FORMS = {
     "every 4th": ["method.renew_every=4"],
     "fast": ["preset=fast"],
     "paper steps": ["preset=paper"],
+    "not augmented": ["method=not_augmented"],
+    "mixture": ["method=mixture"],
+    "DPS": ["method=dps"],
+    "PSLD": ["method=psld"],
+    "DAPS": ["method=daps", "num_steps=40"],
 }
 """What a form sets. One strength is the same wherever the particles are; the default's heeds their room."""
 
