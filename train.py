@@ -30,6 +30,7 @@ import lightning as L
 import transformers
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
+from hydra.experimental.callback import Callback as HydraCallback
 from hydra.utils import get_object, instantiate
 from lightning.pytorch.plugins.environments import LightningEnvironment
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
@@ -42,6 +43,7 @@ from rlsd_lightning.errors import InputError, LostError, StoppedError
 from rlsd_lightning.locking import only_run_in
 from rlsd_lightning.ranks import Ranks
 from rlsd_lightning.runner import run_measurements
+from rlsd_lightning.study import gather
 
 PROJECT = Path(__file__).resolve().parent
 OTHER_FILES = ("prior.pretrained", "features.pretrained", "physics.network", "physics.code")
@@ -247,6 +249,15 @@ def run(cfg: DictConfig, folder: Path) -> int:
         return 0
     log.info("results of %d of %d measurements: %s", finished, len(data), folder / "report.html")
     return 1 if missing else 0
+
+
+class Study(HydraCallback):
+    """Puts the runs of a study into one table when the last has ended."""
+
+    def on_multirun_end(self, config: DictConfig, **kwargs: object) -> None:
+        folder = Path(config.hydra.sweep.dir)
+        rows = gather(folder, list(config.hydra.sweeper.params))
+        log.info("%d runs: %s, %s", len(rows), folder / "study.csv", folder / "study.png")
 
 
 @hydra.main(version_base="1.3", config_path="configs", config_name="train")

@@ -299,6 +299,9 @@ class ParticleModule(L.LightningModule):
 
     def on_load_checkpoint(self, checkpoint: dict) -> None:
         self.check_checkpoint(checkpoint)
+        # one that was saved after the last step would let the Trainer do nothing, not even write the results
+        for counts in checkpoint.get("loops", {}).get("fit_loop", {}).get("epoch_progress", {}).values():
+            counts.update(processed=0, completed=0)
         share = len(self.measurements) / self.shard.size
         self.repulsion_ratios = [torch.tensor(ratio * share) for ratio in checkpoint["repulsion_ratios"]]
         names = list(checkpoint["evidence"])

@@ -14,7 +14,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 CONFIGS = PROJECT / "configs"
 FILES = sorted(CONFIGS.rglob("*.yaml"))
-NAMES = [file.relative_to(CONFIGS).with_suffix("") for file in FILES if file.parent != CONFIGS]
+# studies are many runs: tests/test_study.py
+NAMES = [file.relative_to(CONFIGS).with_suffix("") for file in FILES if file.parent.name not in ("configs", "study")]
 OPTIONS = [(name.parts[0], "/".join(name.parts[1:])) for name in NAMES]
 SHOWN = {  # beside the truth and the particles, where the measurement is no picture
     "phase_retrieval": set(),

@@ -9,6 +9,7 @@ import pytest
 import torch
 from command import start_train, train, wait_for
 from PIL import Image
+from safetensors.torch import load_file
 from trainers import assert_same_bits
 
 from rlsd_lightning.locking import only_run_in
@@ -251,3 +252,17 @@ def test_a_run_with_relative_files_is_resumed_from_another_folder(
     code, printed = train(f"resume={run}", "data.limit=2")
     assert code == 0, printed
     assert (run / "one" / "metrics.json").is_file() and (run / "two" / "metrics.json").is_file()
+
+
+def test_a_run_that_ended_before_its_results_were_written_writes_them(small: list[str], tmp_path: Path) -> None:
+    # too short for a checkpoint on the way: there is only that of the end
+    command = [*small, "num_steps=3", f"output_dir={tmp_path}"]
+    assert train(*command)[0] == 0
+    folder = tmp_path / "000"
+    before = load_file(folder / "particles.safetensors")
+    (folder / "metrics.json").unlink()
+    code, printed = train(*command)
+    assert code == 0, printed
+    assert f"000: going on from {folder / 'checkpoints' / 'last.ckpt'}" in printed
+    after = load_file(folder / "particles.safetensors")
+    assert all(after[name].equal(before[name]) for name in before)
