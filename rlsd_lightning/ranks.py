@@ -10,6 +10,7 @@ import math
 import os
 import re
 import subprocess
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -30,6 +31,9 @@ __all__ = ["Ranks", "Shard", "groups_of"]
 
 log = logging.getLogger(__name__)
 
+STARTER = "RLSD_STARTER"
+"""The environment variable that says which process started the others, should it be gone before they look."""
+
 START = timedelta(minutes=10)
 """Processes may come so long after each other, and may wait so long for the first to find out how much it can hold."""
 
@@ -44,6 +48,32 @@ def _in_touch() -> Iterator[None]:
     except RuntimeError as error:  # of no class of its own
         reason = re.sub(r"^\[\S+:\d+\] ", "", str(error))  # without its place in gloo's source, and its advice
         raise LostError(reason.split(". ")[0]) from error
+
+
+@contextmanager
+def _ending_with_its_starter() -> Iterator[None]:
+    """While processes look for each other, ends this one when that which started it is gone.
+
+    Nothing else would tell it within minutes: it waits for others to come, of which the one that is gone may be the first.
+    """
+    started_by_a_launcher = "LOCAL_RANK" in os.environ
+    if not started_by_a_launcher:
+        os.environ[STARTER] = str(os.getpid())
+    starter = int(os.environ.get(STARTER, os.getppid()))
+    launched = threading.Event()
+
+    def watch() -> None:
+        while not launched.wait(0.5):
+            if os.getppid() != starter:
+                log.error("process %s: error: the process that started it is gone", os.environ.get("RANK", ""))
+                os._exit(1)
+
+    if started_by_a_launcher:
+        threading.Thread(target=watch, daemon=True).start()
+    try:
+        yield
+    finally:
+        launched.set()
 
 
 @dataclass(frozen=True)
@@ -154,7 +184,8 @@ class Ranks:
             self._fabric = L.Fabric(accelerator=accelerator, devices=devices, num_nodes=num_nodes, strategy=strategy)
             self.size = self._fabric.world_size
             if self.size > 1:
-                self._fabric.launch()
+                with _ending_with_its_starter():
+                    self._fabric.launch()
         except distributed.DistError as error:
             raise InputError(
                 f"the {self.size} processes of this run did not find each other ({str(error).splitlines()[0]}); start all "

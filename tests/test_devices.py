@@ -152,6 +152,13 @@ def test_a_killed_process_takes_the_run_down_and_nothing_is_lost(to: str, small:
     assert_same_bits(run / "000", whole / "000")
 
 
+def test_those_that_a_killed_process_started_end_with_it_before_all_have_met(small: list[str], tmp_path: Path) -> None:
+    process = start_train(*small, "num_steps=60", "trainer.devices=3", f"output_dir={tmp_path / 'run'}")
+    wait_for(lambda: len(children(process)) == 2, process)
+    os.kill(process.pid, signal.SIGKILL)  # the others still import
+    assert "error: the process that started it is gone" in ended(process, 60)
+
+
 @pytest.mark.parametrize(("kind", "position"), [("bug", 1), ("disk", 0)])
 def test_a_process_that_fails_says_why_and_ends_the_run_within_seconds(
     kind: str, position: int, small: list[str], tmp_path: Path
