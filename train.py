@@ -10,6 +10,7 @@ python train.py --help                                            # every task a
 import errno
 import glob
 import inspect
+import itertools
 import logging
 import os
 import re
@@ -31,6 +32,7 @@ import transformers
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
 from hydra.experimental.callback import Callback as HydraCallback
+from hydra.types import RunMode
 from hydra.utils import get_object, instantiate
 from lightning.pytorch.plugins.environments import LightningEnvironment
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
@@ -41,9 +43,9 @@ from omegaconf.errors import OmegaConfBaseException
 from rlsd_lightning.checkpoints import AtomicCheckpointIO
 from rlsd_lightning.errors import InputError, LostError, StoppedError
 from rlsd_lightning.locking import only_run_in
+from rlsd_lightning.particles import ParticleModule
 from rlsd_lightning.ranks import Ranks
 from rlsd_lightning.runner import run_measurements
-from rlsd_lightning.study import gather
 
 PROJECT = Path(__file__).resolve().parent
 OTHER_FILES = ("prior.pretrained", "features.pretrained", "physics.network", "physics.code")
@@ -51,6 +53,8 @@ STORAGE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, e
 """What a full, read-only or vanished disk says."""
 REQUEUE = 75
 """Exit code of a run that a signal stopped: start it again."""
+failed: list[str] = []
+"""The folders of the runs of a multirun that have failed."""
 log = logging.getLogger("train")
 
 
@@ -113,8 +117,8 @@ def make_paths_absolute(cfg: DictConfig) -> None:
 def accepted_parameters(target: Callable) -> dict[str, inspect.Parameter]:
     """What a target takes; a method hands on the keywords that it does not know to the class it is made from."""
     found = dict(inspect.signature(target).parameters)
-    is_method = isinstance(target, type) and issubclass(target, L.LightningModule)
-    for base in target.__mro__[1:] if is_method else ():
+    bases = target.__mro__[1:] if isinstance(target, type) and issubclass(target, ParticleModule) else ()
+    for base in itertools.takewhile(lambda base: issubclass(base, ParticleModule), bases):
         rest = [name for name, parameter in found.items() if parameter.kind is parameter.VAR_KEYWORD]
         if not rest:
             break
@@ -222,6 +226,11 @@ def run(cfg: DictConfig, folder: Path) -> int:
             "trainer.strategy can't be set: Lightning's average gradients over devices, and particles are no replicas of "
             "each other; trainer.devices and parallel say how they are spread"
         )
+    if HydraConfig.get().mode == RunMode.MULTIRUN and cfg.trainer.devices != 1 and "LOCAL_RANK" not in os.environ:
+        raise InputError(
+            "trainer.devices must be 1 in a multirun and a study, whose other processes would run all of it again, got "
+            f"{cfg.trainer.devices}; start one run a command, or one job a run with hydra/launcher=submitit_slurm"
+        )
     ranks = Ranks(cfg.trainer.accelerator, cfg.trainer.devices, cfg.trainer.num_nodes, cfg.patience)
     if ranks.is_first and ranks.device.type == "cpu" and cfg.trainer.precision == "16-mixed":
         log.warning("a CPU computes trainer.precision=16-mixed as bf16-mixed")  # Lightning's own warning is not shown
@@ -255,9 +264,15 @@ class Study(HydraCallback):
     """Puts the runs of a study into one table when the last has ended."""
 
     def on_multirun_end(self, config: DictConfig, **kwargs: object) -> None:
+        from rlsd_lightning.study import gather  # draws, which no other run does
+
         folder = Path(config.hydra.sweep.dir)
-        rows = gather(folder, list(config.hydra.sweeper.params))
-        log.info("%d runs: %s, %s", len(rows), folder / "study.csv", folder / "study.png")
+        try:
+            rows = gather(folder)
+        except InputError as error:
+            log.error("error: %s", error)
+        else:
+            log.info("%d runs: %s, %s", len(rows), folder / "study.csv", folder / "study.png")
 
 
 @hydra.main(version_base="1.3", config_path="configs", config_name="train")
@@ -299,7 +314,9 @@ def main(cfg: DictConfig) -> None:
         if not is_first:
             return  # the first process speaks for all
         log.error("\n%s; go on with: python train.py resume=%s", reason, cfg.output_dir)
-    if code:
+    if code and HydraConfig.get().mode == RunMode.MULTIRUN and code != REQUEUE:
+        failed.append(cfg.output_dir)  # the others go on
+    elif code:
         sys.exit(code)
 
 
@@ -326,3 +343,5 @@ if __name__ == "__main__":
         reason, code = explain(error)
         print(f"error: {reason}", file=sys.stderr)
         sys.exit(code)
+    if failed:
+        sys.exit(f"error: {len(failed)} runs of this multirun have failed: {', '.join(failed)}")

@@ -5,7 +5,7 @@ python benchmarks/tasks.py --limit 16 --jobs 2 --json docs/tasks.json
 Runs train.py for each task and form in processes side by side, each on its share of the cores, and prints a table in
 Markdown: PSNR in dB (mean over particles, best of them), SSIM, diversity and seconds per face of each form. Runs that are
 finished are not run again, and figures go into the JSON file beside what it holds of other tasks and forms. `--gallery
-FILE` makes one picture with the first face of every task.
+FILE` makes one picture with the first face of every task in the last form.
 """
 
 import argparse
@@ -113,7 +113,8 @@ def main() -> None:
     if args.json:
         args.json.write_text(json.dumps(results, indent=2) + "\n")
     if args.gallery:
-        gallery({task: args.out / f"{task}_default" for task in args.tasks}, args.gallery)
+        form = args.forms[-1].replace(" ", "_")
+        gallery({task: args.out / f"{task}_{form}" for task in args.tasks}, args.gallery)
 
 
 if __name__ == "__main__":

@@ -9,11 +9,10 @@ from torch import Tensor, nn
 from torch.optim import SGD
 
 from rlsd_lightning.functional.schedules import add_noise
-from rlsd_lightning.likelihood import noise_std
 from rlsd_lightning.measurement import Measurement
 from rlsd_lightning.particles import ParticleModule, check_settings
 from rlsd_lightning.priors import Prior
-from rlsd_lightning.proximal import proximal_step
+from rlsd_lightning.proximal import proximal_step, proximal_weight
 
 __all__ = ["AnnealedModule"]
 
@@ -86,21 +85,20 @@ class AnnealedModule(ParticleModule):
 
     def mu(self, measurement: Measurement, image_var: float) -> float:
         """The proximal weight for images that are known up to a variance."""
-        pixels_per_value = self.x[0].numel() / measurement.y[0].numel()
-        noise_var = noise_std(measurement.physics.noise_model, measurement.y) ** 2
-        return max(pixels_per_value * noise_var / image_var, self.hparams.min_mu)
+        return proximal_weight(measurement, self.x[0].numel(), image_var, self.hparams.min_mu)
 
     @torch.no_grad()
     def reconstructions(self) -> tuple[Tensor, Tensor]:
         decoded = self.decode(self.z.detach()[self.rows])
+        every = self.gather(decoded)
         if not self.hparams.decoder_std:
-            return self.gather(decoded), self.gather(decoded)
+            return every, every
         variance = self.hparams.decoder_std**2
         images = [
             proximal_step(measurement.physics, measurement.y, particles, self.mu(measurement, variance))
             for measurement, particles in self.each_here(decoded)
         ]
-        return self.gather(torch.cat(images) if images else decoded), self.gather(decoded)
+        return self.gather(torch.cat(images) if images else decoded), every
 
     def configure_optimizers(self) -> SGD:
         return SGD([self.z], lr=1.0)

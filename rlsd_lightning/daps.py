@@ -14,6 +14,7 @@ where :math:`v` is the variance of the prior's latents, so that :math:`r_t` is w
 """
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -78,6 +79,12 @@ class LatentDAPS(AnnealedModule):
         )
         if ode_steps < 1:
             raise InputError(f"method.ode_steps must be at least 1, got {ode_steps}")
+        self.stds = {
+            measurement.name: max(noise_std(measurement.physics.noise_model, measurement.y), likelihood_std)
+            for measurement in self.measurements
+        }
+        if not all(self.stds.values()):
+            raise InputError("method.likelihood_std must be above 0 for a measurement without noise, got 0")
 
     def advance(self, step: int, t: int) -> Tensor:
         start = self._integrated(self.z_t[self.rows].detach(), t)
@@ -92,14 +99,12 @@ class LatentDAPS(AnnealedModule):
     def _integrated(self, z_t: Tensor, t: int) -> Tensor:
         """Clean latents, by deterministic steps over evenly spaced timesteps."""
         count = self.hparams.ode_steps
-        levels = [t - k * t // count for k in range(count)]
-        for level, following in zip(levels, [*levels[1:], None], strict=True):
+        levels = sorted({t - k * t // count for k in range(count)}, reverse=True)
+        for level, following in pairwise(levels):
             clean = self.denoised(z_t, level)
-            if following is None or following == level:
-                return clean
             noise = (z_t - self.prior.alpha(level) * clean) / self.prior.sigma(level)
             z_t = add_noise(clean, noise, self.prior.alpha(following), self.prior.sigma(following))
-        raise AssertionError("there is a last level")
+        return self.denoised(z_t, levels[-1])
 
     def _langevin(self, start: Tensor, step: int, t: int) -> Tensor:
         z, settings = start, self.hparams
@@ -108,7 +113,7 @@ class LatentDAPS(AnnealedModule):
         alpha, sigma, variance = self.prior.alpha(t), self.prior.sigma(t), settings.latent_std**2
         left_open = sigma**2 * variance / (alpha**2 * variance + sigma**2)
         precisions = [
-            particles.new_full((len(particles), *[1] * (z.ndim - 1)), settings.gain / self._std(measurement) ** 2)
+            particles.new_full((len(particles), *[1] * (z.ndim - 1)), settings.gain / self.stds[measurement.name] ** 2)
             for measurement, particles in self.each_here(z)
         ]
         step_size = settings.step_size / (1 / left_open + torch.cat(precisions))
@@ -120,14 +125,11 @@ class LatentDAPS(AnnealedModule):
             z = z + (2 * step_size).sqrt() * noise[:, inner]
         return z.detach()
 
-    def _std(self, measurement: Measurement) -> float:
-        return max(noise_std(measurement.physics.noise_model, measurement.y), self.hparams.likelihood_std)
-
     def _energy(self, decoded: Tensor) -> Tensor:
         """The negative log likelihood, summed over particles."""
         total = decoded.new_zeros((), dtype=torch.float32)
         for measurement, images in self.each_here(decoded):
             _, y, physics, *_ = measurement
             errors = misfit(physics.noise_model, measured(physics, images), y)
-            total = total + y[0].numel() / (2 * self._std(measurement) ** 2) * errors.sum()
+            total = total + y[0].numel() / (2 * self.stds[measurement.name] ** 2) * errors.sum()
         return total

@@ -1,7 +1,8 @@
 r"""Features :math:`\phi` in which the kernel compares particles.
 
 Each is a module called with latents and decoded images that returns one vector per particle, with shape
-:math:`(N, D)`, differentiably. One that does not look at the images may say so with ``needs_images = False``.
+:math:`(N, D)`, differentiably. One that does not look at the images may say so with ``needs_images = False``, and then
+gets None instead of them, and all particles at once.
 """
 
 from pathlib import Path
@@ -27,7 +28,7 @@ class LatentFeatures(nn.Module):
     needs_images = False
     """Every process has all latents, but decodes its own only: these features need not be exchanged."""
 
-    def forward(self, z: Tensor, images: Tensor) -> Tensor:
+    def forward(self, z: Tensor, images: Tensor | None = None) -> Tensor:
         return z.flatten(1)
 
 

@@ -1,12 +1,15 @@
 r"""Latent diffusion posterior sampling (DPS), and with a gluing term PSLD.
 
-An ancestral step of the prior, then one down the gradient in :math:`z_t` of how far the clean latent
+An ancestral step of the prior (:func:`~rlsd_lightning.functional.schedules.reverse_step`; the clean latent itself at the
+end), then one down the gradient in :math:`z_t` of how far the clean latent
 :math:`\hat z = (z_t - \sigma_t \hat\epsilon) / \alpha_t` is from the measurement:
 
 .. math::
     z_s \sim \mathcal{N}(m_t(z_t, \hat z), \tau_t^2 I), \qquad
     z_s \leftarrow z_s - \nabla_{z_t} \big[ \zeta \|y - A D(\hat z)\| + \gamma \|\hat z - E(P D(\hat z))\| \big],
     \quad P x = x + A^\top (y - A x) / \|A\|^2
+
+The published PSLD does not divide by :math:`\|A\|^2`, as for a mask, whose norm is one.
 """
 
 from collections.abc import Sequence
@@ -97,9 +100,9 @@ class LatentDPS(AnnealedModule):
             residual = y - measured(physics, images)
             total = total + self.hparams.zeta * _norms(residual).sum()
             if self.hparams.gluing:
-                glued = images + physics.A_adjoint(residual) / self._square_norm(measurement)
-                encoded = self._chunked(self.prior.encode, glued)
-                total = total + self.hparams.gluing * _norms(latents - encoded).sum()
+                with torch.autocast(images.device.type, enabled=False):
+                    glued = images + physics.A_adjoint(residual) / self._square_norm(measurement)
+                total = total + self.hparams.gluing * _norms(latents - self.encode(glued)).sum()
         return total
 
     def _square_norm(self, measurement: Measurement) -> Tensor:
@@ -110,7 +113,8 @@ class LatentDPS(AnnealedModule):
             with torch.random.fork_rng([self.device] if self.device.type == "cuda" else []), torch.no_grad():
                 torch.manual_seed(0)
                 norm = measurement.physics.compute_sqnorm(image, verbose=False)
-            self._square_norms[measurement.name] = norm
+            # an operator that sees nothing has the norm zero, or none
+            self._square_norms[measurement.name] = torch.where(norm > 0, norm, 1.0)
         return self._square_norms[measurement.name]
 
 

@@ -11,15 +11,18 @@ Where noise joins particles, this keeps them apart, without a strength to choose
 score distillation.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from rlsd_lightning.functional.kernels import squared_distances
 from rlsd_lightning.functional.losses import at_least_float32
 from rlsd_lightning.functional.schedules import add_noise
+from rlsd_lightning.measurement import Measurement
 from rlsd_lightning.module import RLSD
+from rlsd_lightning.priors import Prior
 
 __all__ = ["MixtureDistillation"]
 
@@ -28,8 +31,11 @@ class MixtureDistillation(RLSD):
     """RLSD with the score of the particles' mixture in place of the kernel's repulsion.
 
     Args:
-        args: Prior, measurements and features, as of :class:`~rlsd_lightning.module.RLSD`.
-        settings: Its other arguments; ``gamma`` is 0 unless it is given.
+        prior: The latent diffusion prior.
+        measurements: What is known: one measurement, or several that are solved side by side.
+        features: What the kernel compares, where ``gamma`` is not 0.
+        gamma: Strength of the kernel's repulsion besides.
+        settings: Other arguments of :class:`~rlsd_lightning.module.RLSD`.
 
     Raises:
         InputError: If an argument is out of range.
@@ -39,8 +45,16 @@ class MixtureDistillation(RLSD):
         | https://arxiv.org/abs/2509.19276
     """
 
-    def __init__(self, *args: Any, gamma: float = 0.0, **settings: Any) -> None:
-        super().__init__(*args, gamma=gamma, **settings)
+    def __init__(
+        self,
+        prior: Prior,
+        measurements: Measurement | Sequence[Measurement],
+        features: nn.Module,
+        *,
+        gamma: float = 0.0,
+        **settings: Any,
+    ) -> None:
+        super().__init__(prior, measurements, features, gamma=gamma, **settings)
 
     @torch.no_grad()
     def score(self, z: Tensor, eps: Tensor, t: int) -> Tensor:

@@ -26,11 +26,11 @@ from rlsd_lightning.errors import InputError
 from rlsd_lightning.functional.kernels import log_density, mean_square_difference, median_bandwidth, thumbnails
 from rlsd_lightning.functional.losses import at_least_float32, coupling, distillation
 from rlsd_lightning.functional.schedules import PRIOR_WEIGHTS, prior_weight
-from rlsd_lightning.likelihood import measured, misfit, noise_std
+from rlsd_lightning.likelihood import measured, misfit
 from rlsd_lightning.measurement import Measurement
 from rlsd_lightning.particles import ParticleModule, check_settings
 from rlsd_lightning.priors import Prior
-from rlsd_lightning.proximal import proximal_step
+from rlsd_lightning.proximal import proximal_step, proximal_weight
 
 __all__ = ["RLSD"]
 
@@ -129,9 +129,7 @@ class RLSD(ParticleModule):
             self._renewed: dict[str, Tensor] = {}  # to be logged
 
     def _proximal_weight(self, measurement: Measurement) -> float:
-        pixels_per_value = self.x[0].numel() / measurement.y[0].numel()
-        std = noise_std(measurement.physics.noise_model, measurement.y)
-        return max(pixels_per_value * (std / self.hparams.decoder_std) ** 2, self.hparams.min_mu)
+        return proximal_weight(measurement, self.x[0].numel(), self.hparams.decoder_std**2, self.hparams.min_mu)
 
     def training_step(self, batch: tuple[int, int], batch_idx: int) -> Tensor:
         step, t = batch

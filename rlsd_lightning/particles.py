@@ -188,6 +188,10 @@ class ParticleModule(L.LightningModule):
             return z.new_zeros(0, *self.prior.image_shape)
         return self._chunked(self.prior.decode, z)
 
+    def encode(self, images: Tensor) -> Tensor:
+        """Latents of images, a chunk of particles at a time."""
+        return self._chunked(self.prior.encode, images)
+
     def compared(self, z: Tensor, images: Tensor) -> Tensor:
         """The features of particles, a chunk of them at a time."""
         if not len(z):  # how many features there are, only the network knows

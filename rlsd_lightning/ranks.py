@@ -56,8 +56,8 @@ def _ending_with_its_starter() -> Iterator[None]:
 
     Nothing else would tell it within minutes: it waits for others to come, of which the one that is gone may be the first.
     """
-    started_by_a_launcher = "LOCAL_RANK" in os.environ
-    if not started_by_a_launcher:
+    is_started = "LOCAL_RANK" in os.environ  # by Lightning, torchrun and their like, and not by a shell
+    if not is_started:
         os.environ[STARTER] = str(os.getpid())
     starter = int(os.environ.get(STARTER, os.getppid()))
     launched = threading.Event()
@@ -68,12 +68,13 @@ def _ending_with_its_starter() -> Iterator[None]:
                 log.error("process %s: error: the process that started it is gone", os.environ.get("RANK", ""))
                 os._exit(1)
 
-    if started_by_a_launcher:
+    if is_started:
         threading.Thread(target=watch, daemon=True).start()
     try:
         yield
     finally:
         launched.set()
+        os.environ.pop(STARTER, None)
 
 
 @dataclass(frozen=True)

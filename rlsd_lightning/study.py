@@ -3,7 +3,7 @@
 python -m rlsd_lightning.study outputs/study/gamma_lambda
 
 `python train.py experiment=study/gamma_lambda` does it at its end. A study's folder holds a run's folder for every
-combination; runs that are not finished are left out.
+combination; a run without any result is left out, and the table says how many measurements the others have.
 """
 
 import argparse
@@ -11,6 +11,7 @@ import csv
 import itertools
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -25,31 +26,29 @@ FIGURES = ("psnr_mean", "psnr_best", "psnr_of_mean", "ssim_mean", "diversity", "
 SHOWN = ("psnr_mean", "psnr_best", "diversity")
 
 
-def gather(folder: Path, axes: Sequence[str] | None = None) -> list[dict[str, Any]]:
+def gather(folder: Path) -> list[dict[str, Any]]:
     """Writes ``study.csv`` and ``study.png`` into a study's folder.
 
     Args:
-        folder: The study's folder.
-        axes: The settings that were varied, as on the command line; those the study's ``multirun.yaml`` names if left out.
+        folder: The study's folder, whose ``multirun.yaml`` names the settings that were varied.
 
     Returns:
-        The rows: the settings that were varied, and the means over measurements of each run.
+        The rows: the settings that were varied, the number of measurements, and the means over them of each run.
 
     Raises:
-        InputError: If there is no study or no finished run in the folder.
+        InputError: If there is no study or no result in the folder.
     """
     plan = folder / "multirun.yaml"
-    if axes is None:
-        if not plan.is_file():
-            raise InputError(f"a study's folder is expected, but '{folder}' has no multirun.yaml")
-        axes = list(yaml.safe_load(plan.read_text())["hydra"]["sweeper"]["params"])
-    rows = [_row(summary, axes) for summary in sorted(folder.glob("*/summary.csv"))]
-    if not rows:
-        raise InputError(f"'{folder}' has no finished run")
+    if not plan.is_file():
+        raise InputError(f"a study's folder is expected, but '{folder}' has no multirun.yaml")
+    axes = list(yaml.safe_load(plan.read_text())["hydra"]["sweeper"]["params"] or ())
+    rows = [row for summary in sorted(folder.glob("*/summary.csv")) if (row := _row(summary, axes))]
+    if not axes or not rows:
+        raise InputError(f"'{folder}' has no result of a study")
     values = {axis: _in_order({row[axis] for row in rows}) for axis in axes}
     rows.sort(key=lambda row: [values[axis].index(row[axis]) for axis in axes])
     with (folder / "study.csv").open("w", newline="") as file:
-        writer = csv.DictWriter(file, fieldnames=[*axes, *FIGURES])
+        writer = csv.DictWriter(file, fieldnames=[*axes, "measurements", *FIGURES])
         writer.writeheader()
         writer.writerows(rows)
     _plot(rows, values).savefig(folder / "study.png", dpi=110)
@@ -57,10 +56,22 @@ def gather(folder: Path, axes: Sequence[str] | None = None) -> list[dict[str, An
 
 
 def _row(summary: Path, axes: Sequence[str]) -> dict[str, Any]:
-    chosen = dict(line.split("=", 1) for line in yaml.safe_load((summary.parent / ".hydra/overrides.yaml").read_text()))
-    *_, mean = csv.DictReader(summary.open())
+    """What a run was asked for and its means; nothing if it is no run of the study, or has no result."""
+    overrides = yaml.safe_load((summary.parent / ".hydra" / "overrides.yaml").read_text())
+    chosen = dict(line.partition("=")[::2] for line in overrides)
+    with summary.open() as file:
+        *measurements, mean = csv.DictReader(file)
+    if not measurements or not chosen.keys() >= set(axes):
+        return {}
     figures = {name: float(mean[name]) if mean.get(name) else None for name in FIGURES}
-    return {axis: yaml.safe_load(chosen[axis]) for axis in axes} | figures
+    return {axis: _value(chosen[axis]) for axis in axes} | {"measurements": len(measurements)} | figures
+
+
+def _value(word: str) -> float | str:
+    for kind in (int, float):
+        with suppress(ValueError):
+            return kind(word)
+    return word
 
 
 def _in_order(values: set) -> list:
@@ -70,7 +81,7 @@ def _in_order(values: set) -> list:
 
 
 def pareto_front(points: Sequence[tuple[float, float]]) -> list[int]:
-    """The places of those points that no other one is above in both coordinates, from left to right."""
+    """The places, from left to right, of those points that no other one is as good as in both and better in one."""
     front, best = [], float("-inf")
     for index in sorted(range(len(points)), key=lambda index: points[index], reverse=True):
         if points[index][1] > best:
@@ -89,21 +100,37 @@ def _plot(rows: list[dict[str, Any]], values: dict[str, list]) -> Figure:
             _line(panel, rows, next(iter(values)), name)
         else:
             _heat_map(figure, panel, rows, values, name)
+    tasks = values.get("task", [None])
+    for task in tasks:  # what one task leaves open says nothing of another
+        _front(
+            last, [row for row in rows if row.get("task") == task], [axis for axis in values if axis != "task"], task
+        )
+    last.set(title="Pareto front", xlabel="diversity", ylabel="psnr_best")
+    if len(tasks) > 1:
+        last.legend(fontsize=7)
+    return figure
+
+
+def _front(panel, rows: list[dict[str, Any]], axes: list[str], label: str | None) -> None:
     known = [row for row in rows if None not in (row["diversity"], row["psnr_best"])]
     points = [(row["diversity"], row["psnr_best"]) for row in known]
-    last.scatter(*zip(*points, strict=True)) if points else None
+    if not points:
+        return
+    drawn = panel.scatter(*zip(*points, strict=True), label=label)
     front = pareto_front(points)
-    last.plot([points[i][0] for i in front], [points[i][1] for i in front], linewidth=1)
+    panel.plot(*zip(*(points[i] for i in front), strict=True), linewidth=1, color=drawn.get_facecolor()[0])
     for i in front:
-        last.annotate(", ".join(str(known[i][axis]) for axis in values), points[i], fontsize=7)
-    last.set(title="Pareto front", xlabel="diversity", ylabel="psnr_best")
-    return figure
+        panel.annotate(", ".join(_name(known[i][axis]) for axis in axes), points[i], fontsize=7)
+
+
+def _name(value: float | str) -> str:
+    return value if isinstance(value, str) else f"{value:g}"
 
 
 def _line(panel, rows: list[dict[str, Any]], axis: str, name: str) -> None:
     known = [(row[axis], row[name]) for row in rows if row[name] is not None]
     is_number = all(isinstance(value, int | float) for value, _ in known)
-    panel.plot([value if is_number else str(value) for value, _ in known], [value for _, value in known], marker="o")
+    panel.plot([value for value, _ in known], [figure for _, figure in known], marker="o")
     panel.set_xlabel(axis)
     if is_number and all(value > 0 for value, _ in known):
         panel.set_xscale("log")
@@ -118,8 +145,10 @@ def _heat_map(figure: Figure, panel, rows: list[dict[str, Any]], values: dict[st
     filled = [[float("nan") if cell is None else cell for cell in line] for line in cells]
     figure.colorbar(panel.imshow(filled, aspect="auto"), ax=panel)
     panel.set(xlabel=", ".join(others), ylabel=first)
-    panel.set_xticks(range(len(columns)), [", ".join(map(str, column)) for column in columns], rotation=45, ha="right")
-    panel.set_yticks(range(len(values[first])), [str(value) for value in values[first]])
+    panel.set_xticks(
+        range(len(columns)), [", ".join(map(_name, column)) for column in columns], rotation=45, ha="right"
+    )
+    panel.set_yticks(range(len(values[first])), [_name(value) for value in values[first]])
 
 
 def main() -> None:

@@ -122,10 +122,7 @@ class TwistedFilter(AnnealedModule):
         decoded = self.decode(clean)
         toward, log_twist = self._proximal(decoded, image_var, ys)
         # the difference of two encoded images: what coding loses is in both
-        return self._encode(decoded + toward.to(decoded)) - self._encode(decoded), log_twist
-
-    def _encode(self, images: Tensor) -> Tensor:
-        return self._chunked(self.prior.encode, images)
+        return self.encode(decoded + toward.to(decoded)) - self.encode(decoded), log_twist
 
     def _proximal(self, decoded: Tensor, image_var: Tensor, ys: list[Tensor]) -> tuple[Tensor, Tensor]:
         r""":math:`x^* - D(\hat z)`, and :math:`-J(x^*)` times the share that counts, of this process's particles."""

@@ -19,7 +19,7 @@ from rlsd_lightning import (
 )
 from rlsd_lightning.functional.metrics import mode_total_variation, within_mode_spread
 from rlsd_lightning.mixture import mixture_mean
-from rlsd_lightning.operators import nonlinear_blur
+from rlsd_lightning.operators import inpainting, nonlinear_blur
 from rlsd_lightning.toy import exact_posterior
 
 EXACT = {"decoder_std": 0.0, "num_steps": 200, "num_particles": 1000}
@@ -117,6 +117,13 @@ def test_the_mixture_keeps_particles_apart():
         return points[:, 1].std().item()
 
     assert spread(MixtureDistillation) > 1.5 * spread(RLSD)
+
+
+def test_daps_needs_some_noise(tiny_prior):
+    physics = inpainting(tiny_prior.image_shape, mask="half", sigma=0.0)
+    measurement = Measurement("m", torch.zeros(1, *tiny_prior.image_shape), physics)
+    with pytest.raises(InputError, match=r"likelihood_std must be above 0 for a measurement without noise"):
+        LatentDAPS(tiny_prior, measurement, LatentFeatures(), likelihood_std=0.0)
 
 
 @pytest.mark.parametrize(

@@ -39,8 +39,10 @@ def test_a_study_is_one_command_and_one_table(study: str, tiny: list[str], tmp_p
     rows = list(csv.DictReader((tmp_path / "study" / "study.csv").open()))
     assert len(rows) == 2
     assert list(rows[0])[: len(axes)] == axes
+    assert {row["measurements"] for row in rows} == {"1"}
     assert rows[0][axes[0]] != rows[1][axes[0]]
-    assert all(float(row["psnr_best"]) > 0 for row in rows)
+    runs = [list(csv.DictReader(file.open()))[-1] for file in (tmp_path / "study").glob("*/summary.csv")]
+    assert {row["psnr_best"] for row in rows} == {run["psnr_best"] for run in runs}
     with Image.open(tmp_path / "study" / "study.png") as picture:
         picture.load()
 
@@ -55,7 +57,46 @@ def test_the_same_command_goes_on_with_what_is_missing(tiny: list[str], tmp_path
     code, printed = train(*command, "hydra.sweeper.params.num_particles='1,2,3'")
     assert code == 0, printed
     assert kept.stat().st_mtime_ns == before
-    assert [row["num_particles"] for row in csv.DictReader((tmp_path / "study" / "study.csv").open())] == list("123")
+    assert (tmp_path / "study" / "n=2" / "000" / "metrics.json").is_file()
+    assert [row["num_particles"] for row in csv.DictReader((tmp_path / "study" / "study.csv").open())] == [
+        "1",
+        "2",
+        "3",
+    ]
+
+
+def test_a_run_that_fails_does_not_keep_the_others_from_the_table(tiny: list[str], tmp_path: Path):
+    code, printed = train(
+        "experiment=study/particles", *tiny, "num_steps=3", "hydra.sweeper.params.num_particles='0,1,2'"
+    )
+    assert code == f"error: 1 runs of this multirun have failed: {tmp_path / 'study' / 'n=0'}", printed
+    assert "num_particles must be at least 1, got 0" in printed
+    assert [row["num_particles"] for row in csv.DictReader((tmp_path / "study" / "study.csv").open())] == ["1", "2"]
+
+
+def test_several_processes_are_refused(tiny: list[str]):
+    code, printed = train("experiment=study/steps", *tiny, "trainer.devices=2", "hydra.sweeper.params.num_steps='3'")
+    assert code, printed
+    assert "trainer.devices must be 1 in a multirun and a study" in printed
+
+
+def summary(folder: Path, overrides: list[str], best: float) -> None:
+    (folder / ".hydra").mkdir(parents=True)
+    (folder / ".hydra" / "overrides.yaml").write_text(yaml.safe_dump(overrides))
+    (folder / "summary.csv").write_text(f"name,psnr_best,diversity\n000,{best},0.1\nmean,{best},0.1\n")
+
+
+def test_rows_are_in_the_order_of_their_numbers_and_hold_their_own_figures(tmp_path: Path):
+    (tmp_path / "multirun.yaml").write_text("hydra: {sweeper: {params: {method.gamma: '10,1e-05,0.5', task: 'a,b'}}}")
+    for gamma, task, best in (("10", "a", 3.0), ("1e-05", "b", 1.0), ("0.5", "a", 2.0)):
+        summary(tmp_path / f"{gamma}_{task}", [f"method.gamma={gamma}", f"task={task}", "~callbacks.progress"], best)
+    summary(tmp_path / "another", ["task=a"], 9.0)
+    rows = gather(tmp_path)
+    assert [(row["method.gamma"], row["task"], row["psnr_best"]) for row in rows] == [
+        (1e-05, "b", 1.0),
+        (0.5, "a", 2.0),
+        (10.0, "a", 3.0),
+    ]
 
 
 def test_no_point_is_above_the_front_in_both():
@@ -66,5 +107,6 @@ def test_no_point_is_above_the_front_in_both():
 def test_a_folder_without_runs_is_refused(tmp_path: Path):
     with pytest.raises(InputError, match=r"has no multirun\.yaml"):
         gather(tmp_path)
-    with pytest.raises(InputError, match="has no finished run"):
-        gather(tmp_path, ["method.gamma"])
+    (tmp_path / "multirun.yaml").write_text("hydra: {sweeper: {params: {method.gamma: '0,1'}}}")
+    with pytest.raises(InputError, match="has no result of a study"):
+        gather(tmp_path)
