@@ -121,7 +121,7 @@ def test_resuming_no_run_makes_no_folder(files: Path) -> None:
 
 BAD_COMMANDS = [
     (["task=paint"], ["task/paint", "inpaint_box", "toy"]),
-    (["method=dps"], ["method/dps", "rlsd_paper"]),
+    (["method=langevin"], ["method/langevin", "rlsd_paper"]),
     (["foo=1"], ["foo"]),
     (["method.gama=1"], ["gama"]),
     (["+method.gama=1"], ["gama"]),
