@@ -245,7 +245,7 @@ class ImageResults(Results):
             compared = features(z, aligned(images, images[:1], physics))
         truth = None if truth is None else truth.to(images)
         seen = _signs(pl_module, measurement, images, decoded, z.detach(), compared, self._repulsion)
-        said = advice(seen, self.prior_diversity)
+        said = advice(seen, self.prior_diversity, pl_module.hparams)
         for sentence in said:
             log.warning("%s: %s", measurement.name, sentence)
         return score(images, measurement.y, physics, truth, compared, load_lpips()) | {"warnings": said}

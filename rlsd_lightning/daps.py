@@ -129,7 +129,7 @@ class LatentDAPS(AnnealedModule):
         """The negative log likelihood, summed over particles."""
         total = decoded.new_zeros((), dtype=torch.float32)
         for measurement, images in self.each_here(decoded):
-            _, y, physics, *_ = measurement
+            physics, y = measurement.physics, measurement.y
             errors = misfit(physics.noise_model, measured(physics, images), y)
             total = total + y[0].numel() / (2 * self.stds[measurement.name] ** 2) * errors.sum()
         return total

@@ -1,5 +1,7 @@
 """The ways in which particles go wrong, as figures while a run goes and as sentences with advice at its end."""
 
+import re
+from collections.abc import Collection, Sequence
 from typing import NamedTuple
 
 import torch
@@ -143,7 +145,7 @@ def signs(
     )
 
 
-def advice(seen: Signs, prior_diversity: float | None = None) -> list[str]:
+def advice(seen: Signs, prior_diversity: float | None = None, settings: Collection[str] | None = None) -> list[str]:
     """One sentence for each thing that has gone wrong; none for a healthy run.
 
     Particles are held to be collapsed only where three things come together: they are alike in their features, a linear
@@ -155,53 +157,58 @@ def advice(seen: Signs, prior_diversity: float | None = None) -> list[str]:
     Args:
         seen: What there is to see.
         prior_diversity: Diversity of the prior's own samples in the same features, if it is known.
+        settings: The names of the method's settings, for advice that is about no other; any if left out.
     """
     least = max(LEAST_DIVERSITY, SHARE_OF_PRIOR * (prior_diversity or 0.0))
-    said = []
+    follow = ("take more num_steps", "raise method.lr_z", "lower method.distillation_weight")
+    found: list[tuple[str, tuple[str, ...]]] = []
     if (
         _below(seen.diversity, least)
         and _above(seen.left_open, LEAST_OPEN)
         and (seen.used is None or seen.used < LEAST_USED)
     ):
-        said.append(
+        alike = (
             f"the particles are nearly alike (diversity {seen.diversity:.2g}) although the measurement leaves "
-            f"{seen.left_open:.0%} of the image open; unless what surrounds it determines it, raise method.gamma, or "
-            "compare another thing (features=vit)"
+            f"{seen.left_open:.0%} of the image open, unless what surrounds it determines it"
+        )
+        found.append(
+            (alike, ("raise method.gamma", "let the kernel of method.gamma compare another thing (features=vit)"))
         )
     if _above(seen.residual_sigmas, MOST_SIGMAS):
-        said.append(
-            f"the reconstructions are {seen.residual_sigmas:.3g} standard deviations of the noise away from the "
-            "measurement; check physics.sigma, take more num_steps, or lower method.gamma and method.min_mu"
-        )
+        far = f"the reconstructions are {seen.residual_sigmas:.3g} standard deviations of the noise away from the measurement"
+        found.append((far, ("check physics.sigma", "take more num_steps", "lower method.gamma", "lower method.min_mu")))
     if _above(seen.sharpness_to_decoded, MOST_SHARPNESS):
-        said.append(
-            f"x has {seen.sharpness_to_decoded:.3g} times the gradient energy of the blurred D(z): the latents do not "
-            "follow it; take more num_steps, raise method.lr_z or lower method.distillation_weight"
-        )
+        ratio = f"{seen.sharpness_to_decoded:.3g} times the gradient energy of the blurred D(z)"
+        found.append((f"x has {ratio}: the latents do not follow it", follow))
     if _below(seen.sharpness_to_truth, LEAST_SHARPNESS):
-        said.append(
-            f"the reconstructions are blurred (a share {seen.sharpness_to_truth:.2g} of the truth's gradient energy); "
-            "take more num_steps, raise method.lr_z or lower method.distillation_weight"
-        )
+        share = f"a share {seen.sharpness_to_truth:.2g} of the truth's gradient energy"
+        found.append((f"the reconstructions are blurred ({share})", follow))
     if seen.latent_norm is not None and not LATENT_NORM[0] <= seen.latent_norm <= LATENT_NORM[1]:
-        said.append(
-            f"the latents have left the prior's shell (their norm is {seen.latent_norm:.3g} times that of its samples); "
-            "lower method.lr_z or method.gamma, or raise method.distillation_weight"
-        )
-    said += _repulsion(seen)
-    return said
+        norm = f"their norm is {seen.latent_norm:.3g} times that of its samples"
+        remedies = ("lower method.lr_z", "lower method.gamma", "raise method.distillation_weight")
+        found.append((f"the latents have left the prior's shell ({norm})", remedies))
+    found += _repulsion(seen)
+    return [_sentence(problem, remedies, settings) for problem, remedies in found]
 
 
-def _repulsion(seen: Signs) -> list[str]:
+def _repulsion(seen: Signs) -> list[tuple[str, tuple[str, ...]]]:
     ratio = seen.repulsion_to_score
     if not ratio:
         return []
     if ratio > MOST_REPULSION:
-        return [f"the repulsion is {ratio:.3g} times as strong as the prior's score; lower method.gamma"]
+        return [(f"the repulsion is {ratio:.3g} times as strong as the prior's score", ("lower method.gamma",))]
     if not _above(seen.coupling, MOST_COUPLING):
         return []
     far = f"x is {seen.coupling:.3g} times as far from D(z) as the decoder's error"
-    return [f"the repulsion costs quality: {far}; lower method.gamma or method.sigma_break"]
+    return [(f"the repulsion costs quality: {far}", ("lower method.gamma", "lower method.sigma_break"))]
+
+
+def _sentence(problem: str, remedies: Sequence[str], settings: Collection[str] | None) -> str:
+    """What has gone wrong, and those remedies that the method has the settings for."""
+    known = [
+        remedy for remedy in remedies if settings is None or set(re.findall(r"method\.(\w+)", remedy)) <= set(settings)
+    ]
+    return f"{problem}; {', '.join(known[:-1])}{' or ' if len(known) > 1 else ''}{known[-1]}" if known else problem
 
 
 def _above(value: float | None, limit: float) -> bool:

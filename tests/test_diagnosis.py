@@ -244,6 +244,21 @@ FAILURES = {
 }
 
 
+def test_advice_names_no_setting_that_the_method_lacks() -> None:
+    seen = Signs(residual_sigmas=50.0, sharpness_to_truth=0.1, latent_norm=9.0)
+    every = advice(seen)
+    assert [text.partition("; ")[2] for text in every] == [
+        "check physics.sigma, take more num_steps, lower method.gamma or lower method.min_mu",
+        "take more num_steps, raise method.lr_z or lower method.distillation_weight",
+        "lower method.lr_z, lower method.gamma or raise method.distillation_weight",
+    ]
+    assert [text.partition("; ")[2] for text in advice(seen, settings={"zeta", "min_mu"})] == [
+        "check physics.sigma, take more num_steps or lower method.min_mu",
+        "take more num_steps",
+        "",
+    ]
+
+
 @pytest.mark.parametrize("said", FAILURES)
 def test_a_run_that_fails_says_how(said: str, tiny_prior, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     start = None
