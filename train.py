@@ -54,7 +54,7 @@ STORAGE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, e
 REQUEUE = 75
 """Exit code of a run that a signal stopped: start it again."""
 failed: list[str] = []
-"""The folders of the runs of a multirun that have failed."""
+"""The folders of those runs of a multirun in this process that have failed."""
 log = logging.getLogger("train")
 
 
@@ -314,7 +314,10 @@ def main(cfg: DictConfig) -> None:
         if not is_first:
             return  # the first process speaks for all
         log.error("\n%s; go on with: python train.py resume=%s", reason, cfg.output_dir)
-    if code and HydraConfig.get().mode == RunMode.MULTIRUN and code != REQUEUE:
+    runs_in_turn = (
+        HydraConfig.get().mode == RunMode.MULTIRUN and HydraConfig.get().runtime.choices["hydra/launcher"] == "basic"
+    )
+    if code and runs_in_turn and code != REQUEUE:
         failed.append(cfg.output_dir)  # the others go on
     elif code:
         sys.exit(code)
