@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import SGD
 
-from rlsd_lightning.functional.schedules import add_noise
+from rlsd_lightning.functional.schedules import add_noise, reverse_step
 from rlsd_lightning.measurement import Measurement
 from rlsd_lightning.particles import ParticleModule, check_settings
 from rlsd_lightning.priors import Prior
@@ -49,6 +49,12 @@ class AnnealedModule(ParticleModule):
     ) -> None:
         super().__init__(prior, measurements, features, **common)
         check_settings({"decoder_std": decoder_std}, {"min_mu": min_mu})
+        # numbers that steps need: read now, as reading from a device waits for it
+        num_values = self.x[0].numel()
+        self._noise_vars = {each.name: proximal_weight(each, num_values, 1.0, 0.0) for each in self.measurements}
+        alphas, sigmas = prior.alphas.cpu(), prior.sigmas.cpu()
+        self.left_open = {t: _left_open(alphas[t].item(), sigmas[t].item()) for t in self.timesteps}
+        r"""The share :math:`\sigma_t^2 / (\alpha_t^2 + \sigma_t^2)` of white latents' variance that noise leaves open."""
         self.x.requires_grad_(False)
         self.register_buffer("z_t", self._noisy_start())
 
@@ -76,6 +82,13 @@ class AnnealedModule(ParticleModule):
         """The timestep after a step's; None after the last."""
         return self.timesteps[step + 1] if step + 1 < len(self.timesteps) else None
 
+    def ancestral(self, step: int, t: int, z_t: Tensor, clean: Tensor) -> Tensor:
+        """A draw of the next timestep's noisy latents, given this one's and the clean ones; a step must follow."""
+        following = self.timesteps[step + 1]
+        levels = (self.prior.alpha(t), self.prior.sigma(t), self.prior.alpha(following), self.prior.sigma(following))
+        from_noisy, from_clean, variance = reverse_step(*levels)
+        return from_noisy * z_t + from_clean * clean + variance.sqrt() * self.noise(step)
+
     def denoised(self, z_t: Tensor, t: int) -> Tensor:
         r"""The clean latents :math:`\hat z = (z_t - \sigma_t \hat\epsilon) / \alpha_t`, a chunk of particles at a time."""
         if not len(z_t):
@@ -85,7 +98,7 @@ class AnnealedModule(ParticleModule):
 
     def mu(self, measurement: Measurement, image_var: float) -> float:
         """The proximal weight for images that are known up to a variance."""
-        return proximal_weight(measurement, self.x[0].numel(), image_var, self.hparams.min_mu)
+        return max(self._noise_vars[measurement.name] / image_var, self.hparams.min_mu)
 
     @torch.no_grad()
     def reconstructions(self) -> tuple[Tensor, Tensor]:
@@ -102,3 +115,7 @@ class AnnealedModule(ParticleModule):
 
     def configure_optimizers(self) -> SGD:
         return SGD([self.z], lr=1.0)
+
+
+def _left_open(alpha: float, sigma: float) -> float:
+    return sigma**2 / (alpha**2 + sigma**2)

@@ -21,8 +21,7 @@ from torch import Tensor, nn
 
 from rlsd_lightning.annealed import AnnealedModule
 from rlsd_lightning.errors import InputError
-from rlsd_lightning.functional.losses import at_least_float32
-from rlsd_lightning.functional.schedules import reverse_step
+from rlsd_lightning.functional.losses import norms
 from rlsd_lightning.likelihood import measured
 from rlsd_lightning.measurement import Measurement
 from rlsd_lightning.particles import check_settings
@@ -83,13 +82,9 @@ class LatentDPS(AnnealedModule):
             return clean
         (gradient,) = torch.autograd.grad(self._distance(clean), z_t)
         clean = clean.detach()
-        following = self.next_timestep(step)
-        if following is None:
+        if self.next_timestep(step) is None:
             return clean - gradient
-        levels = (self.prior.alpha(t), self.prior.sigma(t), self.prior.alpha(following), self.prior.sigma(following))
-        from_noisy, from_clean, variance = reverse_step(*levels)
-        ancestral = from_noisy * z_t.detach() + from_clean * clean + variance.sqrt() * self.noise(step)
-        self.z_t[self.rows] = ancestral - gradient
+        self.z_t[self.rows] = self.ancestral(step, t, z_t.detach(), clean) - gradient
         return clean
 
     def _distance(self, clean: Tensor) -> Tensor:
@@ -98,11 +93,11 @@ class LatentDPS(AnnealedModule):
         for measurement, latents, images in self.each_here(clean, self.decode(clean)):
             physics, y = measurement.physics, measurement.y
             residual = y - measured(physics, images)
-            total = total + self.hparams.zeta * _norms(residual).sum()
+            total = total + self.hparams.zeta * norms(residual).sum()
             if self.hparams.gluing:
                 with torch.autocast(images.device.type, enabled=False):
                     glued = images + physics.A_adjoint(residual) / self._square_norm(measurement)
-                total = total + self.hparams.gluing * _norms(latents - self.encode(glued)).sum()
+                total = total + self.hparams.gluing * norms(latents - self.encode(glued)).sum()
         return total
 
     def _square_norm(self, measurement: Measurement) -> Tensor:
@@ -116,8 +111,3 @@ class LatentDPS(AnnealedModule):
             # an operator that sees nothing has the norm zero, or none
             self._square_norms[measurement.name] = torch.where(norm > 0, norm, 1.0)
         return self._square_norms[measurement.name]
-
-
-def _norms(value: Tensor) -> Tensor:
-    """Norms that have a gradient at zero, and a sum of squares that half precision can hold."""
-    return (at_least_float32(value).flatten(1).square().sum(dim=1) + 1e-12).sqrt()

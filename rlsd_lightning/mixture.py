@@ -35,6 +35,7 @@ class MixtureDistillation(RLSD):
         measurements: What is known: one measurement, or several that are solved side by side.
         features: What the kernel compares, where ``gamma`` is not 0.
         gamma: Strength of the kernel's repulsion besides.
+        sampling_share: Share of the timesteps in which particles are sampled first; DWGF distils in all.
         settings: Other arguments of :class:`~rlsd_lightning.module.RLSD`.
 
     Raises:
@@ -52,9 +53,10 @@ class MixtureDistillation(RLSD):
         features: nn.Module,
         *,
         gamma: float = 0.0,
+        sampling_share: float = 0.0,
         **settings: Any,
     ) -> None:
-        super().__init__(prior, measurements, features, gamma=gamma, **settings)
+        super().__init__(prior, measurements, features, gamma=gamma, sampling_share=sampling_share, **settings)
 
     @torch.no_grad()
     def score(self, z: Tensor, eps: Tensor, t: int) -> Tensor:

@@ -1,16 +1,26 @@
 r"""Repulsive Latent Score Distillation.
 
-For steps :math:`k` with timesteps :math:`t` from high noise to low, and every particle :math:`i`:
+Timesteps :math:`t` go from high noise to low. In the first of them the particles :math:`i` are sampled: they keep their
+noise from step to step, and the auxiliary image pulls at them through the decoder and the denoiser.
 
 .. math::
-    z_{t,i} &= \alpha_t z_i + \sigma_t \epsilon_{i,k} \\
-    r_i &= \hat\epsilon(z_{t,i}, t) - \epsilon_{i,k} + \gamma \sigma_t \nabla_{z_i} \log \textstyle\sum_j k(f_i, f_j)
-        \quad \text{with features } f_i = \phi(D(z_i)) \\
+    \hat z_i &= (z_{t,i} - \sigma_t \hat\epsilon(z_{t,i}, t)) / \alpha_t \\
+    x_i &= \arg\min_x \mathrm{misfit}(A(x), y) + \mu_t \, \mathrm{mean}(x - D(\hat z_i))^2 \\
+    z_{s,i} &\sim \mathcal{N}(m_t(z_{t,i}, \hat z_i), \tau_t^2 I), \qquad
+    z_{s,i} \leftarrow z_{s,i} - \zeta \nabla_{z_{t,i}} \big[ \|x_i - D(\hat z_i)\|
+        + \gamma_i \log \textstyle\sum_j k(f_i, f_j) \big] \quad \text{with features } f_i = \phi(D(\hat z_i))
+
+In the others they are distilled, with fresh noise :math:`\epsilon` in every step:
+
+.. math::
+    r_i &= \hat\epsilon(\alpha_t z_i + \sigma_t \epsilon_{i,k}, t) - \epsilon_{i,k}
+        + \gamma \sigma_t \nabla_{z_i} \log \textstyle\sum_j k(f_i, f_j) \quad \text{with } f_i = \phi(D(z_i)) \\
     x_i &= \arg\min_x \mathrm{misfit}(A(x), y) + \mu \, \mathrm{mean}(x - D(z_i))^2 \\
     z_i &\leftarrow \mathrm{Adam} \big[ \tfrac{1 + \mu}{2} \mathrm{mean}(x_i - D(z_i))^2
         + \lambda w(t) \, \mathrm{mean}(\mathrm{sg}[r_i] z_i) \big]
 
-The misfit is :math:`\mathrm{mean}(y - A(x))^2` for Gaussian noise, and its like for others. One decode a step serves the proximal step, the coupling and the features.
+Sampling finds what the hidden part may be, given the seen one; distillation takes the noise out of it, and brings it to
+the measurement. The misfit is :math:`\mathrm{mean}(y - A(x))^2` for Gaussian noise, and its like for others.
 """
 
 import math
@@ -23,14 +33,14 @@ from torch.optim import Adam
 from torch.optim.lr_scheduler import LambdaLR
 
 from rlsd_lightning.errors import InputError
-from rlsd_lightning.functional.kernels import log_density, mean_square_difference, median_bandwidth, thumbnails
-from rlsd_lightning.functional.losses import at_least_float32, coupling, distillation
+from rlsd_lightning.functional.losses import coupling, distillation, norms
 from rlsd_lightning.functional.schedules import PRIOR_WEIGHTS, prior_weight
 from rlsd_lightning.likelihood import measured, misfit
 from rlsd_lightning.measurement import Measurement
-from rlsd_lightning.particles import ParticleModule, check_settings
+from rlsd_lightning.particles import check_settings
 from rlsd_lightning.priors import Prior
-from rlsd_lightning.proximal import proximal_step, proximal_weight
+from rlsd_lightning.proximal import proximal_step
+from rlsd_lightning.repulsion import RepulsiveModule, square_norms
 
 __all__ = ["RLSD"]
 
@@ -38,36 +48,38 @@ GAIN_EVERY = 10
 """Steps between two measurements of the decoder's gain, each of which costs one more backward pass."""
 
 
-class RLSD(ParticleModule):
+class RLSD(RepulsiveModule):
     r"""N interacting particles that explain a measurement under a latent diffusion prior.
 
     Args:
         prior: The latent diffusion prior.
         measurements: What is known: one measurement, or several that are solved side by side.
         features: Called with latents and images, returns what the kernel compares.
-        gamma: Strength of the repulsion; 0 switches it off.
-        gamma_mode: ``relative``: the repulsion's norm is at most ``gamma`` times that of :math:`\hat\epsilon - \epsilon`,
-            for each particle; ``absolute``: as written above.
-        room: Root mean square difference of a particle's image :math:`D(z_i)` to the others', in units of an image in
-            [-1, 1], from which on relative repulsion has its full strength; below, strength falls with the square of
-            the difference, so that particles are left alone where the data leave them no room. 0: full everywhere.
-        sigma_break: Repulsion acts in the first so many thousandths of the steps, those with the most noise.
-        augmented: Whether there is an auxiliary image :math:`x`; if not, the fidelity acts on :math:`D(z)`.
-        x_update: ``prox`` solves for :math:`x`; ``adam`` takes one Adam step on both variables (the published form).
+        sampling_share: Share of the timesteps, those with the most noise, in which particles are sampled; 0 distils in
+            all, as published, 1 samples in all.
+        zeta: Step size :math:`\zeta` of the auxiliary image's pull while particles are sampled, as in DPS.
+        image_std: Standard deviation of the prior's images; with the noise that is left it gives :math:`\mu_t`.
+        augmented: Whether there is an auxiliary image :math:`x`; if not, the fidelity acts on :math:`D(z)`, and
+            :math:`\|y - A D(\hat z)\|` is what pulls.
+        x_update: ``prox`` solves for :math:`x`; ``adam`` takes one Adam step on both variables (the published form),
+            which is for distillation alone.
         decoder_std: How far :math:`D(z)` typically is from an image, in units of an image in [-1, 1]; together with
             the noise level :math:`s`, :math:`n` pixels and :math:`m` measured values it gives
             :math:`\mu = \max(n / m \cdot s^2 / \mathrm{decoder\_std}^2, \mathrm{min\_mu})`.
-        min_mu: The least :math:`\mu`.
         rho: Weight of the coupling of both variables where ``x_update`` is ``adam``.
         distillation_weight: The weight :math:`\lambda`.
         weighting: The weight :math:`w(t)`: ``linear`` (:math:`\sigma_t / \alpha_t`), ``sqrt``, ``log``, ``square`` or
             ``const``.
-        lr_z: First step size of Adam on the latents.
+        lr_z: First step size of Adam on the latents, if it began at the first timestep.
         lr_x: First step size of Adam on the auxiliaries.
         final_lr: Share of the step size that is left at the end of the cosine decay; 1 is no decay.
-        renew_every: The decoder runs, and with it the gradients of the coupling, the fidelity and the repulsion are
-            renewed, once in so many steps; the steps between use the last ones again. The denoiser runs in every step.
-        common: Arguments of :class:`~rlsd_lightning.particles.ParticleModule`.
+        renew_every: In distillation the decoder runs, and with it the gradients of the coupling, the fidelity and the
+            repulsion are renewed, once in so many steps; the steps between use the last ones again. In sampling the
+            steps between are those of the prior alone, and the others pull so many times as hard. The denoiser runs in
+            every step.
+        common: Arguments of :class:`~rlsd_lightning.repulsion.RepulsiveModule` and the classes it is made from. The
+            repulsion stands beside the pull while particles are sampled, and beside :math:`\hat\epsilon - \epsilon`
+            in distillation.
 
     Raises:
         InputError: If an argument is out of range.
@@ -75,6 +87,8 @@ class RLSD(ParticleModule):
     References:
         | Repulsive Latent Score Distillation for Solving Inverse Problems (Zilberstein et al., 2025)
         | https://arxiv.org/abs/2406.16683
+        | Diffusion Posterior Sampling for General Noisy Inverse Problems (Chung et al., 2023)
+        | https://arxiv.org/abs/2209.14687
     """
 
     def __init__(
@@ -83,14 +97,12 @@ class RLSD(ParticleModule):
         measurements: Measurement | Sequence[Measurement],
         features: nn.Module,
         *,
-        gamma: float = 0.5,
-        gamma_mode: str = "relative",
-        room: float = 0.4,
-        sigma_break: int = 500,
+        sampling_share: float = 0.8,
+        zeta: float = 1.0,
+        image_std: float = 0.5,
         augmented: bool = True,
         x_update: str = "prox",
         decoder_std: float = 0.08,
-        min_mu: float = 1e-3,
         rho: float = 0.1,
         distillation_weight: float = 0.05,
         weighting: str = "log",
@@ -100,11 +112,13 @@ class RLSD(ParticleModule):
         renew_every: int = 1,
         **common: Any,
     ) -> None:
-        super().__init__(prior, measurements, features, **common)
-        if gamma_mode not in ("relative", "absolute"):
-            raise InputError(f"method.gamma_mode must be relative or absolute, got '{gamma_mode}'")
+        super().__init__(prior, measurements, features, decoder_std=decoder_std, **common)
         if x_update not in ("prox", "adam"):
             raise InputError(f"method.x_update must be prox or adam, got '{x_update}'")
+        if not 0 <= sampling_share <= 1 or (sampling_share and augmented and x_update == "adam"):
+            raise InputError(
+                f"method.sampling_share must be from 0 to 1, and 0 where method.x_update is adam, got {sampling_share}"
+            )
         if renew_every < 1 or (renew_every > 1 and augmented and x_update == "adam"):
             raise InputError(
                 f"method.renew_every must be at least 1, and 1 where method.x_update is adam, got {renew_every}"
@@ -112,28 +126,96 @@ class RLSD(ParticleModule):
         if weighting not in PRIOR_WEIGHTS:
             raise InputError(f"method.weighting must be one of {', '.join(PRIOR_WEIGHTS)}, got '{weighting}'")
         check_settings(
-            {
-                "gamma": gamma,
-                "room": room,
-                "sigma_break": sigma_break,
-                "rho": rho,
-                "distillation_weight": distillation_weight,
-            },
-            {"decoder_std": decoder_std, "min_mu": min_mu, "lr_z": lr_z, "lr_x": lr_x},
+            {"rho": rho, "distillation_weight": distillation_weight, "zeta": zeta},
+            {"decoder_std": decoder_std, "image_std": image_std, "lr_z": lr_z, "lr_x": lr_x},
         )
-        self.mu = {measurement.name: self._proximal_weight(measurement) for measurement in self.measurements}
+        # a start with less noise has some of these steps behind it
+        self.sampling_steps = max(0, round(sampling_share * self.full_length) - self.first_step)
+        self.final_mu = {each.name: self.mu(each, decoder_std**2) for each in self.measurements}
         self.x.requires_grad_(augmented and x_update == "adam")
         self.register_buffer("decoder_gain", torch.ones(len(self.z)))
         if renew_every > 1:
             self.register_buffer("held", torch.zeros_like(self.z))
             self._renewed: dict[str, Tensor] = {}  # to be logged
-
-    def _proximal_weight(self, measurement: Measurement) -> float:
-        return proximal_weight(measurement, self.x[0].numel(), self.hparams.decoder_std**2, self.hparams.min_mu)
+        self._exchanges = True
 
     def training_step(self, batch: tuple[int, int], batch_idx: int) -> Tensor:
         step, t = batch
         assert step == batch_idx, f"step {step} came as batch {batch_idx}: the schedule was not restored"
+        self._exchanges = step >= self.sampling_steps
+        if self._exchanges:
+            losses, loss = self._distil(step, t)
+        else:
+            losses, clean = self._sample(step, t)
+            self.z.data.copy_(self.gather(clean))
+            loss = 0.0 * self.z.sum()  # leaves Adam where it is, and gives half precision's scaler something to look at
+        # a curve that ends would go on with its last value
+        zero = loss.new_zeros(())
+        self.log_losses({name: losses.get(name, zero) for name in self._terms()}, batch_idx)
+        return loss
+
+    def on_train_batch_start(self, batch: tuple[int, int], batch_idx: int) -> None:
+        if 0 < batch_idx == self.sampling_steps:
+            for optimizer in self.trainer.optimizers:
+                optimizer.state.clear()  # Adam has counted steps that it did not take
+
+    def on_after_backward(self) -> None:
+        if self._exchanges:
+            super().on_after_backward()
+
+    def advance(self, step: int, t: int) -> Tensor:
+        return self._sample(step, t)[1]
+
+    def _sample(self, step: int, t: int) -> tuple[dict[str, Tensor], Tensor]:
+        """Takes the noisy latents to the next timestep; the terms that pull at them, and the clean latents."""
+        pulls = step % self.hparams.renew_every == 0
+        z_t = self.z_t[self.rows].detach().requires_grad_(pulls)
+        clean = self.denoised(z_t, t)
+        losses, gradient = self._guidance(z_t, clean, step, t) if pulls else ({}, torch.zeros_like(z_t))
+        clean = clean.detach()
+        if len(z_t) and self.next_timestep(step) is not None:
+            self.z_t[self.rows] = self.ancestral(step, t, z_t.detach(), clean) - gradient
+        return losses, clean
+
+    def _guidance(self, z_t: Tensor, clean: Tensor, step: int, t: int) -> tuple[dict[str, Tensor], Tensor]:
+        """The terms that pull, and their gradient in the noisy latents: through the decoder, then the denoiser."""
+        decoded = self.decode(clean)
+        image = decoded.detach().requires_grad_()
+        distances = self._distances(image, t)
+        push = (
+            self.push(clean, decoded) if self.repels(step) else None
+        )  # exchanges, so those without particles take part
+        if not len(z_t):
+            return {"guidance": distances.sum()}, z_t
+        (pull,) = torch.autograd.grad(distances.sum(), image)
+        ratio = pull.new_zeros(())
+        if push is not None and push.images is not None:
+            pull, ratio = self._repelled(pull, push.images, push.room, t)
+        (pull,) = torch.autograd.grad(decoded, clean, pull)
+        if push is not None and push.latents is not None:
+            pull, ratio = self._repelled(pull, push.latents, push.room, t)
+        (gradient,) = torch.autograd.grad(clean, z_t, pull)
+        if push is not None:
+            self.repulsion_ratios.append(ratio.detach())
+        if self.hparams.gamma:
+            self.log_step({"repulsion_to_score": ratio}, step)
+        return {"guidance": distances.detach().sum()}, self.hparams.renew_every * gradient
+
+    def _distances(self, images: Tensor, t: int) -> Tensor:
+        """How far decoded images are from the measurement, times the step size; in the augmented form renews x."""
+        if self.hparams.augmented:
+            image_var = self.hparams.image_std**2 * self.left_open[t] + self.hparams.decoder_std**2
+            self.x.data[self.rows] = x = self._proximal_steps(images, image_var)
+            return self.hparams.zeta * norms(x - images)
+        residuals = [norms(y - measured(physics, mine)) for (_, y, physics, *_), mine in self.each_here(images)]
+        return self.hparams.zeta * torch.cat(residuals) if residuals else images.new_zeros(0)
+
+    def _repelled(self, pull: Tensor, push: Tensor, room: Tensor, t: int) -> tuple[Tensor, Tensor]:
+        scale, ratio = self.strength(square_norms(push).sqrt(), square_norms(pull).sqrt(), room, self.prior.sigma(t))
+        return pull + scale.view(-1, *[1] * (push.ndim - 1)) * push, ratio
+
+    def _distil(self, step: int, t: int) -> tuple[dict[str, Tensor], Tensor]:
+        """The terms of the objective, and one whose gradient is theirs."""
         alpha, sigma = self.prior.alpha(t), self.prior.sigma(t)
         weight = self.hparams.distillation_weight * prior_weight(alpha, sigma, self.hparams.weighting)
         z = self.z[self.rows]
@@ -141,20 +223,17 @@ class RLSD(ParticleModule):
         losses = {"distillation": weight * distillation(score, z)}
         if self.hparams.renew_every == 1:
             losses |= self._decoder_losses(z, score, weight, sigma, step)
-            loss = sum(losses.values())
-        else:
-            if step % self.hparams.renew_every == 0:
-                renewed = self._decoder_losses(z, score, weight, sigma, step)
-                # a mean over an image's pixels has a gradient that half precision would round to zero
-                scale = self.x[0].numel()
-                if len(z):
-                    (gradient,) = torch.autograd.grad(scale * sum(renewed.values()), z)
-                    self.held[self.rows] = gradient / scale
-                self._renewed = {name: value.detach() for name, value in renewed.items()}
-            loss = losses["distillation"] + torch.sum(self.held[self.rows] * z)
-            losses |= self._renewed
-        self.log_losses(losses, batch_idx)
-        return loss
+            return losses, sum(losses.values())
+        if step % self.hparams.renew_every == 0 or step == self.sampling_steps:
+            renewed = self._decoder_losses(z, score, weight, sigma, step)
+            # a mean over an image's pixels has a gradient that half precision would round to zero
+            scale = self.x[0].numel()
+            if len(z):
+                (gradient,) = torch.autograd.grad(scale * sum(renewed.values()), z)
+                self.held[self.rows] = gradient / scale
+            self._renewed = {name: value.detach() for name, value in renewed.items()}
+        loss = losses["distillation"] + torch.sum(self.held[self.rows] * z)
+        return losses | self._renewed, loss
 
     def _decoder_losses(self, z: Tensor, score: Tensor, weight: Tensor, sigma: Tensor, step: int) -> dict[str, Tensor]:
         """The terms that need the decoded latents: what ties them to the measurements, and the repulsion."""
@@ -162,14 +241,27 @@ class RLSD(ParticleModule):
         losses = self._likelihood(decoded)
         if not self.hparams.gamma:
             return losses
-        if self.repulsion_is_on(step, self.hparams.sigma_break):
+        ratio = decoded.new_zeros(())
+        if self.repels(step):
             surrogate, ratio = self._repulsion(z, decoded, score, sigma, step)
             losses["repulsion"] = weight * surrogate
             self.repulsion_ratios.append(ratio.detach())
-        else:  # a curve that ends would go on with its last value
-            losses["repulsion"] = ratio = decoded.new_zeros(())
         self.log_step({"repulsion_to_score": ratio}, step)
         return losses
+
+    def _terms(self) -> list[str]:
+        """The names of all terms of the steps' losses."""
+        names = ["guidance"] if self.sampling_steps else []
+        if self.sampling_steps == len(self.timesteps):
+            return names
+        names.append("distillation")
+        if self.hparams.x_update == "adam" or not self.hparams.augmented:
+            names.append("fidelity")
+        if self.hparams.augmented:
+            names.append("coupling")
+        if self.repels(self.sampling_steps):
+            names.append("repulsion")
+        return names
 
     def _likelihood(self, decoded: Tensor) -> dict[str, Tensor]:
         """The terms that tie the latents to the measurements; in the proximal form they also renew x."""
@@ -181,17 +273,17 @@ class RLSD(ParticleModule):
                 "fidelity": self._fidelity(x),
                 "coupling": self.hparams.rho * coupling(x, decoded),
             }
-        self.x.data[self.rows] = x = self._proximal_steps(decoded)
+        self.x.data[self.rows] = x = self._proximal_steps(decoded, self.hparams.decoder_std**2)
         # x goes a share 1 / (1 + mu) of the way to the measurement; the latents feel all of it, whatever the noise
         terms = [
-            (1 + self.mu[measurement.name]) * coupling(x_of_one, decoded_of_one)
+            (1 + self.final_mu[measurement.name]) * coupling(x_of_one, decoded_of_one)
             for measurement, x_of_one, decoded_of_one in self.each_here(x, decoded)
         ]
         return {"coupling": sum(terms, decoded.new_zeros(()))}
 
-    def _proximal_steps(self, decoded: Tensor) -> Tensor:
+    def _proximal_steps(self, decoded: Tensor, image_var: float) -> Tensor:
         steps = [
-            proximal_step(measurement.physics, measurement.y, particles, self.mu[measurement.name])
+            proximal_step(measurement.physics, measurement.y, particles, self.mu(measurement, image_var))
             for measurement, particles in self.each_here(decoded)
         ]
         return torch.cat(steps) if steps else decoded
@@ -211,61 +303,23 @@ class RLSD(ParticleModule):
         with that of the coupling. Its norm after the decoder, which relative strength needs, is the norm before it
         times the decoder's gain, measured now and then.
         """
-        latents, images = z.detach().requires_grad_(), decoded.detach().requires_grad_()
-        features = at_least_float32(self.compared(latents, images))
-        density = self._log_density(features)
-        room = self._room(decoded)  # exchanges images, so those without particles take part
+        push = self.push(z, decoded, self.z)
         if not len(z):
             return z.sum(), decoded.new_zeros(())
-        push = torch.autograd.grad(density, (latents, images), allow_unused=True)
-        through_decoder = push[1] is not None
-        push_z, push_x = (
-            torch.zeros_like(leaf) if gradient is None else gradient
-            for gradient, leaf in zip(push, (latents, images), strict=True)
-        )
-        before = torch.sqrt(_square_norm(push_z) + _square_norm(push_x))
+        before = sum(square_norms(part) for part in push[:2] if part is not None).sqrt()
         gain = self.decoder_gain[self.rows]
-        if through_decoder and step % GAIN_EVERY == 0:
-            (pulled,) = torch.autograd.grad(decoded, z, push_x, retain_graph=True)
-            after = torch.sqrt(_square_norm(push_z + pulled))
+        if push.images is not None and step % GAIN_EVERY == 0:
+            (pulled,) = torch.autograd.grad(decoded, z, push.images, retain_graph=True)
+            after = square_norms(pulled if push.latents is None else pulled + push.latents).sqrt()
             gain.copy_(torch.where(before > 0, after / before, gain))
-        norm, score_norm = before * gain, _square_norm(score).sqrt()
-        if self.hparams.gamma_mode == "absolute":
-            scale = self.hparams.gamma * sigma * torch.ones_like(norm)
-        else:
-            # a lone particle, or two in one place, have no direction to go
-            scale = torch.where(norm > 0, self.hparams.gamma * room * score_norm / norm, 0.0)
-        ratio = (scale * norm / score_norm).sum() / self.num_particles
-        scale = scale.view(-1, *[1] * (z.ndim - 1)) / self.z[0].numel()
-        surrogate = torch.sum(scale * push_z * z)
-        if through_decoder:
-            surrogate = surrogate + torch.sum(scale.view(-1, *[1] * (decoded.ndim - 1)) * push_x * decoded)
-        return surrogate, ratio
-
-    def _room(self, decoded: Tensor) -> Tensor:
-        """The share of the full strength that the repulsion of each of this process's particles has."""
-        if not self.hparams.room or self.hparams.gamma_mode == "absolute":
-            return decoded.new_ones(len(decoded))
-        # every process sums over all particles: sums over some would be rounded in another way
-        seen = self.gather(at_least_float32(thumbnails(decoded.detach())))
-        squares = torch.cat([mean_square_difference(particles) for _, particles in self.each(seen)])
-        return (squares[self.rows] / self.hparams.room**2).clamp(max=1)
-
-    def _log_density(self, features: Tensor) -> Tensor:
-        """The sum of this process's particles' log densities; no kernel joins two measurements."""
-        others = {measurement.name: rows for measurement, rows in self.each(self._every(features))}
-        densities = [
-            log_density(mine, others[measurement.name], median_bandwidth(others[measurement.name])).sum()
-            for measurement, mine in self.each_here(features)
+        scale, ratio = self.strength(before * gain, square_norms(score).sqrt(), push.room, sigma)
+        scale = scale / self.z[0].numel()
+        surrogates = [
+            torch.sum(scale.view(-1, *[1] * (value.ndim - 1)) * part * value)
+            for part, value in ((push.latents, z), (push.images, decoded))
+            if part is not None
         ]
-        return sum(densities)
-
-    @torch.no_grad()
-    def _every(self, features: Tensor) -> Tensor:
-        """All particles' features."""
-        if getattr(self.features, "needs_images", True):
-            return self.gather(features.detach())
-        return at_least_float32(self.features(self.z.detach(), None))
+        return sum(surrogates), ratio
 
     @torch.no_grad()
     def reconstructions(self) -> tuple[Tensor, Tensor]:
@@ -275,7 +329,7 @@ class RLSD(ParticleModule):
         elif self.hparams.x_update == "adam":
             x = self.x[self.rows]
         else:
-            x = self._proximal_steps(decoded)
+            x = self._proximal_steps(decoded, self.hparams.decoder_std**2)
         return self.gather(x.detach()), self.gather(decoded)
 
     def configure_optimizers(self) -> dict:
@@ -291,7 +345,3 @@ class RLSD(ParticleModule):
 
         schedule = LambdaLR(optimizer, decay)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
-
-
-def _square_norm(value: Tensor) -> Tensor:
-    return at_least_float32(value).square().flatten(1).sum(dim=1)

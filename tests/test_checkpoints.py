@@ -22,7 +22,7 @@ from rlsd_lightning.particles import ParticleModule
     [
         (RLSD, {}),
         (RLSD, {"renew_every": 3}),
-        (RLSD, {"x_update": "adam"}),
+        (RLSD, {"x_update": "adam", "sampling_share": 0.0}),
         (RLSD, {"augmented": False}),
         (RLSDPaper, {"num_particles": 3}),
     ],

@@ -43,7 +43,7 @@ def children(process: subprocess.Popen) -> list[int]:
     [
         (2, ["features=vit", "features.pretrained={features}", "method.renew_every=2", "method.room=3"]),
         (3, ["num_particles=2", "method.room=3"]),  # one process has no particle at all
-        (3, ["method.x_update=adam"]),
+        (3, ["method.x_update=adam", "method.sampling_share=0"]),
         (2, ["method=rlsd_paper", "features=vit", "features.pretrained={features}"]),
         (4, ["data.limit=2", "measurements_per_batch=2", "method.room=3"]),
         (2, ["trainer.precision=bf16-mixed"]),

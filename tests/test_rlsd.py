@@ -25,7 +25,7 @@ from rlsd_lightning.operators import inpainting, super_resolution
 F64 = torch.float64
 FORMS = pytest.mark.parametrize(
     "form",
-    [{}, {"x_update": "adam"}, {"augmented": False}],
+    [{}, {"x_update": "adam", "sampling_share": 0.0}, {"augmented": False}],
     ids=["proximal", "adam", "not_augmented"],
 )
 KINDS = pytest.mark.parametrize("kind", ["latents", "pixels", "vit"])
@@ -46,7 +46,7 @@ def make(prior: StableDiffusionPrior, features: nn.Module | None = None, **setti
     physics = inpainting(prior.image_shape, mask="half").double()
     truth = 2 * torch.rand(1, *prior.image_shape, generator=torch.Generator().manual_seed(0), dtype=F64) - 1
     measurement = Measurement("face", physics.A(truth), physics)
-    settings = {"num_particles": 3, "num_steps": 20, "sigma_break": 1000, **settings}
+    settings = {"num_particles": 3, "num_steps": 20, "sigma_break": 1000, "sampling_share": 0.0, **settings}
     return RLSD(prior, measurement, features or PixelFeatures(), **settings).double()
 
 
@@ -127,7 +127,7 @@ def test_gradient_without_repulsion_is_that_of_the_written_objective(form: dict,
     module = make(prior, gamma=0.0, rho=0.3, **form)
     x, actual = module.x.detach().clone(), gradient(module)
     decoded = prior.decode(module.z)
-    (_, y, physics, *_), mu = module.measurements[0], module.mu["face"]
+    (_, y, physics, *_), mu = module.measurements[0], module.final_mu["face"]
     mask = physics.mask
     if not form:
         x = (mask * y + mu * decoded.detach()) / (mask + mu)
@@ -257,7 +257,7 @@ def test_the_gate_shuts_after_its_share_of_the_steps(prior: StableDiffusionPrior
 
 def test_frozen_parts_are_neither_in_checkpoints_nor_trained(prior: StableDiffusionPrior, tiny_features: ViTFeatures):
     module = make(prior, tiny_features)
-    assert set(module.state_dict()) == {"z", "x", "decoder_gain"}
+    assert set(module.state_dict()) == {"z", "x", "z_t", "decoder_gain"}
     assert {name for name, _ in module.named_parameters()} == {"z", "x"}
     assert not any("prior" in name or "features" in name for name in module.hparams)
 
@@ -276,6 +276,10 @@ def test_a_step_gives_the_prior_no_gradient(prior: StableDiffusionPrior):
         ({"num_steps": 1001}, "num_steps.*1000.*got 1001"),
         ({"gamma_mode": "strong"}, "gamma_mode.*'strong'"),
         ({"x_update": "sgd"}, "x_update.*'sgd'"),
+        ({"sampling_share": 1.5}, "sampling_share must be from 0 to 1.*got 1.5"),
+        ({"sampling_share": 0.5, "x_update": "adam"}, "0 where method.x_update is adam, got 0.5"),
+        ({"zeta": -1.0}, "zeta.*got -1"),
+        ({"image_std": 0.0}, "image_std.*got 0"),
         ({"seed": -1}, "seed.*got -1"),
         ({"weighting": "cubic"}, "'cubic'"),
         ({"gamma": -1.0}, "gamma.*got -1"),

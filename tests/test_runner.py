@@ -80,7 +80,7 @@ def assert_close(first: dict[str, Tensor], second: dict[str, Tensor]) -> None:
         (RLSD, "vit", {"gamma": 2.0, "gamma_mode": "absolute"}),
         (RLSD, "vit", {"gamma": 0.3, "particle_chunk": 4}),
         (RLSD, "latents", {"renew_every": 3}),
-        (RLSD, "latents", {"x_update": "adam"}),
+        (RLSD, "latents", {"x_update": "adam", "sampling_share": 0.0}),
         (RLSD, "latents", {"augmented": False, "gamma": 0.0}),
         (RLSDPaper, "vit", {}),
     ],

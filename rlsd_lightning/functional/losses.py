@@ -13,6 +13,7 @@ __all__ = [
     "coupling",
     "distillation",
     "half_mean_square",
+    "norms",
     "photon_misfit",
     "square_misfit",
 ]
@@ -28,6 +29,11 @@ def at_least_float32(value: Tensor) -> Tensor:
 
 def _per_particle_mean(value: Tensor) -> Tensor:
     return value.flatten(1).mean(dim=1)
+
+
+def norms(value: Tensor) -> Tensor:
+    """Every particle's Euclidean norm, with shape (N,): it has a gradient at zero, and half precision can hold it."""
+    return (at_least_float32(value).flatten(1).square().sum(dim=1) + 1e-12).sqrt()
 
 
 def half_mean_square(error: Tensor) -> Tensor:

@@ -1,0 +1,137 @@
+"""Particles that keep apart: the gradient of their own density, and how strong it is beside what else moves them."""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from rlsd_lightning.annealed import AnnealedModule
+from rlsd_lightning.errors import InputError
+from rlsd_lightning.functional.kernels import log_density, mean_square_difference, median_bandwidth, thumbnails
+from rlsd_lightning.functional.losses import at_least_float32
+from rlsd_lightning.measurement import Measurement
+from rlsd_lightning.particles import check_settings
+from rlsd_lightning.priors import Prior
+
+__all__ = ["Push", "RepulsiveModule", "square_norms"]
+
+
+class Push(NamedTuple):
+    r"""The gradient of the particles' log density :math:`\log \sum_j k(f_i, f_j)`, towards HIGHER density.
+
+    Attributes:
+        latents: In the latents, with their shape; None if the features don't look at them.
+        images: In their decoded images, with their shape; None if the features don't look at them.
+        room: The share of the full strength that each particle's has, with shape :math:`(n,)`.
+    """
+
+    latents: Tensor | None
+    images: Tensor | None
+    room: Tensor
+
+
+class RepulsiveModule(AnnealedModule):
+    r"""What methods with a kernel between particles share.
+
+    Args:
+        prior: The latent diffusion prior.
+        measurements: What is known: one measurement, or several that are solved side by side.
+        features: Called with latents and images, returns what the kernel compares.
+        gamma: Strength of the repulsion; 0 switches it off.
+        gamma_mode: ``relative``: the repulsion's norm is at most ``gamma`` times that of what it stands beside, for each
+            particle; ``absolute``: :math:`\gamma \sigma_t` times the gradient.
+        room: Root mean square difference of a particle's image :math:`D(z_i)` to the others', in units of an image in
+            [-1, 1], from which on relative repulsion has its full strength; below, strength falls with the square of
+            the difference, so that particles are left alone where the data leave them no room. 0: full everywhere.
+        sigma_break: Repulsion acts in the first so many thousandths of the steps, those with the most noise.
+        common: Arguments of :class:`~rlsd_lightning.annealed.AnnealedModule` and
+            :class:`~rlsd_lightning.particles.ParticleModule`.
+
+    Raises:
+        InputError: If an argument is out of range.
+    """
+
+    def __init__(
+        self,
+        prior: Prior,
+        measurements: Measurement | Sequence[Measurement],
+        features: nn.Module,
+        *,
+        gamma: float = 1.0,
+        gamma_mode: str = "relative",
+        room: float = 0.4,
+        sigma_break: int = 500,
+        **common: Any,
+    ) -> None:
+        super().__init__(prior, measurements, features, **common)
+        if gamma_mode not in ("relative", "absolute"):
+            raise InputError(f"method.gamma_mode must be relative or absolute, got '{gamma_mode}'")
+        check_settings({"gamma": gamma, "room": room, "sigma_break": sigma_break}, {})
+
+    def repels(self, step: int) -> bool:
+        """Whether there is repulsion in a step."""
+        return self.hparams.gamma > 0 and self.repulsion_is_on(step, self.hparams.sigma_break)
+
+    def push(self, latents: Tensor, images: Tensor, every: Tensor | None = None) -> Push:
+        """The push of this process's particles; all processes of a group call it together, those without any too.
+
+        Args:
+            latents: With shape (n, ...).
+            images: The decoded latents.
+            every: All particles' latents, where this process has them: then some features need not be exchanged.
+        """
+        latents, images = latents.detach().requires_grad_(), images.detach().requires_grad_()
+        features = at_least_float32(self.compared(latents, images))
+        if every is None or getattr(self.features, "needs_images", True):
+            others = self.gather(features.detach())
+        else:
+            with torch.no_grad():
+                others = at_least_float32(self.features(every.detach(), None))
+        density = self._log_density(features, others)
+        room = self._room(images)
+        if not len(latents):
+            return Push(latents, None, room)
+        return Push(*torch.autograd.grad(density, (latents, images), allow_unused=True), room)
+
+    def strength(self, norms: Tensor, beside: Tensor, room: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
+        """What pushes of some norms are multiplied by, and their norm then over that of what they stand beside.
+
+        Args:
+            norms: Norms of the pushes, with shape (n,).
+            beside: Norms of what they stand beside, with the same shape.
+            room: The shares of the full strength, with the same shape.
+            sigma: The noise level.
+
+        Returns:
+            The factors, with shape (n,), and the ratio, summed over this process's shares of measurements.
+        """
+        if self.hparams.gamma_mode == "absolute":
+            scale = self.hparams.gamma * sigma * torch.ones_like(norms)
+        else:
+            # a lone particle, or two in one place, have no direction to go
+            scale = torch.where(norms > 0, self.hparams.gamma * room * beside / norms, 0.0)
+        ratio = torch.where(beside > 0, scale * norms / beside, 0.0)
+        return scale, ratio.sum() / self.num_particles
+
+    def _room(self, decoded: Tensor) -> Tensor:
+        if not self.hparams.room or self.hparams.gamma_mode == "absolute":
+            return decoded.new_ones(len(decoded))
+        # every process sums over all particles: sums over some would be rounded in another way
+        seen = self.gather(at_least_float32(thumbnails(decoded.detach())))
+        squares = torch.cat([mean_square_difference(particles) for _, particles in self.each(seen)])
+        return (squares[self.rows] / self.hparams.room**2).clamp(max=1)
+
+    def _log_density(self, features: Tensor, every: Tensor) -> Tensor:
+        """The sum of this process's particles' log densities; no kernel joins two measurements."""
+        others = {measurement.name: rows for measurement, rows in self.each(every)}
+        densities = [
+            log_density(mine, others[measurement.name], median_bandwidth(others[measurement.name])).sum()
+            for measurement, mine in self.each_here(features)
+        ]
+        return sum(densities)
+
+
+def square_norms(value: Tensor) -> Tensor:
+    """Every particle's squared norm, with shape (N,)."""
+    return at_least_float32(value).square().flatten(1).sum(dim=1)
