@@ -25,16 +25,18 @@ TASKS = sorted(file.stem for file in (PROJECT / "configs" / "task").glob("*.yaml
 FIGURES = ("psnr_pseudo_inverse", "psnr_mean", "psnr_best", "psnr_of_mean", "ssim_mean", "diversity", "seconds")
 FORMS = {
     "default": [],
-    "none": ["method.gamma=0"],
-    "one strength": ["method.room=0"],
-    "every 4th": ["method.renew_every=4"],
-    "fast": ["preset=fast"],
-    "paper steps": ["preset=paper"],
+    "no repulsion": ["method=independent"],
     "not augmented": ["method=not_augmented"],
+    "distilled": ["method=distilled"],
+    "SDS": ["method=sds"],
     "mixture": ["method=mixture"],
     "DPS": ["method=dps"],
     "PSLD": ["method=psld"],
-    "DAPS": ["method=daps", "num_steps=40"],
+    "DAPS": ["method=daps", "num_steps=20"],  # each calls the denoiser five times
+    "published": ["method=rlsd_paper"],
+    "every 2nd": ["method.renew_every=2"],
+    "fast": ["preset=fast"],
+    "paper steps": ["preset=paper"],
 }
 """What a form sets. One strength is the same wherever the particles are; the default's heeds their room."""
 
@@ -45,7 +47,8 @@ def run(task: str, form: str, args: argparse.Namespace) -> dict[str, float | Non
     folder = args.out / name
     if not (folder / "summary.csv").is_file():
         command = [sys.executable, str(PROJECT / "train.py"), f"task={task}", f"data.limit={args.limit}"]
-        command += [f"output_dir={folder}", f"data.images={args.faces.resolve()}", *args.overrides, *FORMS[form]]
+        command += [f"output_dir={folder}", f"data.images={args.faces.resolve()}"]
+        command += [f"measurements_per_batch={args.batch}", *args.overrides, *FORMS[form]]
         threads = str(max(1, (os.cpu_count() or 1) // args.jobs))
         with (args.out / f"{name}.log").open("w") as log:
             environment = {**os.environ, "OMP_NUM_THREADS": threads}
@@ -94,10 +97,11 @@ def main() -> None:
     options.add_argument("overrides", nargs="*", help="further arguments of train.py")
     options.add_argument("--tasks", nargs="+", default=TASKS, choices=TASKS, metavar="TASK")
     options.add_argument(
-        "--forms", nargs="+", default=["none", "one strength", "default"], choices=FORMS, metavar="FORM"
+        "--forms", nargs="+", default=["SDS", "no repulsion", "default"], choices=FORMS, metavar="FORM"
     )
     options.add_argument("--faces", type=Path, default=PROJECT / "data" / "faces" / "heldout", help="clean images")
     options.add_argument("--limit", type=int, default=16, help="how many of them")
+    options.add_argument("--batch", type=int, default=8, help="how many of them are solved side by side")
     options.add_argument("--jobs", type=int, default=2, help="processes side by side")
     options.add_argument("--out", type=Path, default=Path("outputs/tasks"), help="folder of the runs")
     options.add_argument("--json", type=Path, help="also write the figures to this file")

@@ -7,7 +7,7 @@ noise from step to step, and the auxiliary image pulls at them through the decod
     \hat z_i &= (z_{t,i} - \sigma_t \hat\epsilon(z_{t,i}, t)) / \alpha_t \\
     x_i &= \arg\min_x \mathrm{misfit}(A(x), y) + \mu_t \, \mathrm{mean}(x - D(\hat z_i))^2 \\
     z_{s,i} &\sim \mathcal{N}(m_t(z_{t,i}, \hat z_i), \tau_t^2 I), \qquad
-    z_{s,i} \leftarrow z_{s,i} - \zeta \nabla_{z_{t,i}} \big[ \|x_i - D(\hat z_i)\|
+    z_{s,i} \leftarrow z_{s,i} - \zeta_K \nabla_{z_{t,i}} \big[ \|x_i - D(\hat z_i)\|
         + \gamma_i \log \textstyle\sum_j k(f_i, f_j) \big] \quad \text{with features } f_i = \phi(D(\hat z_i))
 
 In the others they are distilled, with fresh noise :math:`\epsilon` in every step:
@@ -57,7 +57,8 @@ class RLSD(RepulsiveModule):
         features: Called with latents and images, returns what the kernel compares.
         sampling_share: Share of the timesteps, those with the most noise, in which particles are sampled; 0 distils in
             all, as published, 1 samples in all.
-        zeta: Step size :math:`\zeta` of the auxiliary image's pull while particles are sampled, as in DPS.
+        zeta: Step size :math:`\zeta` of the auxiliary image's pull in a run of a hundred steps; in :math:`K` steps it is
+            :math:`\zeta_K = 100 \, \zeta / K`, so that all pulls together are the same.
         image_std: Standard deviation of the prior's images; with the noise that is left it gives :math:`\mu_t`.
         augmented: Whether there is an auxiliary image :math:`x`; if not, the fidelity acts on :math:`D(z)`, and
             :math:`\|y - A D(\hat z)\|` is what pulls.
@@ -131,6 +132,7 @@ class RLSD(RepulsiveModule):
         )
         # a start with less noise has some of these steps behind it
         self.sampling_steps = max(0, round(sampling_share * self.full_length) - self.first_step)
+        self.step_size = 100 * zeta / self.full_length
         self.final_mu = {each.name: self.mu(each, decoder_std**2) for each in self.measurements}
         self.x.requires_grad_(augmented and x_update == "adam")
         self.register_buffer("decoder_gain", torch.ones(len(self.z)))
@@ -206,9 +208,9 @@ class RLSD(RepulsiveModule):
         if self.hparams.augmented:
             image_var = self.hparams.image_std**2 * self.left_open[t] + self.hparams.decoder_std**2
             self.x.data[self.rows] = x = self._proximal_steps(images, image_var)
-            return self.hparams.zeta * norms(x - images)
+            return self.step_size * norms(x - images)
         residuals = [norms(y - measured(physics, mine)) for (_, y, physics, *_), mine in self.each_here(images)]
-        return self.hparams.zeta * torch.cat(residuals) if residuals else images.new_zeros(0)
+        return self.step_size * torch.cat(residuals) if residuals else images.new_zeros(0)
 
     def _repelled(self, pull: Tensor, push: Tensor, room: Tensor, t: int) -> tuple[Tensor, Tensor]:
         scale, ratio = self.strength(square_norms(push).sqrt(), square_norms(pull).sqrt(), room, self.prior.sigma(t))

@@ -52,7 +52,7 @@ class ParticleModule(L.LightningModule):
         features: nn.Module,
         *,
         num_particles: int = 4,
-        num_steps: int = 200,
+        num_steps: int = 100,
         seed: int = 0,
         warm_share: float = 0.5,
         particle_chunk: int | None = None,

@@ -26,7 +26,7 @@ def solve(
     prior: Prior,
     *,
     num_particles: int = 4,
-    num_steps: int = 200,
+    num_steps: int = 100,
     seed: int = 0,
     features: nn.Module | None = None,
     method: Callable[..., ParticleModule] = RLSD,
