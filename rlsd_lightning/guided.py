@@ -61,7 +61,7 @@ class LatentDPS(AnnealedModule):
         measurements: Measurement | Sequence[Measurement],
         features: nn.Module,
         *,
-        zeta: float = 1.0,
+        zeta: float = 3.0,
         gluing: float = 0.0,
         **common: Any,
     ) -> None:

@@ -9,7 +9,15 @@ from operator_cases import EVERY
 from torch import Generator, rand
 from trainers import StopAt, StopError, assert_same_bits, trainer_with
 
-from rlsd_lightning import LatentDAPS, LatentDPS, LatentFeatures, Measurement, MixtureDistillation, TwistedFilter
+from rlsd_lightning import (
+    RLSD,
+    LatentDAPS,
+    LatentDPS,
+    LatentFeatures,
+    Measurement,
+    MixtureDistillation,
+    TwistedFilter,
+)
 from rlsd_lightning.particles import ParticleModule
 
 FORMS = {
@@ -19,6 +27,8 @@ FORMS = {
     "psld": (LatentDPS, {"gluing": 0.1}),
     "daps": (LatentDAPS, {"ode_steps": 2, "langevin_steps": 2}),
     "mixture": (MixtureDistillation, {}),
+    "rlsd": (RLSD, {"sampling_share": 0.5}),
+    "not augmented": (RLSD, {"augmented": False}),
 }
 
 
@@ -32,7 +42,7 @@ def seen_by(physics: Physics, shape: tuple[int, ...]) -> Measurement:
 
 
 @pytest.mark.parametrize("count", [1, 3])
-@pytest.mark.parametrize("form", ["twisted", "dps", "daps"])
+@pytest.mark.parametrize("form", ["twisted", "dps", "daps", "rlsd"])
 @pytest.mark.parametrize("name", EVERY)
 def test_every_operator_with_any_number(name: str, form: str, count: int, tiny_prior, tmp_path: Path):
     physics = EVERY[name](tiny_prior.image_shape)
@@ -60,7 +70,7 @@ def test_stopped_at_any_step_it_ends_the_same(stop: int, form: str, tiny_prior, 
     assert_same_bits(tmp_path / "cut" / "noise", tmp_path / "whole" / "noise")
 
 
-@pytest.mark.parametrize("method", ["twisted", "dps", "daps", "mixture"])
+@pytest.mark.parametrize("method", ["twisted", "dps", "daps", "mixture", "rlsd"])
 def test_particles_over_processes_end_with_the_same_bits(method: str, small: list[str], tmp_path: Path):
     command = [*small, f"method={method}", "method.particle_chunk=1", "num_steps=12"]
     command += ["method.resample_below=0.9"] if method == "twisted" else []
