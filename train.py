@@ -95,7 +95,8 @@ def resumed(cfg: DictConfig) -> DictConfig:
     folder = Path(cfg.output_dir)
     started_with = OmegaConf.merge({"patience": cfg.patience}, saved_settings(folder))
     if started_with.method._target_ == "rlsd_lightning.module.RLSD":
-        started_with.method.setdefault("room", 0.0)  # what runs did before there was this setting
+        for name in ("room", "sampling_share"):
+            started_with.method.setdefault(name, 0.0)  # what runs did before there were these settings
     names = [item.lstrip("+~").split("=")[0] for item in HydraConfig.get().overrides.task]
     for name in names:
         if "/" in name or name in HydraConfig.get().runtime.choices or name == "measurements_per_batch":

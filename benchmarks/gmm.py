@@ -47,6 +47,7 @@ STORED = {  # median max-sliced distance of the public benchmark's own stored ru
 }
 
 
+SLOW = ("distilled, gamma 0", "distilled", "mixture", "rlsd_paper")
 SHOWN = ("max_sw", "mean_sw", "mode_tv", "within_mode_spread", "residual_ratio", "log_prior_gap", "seconds")
 
 
@@ -121,7 +122,10 @@ METHODS: dict[str, Callable[[MixtureProblem, int, int], Tensor]] = {
     "DAPS": daps,
     "rlsd, gamma 0": lambda problem, count, seed: rlsd(problem, count, seed, gamma=0.0),
     "rlsd": rlsd,
-    "rlsd, mixture": lambda problem, count, seed: rlsd(problem, count, seed, MixtureDistillation),
+    "rlsd, sampled only": lambda problem, count, seed: rlsd(problem, count, seed, sampling_share=1.0),
+    "distilled, gamma 0": lambda problem, count, seed: rlsd(problem, count, seed, sampling_share=0.0, gamma=0.0),
+    "distilled": lambda problem, count, seed: rlsd(problem, count, seed, sampling_share=0.0, gamma=0.5),
+    "mixture": lambda problem, count, seed: rlsd(problem, count, seed, MixtureDistillation),
     "rlsd_paper": rlsd_paper,
     "twisted": twisted,
     "twisted, 400 steps": lambda problem, count, seed: twisted(problem, count, seed, 400),
@@ -174,7 +178,7 @@ def row(name: str, method: str, problems: list[MixtureProblem], count: int, seed
 def compared(name: str, problem: MixtureProblem, methods: list[str], seeds: int) -> list[dict]:
     """Methods on one problem, order 2; the slow ones once."""
     return [
-        row(name, method, [problem], 1000, 1 if method.startswith("rlsd") else seeds, order=2) for method in methods
+        row(name, method, [problem], 1000, 1 if method in SLOW else seeds, order=2) for method in methods
     ]
 
 
@@ -193,7 +197,7 @@ def sizes_rows(methods: list[str], seeds: int) -> list[dict]:
         for d_y in (1, 2, 4):
             numbers = range(min(seeds, 3))
             problems = [grid_problem(d_y, d_x, 100 * d_y + n, 2000, linear_levels(last=0.03)) for n in numbers]
-            chosen = [method for method in methods if method in ("exact draws", "DPS", "rlsd, gamma 0", "twisted")]
+            chosen = [method for method in methods if method in ("exact draws", "DPS", "rlsd, gamma 0", "distilled, gamma 0", "twisted")]
             rows += [row("sizes", method, problems, 2000, 1, order=1) for method in chosen]
     return rows
 
