@@ -177,9 +177,7 @@ def row(name: str, method: str, problems: list[MixtureProblem], count: int, seed
 
 def compared(name: str, problem: MixtureProblem, methods: list[str], seeds: int) -> list[dict]:
     """Methods on one problem, order 2; the slow ones once."""
-    return [
-        row(name, method, [problem], 1000, 1 if method in SLOW else seeds, order=2) for method in methods
-    ]
+    return [row(name, method, [problem], 1000, 1 if method in SLOW else seeds, order=2) for method in methods]
 
 
 def grid_rows(methods: list[str], seeds: int) -> list[dict]:
@@ -197,7 +195,11 @@ def sizes_rows(methods: list[str], seeds: int) -> list[dict]:
         for d_y in (1, 2, 4):
             numbers = range(min(seeds, 3))
             problems = [grid_problem(d_y, d_x, 100 * d_y + n, 2000, linear_levels(last=0.03)) for n in numbers]
-            chosen = [method for method in methods if method in ("exact draws", "DPS", "rlsd, gamma 0", "distilled, gamma 0", "twisted")]
+            chosen = [
+                method
+                for method in methods
+                if method in ("exact draws", "DPS", "rlsd, gamma 0", "distilled, gamma 0", "twisted")
+            ]
             rows += [row("sizes", method, problems, 2000, 1, order=1) for method in chosen]
     return rows
 

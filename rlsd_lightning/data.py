@@ -79,9 +79,11 @@ class ImageMeasurements(Sequence[Measurement]):
         seed: Seed of the measurements' noise, together with an image's name.
         sequence: Whether they are frames or slices in their order: their particles share their noise, and the run
             starts each from the one before.
+        tile: Height and width of tiles: each image is then a mosaic of pictures, which begins with the one it is named
+            after; for priors that are asked for larger images than they were trained for.
 
     Raises:
-        InputError: If nothing is found; when an image is asked for, if it can't be read.
+        InputError: If nothing is found, or tiles don't fit; when an image is asked for, if it can't be read.
     """
 
     def __init__(
@@ -92,13 +94,19 @@ class ImageMeasurements(Sequence[Measurement]):
         limit: int | None = None,
         seed: int = 0,
         sequence: bool = False,
+        tile: int | None = None,
     ) -> None:
         self.image_shape, self.physics, self.seed, self.sequence = image_shape, physics, seed, sequence
+        self.tile = tile
+        if tile is not None and (tile < 1 or any(length % tile for length in image_shape[-2:])):
+            raise InputError(f"data.tile must divide the image's height and width {image_shape[-2:]}, got {tile}")
+        if tile is not None and Path(images).suffix == ".npy":
+            raise InputError("data.tile is for pictures, but data.images is a .npy file")
         self.volume = load_volume(Path(images)) if Path(images).suffix == ".npy" else None
         if self.volume is None:
-            self.files = find_images(images, limit)
             # names key the noise, so they come from all files: a limit does not change them
-            self.names = _folder_names(find_images(images))[: len(self.files)]
+            self.files = find_images(images)
+            self.names = _folder_names(self.files)[: len(find_images(images, limit))]
         else:
             self.names = [f"{index:04d}" for index in range(len(self.volume))][:limit]
 
@@ -107,10 +115,20 @@ class ImageMeasurements(Sequence[Measurement]):
 
     def __getitem__(self, index: int) -> Measurement:
         name, size = self.names[index], self.image_shape[-2:]
-        truth = load_image(self.files[index], *size) if self.volume is None else fit(self.volume[index][None], *size)
+        truth = self._picture(index) if self.volume is None else fit(self.volume[index][None], *size)
         y = measure(self.physics, truth, self.seed + measurement_key(name))
         # the copy goes to the particles' device; this one stays here, where the next image is measured
         return Measurement(name, y, copy.deepcopy(self.physics), truth, series="sequence" if self.sequence else None)
+
+    def _picture(self, index: int) -> Tensor:
+        height, width = self.image_shape[-2:]
+        if self.tile is None:
+            return load_image(self.files[index], height, width)
+        rows, columns = height // self.tile, width // self.tile
+        places = range(index * rows * columns, (index + 1) * rows * columns)
+        tiles = [load_image(self.files[place % len(self.files)], self.tile, self.tile) for place in places]
+        lines = [torch.cat(tiles[row * columns : (row + 1) * columns], dim=-1) for row in range(rows)]
+        return torch.cat(lines, dim=-2)
 
 
 def measurements(
@@ -123,6 +141,7 @@ def measurements(
     kernel: str | Path | None = None,
     seed: int = 0,
     sequence: bool = False,
+    tile: int | None = None,
 ) -> ImageMeasurements | MeasurementList:
     """The inverse problems that a run is asked to solve: a measured file if there is one, else images.
 
@@ -136,6 +155,7 @@ def measurements(
         kernel: File of a blur kernel.
         seed: Seed of the measurements' noise.
         sequence: Whether the images are frames or slices in their order.
+        tile: Height and width of tiles, for mosaics of images.
 
     Raises:
         InputError: If something is missing, can't be read, or is not used by the operator.
@@ -146,7 +166,7 @@ def measurements(
         return MeasurementList([Measurement(Path(measurement).stem, load_measured(measurement, operator), operator)])
     if images is None:
         raise InputError("data.images or data.measurement is expected, got neither")
-    return ImageMeasurements(image_shape, operator, images, limit, seed, sequence)
+    return ImageMeasurements(image_shape, operator, images, limit, seed, sequence, tile)
 
 
 def unobserved(

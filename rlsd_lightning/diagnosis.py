@@ -198,7 +198,9 @@ def _repulsion(seen: Signs) -> list[tuple[str, tuple[str, ...]]]:
     if not ratio:
         return []
     if ratio > MOST_REPULSION:
-        return [(f"the repulsion is {ratio:.3g} times as strong as what else moves the particles", ("lower method.gamma",))]
+        return [
+            (f"the repulsion is {ratio:.3g} times as strong as what else moves the particles", ("lower method.gamma",))
+        ]
     if not _above(seen.coupling, MOST_COUPLING):
         return []
     far = f"x is {seen.coupling:.3g} times as far from D(z) as the decoder's error"

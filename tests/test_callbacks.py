@@ -66,7 +66,9 @@ def test_the_guard_stops_at_its_next_look_and_at_the_end(
 
 
 def test_the_guard_looks_at_the_auxiliaries_too(tiny_prior, tiny_features, measurement, tmp_path: Path) -> None:
-    module = RLSD(tiny_prior, measurement, tiny_features, num_steps=STEPS, num_particles=2, x_update="adam", sampling_share=0.0)
+    module = RLSD(
+        tiny_prior, measurement, tiny_features, num_steps=STEPS, num_particles=2, x_update="adam", sampling_share=0.0
+    )
     with pytest.raises(NonFiniteError, match="at step 2"):
         fit(module, tmp_path, Spoil("x", 1, float("nan")), FiniteGuard(every_n_steps=2))
 

@@ -45,9 +45,7 @@ def half(shape: tuple[int, ...], sigma: float = 0.001) -> LinearPhysics:
     return inpainting(shape, mask="half", sigma=sigma)
 
 
-def make(
-    prior: StableDiffusionPrior, features: nn.Module | None = None, operator: Callable = half, **settings
-) -> RLSD:
+def make(prior: StableDiffusionPrior, features: nn.Module | None = None, operator: Callable = half, **settings) -> RLSD:
     """A problem of a random image, all in float64, before a step of sampling."""
     physics = operator(prior.image_shape).double()
     truth = 2 * torch.rand(1, *prior.image_shape, generator=torch.Generator().manual_seed(0), dtype=F64) - 1
@@ -60,7 +58,11 @@ def pulled(module: RLSD) -> Tensor:
     """How far a step takes the noisy latents from where the prior alone would."""
     z_t, t = module.z_t.clone(), module.timesteps[STEP]
     module.training_step((STEP, t), STEP)
-    levels = [level[index] for index in (t, module.timesteps[STEP + 1]) for level in (module.prior.alphas, module.prior.sigmas)]
+    levels = [
+        level[index]
+        for index in (t, module.timesteps[STEP + 1])
+        for level in (module.prior.alphas, module.prior.sigmas)
+    ]
     from_noisy, from_clean, variance = reverse_step(*levels)
     with torch.no_grad():
         clean = denoised(module, z_t)

@@ -18,7 +18,8 @@ HALF = partial(inpainting, mask="half")
 def make(prior: Prior, operator=HALF, **settings) -> RLSD:
     physics = operator(prior.image_shape)
     y = physics.A(torch.linspace(-1, 1, 3 * 32 * 32).view(1, *prior.image_shape))
-    return RLSD(prior, Measurement("m", y, physics), LatentFeatures(), num_particles=3, num_steps=20, **settings)
+    settings = {"num_particles": 3, "num_steps": 20, "sampling_share": 0.0, **settings}
+    return RLSD(prior, Measurement("m", y, physics), LatentFeatures(), **settings)
 
 
 def gradient(module: RLSD, step: int) -> Tensor:
@@ -45,12 +46,13 @@ def test_held_gradients_are_those_of_the_last_renewal(tiny_prior: StableDiffusio
     torch.testing.assert_close(gradient(held, 3), gradient(every, 3))
 
 
+@pytest.mark.parametrize("share", [0.0, 1.0])
 def test_the_decoder_runs_once_in_so_many_steps(
-    tiny_prior: StableDiffusionPrior, monkeypatch: pytest.MonkeyPatch
+    share: float, tiny_prior: StableDiffusionPrior, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     decoded, decode = [], tiny_prior.decode
     monkeypatch.setattr(tiny_prior, "decode", lambda z: decoded.append(step) or decode(z))
-    module = make(tiny_prior, renew_every=4)
+    module = make(tiny_prior, renew_every=4, sampling_share=share)
     for step in range(10):
         gradient(module, step)
     assert decoded == [0, 4, 8]
@@ -81,8 +83,9 @@ class Waits(TorchDispatchMode):
 # operators without a closed form are solved by deepinv's conjugate gradients or torch's Adam, which look at numbers
 @pytest.mark.parametrize("operator", [HALF, super_resolution, gaussian_blur, mri])
 @pytest.mark.parametrize("settings", [{}, {"renew_every": 2}, {"particle_chunk": 2}], ids=str)
-def test_no_step_waits_for_the_device(operator, settings: dict, tiny_prior: StableDiffusionPrior) -> None:
-    module = make(tiny_prior, operator, **settings)
+@pytest.mark.parametrize("share", [0.0, 1.0])
+def test_no_step_waits_for_the_device(operator, settings: dict, share: float, tiny_prior: StableDiffusionPrior) -> None:
+    module = make(tiny_prior, operator, sampling_share=share, **settings)
     for step in range(3):
         with Waits() as waits:
             module.training_step((step, module.timesteps[step]), step).backward()
