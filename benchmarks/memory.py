@@ -26,6 +26,7 @@ FORMS = {
     "published, N = 1": {"published": True},
     "published, N = 4": {"published": True, "num_particles": 4},
     "N = 1": {},
+    "N = 1, distilled": {"sampling_share": 0.0},
     "N = 1, decoder recomputed": {"decoder_checkpointing": True},
     "N = 4": {"num_particles": 4},
     "N = 4, chunks of 1": {"num_particles": 4, "particle_chunk": 1},

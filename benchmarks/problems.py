@@ -30,6 +30,13 @@ UNETS = {  # the class's defaults are Stable Diffusion 1's, but for the width of
 }
 
 
+def stable_diffusion_levels() -> tuple[Tensor, Tensor]:
+    """Stable Diffusion's signal and noise levels, always with values."""
+    betas = torch.linspace(0.00085**0.5, 0.012**0.5, 1000, device="cpu") ** 2
+    alphas_cumprod = torch.cumprod(1 - betas, dim=0)
+    return alphas_cumprod.sqrt(), (1 - alphas_cumprod).sqrt()
+
+
 class RandomStableDiffusion(LatentPrior):
     """Stable Diffusion 1.5 or 2.1-base with random weights and a random text.
 
@@ -51,11 +58,9 @@ class RandomStableDiffusion(LatentPrior):
             sample_size=512,
         )
         unet = UNet2DConditionModel(sample_size=64, **UNETS[architecture])
-        betas = torch.linspace(0.00085**0.5, 0.012**0.5, 1000) ** 2
-        alphas_cumprod = torch.cumprod(1 - betas, dim=0)
         super().__init__(
             vae,
-            (alphas_cumprod.sqrt(), (1 - alphas_cumprod).sqrt()),
+            stable_diffusion_levels(),
             latent_channels=4,
             image_size=image_size,
             conditions={"text": torch.randn(1, 77, unet.config.cross_attention_dim)},

@@ -26,7 +26,7 @@ import lightning as L
 import torch
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from matplotlib.figure import Figure
-from problems import PRIORS, Problem, make_problem
+from problems import PRIORS, Problem, make_problem, stable_diffusion_levels
 from published import published_step
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -36,6 +36,8 @@ from rlsd_lightning.operators import inpainting
 
 GAMMAS = {"": 0.0, "_repulsion": 0.1}
 OURS = {
+    "ours sampled": {"sampling_share": 1.0},
+    "ours sampled in latents": {"sampling_share": 1.0, "features": LatentFeatures()},
     "ours": {},
     "ours every 4th": {"renew_every": 4},
     "ours in latents": {"features": LatentFeatures()},
@@ -51,9 +53,11 @@ def make_module(problem: Problem, gamma: float, num_steps: int = 200, num_measur
     """Our module on the problem's device, with the particles of one or several measurements."""
     prior, features, _, y, count = problem
     features = settings.pop("features", features)
-    # operator and measurement are looked at on the CPU, where they have values
+    # operator, measurement and noise levels are looked at on the CPU, where they have values
+    if y.device.type == "meta":
+        prior.alphas, prior.sigmas = stable_diffusion_levels()
     cpu = inpainting(prior.image_shape, mask="half")
-    settings = {"gamma": gamma, "sigma_break": 999, "num_steps": num_steps, **settings}
+    settings = {"gamma": gamma, "sigma_break": 999, "num_steps": num_steps, "sampling_share": 0.0, **settings}
     measurements = [Measurement(f"{index}", torch.zeros(y.shape), cpu) for index in range(num_measurements)]
     module = RLSD(prior, measurements, features, num_particles=count, **settings)
     return module.to(y.device)

@@ -52,9 +52,9 @@ class AnnealedModule(ParticleModule):
         # numbers that steps need: read now, as reading from a device waits for it
         num_values = self.x[0].numel()
         self._noise_vars = {each.name: proximal_weight(each, num_values, 1.0, 0.0) for each in self.measurements}
-        alphas, sigmas = prior.alphas.cpu(), prior.sigmas.cpu()
-        self.left_open = {t: _left_open(alphas[t].item(), sigmas[t].item()) for t in self.timesteps}
-        r"""The share :math:`\sigma_t^2 / (\alpha_t^2 + \sigma_t^2)` of white latents' variance that noise leaves open."""
+        alphas, sigmas = prior.alphas.square(), prior.sigmas.square()
+        self.left_open: list[float] = (sigmas / (alphas + sigmas)).tolist()
+        r"""The share :math:`\sigma_t^2 / (\alpha_t^2 + \sigma_t^2)` of white latents' variance that every timestep's noise leaves open."""
         self.x.requires_grad_(False)
         self.register_buffer("z_t", self._noisy_start())
 
@@ -116,6 +116,3 @@ class AnnealedModule(ParticleModule):
     def configure_optimizers(self) -> SGD:
         return SGD([self.z], lr=1.0)
 
-
-def _left_open(alpha: float, sigma: float) -> float:
-    return sigma**2 / (alpha**2 + sigma**2)
