@@ -16,6 +16,9 @@ from rlsd_lightning.proximal import proximal_step, proximal_weight
 
 __all__ = ["AnnealedModule"]
 
+LEAST_SIGNAL = 1e-4
+"""Signal levels below count as this one where they are divided by."""
+
 
 class AnnealedModule(ParticleModule):
     r"""Particles whose noisy latents ``z_t``, a buffer, lose noise from step to step.
@@ -94,7 +97,8 @@ class AnnealedModule(ParticleModule):
         if not len(z_t):
             return z_t
         noise = self._chunked(lambda part: self.prior.predict_noise(part, t), z_t)
-        return (z_t - self.prior.sigma(t) * noise) / self.prior.alpha(t)
+        # where nothing is left of the signal, z_t is the noise, and 0 / 0 the latents' mean
+        return (z_t - self.prior.sigma(t) * noise) / self.prior.alpha(t).clamp_min(LEAST_SIGNAL)
 
     def mu(self, measurement: Measurement, image_var: float) -> float:
         """The proximal weight for images that are known up to a variance."""
@@ -115,4 +119,3 @@ class AnnealedModule(ParticleModule):
 
     def configure_optimizers(self) -> SGD:
         return SGD([self.z], lr=1.0)
-

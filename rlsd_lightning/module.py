@@ -144,7 +144,7 @@ class RLSD(RepulsiveModule):
     def training_step(self, batch: tuple[int, int], batch_idx: int) -> Tensor:
         step, t = batch
         assert step == batch_idx, f"step {step} came as batch {batch_idx}: the schedule was not restored"
-        self._exchanges = step >= self.sampling_steps
+        self._exchanges = step >= self.sampling_steps  # else all gradients are zero
         if self._exchanges:
             losses, loss = self._distil(step, t)
         else:
@@ -184,19 +184,17 @@ class RLSD(RepulsiveModule):
         decoded = self.decode(clean)
         image = decoded.detach().requires_grad_()
         distances = self._distances(image, t)
-        push = (
-            self.push(clean, decoded) if self.repels(step) else None
-        )  # exchanges, so those without particles take part
-        if not len(z_t):
-            return {"guidance": distances.sum()}, z_t
-        (pull,) = torch.autograd.grad(distances.sum(), image)
-        ratio = pull.new_zeros(())
-        if push is not None and push.images is not None:
-            pull, ratio = self._repelled(pull, push.images, push.room, t)
-        (pull,) = torch.autograd.grad(decoded, clean, pull)
-        if push is not None and push.latents is not None:
-            pull, ratio = self._repelled(pull, push.latents, push.room, t)
-        (gradient,) = torch.autograd.grad(clean, z_t, pull)
+        push = self.push(clean, decoded) if self.repels(step) else None
+        gradient, ratio = torch.zeros_like(z_t), distances.new_zeros(())
+        if len(z_t):
+            (pull,) = torch.autograd.grad(distances.sum(), image)
+            if push is not None and push.images is not None:
+                pull, ratio = self._repelled(pull, push.images, push.room, t)
+            (pull,) = torch.autograd.grad(decoded, clean, pull)
+            if push is not None and push.latents is not None:
+                pull, ratio = self._repelled(pull, push.latents, push.room, t)
+            (gradient,) = torch.autograd.grad(clean, z_t, pull)
+        # processes without particles take part in what is exchanged
         if push is not None:
             self.repulsion_ratios.append(ratio.detach())
         if self.hparams.gamma:

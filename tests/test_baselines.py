@@ -100,7 +100,7 @@ def test_mixture_mean_is_that_of_the_mixtures_score(t: int):
 
 
 def test_a_lone_particle_is_its_own_mixture(tiny_prior, measurement: Measurement):
-    settings = {"num_particles": 1, "num_steps": 5, "trainer": QUIET}
+    settings = {"num_particles": 1, "num_steps": 5, "sampling_share": 0.0, "trainer": QUIET}
     mixed, alone = (
         solve(measurement.y, measurement.physics, tiny_prior, method=method, gamma=0.0, **settings)
         for method in (MixtureDistillation, RLSD)
@@ -112,8 +112,10 @@ def test_the_mixture_keeps_particles_apart():
     prior = GaussianMixturePrior([[0.0, 0.0]], std=1.0)
     measurement = seen(0.0, 0.1)
 
+    settings = {"gamma": 0.0, "decoder_std": 0.05, "num_particles": 50}
+
     def spread(method: type) -> float:
-        points = draws(method, prior, measurement, gamma=0.0, decoder_std=0.05, num_particles=50, lr_z=0.1)
+        points = draws(method, prior, measurement, sampling_share=0.0, lr_z=0.1, **settings)
         return points[:, 1].std().item()
 
     assert spread(MixtureDistillation) > 1.5 * spread(RLSD)

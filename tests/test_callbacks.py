@@ -59,7 +59,8 @@ def fit(module: RLSD, folder: Path, *callbacks: L.Callback, **options) -> None:
 def test_the_guard_stops_at_its_next_look_and_at_the_end(
     value: float, spoiled: int, noticed: int, tiny_prior, tiny_features, measurement, tmp_path: Path
 ) -> None:
-    module = RLSD(tiny_prior, measurement, tiny_features, num_steps=STEPS, num_particles=2)
+    # where particles are sampled their latents are made anew in every step
+    module = RLSD(tiny_prior, measurement, tiny_features, num_steps=STEPS, num_particles=2, sampling_share=0.0)
     with pytest.raises(NonFiniteError, match=f"'noise' are no longer finite at step {noticed}; lower"):
         fit(module, tmp_path, Spoil("z", spoiled, value), FiniteGuard(every_n_steps=4), ImageResults(tmp_path / "out"))
     assert not (tmp_path / "out" / "metrics.json").exists()
@@ -92,6 +93,8 @@ def run(tiny_prior_folder: Path, tiny_features_folder: Path, tmp_path_factory) -
         f"output_dir={folder}",
         "method.gamma=0.1",
         "method.sigma_break=1000",
+        "method.room=0",
+        "method.sampling_share=0.5",
     )
     assert code == 0, printed
     return folder, printed
@@ -104,7 +107,15 @@ def events(run: tuple[Path, str]) -> EventAccumulator:
 
 @pytest.mark.parametrize(
     "name",
-    ["loss/total", "loss/coupling", "loss/distillation", "loss/repulsion", "noise_level", "repulsion_to_score"],
+    [
+        "loss/total",
+        "loss/guidance",
+        "loss/coupling",
+        "loss/distillation",
+        "loss/repulsion",
+        "noise_level",
+        "repulsion_to_score",
+    ],
 )
 def test_curves_have_a_point_on_every_logged_step(events: EventAccumulator, name: str) -> None:
     curve = events.Scalars(name)

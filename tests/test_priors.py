@@ -192,18 +192,22 @@ def test_images_need_not_be_square(family: str, tiny_folders: dict[str, Path]):
 
 
 @pytest.mark.parametrize("gamma", [0.0, 0.5])
+@pytest.mark.parametrize("sampling_share", [0.0, 1.0])
 @FAMILIES
-def test_chunks_of_particles_give_the_same_gradient(family: str, gamma: float, tiny_folders: dict[str, Path]):
+def test_chunks_of_particles_take_the_same_step(
+    family: str, sampling_share: float, gamma: float, tiny_folders: dict[str, Path]
+):
     prior = load(tiny_folders, family)
-    gradients = []
+    moves = []
     for chunk in (None, 1, 2):
-        settings = {"num_steps": 4, "num_particles": 3, "gamma": gamma, "particle_chunk": chunk}
-        module = RLSD(prior, measurement(prior), LatentFeatures(), **settings)
+        settings = {"num_steps": 4, "num_particles": 3, "gamma": gamma, "sampling_share": sampling_share}
+        module = RLSD(prior, measurement(prior), LatentFeatures(), particle_chunk=chunk, **settings)
+        start = module.z_t.clone()
         module.training_step((0, module.timesteps[0]), 0).backward()
-        gradients.append(module.z.grad)
-    assert gradients[0].norm() > 0
-    for chunked in gradients[1:]:
-        torch.testing.assert_close(chunked, gradients[0], atol=1e-6, rtol=1e-4)
+        moves.append(module.z_t - start if sampling_share else module.z.grad)
+    assert moves[0].norm() > 0
+    for chunked in moves[1:]:
+        torch.testing.assert_close(chunked, moves[0], atol=1e-4 if sampling_share else 1e-6, rtol=1e-4)
 
 
 def test_memory_options_do_not_change_what_is_decoded(tiny_folders: dict[str, Path]):
