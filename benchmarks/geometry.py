@@ -31,8 +31,8 @@ from rlsd_lightning.particles import ParticleModule
 PROJECT = Path(__file__).resolve().parents[1]
 TASKS = ("inpaint", "super_resolution", "inpaint_random", "colorize")
 FORMS = {
-    "sampled, x": [],
-    "sampled, no x": ["method=not_augmented"],
+    "sampled, x": ["method=independent"],
+    "sampled, no x": ["method=independent", "method.augmented=false"],
     "distilled, x": ["method=sds"],
     "distilled, no x": ["method=sds", "method.augmented=false"],
 }

@@ -86,7 +86,7 @@ def daps(problem: MixtureProblem, count: int, seed: int) -> Tensor:
 
 
 def rlsd(problem: MixtureProblem, count: int, seed: int, method: type[RLSD] = RLSD, **settings: float) -> Tensor:
-    """The default method on one set of particles."""
+    """RLSD or a form of it on one set of particles."""
     numbers = {"num_particles": count, "num_steps": STEPS, "seed": seed}
     return fitted(method(problem.prior, side_by_side(problem, 1), PixelFeatures(), **numbers, **settings))
 

@@ -22,7 +22,16 @@ from PIL import Image, ImageDraw
 PROJECT = Path(__file__).resolve().parents[1]
 NOT_IMAGES = {"toy", "generate"}
 TASKS = sorted(file.stem for file in (PROJECT / "configs" / "task").glob("*.yaml") if file.stem not in NOT_IMAGES)
-FIGURES = ("psnr_pseudo_inverse", "psnr_mean", "psnr_best", "psnr_of_mean", "ssim_mean", "diversity", "seconds")
+FIGURES = (
+    "psnr_pseudo_inverse",
+    "psnr_mean",
+    "psnr_best",
+    "psnr_of_mean",
+    "ssim_mean",
+    "diversity",
+    "residual_sigmas",
+    "seconds",
+)
 FORMS = {
     "default": [],
     "no repulsion": ["method=independent"],
@@ -38,7 +47,7 @@ FORMS = {
     "fast": ["preset=fast"],
     "paper steps": ["preset=paper"],
 }
-"""What a form sets. One strength is the same wherever the particles are; the default's heeds their room."""
+"""What a form sets."""
 
 
 def run(task: str, form: str, args: argparse.Namespace) -> dict[str, float | None]:

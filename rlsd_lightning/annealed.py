@@ -12,7 +12,7 @@ from rlsd_lightning.functional.schedules import add_noise, reverse_step
 from rlsd_lightning.measurement import Measurement
 from rlsd_lightning.particles import ParticleModule, check_settings
 from rlsd_lightning.priors import Prior
-from rlsd_lightning.proximal import proximal_step, proximal_weight
+from rlsd_lightning.proximal import noise_share, proximal_step
 
 __all__ = ["AnnealedModule"]
 
@@ -54,9 +54,9 @@ class AnnealedModule(ParticleModule):
         check_settings({"decoder_std": decoder_std}, {"min_mu": min_mu})
         # numbers that steps need: read now, as reading from a device waits for it
         num_values = self.x[0].numel()
-        self._noise_vars = {each.name: proximal_weight(each, num_values, 1.0, 0.0) for each in self.measurements}
+        self._noise_shares = {each.name: noise_share(each, num_values) for each in self.measurements}
         alphas, sigmas = prior.alphas.square(), prior.sigmas.square()
-        self.left_open: list[float] = (sigmas / (alphas + sigmas)).tolist()
+        self.open_share: list[float] = (sigmas / (alphas + sigmas)).tolist()
         r"""The share :math:`\sigma_t^2 / (\alpha_t^2 + \sigma_t^2)` of white latents' variance that every timestep's noise leaves open."""
         self.x.requires_grad_(False)
         self.register_buffer("z_t", self._noisy_start())
@@ -102,7 +102,7 @@ class AnnealedModule(ParticleModule):
 
     def mu(self, measurement: Measurement, image_var: float) -> float:
         """The proximal weight for images that are known up to a variance."""
-        return max(self._noise_vars[measurement.name] / image_var, self.hparams.min_mu)
+        return max(self._noise_shares[measurement.name] / image_var, self.hparams.min_mu)
 
     @torch.no_grad()
     def reconstructions(self) -> tuple[Tensor, Tensor]:
@@ -110,12 +110,15 @@ class AnnealedModule(ParticleModule):
         every = self.gather(decoded)
         if not self.hparams.decoder_std:
             return every, every
-        variance = self.hparams.decoder_std**2
-        images = [
-            proximal_step(measurement.physics, measurement.y, particles, self.mu(measurement, variance))
+        return self.gather(self.proximal_steps(decoded, self.hparams.decoder_std**2)), every
+
+    def proximal_steps(self, decoded: Tensor, image_var: float) -> Tensor:
+        """The images that explain the measurements and are nearest to this process's decoded ones, known up to a variance."""
+        steps = [
+            proximal_step(measurement.physics, measurement.y, particles, self.mu(measurement, image_var))
             for measurement, particles in self.each_here(decoded)
         ]
-        return self.gather(torch.cat(images) if images else decoded), every
+        return torch.cat(steps) if steps else decoded
 
     def configure_optimizers(self) -> SGD:
         return SGD([self.z], lr=1.0)

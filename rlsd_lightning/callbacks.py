@@ -47,8 +47,8 @@ class FiniteGuard(Callback):
         lost = pl_module.not_finite()
         if lost:
             raise NonFiniteError(
-                f"particles of '{', '.join(lost)}' are no longer finite at step {done}; lower method.lr_z or "
-                "method.gamma, or use precision 32-true",
+                f"particles of '{', '.join(lost)}' are no longer finite at step {done}; lower method.lr_z, "
+                "method.zeta or method.gamma, or use precision 32-true",
                 lost,
             )
 

@@ -80,7 +80,7 @@ class ImageMeasurements(Sequence[Measurement]):
         sequence: Whether they are frames or slices in their order: their particles share their noise, and the run
             starts each from the one before.
         tile: Height and width of tiles: each image is then a mosaic of pictures, which begins with the one it is named
-            after; for priors that are asked for larger images than they were trained for.
+            after, and goes on with those that follow; for priors that are asked for larger images than they were trained for.
 
     Raises:
         InputError: If nothing is found, or tiles don't fit; when an image is asked for, if it can't be read.
@@ -125,7 +125,7 @@ class ImageMeasurements(Sequence[Measurement]):
         if self.tile is None:
             return load_image(self.files[index], height, width)
         rows, columns = height // self.tile, width // self.tile
-        places = range(index * rows * columns, (index + 1) * rows * columns)
+        places = range(index, index + rows * columns)
         tiles = [load_image(self.files[place % len(self.files)], self.tile, self.tile) for place in places]
         lines = [torch.cat(tiles[row * columns : (row + 1) * columns], dim=-1) for row in range(rows)]
         return torch.cat(lines, dim=-2)

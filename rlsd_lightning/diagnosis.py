@@ -174,7 +174,7 @@ def advice(seen: Signs, prior_diversity: float | None = None, settings: Collecti
             f"{seen.left_open:.0%} of the image open, unless what surrounds it determines it"
         )
         found.append(
-            (alike, ("raise method.gamma", "let the kernel of method.gamma compare another thing (features=vit)"))
+            (alike, ("raise method.gamma", "let the kernel of method.gamma compare another thing (features=pixels)"))
         )
     if _above(seen.residual_sigmas, MOST_SIGMAS):
         far = f"the reconstructions are {seen.residual_sigmas:.3g} standard deviations of the noise away from the measurement"

@@ -40,7 +40,7 @@ class LatentDPS(AnnealedModule):
         prior: The latent diffusion prior.
         measurements: What is known: one measurement, or several that are solved side by side.
         features: Not compared while particles move; the results measure diversity in them.
-        zeta: Step size :math:`\zeta` of the residual.
+        zeta: Step size :math:`\zeta` of the residual, the same for any number of steps.
         gluing: Step size :math:`\gamma` of the gluing term, which is for linear operators: DPS has none, PSLD 0.1.
         common: Arguments of :class:`~rlsd_lightning.annealed.AnnealedModule` and
             :class:`~rlsd_lightning.particles.ParticleModule`.

@@ -39,13 +39,13 @@ from rlsd_lightning.likelihood import measured, misfit
 from rlsd_lightning.measurement import Measurement
 from rlsd_lightning.particles import check_settings
 from rlsd_lightning.priors import Prior
-from rlsd_lightning.proximal import proximal_step
 from rlsd_lightning.repulsion import RepulsiveModule, square_norms
 
 __all__ = ["RLSD"]
 
 GAIN_EVERY = 10
-"""Steps between two measurements of the decoder's gain, each of which costs one more backward pass."""
+"""Steps between two measurements of the decoder's gain, each of which costs one more backward pass; distillation begins
+with one."""
 
 
 class RLSD(RepulsiveModule):
@@ -138,7 +138,8 @@ class RLSD(RepulsiveModule):
         self.register_buffer("decoder_gain", torch.ones(len(self.z)))
         if renew_every > 1:
             self.register_buffer("held", torch.zeros_like(self.z))
-            self._renewed: dict[str, Tensor] = {}  # to be logged
+        self._renewed: dict[str, Tensor] = {}  # the last terms that needed the decoder, to be logged
+        self._ratio = torch.zeros(())  # of the last repulsion to what it stands beside, to be logged
         self._exchanges = True
 
     def training_step(self, batch: tuple[int, int], batch_idx: int) -> Tensor:
@@ -154,6 +155,9 @@ class RLSD(RepulsiveModule):
         # a curve that ends would go on with its last value
         zero = loss.new_zeros(())
         self.log_losses({name: losses.get(name, zero) for name in self._terms()}, batch_idx)
+        if self.hparams.gamma:
+            ratio = self._ratio if self.repels(step) else zero  # a curve that ends would go on with its last value
+            self.log_step({"repulsion_to_score": ratio.to(zero.device)}, batch_idx)
         return loss
 
     def on_train_batch_start(self, batch: tuple[int, int], batch_idx: int) -> None:
@@ -166,18 +170,22 @@ class RLSD(RepulsiveModule):
             super().on_after_backward()
 
     def advance(self, step: int, t: int) -> Tensor:
+        """A step of sampling, without its terms."""
         return self._sample(step, t)[1]
 
     def _sample(self, step: int, t: int) -> tuple[dict[str, Tensor], Tensor]:
         """Takes the noisy latents to the next timestep; the terms that pull at them, and the clean latents."""
-        pulls = step % self.hparams.renew_every == 0
+        # the noisy latents that the last of these steps leaves are not looked at
+        pulls = step % self.hparams.renew_every == 0 and step + 1 < self.sampling_steps
         z_t = self.z_t[self.rows].detach().requires_grad_(pulls)
         clean = self.denoised(z_t, t)
-        losses, gradient = self._guidance(z_t, clean, step, t) if pulls else ({}, torch.zeros_like(z_t))
+        gradient = torch.zeros_like(z_t)
+        if pulls:
+            self._renewed, gradient = self._guidance(z_t, clean, step, t)
         clean = clean.detach()
         if len(z_t) and self.next_timestep(step) is not None:
             self.z_t[self.rows] = self.ancestral(step, t, z_t.detach(), clean) - gradient
-        return losses, clean
+        return self._renewed, clean
 
     def _guidance(self, z_t: Tensor, clean: Tensor, step: int, t: int) -> tuple[dict[str, Tensor], Tensor]:
         """The terms that pull, and their gradient in the noisy latents: through the decoder, then the denoiser."""
@@ -196,22 +204,23 @@ class RLSD(RepulsiveModule):
             (gradient,) = torch.autograd.grad(clean, z_t, pull)
         # processes without particles take part in what is exchanged
         if push is not None:
-            self.repulsion_ratios.append(ratio.detach())
-        if self.hparams.gamma:
-            self.log_step({"repulsion_to_score": ratio}, step)
+            self._ratio = ratio.detach()
+            self.repulsion_ratios.append(self._ratio)
         return {"guidance": distances.detach().sum()}, self.hparams.renew_every * gradient
 
     def _distances(self, images: Tensor, t: int) -> Tensor:
         """How far decoded images are from the measurement, times the step size; in the augmented form renews x."""
         if self.hparams.augmented:
-            image_var = self.hparams.image_std**2 * self.left_open[t] + self.hparams.decoder_std**2
-            self.x.data[self.rows] = x = self._proximal_steps(images, image_var)
+            image_var = self.hparams.image_std**2 * self.open_share[t] + self.hparams.decoder_std**2
+            self.x.data[self.rows] = x = self.proximal_steps(images, image_var)
             return self.step_size * norms(x - images)
         residuals = [norms(y - measured(physics, mine)) for (_, y, physics, *_), mine in self.each_here(images)]
         return self.step_size * torch.cat(residuals) if residuals else images.new_zeros(0)
 
     def _repelled(self, pull: Tensor, push: Tensor, room: Tensor, t: int) -> tuple[Tensor, Tensor]:
         scale, ratio = self.strength(square_norms(push).sqrt(), square_norms(pull).sqrt(), room, self.prior.sigma(t))
+        if self.hparams.gamma_mode == "absolute":  # a relative one has the step size from the pull
+            scale, ratio = self.step_size * scale, self.step_size * ratio
         return pull + scale.view(-1, *[1] * (push.ndim - 1)) * push, ratio
 
     def _distil(self, step: int, t: int) -> tuple[dict[str, Tensor], Tensor]:
@@ -239,14 +248,11 @@ class RLSD(RepulsiveModule):
         """The terms that need the decoded latents: what ties them to the measurements, and the repulsion."""
         decoded = self.decode(z)
         losses = self._likelihood(decoded)
-        if not self.hparams.gamma:
-            return losses
-        ratio = decoded.new_zeros(())
         if self.repels(step):
             surrogate, ratio = self._repulsion(z, decoded, score, sigma, step)
             losses["repulsion"] = weight * surrogate
-            self.repulsion_ratios.append(ratio.detach())
-        self.log_step({"repulsion_to_score": ratio}, step)
+            self._ratio = ratio.detach()
+            self.repulsion_ratios.append(self._ratio)
         return losses
 
     def _terms(self) -> list[str]:
@@ -273,20 +279,13 @@ class RLSD(RepulsiveModule):
                 "fidelity": self._fidelity(x),
                 "coupling": self.hparams.rho * coupling(x, decoded),
             }
-        self.x.data[self.rows] = x = self._proximal_steps(decoded, self.hparams.decoder_std**2)
+        self.x.data[self.rows] = x = self.proximal_steps(decoded, self.hparams.decoder_std**2)
         # x goes a share 1 / (1 + mu) of the way to the measurement; the latents feel all of it, whatever the noise
         terms = [
             (1 + self.final_mu[measurement.name]) * coupling(x_of_one, decoded_of_one)
             for measurement, x_of_one, decoded_of_one in self.each_here(x, decoded)
         ]
         return {"coupling": sum(terms, decoded.new_zeros(()))}
-
-    def _proximal_steps(self, decoded: Tensor, image_var: float) -> Tensor:
-        steps = [
-            proximal_step(measurement.physics, measurement.y, particles, self.mu(measurement, image_var))
-            for measurement, particles in self.each_here(decoded)
-        ]
-        return torch.cat(steps) if steps else decoded
 
     def _fidelity(self, images: Tensor) -> Tensor:
         terms = [
@@ -308,7 +307,7 @@ class RLSD(RepulsiveModule):
             return z.sum(), decoded.new_zeros(())
         before = sum(square_norms(part) for part in push[:2] if part is not None).sqrt()
         gain = self.decoder_gain[self.rows]
-        if push.images is not None and step % GAIN_EVERY == 0:
+        if push.images is not None and (step % GAIN_EVERY == 0 or step == self.sampling_steps):
             (pulled,) = torch.autograd.grad(decoded, z, push.images, retain_graph=True)
             after = square_norms(pulled if push.latents is None else pulled + push.latents).sqrt()
             gain.copy_(torch.where(before > 0, after / before, gain))
@@ -323,13 +322,10 @@ class RLSD(RepulsiveModule):
 
     @torch.no_grad()
     def reconstructions(self) -> tuple[Tensor, Tensor]:
+        if self.hparams.augmented and self.hparams.x_update == "prox":
+            return super().reconstructions()
         decoded = self.decode(self.z[self.rows])
-        if not self.hparams.augmented:
-            x = decoded
-        elif self.hparams.x_update == "adam":
-            x = self.x[self.rows]
-        else:
-            x = self._proximal_steps(decoded, self.hparams.decoder_std**2)
+        x = self.x[self.rows] if self.hparams.augmented else decoded
         return self.gather(x.detach()), self.gather(decoded)
 
     def configure_optimizers(self) -> dict:

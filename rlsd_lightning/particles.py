@@ -38,8 +38,8 @@ class ParticleModule(L.LightningModule):
         seed: Seed of all noise.
         warm_share: Share of the timesteps, those with the least noise, that is taken where the measurement says what the
             particles start from.
-        particle_chunk: Networks see so many particles at a time, and the decoder keeps no more activations than theirs
-            for the backward pass, which computes them again; all at once if left out.
+        particle_chunk: Networks see so many particles at a time, and those that are differentiated keep no more
+            activations than theirs for the backward pass, which computes them again; all at once if left out.
 
     Raises:
         InputError: If a number is out of range, or an operator does not fit the prior's images.
@@ -100,7 +100,7 @@ class ParticleModule(L.LightningModule):
         self.resumed_at = 0
         """The number of timesteps that were taken before this fit."""
         self.repulsion_ratios: list[Tensor] = []
-        """Of every step with repulsion: its norm over the score's, summed over this process's shares of measurements."""
+        """Of every step with repulsion: its norm over that of what it stands beside, summed over this process's shares of measurements."""
         self._fingerprint: str | None = None
 
     @staticmethod

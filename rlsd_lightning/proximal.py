@@ -8,20 +8,18 @@ from rlsd_lightning.functional.losses import at_least_float32, square_misfit
 from rlsd_lightning.likelihood import has_square_misfit, misfit, noise_std
 from rlsd_lightning.measurement import Measurement
 
-__all__ = ["proximal_step", "proximal_weight"]
+__all__ = ["noise_share", "proximal_step"]
 
 
-def proximal_weight(measurement: Measurement, num_values: int, image_var: float, min_mu: float) -> float:
-    r"""The weight :math:`\mu = \max(n / m \cdot s^2 / v, \mathrm{min\_mu})` of an image that is known up to a variance.
+def noise_share(measurement: Measurement, num_values: int) -> float:
+    r"""What the proximal weight of an image known up to a variance is that variance's share of: :math:`n / m \cdot s^2`.
 
     Args:
         measurement: The measurement, with :math:`m` values and noise of deviation :math:`s`.
         num_values: The number :math:`n` of an image's values.
-        image_var: The variance :math:`v` of an image's values.
-        min_mu: The least weight.
     """
     values_per_measured = num_values / measurement.y[0].numel()
-    return max(values_per_measured * noise_std(measurement.physics.noise_model, measurement.y) ** 2 / image_var, min_mu)
+    return values_per_measured * noise_std(measurement.physics.noise_model, measurement.y) ** 2
 
 
 @torch.no_grad()

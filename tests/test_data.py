@@ -455,3 +455,24 @@ def test_every_measurement_has_an_operator_of_its_own(folder: Path) -> None:
     first, again = data[0], data[0]
     first.physics.noise_model.sigma.fill_(7)  # as if it had been moved to another device
     assert data[0].y.equal(again.y)
+
+
+# --- mosaics -------------------------------------------------------------------------------------------------------
+
+
+def test_a_mosaic_begins_with_the_picture_it_is_named_after(tmp_path: Path) -> None:
+    for index in range(3):
+        Image.new("RGB", (9, 9), (80 * index,) * 3).save(tmp_path / f"{index}.png")
+    data = measurements((3, 16, 24), partial(inpainting, mask="half"), images=tmp_path, tile=8)
+    assert data.names == ["0", "1", "2"]
+    shades = data[1].truth[0, 0, ::8, ::8]
+    expected = torch.tensor([[1, 2, 0], [1, 2, 0]]) * 80 / 127.5 - 1  # from the beginning again after the last
+    torch.testing.assert_close(shades, expected, atol=1e-5, rtol=0)
+    assert data[1].truth.shape == (1, 3, 16, 24)
+
+
+@pytest.mark.parametrize("tile", [0, 5, 32])
+def test_tiles_that_do_not_fit_are_refused(tile: int, tmp_path: Path) -> None:
+    Image.new("RGB", (9, 9)).save(tmp_path / "0.png")
+    with pytest.raises(InputError, match=rf"data\.tile must divide .*\(16, 24\), got {tile}"):
+        measurements((3, 16, 24), partial(inpainting, mask="half"), images=tmp_path, tile=tile)

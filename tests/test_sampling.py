@@ -207,3 +207,25 @@ def test_adam_counts_the_steps_of_distillation_only(share: float, taken: int, ti
     trainer.fit(module)
     assert trainer.optimizers[0].state[module.z]["step"] == taken
     assert trainer.global_step == 10  # what checkpoints are timed by
+
+
+def test_between_two_pulls_the_curves_keep_their_values(prior: StableDiffusionPrior, monkeypatch: pytest.MonkeyPatch):
+    module, logged = make(prior, gamma=0.5, renew_every=2), []
+    monkeypatch.setattr(module, "log_losses", lambda losses, step: logged.append(losses["guidance"].item()))
+    for step in range(4):
+        module.training_step((step, module.timesteps[step]), step)
+    assert logged[0] == logged[1] > 0
+    assert logged[2] == logged[3] > 0
+    assert len(module.repulsion_ratios) == 2
+
+
+def test_absolute_repulsion_has_the_step_size_of_the_pull(prior: StableDiffusionPrior):
+    settings = {"gamma": 0.3, "gamma_mode": "absolute", "zeta": 0.7}
+    part = pulled(make(prior, **settings)) - pulled(make(prior, gamma=0.0, zeta=0.7))
+    module = make(prior)
+    z_t, clean, *_ = gradients(module)
+    features = clean.flatten(1)
+    density = log_density(features, features.detach(), median_bandwidth(features)).sum()
+    (push,) = torch.autograd.grad(density, z_t)
+    sigma = prior.sigmas[module.timesteps[STEP]]
+    torch.testing.assert_close(part, 0.7 * 100 / 20 * 0.3 * sigma * push, rtol=1e-5, atol=1e-10)
