@@ -2,7 +2,9 @@ r"""Features :math:`\phi` in which the kernel compares particles.
 
 Each is a module called with latents and decoded images that returns one vector per particle, with shape
 :math:`(N, D)`, differentiably. One that does not look at the images may say so with ``needs_images = False``, and then
-gets None instead of them, and all particles at once.
+gets None instead of them, and all particles at once. Its ``strength``, 1 if it has none, multiplies relative repulsion while
+particles are sampled, so that the same gamma suits all: of a step in pixels or latents the denoiser keeps far more than of
+one in a vision transformer's features, which is mostly texture that no clean image has.
 """
 
 from pathlib import Path
@@ -18,6 +20,8 @@ __all__ = ["LatentFeatures", "PixelFeatures", "ViTFeatures"]
 class PixelFeatures(nn.Module):
     """The decoded image itself, flattened."""
 
+    strength = 0.1
+
     def forward(self, z: Tensor, images: Tensor) -> Tensor:
         return images.flatten(1)
 
@@ -27,6 +31,7 @@ class LatentFeatures(nn.Module):
 
     needs_images = False
     """Every process has all latents, but decodes its own only: these features need not be exchanged."""
+    strength = 0.1
 
     def forward(self, z: Tensor, images: Tensor | None = None) -> Tensor:
         return z.flatten(1)

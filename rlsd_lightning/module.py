@@ -79,7 +79,7 @@ class RLSD(RepulsiveModule):
             steps between are those of the prior alone, and the others pull so many times as hard. The denoiser runs in
             every step.
         common: Arguments of :class:`~rlsd_lightning.repulsion.RepulsiveModule` and the classes it is made from. The
-            repulsion stands beside the pull while particles are sampled, and beside :math:`\hat\epsilon - \epsilon`
+            repulsion stands beside the pull while particles are sampled, times the features' ``strength``, and beside :math:`\hat\epsilon - \epsilon`
             in distillation.
 
     Raises:
@@ -219,8 +219,10 @@ class RLSD(RepulsiveModule):
 
     def _repelled(self, pull: Tensor, push: Tensor, room: Tensor, t: int) -> tuple[Tensor, Tensor]:
         scale, ratio = self.strength(square_norms(push).sqrt(), square_norms(pull).sqrt(), room, self.prior.sigma(t))
-        if self.hparams.gamma_mode == "absolute":  # a relative one has the step size from the pull
-            scale, ratio = self.step_size * scale, self.step_size * ratio
+        # a relative one has the step size from the pull
+        absolute = self.hparams.gamma_mode == "absolute"
+        factor = self.step_size if absolute else getattr(self.features, "strength", 1.0)
+        scale, ratio = factor * scale, factor * ratio
         return pull + scale.view(-1, *[1] * (push.ndim - 1)) * push, ratio
 
     def _distil(self, step: int, t: int) -> tuple[dict[str, Tensor], Tensor]:

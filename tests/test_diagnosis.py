@@ -240,7 +240,7 @@ FAILURES = {
     "standard deviations of the noise away": {"x_update": "adam", "sampling_share": 0.0, "lr_x": 1e-6},
     "the latents do not follow it": {"x_update": "adam", "sampling_share": 0.0, "lr_x": 1e-6},
     "have left the prior's shell": {"sampling_share": 0.0, "lr_z": 20.0},
-    "times as strong as what else moves the particles": {"gamma": 3.0},
+    "times as strong as what else moves the particles": {"sampling_share": 0.0, "gamma": 3.0},
 }
 
 
@@ -277,7 +277,7 @@ def test_a_run_that_fails_says_how(said: str, tiny_prior, tmp_path: Path, caplog
 
 def test_the_ratio_of_the_repulsion_is_that_of_the_steps_with_it(tiny_prior, tmp_path: Path) -> None:
     measurements = [measured(inpainting, smooth(), mask="half")._replace(name=name) for name in "ab"]
-    settings = {"num_steps": 6, "num_particles": 3, "gamma": 0.4, "sigma_break": 500}
+    settings = {"num_steps": 6, "num_particles": 3, "gamma": 0.4, "sigma_break": 500, "sampling_share": 0.0}
     module = RLSD(tiny_prior, measurements, LatentFeatures(), **settings)
     assert module.repulsion_to_score() is None
     fit(module, tmp_path)

@@ -135,7 +135,8 @@ def test_repulsion_has_gamma_times_the_norm_of_the_pull(
     density = log_density(compared, compared.detach(), median_bandwidth(compared)).sum()
     (push,) = torch.autograd.grad(density, leaf, retain_graph=True)
     beside = back(clean, (image, pull)) if kind == "latents" else pull
-    scale = gamma * 100 / 20 * beside.flatten(1).norm(dim=1) / push.flatten(1).norm(dim=1)
+    strength = {"latents": 0.1, "pixels": 0.1, "vit": 1.0}[kind]
+    scale = strength * gamma * 100 / 20 * beside.flatten(1).norm(dim=1) / push.flatten(1).norm(dim=1)
     expected = back(z_t, (leaf, scale.view(-1, 1, 1, 1) * push))
     # norms are taken in float32
     assert (part - expected).abs().max() < 1e-5 * expected.abs().max()
