@@ -33,8 +33,10 @@ def test_it_runs(small: list[str], tmp_path: Path) -> None:
     figures = json.loads((tmp_path / "scaling.json").read_text())
     least = figures["particles"]["least_bytes_per_step"]
     assert least == 4 * (4 * 8 * 8) * 4  # float32 gradients of half the particles
-    # features in half of the steps, two checkpoints and one picture in all
-    images = 4 * (3 * 32 * 32) * 4 * (2 + 2) / 12
-    assert figures["particles"]["bytes_per_step"] == pytest.approx(1.5 * least + images, rel=0.02)
+    # clean latents or gradients in every step, thumbnails (as large as these images) and features of 16 in half of them;
+    # images and noisy latents of two checkpoints, and a picture of x and D(z)
+    image, latent = 3 * 32 * 32, 4 * 8 * 8
+    numbers = latent + (image + 16) / 2 + (2 * (image + latent) + 2 * image) / 12
+    assert figures["particles"]["bytes_per_step"] == pytest.approx(4 * numbers * 4, rel=0.03)
     assert figures["measurements"]["bytes_per_step"] == 0
     assert all(0 < figures[mode]["checkpoint_share"] < 1 and figures[mode]["ratio"] > 0 for mode in figures)
