@@ -16,7 +16,7 @@ from rlsd_lightning.proximal import noise_share, proximal_step
 
 __all__ = ["AnnealedModule"]
 
-LEAST_SIGNAL = 1e-4
+LEAST_ALPHA = 1e-4
 """Signal levels below count as this one where they are divided by."""
 
 
@@ -98,7 +98,7 @@ class AnnealedModule(ParticleModule):
             return z_t
         noise = self._chunked(lambda part: self.prior.predict_noise(part, t), z_t)
         # where nothing is left of the signal, z_t is the noise, and 0 / 0 the latents' mean
-        return (z_t - self.prior.sigma(t) * noise) / self.prior.alpha(t).clamp_min(LEAST_SIGNAL)
+        return (z_t - self.prior.sigma(t) * noise) / self.prior.alpha(t).clamp_min(LEAST_ALPHA)
 
     def mu(self, measurement: Measurement, image_var: float) -> float:
         """The proximal weight for images that are known up to a variance."""
