@@ -1,5 +1,6 @@
 """Which processes of a run are still there, for those that exchange nothing for hours and meet at the end."""
 
+import atexit
 import threading
 import time
 from concurrent.futures import Future
@@ -34,13 +35,21 @@ class Attendance:
         self._rank = rank
         self._others = [other for other in range(size) if other != rank]
         self._patience = patience.total_seconds()
-        threading.Thread(target=self._live, daemon=True).start()
+        self._ended = threading.Event()
+        self._life = threading.Thread(target=self._live, daemon=True)
+        self._life.start()
+        atexit.register(self.close)  # an interpreter that ends while a thread is in the store's C++ code aborts
 
     def _live(self) -> None:
         with suppress(RuntimeError):  # a store that is gone is found out by those who ask it
-            while True:
+            while not self._ended.wait(self._patience / SIGNS):
                 self._store.add(f"sign {self._rank}", 1)
-                time.sleep(self._patience / SIGNS)
+
+    def close(self) -> None:
+        """Gives no more signs of life."""
+        self._ended.set()
+        self._life.join(self._patience)  # not for ever: where the network is cut the store does not answer
+        atexit.unregister(self.close)
 
     def sum_of_all(self, value: int) -> int:
         """The sum of every process's value, once each has come here or has left, however long that takes.

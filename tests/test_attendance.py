@@ -60,6 +60,27 @@ def test_a_first_that_does_not_answer_is_lost(silent: bool) -> None:
         Attendance(Gone(), 1, 2, timedelta(seconds=0.3)).sum_of_all(0)
 
 
+def test_an_interpreter_that_ends_while_signs_are_given_does_not_abort() -> None:
+    script = (
+        "from datetime import timedelta; from torch.distributed import HashStore;"
+        "from rlsd_lightning.attendance import Attendance;"
+        "store = HashStore();"
+        "kept = [Attendance(store, rank, 40, timedelta(milliseconds=3)) for rank in range(40)]"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_a_closed_one_gives_no_more_signs() -> None:
+    store = HashStore()
+    one = Attendance(store, 0, 2, timedelta(seconds=0.1))
+    time.sleep(0.2)
+    one.close()
+    signs = store.add("sign 0", 0)
+    time.sleep(0.2)
+    assert signs == store.add("sign 0", 0) > 0
+
+
 @pytest.mark.parametrize("patience", [0, -1, float("nan"), float("inf"), "long"])
 def test_a_patience_that_is_none_is_refused(patience: object) -> None:
     with pytest.raises(InputError, match="patience must be a number of seconds, at least 1, got"):
