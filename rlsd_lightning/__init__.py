@@ -2,7 +2,7 @@
 
 from rlsd_lightning.daps import LatentDAPS
 from rlsd_lightning.errors import InputError, NonFiniteError
-from rlsd_lightning.features import LatentFeatures, PixelFeatures, ViTFeatures
+from rlsd_lightning.features import LatentFeatures, LPIPSFeatures, PixelFeatures, VAEFeatures, ViTFeatures
 from rlsd_lightning.guided import LatentDPS
 from rlsd_lightning.measurement import Measurement
 from rlsd_lightning.mixture import MixtureDistillation
@@ -16,6 +16,7 @@ __all__ = [
     "RLSD",
     "GaussianMixturePrior",
     "InputError",
+    "LPIPSFeatures",
     "LatentDAPS",
     "LatentDPS",
     "LatentFeatures",
@@ -27,6 +28,7 @@ __all__ = [
     "RLSDPaper",
     "StableDiffusionPrior",
     "TwistedFilter",
+    "VAEFeatures",
     "ViTFeatures",
     "solve",
 ]

@@ -15,10 +15,11 @@ from torchvision.utils import make_grid
 
 from rlsd_lightning.diagnosis import DECODER_STD, Signs, advice, means, signs
 from rlsd_lightning.errors import NonFiniteError
+from rlsd_lightning.features import load_lpips
 from rlsd_lightning.functional.metrics import psnr
 from rlsd_lightning.measurement import Measurement
 from rlsd_lightning.particles import ParticleModule
-from rlsd_lightning.results import aligned, load_lpips, score, write_images, write_metrics
+from rlsd_lightning.results import aligned, score, write_images, write_metrics
 
 __all__ = ["FiniteGuard", "ImageResults", "Monitor", "Progress", "Results"]
 

@@ -29,10 +29,9 @@ from rlsd_lightning.evaluation import (
     paper_set_figures,
     set_figures,
 )
-from rlsd_lightning.features import ViTFeatures
+from rlsd_lightning.features import ViTFeatures, load_lpips
 from rlsd_lightning.images import find_images, load_image
 from rlsd_lightning.miniature.features import HEADS_FILE, load_classifier
-from rlsd_lightning.results import load_lpips
 from rlsd_lightning.saved import SavedMeasurement, load_run
 
 __all__ = ["evaluate_run", "load_networks", "main", "table"]

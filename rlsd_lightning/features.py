@@ -7,14 +7,35 @@ particles are sampled, so that the same gamma suits all: of a step in pixels or 
 one in a vision transformer's features, which is mostly texture that no clean image has.
 """
 
+import copy
+import functools
+from collections.abc import Iterable
 from pathlib import Path
 
+import torch
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
 from rlsd_lightning.errors import InputError
 
-__all__ = ["LatentFeatures", "PixelFeatures", "ViTFeatures"]
+__all__ = ["LPIPSFeatures", "LatentFeatures", "PixelFeatures", "VAEFeatures", "ViTFeatures", "load_lpips"]
+
+CACHED = "alexnet-owt-*.pth"
+"""AlexNet's weights in torch's cache."""
+
+
+@functools.cache
+def load_lpips(fetch: bool = False) -> nn.Module | None:
+    """The LPIPS metric, or None if AlexNet's weights are not in torch's cache and are not to be fetched.
+
+    Raises:
+        OSError: If they can't be fetched.
+    """
+    if not fetch and not list((Path(torch.hub.get_dir()) / "checkpoints").glob(CACHED)):
+        return None
+    from torchmetrics.image.lpip import LearnedPerceptualImagePatchSimilarity
+
+    return LearnedPerceptualImagePatchSimilarity(net_type="alex")
 
 
 class PixelFeatures(nn.Module):
@@ -35,6 +56,82 @@ class LatentFeatures(nn.Module):
 
     def forward(self, z: Tensor, images: Tensor | None = None) -> Tensor:
         return z.flatten(1)
+
+
+class VAEFeatures(nn.Module):
+    r"""What the encoder of a diffusion pipeline's VAE sees: the activations after each of its resolutions.
+
+    Half the squared distance of two images' features is the cosine distance of their activations, a mean over places and
+    a sum over resolutions: LPIPS with the encoder in place of AlexNet, and without learned weights.
+
+    Args:
+        pretrained: A local folder in the diffusers format with a ``vae``, or the name of a model on the hub.
+        variant: Weights' variant on the hub, such as ``fp16``.
+        local_files_only: Never reach for the hub.
+
+    Raises:
+        InputError: If there is no such network.
+    """
+
+    def __init__(self, pretrained: str, variant: str | None = None, local_files_only: bool = False) -> None:
+        super().__init__()
+        from diffusers import AutoencoderKL  # takes seconds to import, and pixels and latents don't need it
+
+        try:
+            vae = AutoencoderKL.from_pretrained(
+                pretrained, subfolder="vae", variant=variant, local_files_only=local_files_only, low_cpu_mem_usage=False
+            )
+        except (OSError, ValueError) as error:
+            raise InputError(
+                f"features.pretrained must be a diffusers folder with a vae, or a model's name, got '{pretrained}'; check "
+                "the path, or choose features=vit, pixels or latents for a prior without one"
+            ) from error
+        self.encoder = vae.encoder
+        self.eval().requires_grad_(False)
+
+    def forward(self, z: Tensor, images: Tensor) -> Tensor:
+        return _perceptual((seen, 1.0) for seen in self._activations(images))
+
+    def _activations(self, images: Tensor) -> Iterable[Tensor]:
+        seen = self.encoder.conv_in(images)
+        for block in self.encoder.down_blocks:
+            seen = block(seen)
+            yield seen
+
+
+class LPIPSFeatures(nn.Module):
+    """AlexNet's activations with the learned weights of LPIPS: the squared distance of two images' features IS their LPIPS.
+
+    Args:
+        local_files_only: Never reach for AlexNet's weights but in torch's cache.
+
+    Raises:
+        InputError: If AlexNet's weights are not in torch's cache and can't be fetched.
+
+    References:
+        | The Unreasonable Effectiveness of Deep Features as a Perceptual Metric (Zhang et al., 2018)
+        | https://arxiv.org/abs/1801.03924
+    """
+
+    def __init__(self, local_files_only: bool = False) -> None:
+        super().__init__()
+        try:
+            lpips = load_lpips(fetch=not local_files_only)
+            reason = "are not in torch's cache"
+        except OSError as error:
+            lpips, reason = None, f"can't be fetched ({error})"
+        if lpips is None:
+            raise InputError(
+                f"features=lpips needs AlexNet's weights, which {reason}; copy torchvision's {CACHED} to "
+                f"{torch.hub.get_dir()}/checkpoints, or choose other features"
+            )
+        self.lpips = copy.deepcopy(lpips.net)  # the metric is shared, and may be on another device
+        self.eval().requires_grad_(False)
+
+    def forward(self, z: Tensor, images: Tensor) -> Tensor:
+        activations = self.lpips.net(self.lpips.scaling_layer(images))
+        weights = [linear.model[-1].weight.flatten()[:, None, None] for linear in self.lpips.lins]
+        return _perceptual(zip(activations, weights, strict=True))
 
 
 class ViTFeatures(nn.Module):
@@ -75,3 +172,17 @@ class ViTFeatures(nn.Module):
         if size and tuple(images.shape[-2:]) != (size, size):
             images = interpolate(images, size=(size, size), mode="bicubic", antialias=True)
         return self.vit(pixel_values=images, interpolate_pos_encoding=size == 0).last_hidden_state[:, 0]
+
+
+def _perceptual(layers: Iterable[tuple[Tensor, Tensor | float]]) -> Tensor:
+    r"""Vectors :math:`f` with :math:`\|f_i - f_j\|^2 = \sum_l \mathrm{mean}_p \sum_c w_{lc} (\hat a_{lpc,i} - \hat a_{lpc,j})^2`.
+
+    Args:
+        layers: Activations :math:`a_l`, with shape (N, C, H, W), and weights :math:`w_l`, with shape (C, 1, 1); activations
+            are scaled to a length of one at every place :math:`p`.
+    """
+    parts = []
+    for seen, weight in layers:
+        unit = seen * torch.rsqrt(seen.square().sum(dim=1, keepdim=True) + 1e-8)
+        parts.append((unit * (weight / seen[0, 0].numel()) ** 0.5).flatten(1))
+    return torch.cat(parts, dim=1)

@@ -1,7 +1,6 @@
 """What a finished measurement leaves on disk, and how a run is summed up."""
 
 import csv
-import functools
 import json
 import math
 import os
@@ -28,7 +27,6 @@ __all__ = [
     "PARTICLES_FILE",
     "aligned",
     "is_damaged",
-    "load_lpips",
     "pseudo_inverse",
     "read_metrics",
     "score",
@@ -50,17 +48,6 @@ def write_atomically(path: Path, content: str | bytes) -> None:
         file.flush()
         os.fsync(file.fileno())
     os.replace(partial, path)
-
-
-@functools.cache
-def load_lpips() -> nn.Module | None:
-    """The LPIPS metric if AlexNet's weights are in torch's cache, else None; never reaches for the network."""
-    cache = Path(torch.hub.get_dir()) / "checkpoints"
-    if not list(cache.glob("alexnet-owt-*.pth")):
-        return None
-    from torchmetrics.image.lpip import LearnedPerceptualImagePatchSimilarity
-
-    return LearnedPerceptualImagePatchSimilarity(net_type="alex")
 
 
 @torch.no_grad()

@@ -1,6 +1,7 @@
 """Tiny random pipelines of every family and a tiny random ViT, in the on-disk formats of the real ones."""
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 # On a CPU sums are rounded by the number of threads, and the processes that Lightning starts have fewer than this one:
@@ -22,9 +23,10 @@ from diffusers import (
     UNet2DConditionModel,
     UNet2DModel,
 )
+from torchvision.models import AlexNet_Weights, alexnet
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer, ViTConfig, ViTModel
 
-from rlsd_lightning.features import ViTFeatures
+from rlsd_lightning.features import ViTFeatures, load_lpips
 from rlsd_lightning.measurement import Measurement
 from rlsd_lightning.miniature.diffusion import Diffusion, make_tokenizer, noise_schedule, save_pipeline
 from rlsd_lightning.operators import inpainting
@@ -218,6 +220,27 @@ def tiny_features_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     ViTModel(config, add_pooling_layer=False).save_pretrained(folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def random_alexnet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A cache of torch's with random weights where torchvision looks for AlexNet's; 230 MB."""
+    home = tmp_path_factory.mktemp("torch_home")
+    file = home / "hub" / "checkpoints" / Path(AlexNet_Weights.DEFAULT.url).name
+    file.parent.mkdir(parents=True)
+    torch.manual_seed(0)
+    torch.save(alexnet().state_dict(), file)
+    yield home
+    file.unlink()
+
+
+@pytest.fixture
+def with_alexnet(random_alexnet: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """This process and those it starts find AlexNet's weights, which are random ones."""
+    monkeypatch.setenv("TORCH_HOME", str(random_alexnet))
+    load_lpips.cache_clear()
+    yield
+    load_lpips.cache_clear()
 
 
 @pytest.fixture

@@ -116,8 +116,15 @@ def check_generated(folder: Path) -> None:
 
 @pytest.mark.parametrize(("group", "option"), OPTIONS, ids=map("/".join, OPTIONS))
 def test_every_option_runs_and_leaves_its_results(
-    group: str, option: str, small: list[str], tiny_folders: dict[str, Path], tmp_path: Path
+    group: str,
+    option: str,
+    small: list[str],
+    tiny_folders: dict[str, Path],
+    tmp_path: Path,
+    request: pytest.FixtureRequest,
 ) -> None:
+    if option == "lpips":
+        request.getfixturevalue("with_alexnet")
     code, printed = train(*overrides(group, option, small, tiny_folders))
     assert code == 0, printed
     assert f"results of 1 of 1 measurements: {tmp_path / 'run' / 'report.html'}" in printed

@@ -1,0 +1,84 @@
+"""What the kernel compares, against the distances that the features stand for."""
+
+from itertools import combinations
+from pathlib import Path
+
+import pytest
+import torch
+from command import train
+from conftest import IMAGE_SIZE
+from torch.nn.functional import cosine_similarity
+from torchmetrics.image.lpip import LearnedPerceptualImagePatchSimilarity
+
+from rlsd_lightning import InputError, LPIPSFeatures, StableDiffusionPrior, VAEFeatures
+from rlsd_lightning.features import load_lpips
+
+LATENTS = torch.zeros(3, 4, 8, 8)
+
+
+@pytest.fixture
+def images() -> torch.Tensor:
+    return torch.rand(3, 3, IMAGE_SIZE, IMAGE_SIZE, generator=torch.Generator().manual_seed(0)) * 2 - 1
+
+
+@pytest.mark.usefixtures("with_alexnet")
+def test_the_squared_distance_of_lpips_features_is_lpips(images: torch.Tensor) -> None:
+    features = LPIPSFeatures(local_files_only=True)(LATENTS, images)
+    metric = LearnedPerceptualImagePatchSimilarity(net_type="alex")
+    for i, j in combinations(range(3), 2):
+        expected = metric(images[i : i + 1], images[j : j + 1]).detach()
+        assert expected > 0
+        torch.testing.assert_close((features[i] - features[j]).square().sum(), expected, rtol=1e-4, atol=1e-7)
+
+
+def test_half_the_squared_distance_of_vae_features_is_the_encoders_cosine_distance(
+    images: torch.Tensor, tiny_prior: StableDiffusionPrior, tiny_prior_folder: Path
+) -> None:
+    features = VAEFeatures(str(tiny_prior_folder), local_files_only=True)(LATENTS, images)
+    seen = []
+    hooks = [
+        block.register_forward_hook(lambda _, inputs, output: seen.append(output))
+        for block in tiny_prior.vae.encoder.down_blocks
+    ]
+    tiny_prior.encode(images)
+    for hook in hooks:
+        hook.remove()
+    assert len(seen) == 3
+    for i, j in combinations(range(3), 2):
+        expected = sum(1 - cosine_similarity(layer[i], layer[j], dim=0).mean() for layer in seen)
+        actual = (features[i] - features[j]).square().sum() / 2
+        torch.testing.assert_close(actual, expected.detach(), rtol=1e-4, atol=1e-6)
+
+
+def test_features_of_images_have_a_gradient_in_flat_ones_too(tiny_prior_folder: Path) -> None:
+    flat = torch.zeros(1, 3, IMAGE_SIZE, IMAGE_SIZE, requires_grad=True)
+    VAEFeatures(str(tiny_prior_folder), local_files_only=True)(LATENTS[:1], flat).sum().backward()
+    assert flat.grad.isfinite().all()
+
+
+def test_lpips_without_weights_says_where_they_belong(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    load_lpips.cache_clear()
+    with pytest.raises(
+        InputError, match=f"weights, which are not in torch's cache; copy .* to {tmp_path}/hub/checkpoints"
+    ):
+        LPIPSFeatures(local_files_only=True)
+
+
+def test_lpips_whose_weights_cannot_be_fetched_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    monkeypatch.setenv("https_proxy", "http://127.0.0.1:1")
+    load_lpips.cache_clear()
+    with pytest.raises(InputError, match=r"can't be fetched .*; copy torchvision's alexnet"):
+        LPIPSFeatures()
+
+
+def test_a_prior_without_a_vae_has_no_vae_features(tiny_pixel_folder: Path, tmp_path: Path) -> None:
+    code, printed = train(
+        "features=vae", "prior=pixel", f"prior.pretrained={tiny_pixel_folder}", f"output_dir={tmp_path / 'run'}"
+    )
+    assert code == 1, printed
+    assert (
+        f"features.pretrained must be a diffusers folder with a vae, or a model's name, got '{tiny_pixel_folder}'"
+        in printed
+    )
