@@ -12,7 +12,7 @@ from rlsd_lightning.functional.schedules import add_noise, reverse_step
 from rlsd_lightning.measurement import Measurement
 from rlsd_lightning.particles import ParticleModule, check_settings
 from rlsd_lightning.priors import Prior
-from rlsd_lightning.proximal import noise_share, proximal_step
+from rlsd_lightning.proximal import RESULT_STEPS, noise_share, proximal_step
 
 __all__ = ["AnnealedModule"]
 
@@ -110,12 +110,13 @@ class AnnealedModule(ParticleModule):
         every = self.gather(decoded)
         if not self.hparams.decoder_std:
             return every, every
-        return self.gather(self.proximal_steps(decoded, self.hparams.decoder_std**2)), every
+        images = self.proximal_steps(decoded, self.hparams.decoder_std**2, inner_steps=RESULT_STEPS)
+        return self.gather(images), every
 
-    def proximal_steps(self, decoded: Tensor, image_var: float) -> Tensor:
+    def proximal_steps(self, decoded: Tensor, image_var: float, **settings: Any) -> Tensor:
         """The images that explain the measurements and are nearest to this process's decoded ones, known up to a variance."""
         steps = [
-            proximal_step(measurement.physics, measurement.y, particles, self.mu(measurement, image_var))
+            proximal_step(measurement.physics, measurement.y, particles, self.mu(measurement, image_var), **settings)
             for measurement, particles in self.each_here(decoded)
         ]
         return torch.cat(steps) if steps else decoded

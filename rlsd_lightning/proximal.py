@@ -8,7 +8,10 @@ from rlsd_lightning.functional.losses import at_least_float32, square_misfit
 from rlsd_lightning.likelihood import has_square_misfit, misfit, noise_std
 from rlsd_lightning.measurement import Measurement
 
-__all__ = ["noise_share", "proximal_step"]
+__all__ = ["RESULT_STEPS", "noise_share", "proximal_step"]
+
+RESULT_STEPS = 200
+"""Inner steps of the last proximal step, which makes the results."""
 
 
 def noise_share(measurement: Measurement, num_values: int) -> float:
@@ -29,8 +32,8 @@ def proximal_step(
     r"""Solves :math:`\arg\min_x \mathrm{misfit}(A(x), y) + \mu \, \mathrm{mean}(x - D(z))^2` for every particle.
 
     The misfit is that of :func:`~rlsd_lightning.likelihood.misfit`, for Gaussian noise
-    :math:`\mathrm{mean}(y - A(x))^2`. Linear operators under such noise use their ``prox_l2``: closed form where the
-    operator has one, else conjugate gradients. Otherwise a few Adam steps are taken from :math:`D(z)`; no network is
+    :math:`\mathrm{mean}(y - A(x))^2`. Operators under such noise use their ``prox_l2`` if they have one, as all linear
+    ones do: closed form, or conjugate gradients. Otherwise a few Adam steps are taken from :math:`D(z)`; no network is
     involved, so they cost little beside a decode.
 
     Args:
@@ -47,10 +50,12 @@ def proximal_step(
     # not in half precision: the closed forms multiply rounding errors by 1 / mu
     with torch.autocast(decoded.device.type, enabled=False):
         decoded = at_least_float32(decoded.detach())
-        if isinstance(physics, LinearPhysics) and has_square_misfit(physics.noise_model):
-            # deepinv minimises gamma / 2 |Ax - y|^2 + 1/2 |x - z|^2 with sums where we have means. The step is taken
-            # from zero, as some of its closed forms drop the part of z that the operator does not see.
+        if hasattr(physics, "prox_l2") and has_square_misfit(physics.noise_model):
+            # deepinv minimises gamma / 2 |Ax - y|^2 + 1/2 |x - z|^2 with sums where we have means
             gamma = decoded[0].numel() / (y[0].numel() * weight)
+            if not isinstance(physics, LinearPhysics):
+                return physics.prox_l2(decoded, y, gamma)
+            # from zero, as some closed forms drop the part of z that the operator does not see
             return decoded + physics.prox_l2(torch.zeros_like(decoded), y - physics.A(decoded), gamma)
         return _descend(physics, y, decoded, weight, inner_steps, inner_lr)
 

@@ -9,7 +9,7 @@ from operator_cases import LINEAR, SHAPE, images
 from torch import Tensor
 
 from rlsd_lightning.functional.losses import photon_misfit
-from rlsd_lightning.operators import denoising, inpainting
+from rlsd_lightning.operators import denoising, hdr, inpainting, quantization
 from rlsd_lightning.proximal import proximal_step
 
 OPERATORS = pytest.mark.parametrize("make", LINEAR.values(), ids=LINEAR.keys())
@@ -112,3 +112,27 @@ def test_what_an_operator_of_deepinv_does_not_see_is_kept():
     physics, decoded = Decolorize(srf="rec601"), images(2)
     y = physics.A(decoded)[:1]
     torch.testing.assert_close(proximal_step(physics, y, decoded[:1], 1e-3), decoded[:1], atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("mu", [1e-3, 0.1, 1.0])
+@pytest.mark.parametrize("sigma", [0.0, 0.1])
+@pytest.mark.parametrize("make", [hdr, lambda *a, **k: quantization(*a, levels=3, **k)], ids=["hdr", "quantization"])
+def test_no_value_is_better_than_the_closed_form_of_a_step_function(make: Callable, sigma: float, mu: float):
+    shape = (1, 8, 8)
+    physics, generator = make(shape, sigma=sigma), torch.Generator().manual_seed(0)
+    y = physics(2.4 * torch.rand(1, *shape, generator=generator) - 1.2)
+    decoded = 2.4 * torch.rand(2, *shape, generator=generator) - 1.2
+    x = proximal_step(physics, y, decoded, mu)
+
+    def costs(values: Tensor) -> Tensor:
+        return (physics.A(values) - y).square() + mu * (values - decoded).square()
+
+    tried = torch.linspace(-1.5, 1.5, 3001)  # a step of 0.001
+    best = torch.stack([costs(torch.full_like(decoded, value)) for value in tried.tolist()]).amin(0)
+    assert (costs(x) < best + 2e-3 * mu + 1e-6).all()
+
+
+def test_a_saturated_value_that_was_measured_below_is_brought_down():
+    physics, y = hdr((1, 1, 2)), torch.tensor([[[[0.4, 1.0]]]])
+    x = proximal_step(physics, y, torch.tensor([[[[0.9, 0.9]]]]), 1e-3)
+    torch.testing.assert_close(x, torch.tensor([[[[0.2, 0.9]]]]), atol=1e-3, rtol=0)

@@ -13,10 +13,22 @@ from rlsd_lightning.images import load_array
 from rlsd_lightning.operators.filters import gaussian_blur, motion_blur
 from rlsd_lightning.operators.noise import make_noise
 
-__all__ = ["FourierMagnitude", "hdr", "jpeg", "nonlinear_blur", "phase_retrieval", "quantization"]
+__all__ = [
+    "FourierMagnitude",
+    "Quantization",
+    "Saturation",
+    "hdr",
+    "jpeg",
+    "nonlinear_blur",
+    "phase_retrieval",
+    "quantization",
+]
 
 DARKEST = 1e-4
 """Least linear intensity: the slope of the camera's response is infinite at zero."""
+
+ON_EDGE = 1e-3
+"""Share of a quantizer's cell at its edges that counts as the neighbour's: there rounding errors decide."""
 
 
 class FourierMagnitude(Physics):
@@ -70,8 +82,36 @@ def phase_retrieval(
     return FourierMagnitude(padding, make_noise(noise, sigma, of_images=False))
 
 
-def hdr(image_shape: tuple[int, ...], scale: float = 2.0, sigma: float = 0.001, noise: str = "gaussian") -> Physics:
-    r"""High dynamic range: the measurement saturates, :math:`A(x) = \mathrm{clip}(c \, x, -1, 1)`.
+class Saturation(Physics):
+    r"""A measurement that saturates, :math:`A(x) = \mathrm{clip}(c \, x, -1, 1)`.
+
+    Args:
+        scale: The factor :math:`c`.
+        noise_model: The noise.
+    """
+
+    def __init__(self, scale: float, noise_model: torch.nn.Module) -> None:
+        super().__init__(noise_model=noise_model)
+        self.register_buffer("scale", torch.tensor(float(scale)))
+
+    def A(self, x: Tensor, **kwargs) -> Tensor:  # noqa: N802
+        return (self.scale * x).clamp(-1, 1)
+
+    def prox_l2(self, z: Tensor, y: Tensor, gamma: float) -> Tensor:
+        r"""Solves :math:`\arg\min_x \tfrac{\gamma}{2} \|A(x) - y\|^2 + \tfrac{1}{2} \|x - z\|^2`, value by value.
+
+        A value lies below, inside or above what can be measured; the best of each kind is known. Descent would not
+        leave a saturated value, where the gradient is zero.
+        """
+        edge = 1 / self.scale
+        inside = ((gamma * self.scale * y + z) / (gamma * self.scale**2 + 1)).clamp(-edge, edge)
+        candidates = torch.stack([inside, z.clamp(min=edge), z.clamp(max=-edge)])
+        costs = gamma * (self.A(candidates) - y).square() + (candidates - z).square()
+        return candidates.gather(0, costs.argmin(dim=0, keepdim=True))[0]
+
+
+def hdr(image_shape: tuple[int, ...], scale: float = 2.0, sigma: float = 0.001, noise: str = "gaussian") -> Saturation:
+    """High dynamic range: bright and dark values saturate; see :class:`Saturation`.
 
     Args:
         image_shape: Shape of an image, :math:`(C, H, W)`.
@@ -84,16 +124,7 @@ def hdr(image_shape: tuple[int, ...], scale: float = 2.0, sigma: float = 0.001, 
     """
     if not scale > 0:
         raise InputError(f"physics.scale must be above 0, got {scale}")
-    return Physics(A=_Saturation(scale), noise_model=make_noise(noise, sigma))
-
-
-class _Saturation(torch.nn.Module):
-    def __init__(self, scale: float) -> None:
-        super().__init__()
-        self.register_buffer("scale", torch.tensor(float(scale)))
-
-    def forward(self, x: Tensor, **kwargs) -> Tensor:
-        return (self.scale * x).clamp(-1, 1)
+    return Saturation(scale, make_noise(noise, sigma))
 
 
 class _Camera(torch.nn.Module):
@@ -182,14 +213,36 @@ def _straight_through(x: Tensor, stepped: Tensor) -> Tensor:
     return x + (stepped - x).detach()
 
 
-class _Quantizer(torch.nn.Module):
-    def __init__(self, levels: int) -> None:
-        super().__init__()
-        self.levels = levels
+class Quantization(Physics):
+    """Every value is rounded to one of a few levels from -1 to 1; gradients pass as if it were not.
 
-    def forward(self, x: Tensor, **kwargs) -> Tensor:
-        top = self.levels - 1
+    Args:
+        levels: Their number.
+        noise_model: The noise after rounding.
+    """
+
+    def __init__(self, levels: int, noise_model: torch.nn.Module) -> None:
+        super().__init__(noise_model=noise_model)
+        self.register_buffer("values", torch.linspace(-1, 1, levels))
+
+    def A(self, x: Tensor, **kwargs) -> Tensor:  # noqa: N802
+        top = len(self.values) - 1
         return _straight_through(x, ((x.clamp(-1, 1) + 1) / 2 * top).round() / top * 2 - 1)
+
+    def prox_l2(self, z: Tensor, y: Tensor, gamma: float) -> Tensor:
+        r"""Solves :math:`\arg\min_x \tfrac{\gamma}{2} \|A(x) - y\|^2 + \tfrac{1}{2} \|x - z\|^2`, value by value.
+
+        Of the values that are rounded to a level the nearest is the best, and the best level is looked for.
+        """
+        half = (1 - ON_EDGE) / (len(self.values) - 1)
+        best, least = z, torch.full_like(z, torch.inf)
+        for index, value in enumerate(self.values):
+            lowest = value - half if index else None
+            highest = value + half if index < len(self.values) - 1 else None
+            nearest = z.clamp(lowest, highest)
+            cost = gamma * (value - y).square() + (nearest - z).square()
+            best, least = torch.where(cost < least, nearest, best), torch.minimum(cost, least)
+        return best
 
 
 class _Jpeg(torch.nn.Module):
@@ -203,8 +256,10 @@ class _Jpeg(torch.nn.Module):
         return _straight_through(x, stored.to(x) / 127.5 - 1)
 
 
-def quantization(image_shape: tuple[int, ...], levels: int = 4, sigma: float = 0.0, noise: str = "gaussian") -> Physics:
-    """Every value is rounded to one of a few levels; gradients pass as if it were not.
+def quantization(
+    image_shape: tuple[int, ...], levels: int = 4, sigma: float = 0.0, noise: str = "gaussian"
+) -> Quantization:
+    """Every value is rounded to one of a few levels; see :class:`Quantization`.
 
     Args:
         image_shape: Shape of an image, :math:`(C, H, W)`.
@@ -217,7 +272,7 @@ def quantization(image_shape: tuple[int, ...], levels: int = 4, sigma: float = 0
     """
     if levels < 2:
         raise InputError(f"physics.levels must be at least 2, got {levels}")
-    return Physics(A=_Quantizer(levels), noise_model=make_noise(noise, sigma))
+    return Quantization(levels, make_noise(noise, sigma))
 
 
 def jpeg(image_shape: tuple[int, ...], quality: int = 10, sigma: float = 0.0, noise: str = "gaussian") -> Physics:
