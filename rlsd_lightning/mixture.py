@@ -36,6 +36,7 @@ class MixtureDistillation(RLSD):
         features: What the kernel compares, where ``gamma`` is not 0.
         gamma: Strength of the kernel's repulsion besides.
         sampling_share: Share of the timesteps in which particles are sampled first; DWGF distils in all.
+        antithetic: Whether a measurement's particles have noise that sums to zero; DWGF's is independent.
         settings: Other arguments of :class:`~rlsd_lightning.module.RLSD`.
 
     Raises:
@@ -54,9 +55,11 @@ class MixtureDistillation(RLSD):
         *,
         gamma: float = 0.0,
         sampling_share: float = 0.0,
+        antithetic: bool = False,
         **settings: Any,
     ) -> None:
-        super().__init__(prior, measurements, features, gamma=gamma, sampling_share=sampling_share, **settings)
+        given = {"gamma": gamma, "sampling_share": sampling_share, "antithetic": antithetic}
+        super().__init__(prior, measurements, features, **given, **settings)
 
     @torch.no_grad()
     def score(self, z: Tensor, eps: Tensor, t: int) -> Tensor:

@@ -78,9 +78,11 @@ class RLSD(RepulsiveModule):
             repulsion are renewed, once in so many steps; the steps between use the last ones again. In sampling the
             steps between are those of the prior alone, and the others pull so many times as hard. The denoiser runs in
             every step.
+        antithetic: Whether a measurement's particles have noise that sums to zero, see
+            :class:`~rlsd_lightning.particles.ParticleModule`.
         common: Arguments of :class:`~rlsd_lightning.repulsion.RepulsiveModule` and the classes it is made from. The
-            repulsion stands beside the pull while particles are sampled, times the features' ``strength``, and beside :math:`\hat\epsilon - \epsilon`
-            in distillation.
+            repulsion stands beside the pull while particles are sampled, times the features' ``strength``, and beside
+            :math:`\hat\epsilon - \epsilon` in distillation.
 
     Raises:
         InputError: If an argument is out of range.
@@ -111,9 +113,10 @@ class RLSD(RepulsiveModule):
         lr_x: float = 0.4,
         final_lr: float = 0.0,
         renew_every: int = 1,
+        antithetic: bool = True,
         **common: Any,
     ) -> None:
-        super().__init__(prior, measurements, features, decoder_std=decoder_std, **common)
+        super().__init__(prior, measurements, features, decoder_std=decoder_std, antithetic=antithetic, **common)
         if x_update not in ("prox", "adam"):
             raise InputError(f"method.x_update must be prox or adam, got '{x_update}'")
         if not 0 <= sampling_share <= 1 or (sampling_share and augmented and x_update == "adam"):

@@ -1,6 +1,7 @@
 """What every particle method has: the particles, their noise, the schedule, and a safe checkpoint."""
 
 import hashlib
+import math
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 
@@ -38,8 +39,9 @@ class ParticleModule(L.LightningModule):
         seed: Seed of all noise.
         warm_share: Share of the timesteps, those with the least noise, that is taken where the measurement says what the
             particles start from.
-        antithetic: Whether every second particle has the noise of the one before it with the other sign. Each is the sample
-            that it would be alone, but the two of a pair differ more than independent ones.
+        antithetic: Whether a measurement's particles have noise that sums to zero. Each is the sample that it would be
+            alone, but any two noises have the correlation :math:`-1 / (N - 1)`, so that samples differ more, and
+            cover more, than independent ones.
         particle_chunk: Networks see so many particles at a time, and those that are differentiated keep no more
             activations than theirs for the backward pass, which computes them again; all at once if left out.
 
@@ -241,10 +243,12 @@ class ParticleModule(L.LightningModule):
         self, measurement: Measurement, indices: Tensor, shape: tuple[int, ...], stream: str, step: int = 0
     ) -> Tensor:
         """Noise for some particles of a measurement."""
-        turned = indices % 2 * self.hparams.antithetic
         key = {"seed": self.seed, "measurement": noise_key(measurement), "stream": stream, "step": step}
-        noise = keyed_normal(shape, (indices - turned).tolist(), **key)
-        return noise * (1 - 2 * turned).view(-1, *[1] * len(shape))
+        count = self.num_particles
+        if not self.hparams.antithetic or count == 1:
+            return keyed_normal(shape, indices.tolist(), **key)
+        every = keyed_normal(shape, range(count), **key)
+        return math.sqrt(count / (count - 1)) * (every - every.mean(dim=0))[indices]
 
     def repulsion_is_on(self, step: int, sigma_break: int) -> bool:
         """Whether a step's noise level is above that of the gate: the first ``sigma_break`` thousandths of steps."""

@@ -25,6 +25,7 @@ from rlsd_lightning.functional.kernels import log_density, median_bandwidth
 from rlsd_lightning.functional.metrics import mode_total_variation, within_mode_spread
 from rlsd_lightning.functional.schedules import reverse_step
 from rlsd_lightning.operators import colorization, inpainting
+from rlsd_lightning.ranks import Shard
 
 F64 = torch.float64
 QUIET = {"accelerator": "cpu", "enable_progress_bar": False}
@@ -142,8 +143,8 @@ def test_repulsion_has_gamma_times_the_norm_of_the_pull(
     assert (part - expected).abs().max() < 1e-5 * expected.abs().max()
 
 
-def test_without_repulsion_a_particle_ignores_how_many_there_are(prior: StableDiffusionPrior):
-    alone, among = (pulled(make(prior, gamma=0.0, num_particles=count)) for count in (1, 3))
+def test_without_repulsion_and_antithetic_noise_a_particle_ignores_how_many_there_are(prior: StableDiffusionPrior):
+    alone, among = (pulled(make(prior, gamma=0.0, num_particles=count, antithetic=False)) for count in (1, 3))
     torch.testing.assert_close(among[:1], alone, rtol=1e-7, atol=1e-10)
 
 
@@ -230,3 +231,36 @@ def test_absolute_repulsion_has_the_step_size_of_the_pull(prior: StableDiffusion
     (push,) = torch.autograd.grad(density, z_t)
     sigma = prior.sigmas[module.timesteps[STEP]]
     torch.testing.assert_close(part, 0.7 * 100 / 20 * 0.3 * sigma * push, rtol=1e-5, atol=1e-10)
+
+
+# Antithetic noise
+
+
+@pytest.mark.parametrize("count", [2, 5])
+def test_antithetic_noise_sums_to_zero_and_is_standard_normal_for_each_particle(
+    count: int, prior: StableDiffusionPrior
+):
+    module = make(prior, num_particles=count, antithetic=True)
+    draws = torch.stack([module.z_t, *(module.noise(step) for step in range(19))]).transpose(0, 1).flatten(1)
+    assert torch.allclose(draws.sum(dim=0), torch.zeros(()).double(), atol=1e-5)
+    correlations = torch.corrcoef(draws)
+    others = correlations[~torch.eye(count, dtype=torch.bool)]
+    values = draws.shape[1]
+    assert torch.allclose(others, torch.tensor(-1 / (count - 1), dtype=F64), atol=4 / values**0.5)
+    assert torch.allclose(draws.var(dim=1), torch.ones((), dtype=F64), atol=4 * (2 / values) ** 0.5)
+    assert draws.mean(dim=1).abs().max() < 4 / values**0.5
+
+
+def test_a_lone_particle_has_its_own_noise_antithetic_or_not(prior: StableDiffusionPrior):
+    one, other = (make(prior, num_particles=1, antithetic=kind) for kind in (True, False))
+    assert torch.equal(one.noise(STEP), other.noise(STEP))
+    assert torch.equal(one.z_t, other.z_t)
+
+
+def test_antithetic_noise_is_the_same_for_a_process_with_some_of_the_particles(prior: StableDiffusionPrior):
+    module = make(prior, num_particles=3, antithetic=True)
+    expected = module.noise(STEP)
+    module.shard = Shard(1, 2)
+    rows = module.rows
+    assert 0 < rows.stop - rows.start < 3
+    assert torch.equal(module.noise(STEP), expected[rows])
