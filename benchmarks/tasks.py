@@ -34,6 +34,7 @@ FIGURES = (
 )
 FORMS = {
     "default": [],
+    "antithetic": ["method.gamma=0"],  # without repulsion
     "no repulsion": ["method=independent"],
     "not augmented": ["method=not_augmented"],
     "distilled": ["method=distilled"],

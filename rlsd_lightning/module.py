@@ -20,7 +20,9 @@ In the others they are distilled, with fresh noise :math:`\epsilon` in every ste
         + \lambda w(t) \, \mathrm{mean}(\mathrm{sg}[r_i] z_i) \big]
 
 Sampling finds what the hidden part may be, given the seen one; distillation takes the noise out of it, and brings it to
-the measurement. The misfit is :math:`\mathrm{mean}(y - A(x))^2` for Gaussian noise, and its like for others.
+the measurement. In both the noises of a measurement's particles sum to zero, so that any two have the correlation
+:math:`-1 / (N - 1)`: each particle is the sample that it would be alone, and together they differ more. The misfit is
+:math:`\mathrm{mean}(y - A(x))^2` for Gaussian noise, and its like for others.
 """
 
 import math

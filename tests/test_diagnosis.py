@@ -205,7 +205,7 @@ def test_only_white_latents_have_a_shell() -> None:
 @pytest.mark.parametrize(
     ("ratio", "shift", "said"),
     [
-        (1.6, 0.0, "the repulsion is 1.6 times as strong as what else moves the particles"),
+        (1.5, 0.0, "the repulsion is 1.5 times as strong as what else moves the particles"),
         (0.5, 0.3, "the repulsion costs quality: x is 3.75 times as far from D(z)"),
         (0.5, 0.05, None),
         (0.0, 0.3, None),
