@@ -95,8 +95,9 @@ def resumed(cfg: DictConfig) -> DictConfig:
     folder = Path(cfg.output_dir)
     started_with = OmegaConf.merge({"patience": cfg.patience}, saved_settings(folder))
     if started_with.method._target_ == "rlsd_lightning.module.RLSD":
-        for name in ("room", "sampling_share"):
-            started_with.method.setdefault(name, 0.0)  # what measurements not yet begun would have had
+        # what measurements not yet begun would have had
+        for name, value in {"room": 0.0, "sampling_share": 0.0, "antithetic": False}.items():
+            started_with.method.setdefault(name, value)
     names = [item.lstrip("+~").split("=")[0] for item in HydraConfig.get().overrides.task]
     for name in names:
         if "/" in name or name in HydraConfig.get().runtime.choices or name == "measurements_per_batch":

@@ -120,11 +120,15 @@ METHODS: dict[str, Callable[[MixtureProblem, int, int], Tensor]] = {
     "exact draws": exact,
     "DPS": dps,
     "DAPS": daps,
-    "rlsd, gamma 0": lambda problem, count, seed: rlsd(problem, count, seed, gamma=0.0),
+    "rlsd, gamma 0": lambda problem, count, seed: rlsd(problem, count, seed, gamma=0.0, antithetic=False),
     "rlsd": rlsd,
     "rlsd, sampled only": lambda problem, count, seed: rlsd(problem, count, seed, sampling_share=1.0),
-    "distilled, gamma 0": lambda problem, count, seed: rlsd(problem, count, seed, sampling_share=0.0, gamma=0.0),
-    "distilled": lambda problem, count, seed: rlsd(problem, count, seed, sampling_share=0.0, gamma=0.5),
+    "distilled, gamma 0": lambda problem, count, seed: rlsd(
+        problem, count, seed, sampling_share=0.0, gamma=0.0, antithetic=False
+    ),
+    "distilled": lambda problem, count, seed: rlsd(
+        problem, count, seed, sampling_share=0.0, gamma=0.5, antithetic=False
+    ),
     "mixture": lambda problem, count, seed: rlsd(problem, count, seed, MixtureDistillation),
     "rlsd_paper": rlsd_paper,
     "twisted": twisted,

@@ -24,8 +24,8 @@ class AnnealedModule(ParticleModule):
     r"""Particles whose noisy latents ``z_t``, a buffer, lose noise from step to step.
 
     The parameter ``z`` holds the clean latents as the particles see them now, so that pictures and results are those of
-    every method. The results are :math:`\arg\min_x \mathrm{misfit}(A(x), y) + \mu \, \mathrm{mean}(x - D(z_i))^2`, as
-    RLSD's are, so that methods can be compared at an equal residual.
+    every method. The results are :math:`\arg\min_x \mathrm{misfit}(A(x), y) + \mu \, \mathrm{mean}(x - D(z_i))^2` in all of
+    them, so that they can be compared at an equal residual.
 
     Args:
         prior: The latent diffusion prior.
@@ -101,7 +101,7 @@ class AnnealedModule(ParticleModule):
         return (z_t - self.prior.sigma(t) * noise) / self.prior.alpha(t).clamp_min(LEAST_ALPHA)
 
     def mu(self, measurement: Measurement, image_var: float) -> float:
-        """The proximal weight for images that are known up to a variance."""
+        r"""The proximal weight :math:`\max(n / m \cdot s^2 / v, \mathrm{min\_mu})` for images that are known up to a variance v."""
         return max(self._noise_shares[measurement.name] / image_var, self.hparams.min_mu)
 
     @torch.no_grad()

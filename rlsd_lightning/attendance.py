@@ -15,6 +15,8 @@ __all__ = ["Attendance"]
 
 SIGNS = 10
 """Signs of life that a process gives within the others' patience."""
+GRACE = 5.0
+"""Seconds that a sign of life which is under way may take when there are to be no more."""
 
 
 class Attendance:
@@ -48,7 +50,7 @@ class Attendance:
     def close(self) -> None:
         """Gives no more signs of life."""
         self._ended.set()
-        self._life.join(self._patience)  # not for ever: where the network is cut the store does not answer
+        self._life.join(GRACE)  # not for ever: where the network is cut the store does not answer
         atexit.unregister(self.close)
 
     def sum_of_all(self, value: int) -> int:

@@ -60,7 +60,7 @@ class Monitor(Callback):
     The signs are those of :class:`~rlsd_lightning.diagnosis.Signs`, with the diversity in what the kernel compares.
 
     Args:
-        every_n_steps: Steps between two pictures, each of which costs a decode. With several measurements the curves
+        every_n_steps: Steps between two pictures, each of which costs a decode and a proximal step. With several measurements the curves
             are their means.
     """
 
@@ -85,7 +85,7 @@ class Monitor(Callback):
         if done % self.every_n_steps and done != len(pl_module.timesteps):
             return
         images, decoded = pl_module.reconstructions()
-        repulsion = pl_module.repulsion_to_score()
+        repulsion = pl_module.repulsion_ratio()
         if images.ndim != 4 or pl_module.shard.position:
             return
         ratios, seen = [], []
@@ -190,7 +190,7 @@ class Results(Callback):
         count = len(pl_module.measurements)
         seconds = self._seconds() / count
         images, decoded = pl_module.reconstructions()
-        self._repulsion = pl_module.repulsion_to_score()
+        self._repulsion = pl_module.repulsion_ratio()
         if pl_module.shard.position:
             return  # the first of the group writes
         written = []

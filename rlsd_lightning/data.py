@@ -162,6 +162,10 @@ def measurements(
     """
     given = {name: value for name, value in {"mask": mask, "kernel": kernel}.items() if value is not None}
     operator = make_physics(physics, image_shape, **given)
+    if measurement is not None and tile is not None:
+        raise InputError(
+            "data.tile makes mosaics of data.images, but data.measurement was given; leave one of them out"
+        )
     if measurement is not None:
         return MeasurementList([Measurement(Path(measurement).stem, load_measured(measurement, operator), operator)])
     if images is None:

@@ -57,7 +57,7 @@ class Signs(NamedTuple):
         sharpness_to_decoded: Gradient energy of :math:`x` over that of :math:`D(z)`.
         sharpness_to_truth: The same over that of the truth.
         latent_norm: :math:`\lVert z \rVert / \sqrt d`, a mean over particles; None if the prior's latents are not white.
-        repulsion_to_score: Norm of the repulsion over that of the pull, or of the score where particles are distilled,
+        repulsion_ratio: Norm of the repulsion over that of the pull, or of the score where particles are distilled,
             while it acted.
         coupling: Root mean square of :math:`x - D(z)` over the decoder's typical error.
     """
@@ -69,7 +69,7 @@ class Signs(NamedTuple):
     sharpness_to_decoded: float | None = None
     sharpness_to_truth: float | None = None
     latent_norm: float | None = None
-    repulsion_to_score: float | None = None
+    repulsion_ratio: float | None = None
     coupling: float | None = None
 
 
@@ -112,7 +112,7 @@ def signs(
     z: Tensor,
     features: Tensor,
     white_latents: bool = False,
-    repulsion_to_score: float | None = None,
+    repulsion_ratio: float | None = None,
     decoder_std: float = DECODER_STD,
 ) -> Signs:
     """What there is to see of one measurement's particles.
@@ -124,7 +124,7 @@ def signs(
         z: Their latents, with shape :math:`(N, ...)`.
         features: Their features, with shape :math:`(N, D)`.
         white_latents: Whether the prior's latents have variance 1.
-        repulsion_to_score: Ratio of norms, if it is known.
+        repulsion_ratio: Ratio of norms, if it is known.
         decoder_std: The decoder's typical error; 0 where there is no decoder.
     """
     physics, truth, several = measurement.physics, measurement.truth, len(images) > 1
@@ -142,7 +142,7 @@ def signs(
         sharpness_to_decoded=(sharpness / of_decoded).item() if of_decoded else None,
         sharpness_to_truth=(sharpness / of_truth).item() if of_truth is not None and of_truth > 0 else None,
         latent_norm=z.float().square().flatten(1).mean(dim=1).sqrt().mean().item() if white_latents else None,
-        repulsion_to_score=repulsion_to_score,
+        repulsion_ratio=repulsion_ratio,
         coupling=(images - decoded).square().mean().sqrt().item() / decoder_std if decoder_std else None,
     )
 
@@ -194,7 +194,7 @@ def advice(seen: Signs, prior_diversity: float | None = None, settings: Collecti
 
 
 def _repulsion(seen: Signs) -> list[tuple[str, tuple[str, ...]]]:
-    ratio = seen.repulsion_to_score
+    ratio = seen.repulsion_ratio
     if not ratio:
         return []
     if ratio > MOST_REPULSION:

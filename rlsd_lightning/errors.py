@@ -1,6 +1,14 @@
 """Errors that a user can mend, told apart from bugs: the command line prints them in one line."""
 
-__all__ = ["InputError", "LostError", "NonFiniteError", "StoppedError"]
+__all__ = ["LOADING_ERRORS", "InputError", "LostError", "NonFiniteError", "StoppedError", "first_line"]
+
+LOADING_ERRORS = (OSError, ValueError, TypeError, KeyError, RuntimeError, AttributeError)
+"""What diffusers and transformers raise for weights that are not there, not whole, or not theirs."""
+
+
+def first_line(error: Exception) -> str:
+    """The first line of an error's message, or its kind if it has none."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
 class InputError(ValueError):

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
-from rlsd_lightning.errors import InputError
+from rlsd_lightning.errors import LOADING_ERRORS, InputError, first_line
 
 __all__ = ["LPIPSFeatures", "LatentFeatures", "PixelFeatures", "VAEFeatures", "ViTFeatures", "load_lpips"]
 
@@ -51,7 +51,7 @@ class LatentFeatures(nn.Module):
     """The latent itself, flattened; needs no derivative of the decoder."""
 
     needs_images = False
-    """Every process has all latents, but decodes its own only: these features need not be exchanged."""
+    """In distillation every process has all latents, but decodes its own only: these features need not be exchanged."""
     strength = 0.1
 
     def forward(self, z: Tensor, images: Tensor | None = None) -> Tensor:
@@ -79,12 +79,17 @@ class VAEFeatures(nn.Module):
 
         try:
             vae = AutoencoderKL.from_pretrained(
-                pretrained, subfolder="vae", variant=variant, local_files_only=local_files_only, low_cpu_mem_usage=False
+                pretrained,
+                subfolder="vae",
+                variant=variant,
+                use_safetensors=True,
+                local_files_only=local_files_only,
+                low_cpu_mem_usage=False,  # the other way needs accelerate
             )
-        except (OSError, ValueError) as error:
+        except LOADING_ERRORS as error:
             raise InputError(
-                f"features.pretrained must be a diffusers folder with a vae, or a model's name, got '{pretrained}'; check "
-                "the path, or choose features=vit, pixels or latents for a prior without one"
+                f"features.pretrained must be a diffusers folder with a vae in safetensors, or a model's name, got "
+                f"'{pretrained}' ({first_line(error)}); check the path and features.variant, or choose features=vit, pixels or latents"
             ) from error
         self.encoder = vae.encoder
         self.eval().requires_grad_(False)

@@ -39,7 +39,7 @@ def noise_std(noise_model: NoiseModel, y: Tensor) -> float:
 
 
 def has_square_misfit(noise_model: NoiseModel) -> bool:
-    """Whether the misfit is a squared error, so that linear operators have a proximal step in closed form."""
+    """Whether the misfit is a squared error, which those proximal steps are for that operators bring along."""
     return not isinstance(noise_model, PoissonNoise | LaplaceNoise)
 
 

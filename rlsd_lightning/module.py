@@ -20,8 +20,8 @@ In the others they are distilled, with fresh noise :math:`\epsilon` in every ste
         + \lambda w(t) \, \mathrm{mean}(\mathrm{sg}[r_i] z_i) \big]
 
 Sampling finds what the hidden part may be, given the seen one; distillation takes the noise out of it, and brings it to
-the measurement. In both the noises of a measurement's particles sum to zero, so that any two have the correlation
-:math:`-1 / (N - 1)`: each particle is the sample that it would be alone, and together they differ more. The misfit is
+the measurement. With antithetic noise, the default, the noises of a measurement's particles sum to zero in both: each has
+the distribution of independent noise, any two have the correlation :math:`-1 / (N - 1)`, and particles differ more. The misfit is
 :math:`\mathrm{mean}(y - A(x))^2` for Gaussian noise, and its like for others.
 """
 
@@ -61,7 +61,9 @@ class RLSD(RepulsiveModule):
             all, as published, 1 samples in all.
         zeta: Step size :math:`\zeta` of the auxiliary image's pull in a run of a hundred steps; in :math:`K` steps it is
             :math:`\zeta_K = 100 \, \zeta / K`, so that all pulls together are the same.
-        image_std: Standard deviation of the prior's images; with the noise that is left it gives :math:`\mu_t`.
+        image_std: Standard deviation of the prior's images: while particles are sampled :math:`D(\hat z)` is taken to be known
+            up to the variance :math:`\mathrm{image\_std}^2 \sigma_t^2 / (\alpha_t^2 + \sigma_t^2) + \mathrm{decoder\_std}^2`,
+            which gives :math:`\mu_t` as that of ``decoder_std`` gives :math:`\mu`.
         augmented: Whether there is an auxiliary image :math:`x`; if not, the fidelity acts on :math:`D(z)`, and
             :math:`\|y - A D(\hat z)\|` is what pulls.
         x_update: ``prox`` solves for :math:`x`; ``adam`` takes one Adam step on both variables (the published form),
@@ -138,7 +140,6 @@ class RLSD(RepulsiveModule):
         # a start with less noise has some of these steps behind it
         self.sampling_steps = max(0, round(sampling_share * self.full_length) - self.first_step)
         self.step_size = 100 * zeta / self.full_length
-        self.final_mu = {each.name: self.mu(each, decoder_std**2) for each in self.measurements}
         self.x.requires_grad_(augmented and x_update == "adam")
         self.register_buffer("decoder_gain", torch.ones(len(self.z)))
         if renew_every > 1:
@@ -154,15 +155,15 @@ class RLSD(RepulsiveModule):
         if self._exchanges:
             losses, loss = self._distil(step, t)
         else:
-            losses, clean = self._sample(step, t)
-            self.z.data.copy_(self.gather(clean))
+            self.z.data.copy_(self.gather(self.advance(step, t)))
+            losses = self._renewed
             loss = 0.0 * self.z.sum()  # leaves Adam where it is, and gives half precision's scaler something to look at
         # a curve that ends would go on with its last value
         zero = loss.new_zeros(())
         self.log_losses({name: losses.get(name, zero) for name in self._terms()}, batch_idx)
         if self.hparams.gamma:
-            ratio = self._ratio if self.repels(step) else zero  # a curve that ends would go on with its last value
-            self.log_step({"repulsion_to_score": ratio.to(zero.device)}, batch_idx)
+            ratio = self._ratio if self.repels(step) else zero
+            self.log_step({"repulsion_ratio": ratio.to(zero.device)}, batch_idx)
         return loss
 
     def on_train_batch_start(self, batch: tuple[int, int], batch_idx: int) -> None:
@@ -175,11 +176,6 @@ class RLSD(RepulsiveModule):
             super().on_after_backward()
 
     def advance(self, step: int, t: int) -> Tensor:
-        """A step of sampling, without its terms."""
-        return self._sample(step, t)[1]
-
-    def _sample(self, step: int, t: int) -> tuple[dict[str, Tensor], Tensor]:
-        """Takes the noisy latents to the next timestep; the terms that pull at them, and the clean latents."""
         # the noisy latents that the last of these steps leaves are not looked at
         pulls = step % self.hparams.renew_every == 0 and step + 1 < self.sampling_steps
         z_t = self.z_t[self.rows].detach().requires_grad_(pulls)
@@ -190,7 +186,7 @@ class RLSD(RepulsiveModule):
         clean = clean.detach()
         if len(z_t) and self.next_timestep(step) is not None:
             self.z_t[self.rows] = self.ancestral(step, t, z_t.detach(), clean) - gradient
-        return self._renewed, clean
+        return clean
 
     def _guidance(self, z_t: Tensor, clean: Tensor, step: int, t: int) -> tuple[dict[str, Tensor], Tensor]:
         """The terms that pull, and their gradient in the noisy latents: through the decoder, then the denoiser."""
@@ -201,6 +197,9 @@ class RLSD(RepulsiveModule):
         gradient, ratio = torch.zeros_like(z_t), distances.new_zeros(())
         if len(z_t):
             (pull,) = torch.autograd.grad(distances.sum(), image)
+            if push is not None and push.latents is not None and push.images is not None:
+                (through,) = torch.autograd.grad(decoded, clean, push.images, retain_graph=True)
+                push = push._replace(latents=push.latents + through, images=None)
             if push is not None and push.images is not None:
                 pull, ratio = self._repelled(pull, push.images, push.room, t)
             (pull,) = torch.autograd.grad(decoded, clean, pull)
@@ -223,7 +222,9 @@ class RLSD(RepulsiveModule):
         return self.step_size * torch.cat(residuals) if residuals else images.new_zeros(0)
 
     def _repelled(self, pull: Tensor, push: Tensor, room: Tensor, t: int) -> tuple[Tensor, Tensor]:
-        scale, ratio = self.strength(square_norms(push).sqrt(), square_norms(pull).sqrt(), room, self.prior.sigma(t))
+        beside = square_norms(pull).sqrt()
+        beside = torch.where(beside > 0, beside, self.step_size)  # where nothing is measured, nothing pulls
+        scale, ratio = self.strength(square_norms(push).sqrt(), beside, room, self.prior.sigma(t))
         # a relative one has the step size from the pull
         absolute = self.hparams.gamma_mode == "absolute"
         factor = self.step_size if absolute else getattr(self.features, "strength", 1.0)
@@ -289,7 +290,7 @@ class RLSD(RepulsiveModule):
         self.x.data[self.rows] = x = self.proximal_steps(decoded, self.hparams.decoder_std**2)
         # x goes a share 1 / (1 + mu) of the way to the measurement; the latents feel all of it, whatever the noise
         terms = [
-            (1 + self.final_mu[measurement.name]) * coupling(x_of_one, decoded_of_one)
+            (1 + self.mu(measurement, self.hparams.decoder_std**2)) * coupling(x_of_one, decoded_of_one)
             for measurement, x_of_one, decoded_of_one in self.each_here(x, decoded)
         ]
         return {"coupling": sum(terms, decoded.new_zeros(()))}

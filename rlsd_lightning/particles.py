@@ -39,9 +39,9 @@ class ParticleModule(L.LightningModule):
         seed: Seed of all noise.
         warm_share: Share of the timesteps, those with the least noise, that is taken where the measurement says what the
             particles start from.
-        antithetic: Whether a measurement's particles have noise that sums to zero. Each is the sample that it would be
-            alone, but any two noises have the correlation :math:`-1 / (N - 1)`, so that samples differ more, and
-            cover more, than independent ones.
+        antithetic: Whether a measurement's particles have noise that sums to zero. Each noise has the distribution of
+            independent ones, but any two have the correlation :math:`-1 / (N - 1)`, so that samples differ more, and
+            cover more.
         particle_chunk: Networks see so many particles at a time, and those that are differentiated keep no more
             activations than theirs for the backward pass, which computes them again; all at once if left out.
 
@@ -180,8 +180,9 @@ class ParticleModule(L.LightningModule):
 
     def not_finite(self) -> list[str]:
         """The names of measurements with a particle that is infinite or not a number; waits for the device."""
-        mine = [torch.isfinite(value[self.rows]).flatten(1).all(dim=1) for value in (self.z, self.x)]
-        finite = self.gather((mine[0] & mine[1]).float()).cpu()
+        states = [value for value in self.state_dict(keep_vars=True).values() if len(value) == len(self.z)]
+        mine = [torch.isfinite(value[self.rows]).flatten(1).all(dim=1) for value in states if value.ndim > 1]
+        finite = self.gather(torch.stack(mine).all(dim=0).float()).cpu()
         return [measurement.name for measurement, particles in self.each(finite) if not particles.all()]
 
     def on_after_backward(self) -> None:
@@ -255,7 +256,7 @@ class ParticleModule(L.LightningModule):
         gate = min(int(self.full_length / 1000 * sigma_break), self.full_length - 1)
         return self.first_step + step < gate
 
-    def repulsion_to_score(self) -> float | None:
+    def repulsion_ratio(self) -> float | None:
         """The mean over particles and steps with repulsion, for every process; None if it is not known."""
         ratios = self._mean_ratios()
         return sum(ratios) / len(ratios) if ratios else None

@@ -11,11 +11,11 @@ from rlsd_lightning.measurement import Measurement
 __all__ = ["RESULT_STEPS", "noise_share", "proximal_step"]
 
 RESULT_STEPS = 200
-"""Inner steps of the last proximal step, which makes the results."""
+"""Inner steps of the proximal step that makes the results, and pictures of them."""
 
 
 def noise_share(measurement: Measurement, num_values: int) -> float:
-    r"""What the proximal weight of an image known up to a variance is that variance's share of: :math:`n / m \cdot s^2`.
+    r"""The proximal weight of an image that is known up to a variance, times that variance: :math:`n / m \cdot s^2`.
 
     Args:
         measurement: The measurement, with :math:`m` values and noise of deviation :math:`s`.

@@ -265,10 +265,10 @@ class Ranks:
         processes = started.copy()
         started.clear()  # when one fails, Lightning kills this process too, be it about to say why
         self.shard.groups.clear()
-        if self._attendance is not None:
-            self._attendance.close()
         if self.size > 1:
             distributed.destroy_process_group()
+        if self._attendance is not None:
+            self._attendance.close()
         for process in processes:
             for stop in (process.terminate, process.kill):
                 try:

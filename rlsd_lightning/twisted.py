@@ -83,6 +83,10 @@ class TwistedFilter(AnnealedModule):
             {"resample_below": resample_below},
             {"latent_std": latent_std, "image_std": image_std, "evidence_values": evidence_values},
         )
+        if self.hparams.antithetic:
+            raise InputError(
+                "method.antithetic must be false with method=twisted, whose draws are chosen independently"
+            )
         if resample_below > 1:
             raise InputError(f"method.resample_below must be at most 1, got {resample_below}")
         self.register_buffer("log_weights", torch.zeros(len(self.z)))

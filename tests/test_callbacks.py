@@ -74,6 +74,12 @@ def test_the_guard_looks_at_the_auxiliaries_too(tiny_prior, tiny_features, measu
         fit(module, tmp_path, Spoil("x", 1, float("nan")), FiniteGuard(every_n_steps=2))
 
 
+def test_the_guard_looks_at_the_noisy_latents_too(tiny_prior, tiny_features, measurement, tmp_path: Path) -> None:
+    module = RLSD(tiny_prior, measurement, tiny_features, num_steps=STEPS, num_particles=2, sampling_share=1.0)
+    with pytest.raises(NonFiniteError, match="at step 2"):
+        fit(module, tmp_path, Spoil("z_t", 1, float("nan")), FiniteGuard(every_n_steps=2))
+
+
 # --- TensorBoard ---------------------------------------------------------------------------------------------------
 
 
@@ -114,7 +120,7 @@ def events(run: tuple[Path, str]) -> EventAccumulator:
         "loss/distillation",
         "loss/repulsion",
         "noise_level",
-        "repulsion_to_score",
+        "repulsion_ratio",
     ],
 )
 def test_curves_have_a_point_on_every_logged_step(events: EventAccumulator, name: str) -> None:
@@ -137,7 +143,7 @@ def test_the_noise_level_falls(events: EventAccumulator) -> None:
 
 def test_the_repulsion_is_a_tenth_of_the_score_until_the_last_step(events: EventAccumulator) -> None:
     # sigma_break leaves the last step without repulsion; Lightning would show the step before's again
-    ratios = [point.value for point in events.Scalars("repulsion_to_score")]
+    ratios = [point.value for point in events.Scalars("repulsion_ratio")]
     assert ratios == pytest.approx([0.1, 0.1, 0.0], rel=1e-3)
 
 

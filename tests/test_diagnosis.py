@@ -123,7 +123,7 @@ def parted(truth: torch.Tensor) -> torch.Tensor:
 
 def test_healthy_particles_are_left_alone() -> None:
     truth = smooth()
-    assert look(measured(inpainting, truth, mask="half"), parted(truth), repulsion_to_score=0.5) == []
+    assert look(measured(inpainting, truth, mask="half"), parted(truth), repulsion_ratio=0.5) == []
 
 
 def test_particles_that_are_alike_are_noticed_where_there_is_room() -> None:
@@ -215,7 +215,7 @@ def test_only_white_latents_have_a_shell() -> None:
 def test_repulsion_that_is_too_strong_is_noticed(ratio: float | None, shift: float, said: str | None) -> None:
     images = 0.6 * parted(truth := 0.6 * smooth())
     images[..., :16, :] = truth[..., :16, :]
-    lines = look(measured(inpainting, truth, mask="half"), images, images + shift, repulsion_to_score=ratio)
+    lines = look(measured(inpainting, truth, mask="half"), images, images + shift, repulsion_ratio=ratio)
     assert [line for line in lines if said and line.startswith(said)] == lines
     assert bool(lines) is bool(said)
 
@@ -279,10 +279,10 @@ def test_the_ratio_of_the_repulsion_is_that_of_the_steps_with_it(tiny_prior, tmp
     measurements = [measured(inpainting, smooth(), mask="half")._replace(name=name) for name in "ab"]
     settings = {"num_steps": 6, "num_particles": 3, "gamma": 0.4, "sigma_break": 500, "sampling_share": 0.0}
     module = RLSD(tiny_prior, measurements, LatentFeatures(), **settings)
-    assert module.repulsion_to_score() is None
+    assert module.repulsion_ratio() is None
     fit(module, tmp_path)
     assert len(module.repulsion_ratios) == 3
-    assert module.repulsion_to_score() == pytest.approx(0.4, rel=1e-3)
+    assert module.repulsion_ratio() == pytest.approx(0.4, rel=1e-3)
 
 
 def test_signs_are_curves_at_the_pictures_interval(tiny_prior, tmp_path: Path) -> None:

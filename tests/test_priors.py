@@ -169,10 +169,11 @@ def test_zero_terminal_snr_is_taken_from_the_configuration(tiny_folders: dict[st
     z = noisy(prior)
     with torch.no_grad():
         torch.testing.assert_close(prior.predict_noise(z, 999), z)  # pure noise is all noise
-    module = RLSD(prior, measurement(prior), LatentFeatures(), num_steps=1000, num_particles=2)
-    loss = module.training_step((0, module.timesteps[0]), 0)
-    assert module.timesteps[0] == 999
-    assert torch.isfinite(loss)
+    for sampling_share in (0.0, 1.0):
+        settings = {"num_steps": 500, "num_particles": 2, "sampling_share": sampling_share}
+        module = RLSD(prior, measurement(prior), LatentFeatures(), **settings)
+        assert module.timesteps[0] == 999
+        take_first_step(module)
     wrong = edited(tiny_folders["faces"], tmp_path / "eps", file, rescale_betas_zero_snr=True)
     with pytest.raises(InputError, match="rescale_betas_zero_snr"):
         StableDiffusionPrior(str(wrong))
@@ -183,12 +184,26 @@ def measurement(prior: Prior) -> Measurement:
     return Measurement("m", physics.A(torch.zeros(1, *prior.image_shape)), physics)
 
 
+def take_first_step(module: RLSD) -> None:
+    """Takes a step, and finds everything that it moves finite and moved."""
+    z, z_t = module.z.detach().clone(), module.z_t.clone()
+    module.training_step((0, module.timesteps[0]), 0).backward()
+    for value in (module.z, module.z.grad, module.z_t, module.x):
+        assert torch.isfinite(value).all()
+    if module.sampling_steps:
+        assert not torch.isclose(module.z_t, z_t).all()
+        assert not torch.isclose(module.z, z).all()
+    else:
+        assert module.z.grad.abs().max() > 0
+
+
+@pytest.mark.parametrize("sampling_share", [0.0, 1.0])
 @pytest.mark.parametrize("family", ["faces", "sdxl", "sd3"])
-def test_images_need_not_be_square(family: str, tiny_folders: dict[str, Path]):
+def test_images_need_not_be_square(family: str, sampling_share: float, tiny_folders: dict[str, Path]):
     prior = load(tiny_folders, family, image_size=(32, 48))
     assert prior.image_shape == (3, 32, 48)
-    module = RLSD(prior, measurement(prior), LatentFeatures(), num_steps=2, num_particles=2)
-    assert torch.isfinite(module.training_step((0, module.timesteps[0]), 0))
+    settings = {"num_steps": 2, "num_particles": 2, "sampling_share": sampling_share}
+    take_first_step(RLSD(prior, measurement(prior), LatentFeatures(), **settings))
 
 
 @pytest.mark.parametrize("gamma", [0.0, 0.5])
@@ -199,13 +214,14 @@ def test_chunks_of_particles_take_the_same_step(
 ):
     prior = load(tiny_folders, family)
     moves = []
-    for chunk in (None, 1, 2):
+    # the last does not pull
+    for chunk, zeta in ((None, 1.0), (1, 1.0), (2, 1.0), (None, 0.0)):
         settings = {"num_steps": 4, "num_particles": 3, "gamma": gamma, "sampling_share": sampling_share}
-        module = RLSD(prior, measurement(prior), LatentFeatures(), particle_chunk=chunk, **settings)
-        start = module.z_t.clone()
+        module = RLSD(prior, measurement(prior), LatentFeatures(), particle_chunk=chunk, zeta=zeta, **settings)
         module.training_step((0, module.timesteps[0]), 0).backward()
-        moves.append(module.z_t - start if sampling_share else module.z.grad)
-    assert moves[0].norm() > 0
+        moves.append(module.z_t if sampling_share else module.z.grad)
+    unmoved = moves.pop() if sampling_share else torch.zeros_like(moves.pop())
+    assert not torch.allclose(moves[0], unmoved, atol=1e-3 if sampling_share else 1e-6)
     for chunked in moves[1:]:
         torch.testing.assert_close(chunked, moves[0], atol=1e-4 if sampling_share else 1e-6, rtol=1e-4)
 

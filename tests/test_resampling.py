@@ -64,3 +64,8 @@ def test_step_to_no_noise_is_the_clean_latent():
     one, half = torch.ones(()), torch.tensor(0.5)
     factors = reverse_step(half, torch.tensor(0.75).sqrt(), one, torch.zeros(()))
     torch.testing.assert_close(torch.stack(factors), torch.tensor([0.0, 1.0, 0.0]))
+
+
+def test_a_reverse_step_between_two_levels_without_signal_stays_where_it_is():
+    nothing, one = torch.zeros(()), torch.ones(())
+    torch.testing.assert_close(torch.stack(reverse_step(nothing, one, nothing, one)), torch.tensor([1.0, 0.0, 0.0]))

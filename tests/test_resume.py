@@ -2,12 +2,14 @@
 
 import json
 import re
+import shutil
 import signal
 from pathlib import Path
 
 import pytest
 import torch
 from command import start_train, train, wait_for
+from omegaconf import OmegaConf
 from PIL import Image
 from safetensors.torch import load_file
 from trainers import assert_same_bits
@@ -266,3 +268,20 @@ def test_a_run_that_ended_before_its_results_were_written_writes_them(small: lis
     assert f"000: going on from {folder / 'checkpoints' / 'last.ckpt'}" in printed
     after = load_file(folder / "particles.safetensors")
     assert all(after[name].equal(before[name]) for name in before)
+
+
+def test_a_run_from_before_a_setting_goes_on_as_it_began(small: list[str], tmp_path: Path) -> None:
+    command, older = [*small, "num_steps=4", "data.limit=2"], tmp_path / "older"
+    began = ["method.room=0", "method.sampling_share=0", "method.antithetic=false"]
+    assert train(*command, *began, f"output_dir={older}")[0] == 0
+    before = load_file(older / "001" / "particles.safetensors")
+    settings = older / ".hydra" / "config.yaml"
+    cfg = OmegaConf.load(settings)
+    for name in ("room", "sampling_share", "antithetic"):
+        del cfg.method[name]
+    OmegaConf.save(cfg, settings)
+    shutil.rmtree(older / "001")
+    code, printed = train(f"resume={older}")
+    assert code == 0, printed
+    after = load_file(older / "001" / "particles.safetensors")
+    assert all(before[name].equal(after[name]) for name in before)

@@ -129,7 +129,7 @@ def test_gradient_without_repulsion_is_that_of_the_written_objective(form: dict,
     module = make(prior, gamma=0.0, rho=0.3, **form)
     x, actual = module.x.detach().clone(), gradient(module)
     decoded = prior.decode(module.z)
-    (_, y, physics, *_), mu = module.measurements[0], module.final_mu["face"]
+    (_, y, physics, *_), mu = module.measurements[0], module.mu(module.measurements[0], 0.08**2)
     mask = physics.mask
     if not form:
         x = (mask * y + mu * decoded.detach()) / (mask + mu)

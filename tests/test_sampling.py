@@ -24,7 +24,7 @@ from rlsd_lightning import (
 from rlsd_lightning.functional.kernels import log_density, median_bandwidth
 from rlsd_lightning.functional.metrics import mode_total_variation, within_mode_spread
 from rlsd_lightning.functional.schedules import reverse_step
-from rlsd_lightning.operators import colorization, inpainting
+from rlsd_lightning.operators import colorization, inpainting, nothing
 from rlsd_lightning.ranks import Shard
 
 F64 = torch.float64
@@ -264,3 +264,31 @@ def test_antithetic_noise_is_the_same_for_a_process_with_some_of_the_particles(p
     rows = module.rows
     assert 0 < rows.stop - rows.start < 3
     assert torch.equal(module.noise(STEP), expected[rows])
+
+
+# Nothing measured
+
+
+@pytest.mark.parametrize("kind", ["latents", "pixels", "vit"])
+def test_particles_of_no_measurement_repel_too(kind: str, prior: StableDiffusionPrior, features_of: Callable):
+    modules = [make(prior, features_of(kind), operator=nothing, gamma=gamma) for gamma in (0.0, 2.0)]
+    for module in modules:
+        module.training_step((STEP, module.timesteps[STEP]), STEP)
+    without, repelled = modules
+    moved = (repelled.z_t - without.z_t).flatten(1).norm(dim=1)
+    assert (moved > 1e-3).all()
+    strength = getattr(features_of(kind), "strength", 1.0)
+    assert repelled.repulsion_ratio() == pytest.approx(2.0 * strength)
+
+
+def test_features_of_latents_and_images_have_one_strength_together(prior: StableDiffusionPrior):
+    class Both(nn.Module):
+        def forward(self, z: Tensor, images: Tensor) -> Tensor:
+            return torch.cat([z.flatten(1), images.flatten(1)], dim=1)
+
+    gamma = 2.0
+    without, repelled = (pulled(make(prior, Both(), gamma=strength)) for strength in (0.0, gamma))
+    alone = make(prior, Both(), gamma=gamma)
+    pulled(alone)
+    assert alone.repulsion_ratio() == pytest.approx(gamma)
+    assert not torch.allclose(without, repelled)

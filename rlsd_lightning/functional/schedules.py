@@ -49,7 +49,8 @@ def reverse_step(alpha: Tensor, sigma: Tensor, next_alpha: Tensor, next_sigma: T
         | Denoising Diffusion Probabilistic Models (Ho et al., 2020), Eq. 7
         | https://arxiv.org/abs/2006.11239
     """
-    ratio = alpha / next_alpha
+    # two steps of one level, none of which has any signal, are the same step
+    ratio = torch.where(next_alpha > 0, alpha / next_alpha, torch.ones_like(alpha))
     kept = (next_sigma / sigma).square()
     gone = (1 - ratio.square() * kept).clamp_min(0)
     return ratio * kept, next_alpha * gone, next_sigma.square() * gone

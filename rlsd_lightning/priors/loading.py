@@ -8,7 +8,7 @@ import torch
 from diffusers import DDIMScheduler, DiffusionPipeline
 from torch import Tensor, nn
 
-from rlsd_lightning.errors import InputError
+from rlsd_lightning.errors import LOADING_ERRORS, InputError, first_line
 
 __all__ = ["ddim_levels", "load_pipeline"]
 
@@ -87,8 +87,8 @@ def load_pipeline(
             if isinstance(part, nn.Module) and part.dtype != WEIGHT_TYPES[weights]:
                 part.to(WEIGHT_TYPES[weights])
         return pipeline
-    except (OSError, ValueError, TypeError, KeyError, RuntimeError, AttributeError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    except LOADING_ERRORS as error:
+        reason = first_line(error)
         hint = "" if allow_pickle else "; if it has pickled weights only and you trust it, set prior.allow_pickle=true"
         raise InputError(
             f"prior.pretrained='{pretrained}' is neither a complete diffusers folder nor a model that can be fetched "
