@@ -3,13 +3,15 @@
 python benchmarks/step.py --json docs/performance/step_cpu.json --plot docs/performance/step_cpu.png
 
 In one process, on the same prior, noise, features and settings, with rounds of all forms in turn: the published loop of
-published.py, ours, ours with the decoder's gradients renewed once in four steps, and ours with the kernel in latents that
-is its default; each without repulsion and with it.
+published.py; ours, which distils its particles, as the default does in its last steps; ours with the decoder's gradients
+renewed once in four steps; ours that samples its particles, as the default does before; each with the kernel in a vision
+transformer and in latents, without repulsion and with it.
 Operations are those of torch.utils.flop_counter on tensors without memory, so they are counted for Stable Diffusion at
 512x512 on any machine. Time is measured for the embedded prior, and for others with --time. The rate of a large matrix
 product on the same device says how near to the arithmetic the steps are.
 
-The overhead is the share of a step in the Trainer, logging and checkpoints included, that its networks alone don't take.
+The overhead is the share of a distilled step in the Trainer, logging and checkpoints included, that its networks alone
+don't take.
 """
 
 import argparse

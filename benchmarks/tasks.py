@@ -34,8 +34,8 @@ FIGURES = (
 )
 FORMS = {
     "default": [],
-    "antithetic": ["method.gamma=0"],  # without repulsion
-    "no repulsion": ["method=independent"],
+    "no repulsion": ["method.gamma=0"],
+    "independent": ["method=independent"],
     "not augmented": ["method=not_augmented"],
     "distilled": ["method=distilled"],
     "SDS": ["method=sds"],
@@ -106,9 +106,7 @@ def main() -> None:
     options = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     options.add_argument("overrides", nargs="*", help="further arguments of train.py")
     options.add_argument("--tasks", nargs="+", default=TASKS, choices=TASKS, metavar="TASK")
-    options.add_argument(
-        "--forms", nargs="+", default=["SDS", "no repulsion", "default"], choices=FORMS, metavar="FORM"
-    )
+    options.add_argument("--forms", nargs="+", default=["SDS", "independent", "default"], choices=FORMS, metavar="FORM")
     options.add_argument("--faces", type=Path, default=PROJECT / "data" / "faces" / "heldout", help="clean images")
     options.add_argument("--limit", type=int, default=16, help="how many of them")
     options.add_argument("--batch", type=int, default=8, help="how many of them are solved side by side")
