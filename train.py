@@ -7,6 +7,8 @@ python train.py resume=outputs/inpaint/2026-11-24_12-00-00        # go on with a
 python train.py --help                                            # every task and setting
 """
 
+import csv
+import difflib
 import errno
 import glob
 import inspect
@@ -51,6 +53,18 @@ PROJECT = Path(__file__).resolve().parent
 OTHER_FILES = ("prior.pretrained", "features.pretrained", "physics.network", "physics.code")
 STORAGE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.ENOENT, errno.EIO, errno.ESTALE)
 """What a full, read-only or vanished disk says."""
+CHOSEN = ("method", "physics", "prior", "features", "num_particles", "num_steps", "seed")
+"""Settings, or groups of them, that say what a run's results are."""
+MAY_CHANGE = (
+    "prior.pretrained",
+    "prior.local_files_only",
+    "prior.vae_tiling",
+    "prior.decoder_checkpointing",
+    "features.pretrained",
+    "features.local_files_only",
+    "method.particle_chunk",
+)
+"""Those of them that say where something is, or how it is computed."""
 REQUEUE = 75
 """Exit code of a run that a signal stopped: start it again."""
 failed: list[str] = []
@@ -102,6 +116,12 @@ def resumed(cfg: DictConfig) -> DictConfig:
     for name in names:
         if "/" in name or name in HydraConfig.get().runtime.choices or name == "measurements_per_batch":
             raise InputError(f"'{name}' was chosen when the run was started and can't change; start a new run")
+        before, asked = (OmegaConf.select(settings, name) for settings in (started_with, cfg))
+        if name.split(".")[0] in CHOSEN and name not in MAY_CHANGE and before != asked:
+            raise InputError(
+                f"{name} was {before} when the run was started and can't change to {asked}: its results would be of two kinds; "
+                "leave it out, or start a new run"
+            )
         OmegaConf.update(started_with, name, OmegaConf.select(cfg, name), force_add=True)
     started_with.output_dir = str(folder)
     return started_with
@@ -141,7 +161,9 @@ def check_settings(cfg: DictConfig) -> None:
             if name.startswith("_") or turned or (open_ended and name not in parameters):
                 continue
             if name not in parameters:
-                raise HydraException(f"there is no setting '{group}.{name}'; `python train.py --help` lists them all")
+                near = difflib.get_close_matches(name, parameters, n=1)
+                hint = f"did you mean {group}.{near[0]}?" if near else f"there are {', '.join(sorted(parameters))}"
+                raise HydraException(f"there is no setting '{group}.{name}' with this {group}; {hint}")
             kinds = set(get_args(parameters[name].annotation) or (parameters[name].annotation,))
             if not kinds <= {int, float, bool, str, Path, type(None)}:
                 continue
@@ -149,6 +171,15 @@ def check_settings(cfg: DictConfig) -> None:
             if type(value) not in accepted:
                 expected = " or ".join(sorted("null" if kind is type(None) else kind.__name__ for kind in kinds))
                 raise HydraException(f"{group}.{name} must be {expected}, got '{value}'")
+
+
+def in_short(summary: Path) -> str:
+    """The figures that a user looks for first, means over a run's measurements."""
+    if not summary.is_file():
+        return "no figures"
+    mean = list(csv.DictReader(summary.open()))[-1]
+    names = ("psnr_mean", "psnr_best", "psnr_of_mean", "diversity", "residual_sigmas")
+    return ", ".join(f"{name} {float(mean[name]):.4g}" for name in names if mean.get(name))
 
 
 def trainer_factory(cfg: DictConfig, run_folder: Path, ranks: Ranks) -> Callable[[Path], L.Trainer]:
@@ -223,6 +254,9 @@ def run(cfg: DictConfig, folder: Path) -> int:
         prior.compile_networks(fullgraph=True)
     method = instantiate(cfg.method)
     data = instantiate(cfg.data)(prior.image_shape, instantiate(cfg.physics))
+    available = getattr(data, "available", len(data))
+    if available > len(data) and rank_zero_only.rank == 0:
+        log.info("%d of %d images, as data.limit says; data.limit=null takes all", len(data), available)
     if "strategy" in cfg.trainer:
         raise InputError(
             "trainer.strategy can't be set: Lightning's average gradients over devices, and particles are no replicas of "
@@ -258,6 +292,7 @@ def run(cfg: DictConfig, folder: Path) -> int:
         ranks.end()
     if not ranks.is_first:
         return 0
+    log.info("%s", in_short(folder / "summary.csv"))
     log.info("results of %d of %d measurements: %s", finished, len(data), folder / "report.html")
     return 1 if missing else 0
 
@@ -329,7 +364,7 @@ def explain(error: BaseException) -> tuple[str, int]:
     """An error in one line, and the exit code: 1 if an input can't be used, 2 if the command line is wrong."""
     unknown = re.match("Could not override '([^']+)'", str(error))
     if unknown:
-        return f"there is no setting '{unknown[1]}'; `python train.py --help` lists them all", 2
+        return f"there is no setting '{unknown[1]}' with these choices; the same command with --help lists them all", 2
     link, code = error, 2
     while link is not None:
         if isinstance(link, InputError):

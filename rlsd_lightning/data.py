@@ -106,9 +106,10 @@ class ImageMeasurements(Sequence[Measurement]):
         if self.volume is None:
             # names key the noise, so they come from all files: a limit does not change them
             self.files = find_images(images)
-            self.names = _folder_names(self.files)[: len(find_images(images, limit))]
+            names, kept = _folder_names(self.files), len(find_images(images, limit))
         else:
-            self.names = [f"{index:04d}" for index in range(len(self.volume))][:limit]
+            names, kept = [f"{index:04d}" for index in range(len(self.volume))], limit
+        self.names, self.available = names[:kept], len(names)
 
     def __len__(self) -> int:
         return len(self.names)

@@ -32,7 +32,7 @@ from rlsd_lightning.evaluation import (
 from rlsd_lightning.features import ViTFeatures, load_lpips
 from rlsd_lightning.images import find_images, load_image
 from rlsd_lightning.miniature.features import HEADS_FILE, load_classifier
-from rlsd_lightning.saved import SavedMeasurement, load_run
+from rlsd_lightning.saved import SavedMeasurement, finished, load_run
 
 __all__ = ["evaluate_run", "load_networks", "main", "table"]
 
@@ -175,8 +175,11 @@ def main(arguments: list[str] | None = None) -> int:
     disable_progress_bar()
     alike = len({run.resolve().name for run in args.runs}) < len(args.runs)
     try:
-        runs = {str(run) if alike else run.resolve().name: load_run(run) for run in args.runs}
+        # runs that were refused or stopped early lie beside the others in outputs/
+        folders = [run for run in args.runs if not run.is_dir() or finished(run)] or args.runs
+        runs = {str(run) if alike else run.resolve().name: load_run(run) for run in folders}
         networks, notes = load_networks(args.features, args.protocol)
+        notes += [f"left out '{run}': no finished measurement is in it" for run in args.runs if run not in folders]
         results, rows = {}, {}
         for name, saved in runs.items():
             reference = _load_reference(args.reference, saved) if args.reference else None

@@ -12,7 +12,7 @@ from rlsd_lightning.errors import InputError
 from rlsd_lightning.images import load_image
 from rlsd_lightning.results import METRICS_FILE, PARTICLES_FILE
 
-__all__ = ["SavedMeasurement", "load_run"]
+__all__ = ["SavedMeasurement", "finished", "load_run"]
 
 
 class SavedMeasurement(NamedTuple):
@@ -35,6 +35,12 @@ class SavedMeasurement(NamedTuple):
     aligned: Tensor | None = None
 
 
+def finished(folder: Path) -> list[Path]:
+    """The folders of a run's finished measurements, or the one whose own folder is given."""
+    own = [folder] if (folder / METRICS_FILE).is_file() else []
+    return own or sorted(path.parent for path in folder.glob(f"*/{METRICS_FILE}"))
+
+
 def load_run(folder: Path) -> list[SavedMeasurement]:
     """The finished measurements of a run, or the one whose own folder is given.
 
@@ -44,8 +50,7 @@ def load_run(folder: Path) -> list[SavedMeasurement]:
     Raises:
         InputError: If there is none, or a file of one is missing or damaged.
     """
-    own = [folder] if (folder / METRICS_FILE).is_file() else []
-    folders = own or sorted(path.parent for path in folder.glob(f"*/{METRICS_FILE}"))
+    folders = finished(folder)
     if not folders:
         what = "no finished measurement (*/metrics.json) is in it" if folder.is_dir() else "there is no such folder"
         raise InputError(f"the folder of a run is expected, but for '{folder}' {what}; give what output_dir was")

@@ -258,6 +258,14 @@ def test_runs_stand_side_by_side(run: Path, tmp_path: Path, scored) -> None:
     assert written["runs"]["run"] == written["runs"]["other"]
 
 
+def test_a_run_that_left_nothing_is_left_out_beside_others(tmp_path: Path, scored) -> None:
+    refused = tmp_path / "refused"
+    refused.mkdir()
+    printed, written, _ = scored(refused)
+    assert list(written["runs"]) == ["run"]
+    assert f"left out '{refused}': no finished measurement is in it" in printed
+
+
 def test_one_measurement_and_a_reference_of_ones_own(run: Path, scored, tmp_path: Path) -> None:
     reference = tmp_path / "reference"
     reference.mkdir()
