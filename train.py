@@ -119,7 +119,7 @@ def resumed(cfg: DictConfig) -> DictConfig:
         before, asked = (OmegaConf.select(settings, name) for settings in (started_with, cfg))
         if name.split(".")[0] in CHOSEN and name not in MAY_CHANGE and before != asked:
             raise InputError(
-                f"{name} was {before} when the run was started and can't change to {asked}: its results would be of two kinds; "
+                f"{name} was {before!r} when the run was started and can't change to {asked!r}: its results would be of two kinds; "
                 "leave it out, or start a new run"
             )
         OmegaConf.update(started_with, name, OmegaConf.select(cfg, name), force_add=True)
