@@ -73,6 +73,8 @@ class VAEFeatures(nn.Module):
         InputError: If there is no such network.
     """
 
+    strength = 0.3
+
     def __init__(self, pretrained: str, variant: str | None = None, local_files_only: bool = False) -> None:
         super().__init__()
         from diffusers import AutoencoderKL  # takes seconds to import, and pixels and latents don't need it
@@ -117,6 +119,9 @@ class LPIPSFeatures(nn.Module):
         | The Unreasonable Effectiveness of Deep Features as a Perceptual Metric (Zhang et al., 2018)
         | https://arxiv.org/abs/1801.03924
     """
+
+    strength = 0.3
+    """Not measured; that of the VAE's, which are of the same kind."""
 
     def __init__(self, local_files_only: bool = False) -> None:
         super().__init__()
