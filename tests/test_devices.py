@@ -191,7 +191,7 @@ def test_a_foreign_checkpoint_is_one_error_and_not_a_hang(small: list[str], tmp_
     run = tmp_path / "run"
     assert train(*small, "num_steps=5", f"output_dir={run}")[0] == 0
     (run / "000" / "metrics.json").unlink()
-    process = start_train(f"resume={run}", "num_steps=6", "trainer.devices=2")
+    process = start_train(f"resume={run}", "data.mask=box", "trainer.devices=2")
     printed = ended(process, 60)
     assert process.returncode == 1, printed
     assert "error: the checkpoint belongs to measurement '000'" in printed
