@@ -4,7 +4,7 @@ python train.py task=inpaint                                      # the embedded
 python train.py task=inpaint data.images=photos data.limit=null   # your own images
 python train.py task=inpaint data.measurement=y.png data.mask=mask.png
 python train.py resume=outputs/inpaint/2026-11-24_12-00-00        # go on with a stopped run
-python train.py --help                                            # every task and setting
+python train.py task=inpaint --help                               # every choice, and the settings of this one
 """
 
 import csv
@@ -56,11 +56,10 @@ STORAGE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, e
 CHOSEN = ("method", "physics", "prior", "features", "num_particles", "num_steps", "seed")
 """Settings, or groups of them, that say what a run's results are."""
 MAY_CHANGE = (
-    "prior.pretrained",
+    *OTHER_FILES,
     "prior.local_files_only",
     "prior.vae_tiling",
     "prior.decoder_checkpointing",
-    "features.pretrained",
     "features.local_files_only",
     "method.particle_chunk",
 )
@@ -174,11 +173,12 @@ def check_settings(cfg: DictConfig) -> None:
 
 
 def in_short(summary: Path) -> str:
-    """The figures that a user looks for first, means over a run's measurements."""
+    """The figures that a user looks for first, means over a run's measurements; empty if there are none."""
     if not summary.is_file():
-        return "no figures"
-    mean = list(csv.DictReader(summary.open()))[-1]
-    names = ("psnr_mean", "psnr_best", "psnr_of_mean", "diversity", "residual_sigmas")
+        return ""
+    with summary.open() as file:
+        mean = list(csv.DictReader(file))[-1]
+    names = ("psnr_mean", "psnr_best", "psnr_of_mean", "mode_total_variation", "diversity", "residual_sigmas")
     return ", ".join(f"{name} {float(mean[name]):.4g}" for name in names if mean.get(name))
 
 
@@ -292,7 +292,8 @@ def run(cfg: DictConfig, folder: Path) -> int:
         ranks.end()
     if not ranks.is_first:
         return 0
-    log.info("%s", in_short(folder / "summary.csv"))
+    if figures := in_short(folder / "summary.csv"):
+        log.info("mean figures: %s", figures)
     log.info("results of %d of %d measurements: %s", finished, len(data), folder / "report.html")
     return 1 if missing else 0
 

@@ -180,8 +180,9 @@ class ParticleModule(L.LightningModule):
 
     def not_finite(self) -> list[str]:
         """The names of measurements with a particle that is infinite or not a number; waits for the device."""
-        states = [value for value in self.state_dict(keep_vars=True).values() if len(value) == len(self.z)]
-        mine = [torch.isfinite(value[self.rows]).flatten(1).all(dim=1) for value in states if value.ndim > 1]
+        every = self.state_dict(keep_vars=True).values()
+        states = [value for value in every if value.ndim > 1 and len(value) == len(self.z)]
+        mine = [torch.isfinite(value[self.rows]).flatten(1).all(dim=1) for value in states]
         finite = self.gather(torch.stack(mine).all(dim=0).float()).cpu()
         return [measurement.name for measurement, particles in self.each(finite) if not particles.all()]
 
@@ -237,8 +238,7 @@ class ParticleModule(L.LightningModule):
         return torch.cat(draws).to(self.z) if draws else self.z.new_empty(0, *shape)
 
     def _first_draw(self, stream: str, shape: tuple[int, ...]) -> Tensor:
-        draws = [self._draw(*each, shape, stream) for each in self.each(self._index)]
-        return torch.cat(draws)
+        return torch.cat([self._draw(*each, shape, stream) for each in self.each(self._index)])
 
     def _draw(
         self, measurement: Measurement, indices: Tensor, shape: tuple[int, ...], stream: str, step: int = 0

@@ -40,7 +40,8 @@ class RepulsiveModule(AnnealedModule):
         features: Called with latents and images, returns what the kernel compares.
         gamma: Strength of the repulsion; 0 switches it off.
         gamma_mode: ``relative``: the repulsion's norm is at most ``gamma`` times that of what it stands beside, for each
-            particle, times the features' ``strength`` while particles are sampled; ``absolute``: :math:`\gamma \sigma_t` times the gradient.
+            particle, times the features' ``strength`` while particles are sampled; ``absolute``: :math:`\gamma \sigma_t`
+            times the gradient.
         room: Root mean square difference of a particle's image :math:`D(z_i)` to the others', in units of an image in
             [-1, 1], from which on relative repulsion has its full strength; below, strength falls with the square of
             the difference, so that particles are left alone where the data leave them no room. 0: full everywhere.
