@@ -8,21 +8,15 @@ python train.py task=inpaint --help                               # every choice
 """
 
 import csv
-import difflib
 import errno
-import glob
-import inspect
-import itertools
 import logging
 import os
 import re
-import shlex
 import sys
 import warnings
 from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
-from typing import get_args
 
 # composition errors are shown in one line by main(), not by Hydra in ten
 os.environ.setdefault("HYDRA_FULL_ERROR", "1")
@@ -35,7 +29,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
 from hydra.experimental.callback import Callback as HydraCallback
 from hydra.types import RunMode
-from hydra.utils import get_object, instantiate
+from hydra.utils import instantiate
 from lightning.pytorch.plugins.environments import LightningEnvironment
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
@@ -45,52 +39,18 @@ from omegaconf.errors import OmegaConfBaseException
 from rlsd_lightning.checkpoints import AtomicCheckpointIO
 from rlsd_lightning.errors import InputError, LostError, StoppedError
 from rlsd_lightning.locking import only_run_in
-from rlsd_lightning.particles import ParticleModule
 from rlsd_lightning.ranks import Ranks
 from rlsd_lightning.runner import run_measurements
+from rlsd_lightning.settings import check_settings, keep_settings, make_paths_absolute, near_miss, resumed, run_folder
 
 PROJECT = Path(__file__).resolve().parent
-OTHER_FILES = ("prior.pretrained", "features.pretrained", "physics.network", "physics.code")
 STORAGE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.ENOENT, errno.EIO, errno.ESTALE)
 """What a full, read-only or vanished disk says."""
-CHOSEN = ("method", "physics", "prior", "features", "num_particles", "num_steps", "seed")
-"""Settings, or groups of them, that say what a run's results are."""
-MAY_CHANGE = (
-    *OTHER_FILES,
-    "prior.local_files_only",
-    "prior.vae_tiling",
-    "prior.decoder_checkpointing",
-    "features.local_files_only",
-    "method.particle_chunk",
-)
-"""Those of them that say where something is, or how it is computed."""
 REQUEUE = 75
 """Exit code of a run that a signal stopped: start it again."""
 failed: list[str] = []
 """The folders of those runs of a multirun in this process that have failed."""
 log = logging.getLogger("train")
-
-
-def run_folder(resume: str | None, ckpt_path: str | None, task: str, now: str) -> str:
-    """The folder of a resumed run, of a checkpoint's run, or a new one."""
-    if not resume and not ckpt_path:
-        return f"outputs/{task}/{now}"
-    if ckpt_path and not Path(ckpt_path).is_file():
-        raise InputError(f"ckpt_path must be a checkpoint of a run, but there is no file '{ckpt_path}'")
-    folder = Path(resume) if resume else Path(ckpt_path).resolve().parents[2]
-    saved_settings(folder)  # before Hydra makes the folder
-    return str(folder)
-
-
-def saved_settings(folder: Path) -> DictConfig:
-    """The settings a run was started with."""
-    saved = folder / ".hydra" / "config.yaml"
-    if not saved.is_file():
-        raise InputError(
-            f"a run's folder is expected, but '{folder}' has no .hydra/config.yaml; give the folder that holds the "
-            "run's train.log, for example resume=outputs/inpaint/2026-11-24_12-00-00"
-        )
-    return OmegaConf.load(saved)
 
 
 logging.raiseExceptions = False  # a log on a full disk is not worth a traceback a line
@@ -101,75 +61,6 @@ diffusers.utils.logging.disable_progress_bar()
 transformers.utils.logging.disable_progress_bar()
 OmegaConf.register_new_resolver("project", lambda path: str(PROJECT / path), replace=True)
 OmegaConf.register_new_resolver("run_folder", run_folder, replace=True)
-
-
-def resumed(cfg: DictConfig) -> DictConfig:
-    """The settings a run was started with, and on top of them what this command line asks for."""
-    folder = Path(cfg.output_dir)
-    started_with = OmegaConf.merge({"patience": cfg.patience}, saved_settings(folder))
-    if started_with.method._target_ == "rlsd_lightning.module.RLSD":
-        # what measurements not yet begun would have had
-        for name, value in {"room": 0.0, "sampling_share": 0.0, "antithetic": False}.items():
-            started_with.method.setdefault(name, value)
-    names = [item.lstrip("+~").split("=")[0] for item in HydraConfig.get().overrides.task]
-    for name in names:
-        if "/" in name or name in HydraConfig.get().runtime.choices or name == "measurements_per_batch":
-            raise InputError(f"'{name}' was chosen when the run was started and can't change; start a new run")
-        before, asked = (OmegaConf.select(settings, name) for settings in (started_with, cfg))
-        if name.split(".")[0] in CHOSEN and name not in MAY_CHANGE and before != asked:
-            raise InputError(
-                f"{name} was {before!r} when the run was started and can't change to {asked!r}: its results would be of two kinds; "
-                "leave it out, or start a new run"
-            )
-        OmegaConf.update(started_with, name, OmegaConf.select(cfg, name), force_add=True)
-    started_with.output_dir = str(folder)
-    return started_with
-
-
-def make_paths_absolute(cfg: DictConfig) -> None:
-    """A run may be resumed from another folder than the one it was started in."""
-    files = ("images", "measurement", "mask", "kernel")
-    for name in (*(f"data.{name}" for name in files), *OTHER_FILES):
-        value = OmegaConf.select(cfg, name)
-        if isinstance(value, str) and (Path(value).exists() or glob.has_magic(value)):
-            OmegaConf.update(cfg, name, os.path.abspath(value))
-
-
-def accepted_parameters(target: Callable) -> dict[str, inspect.Parameter]:
-    """What a target takes; a method hands on the keywords that it does not know to the class it is made from."""
-    found = dict(inspect.signature(target).parameters)
-    bases = target.__mro__[1:] if isinstance(target, type) and issubclass(target, ParticleModule) else ()
-    for base in itertools.takewhile(lambda base: issubclass(base, ParticleModule), bases):
-        rest = [name for name, parameter in found.items() if parameter.kind is parameter.VAR_KEYWORD]
-        if not rest:
-            break
-        del found[rest[0]]
-        found = {**inspect.signature(base).parameters, **found}
-    return found
-
-
-def check_settings(cfg: DictConfig) -> None:
-    """Refuses what a target does not take: an unknown name, or a word where a number belongs."""
-    for group in ("prior", "features", "physics", "data", "method"):
-        target = get_object(cfg[group]._target_)
-        parameters = accepted_parameters(target)
-        open_ended = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
-        for name, value in OmegaConf.to_container(cfg[group], resolve=True).items():
-            # make_physics turns the noise of a deepinv class into its noise_model
-            turned = group == "physics" and isinstance(target, type) and name in ("sigma", "noise")
-            if name.startswith("_") or turned or (open_ended and name not in parameters):
-                continue
-            if name not in parameters:
-                near = difflib.get_close_matches(name, parameters, n=1)
-                hint = f"did you mean {group}.{near[0]}?" if near else f"there are {', '.join(sorted(parameters))}"
-                raise HydraException(f"there is no setting '{group}.{name}' with this {group}; {hint}")
-            kinds = set(get_args(parameters[name].annotation) or (parameters[name].annotation,))
-            if not kinds <= {int, float, bool, str, Path, type(None)}:
-                continue
-            accepted = kinds | {int} if float in kinds else kinds
-            if type(value) not in accepted:
-                expected = " or ".join(sorted("null" if kind is type(None) else kind.__name__ for kind in kinds))
-                raise HydraException(f"{group}.{name} must be {expected}, got '{value}'")
 
 
 def in_short(summary: Path) -> str:
@@ -217,20 +108,6 @@ def trainer_factory(cfg: DictConfig, run_folder: Path, ranks: Ranks) -> Callable
             raise InputError(f"these settings of the trainer can't be used: {error}") from error
 
     return make
-
-
-def keep_settings(cfg: DictConfig, folder: Path) -> None:
-    """Writes the settings of a new run, unless the folder holds a run with others."""
-    saved = folder / ".hydra" / "config.yaml"
-    if saved.is_file() and OmegaConf.load(saved) != cfg:
-        raise InputError(
-            f"'{folder}' holds a run with other settings; give another output_dir, or go on with that run by "
-            f"resume={folder}"
-        )
-    saved.parent.mkdir(exist_ok=True)
-    OmegaConf.save(cfg, saved)
-    OmegaConf.save(HydraConfig.get().overrides.task, saved.with_name("overrides.yaml"))
-    saved.with_name("command.txt").write_text(shlex.join(["python", "train.py", *sys.argv[1:]]) + "\n")
 
 
 def run(cfg: DictConfig, folder: Path) -> int:
@@ -361,11 +238,22 @@ def main(cfg: DictConfig) -> None:
         sys.exit(code)
 
 
+def hint(name: str, reason: BaseException | None) -> str:
+    """What to do about a setting that does not exist, for a reason that OmegaConf gave."""
+    found = getattr(reason, "full_key", None) or name  # as much of the name as has been looked for
+    siblings = list(getattr(reason, "parent_node", None) or ())
+    if "." not in found:
+        siblings += [group.name for group in (PROJECT / "configs").iterdir() if group.is_dir()]
+    near = near_miss(found, siblings)
+    listed = "the same command with --help lists all settings"
+    return f"did you mean {near}{name.removeprefix(found)}? If not, {listed}" if near else listed
+
+
 def explain(error: BaseException) -> tuple[str, int]:
     """An error in one line, and the exit code: 1 if an input can't be used, 2 if the command line is wrong."""
     unknown = re.match("Could not override '([^']+)'", str(error))
     if unknown:
-        return f"there is no setting '{unknown[1]}' with these choices; the same command with --help lists them all", 2
+        return f"there is no setting '{unknown[1]}' with these choices; {hint(unknown[1], error.__cause__)}", 2
     link, code = error, 2
     while link is not None:
         if isinstance(link, InputError):

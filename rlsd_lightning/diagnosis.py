@@ -204,7 +204,8 @@ def _repulsion(seen: Signs) -> list[tuple[str, tuple[str, ...]]]:
     if not _above(seen.coupling, MOST_COUPLING):
         return []
     far = f"x is {seen.coupling:.3g} times as far from D(z) as the decoder's error"
-    return [(f"the repulsion costs quality: {far}", ("lower method.gamma", "lower method.sigma_break"))]
+    remedies = ("take more num_steps", "lower method.gamma", "lower method.sigma_break")
+    return [(f"the repulsion costs quality, or the steps are few: {far}", remedies)]
 
 
 def _sentence(problem: str, remedies: Sequence[str], settings: Collection[str] | None) -> str:

@@ -180,6 +180,11 @@ def main(arguments: list[str] | None = None) -> int:
         runs = {str(run) if alike else run.resolve().name: load_run(run) for run in folders}
         networks, notes = load_networks(args.features, args.protocol)
         notes += [f"left out '{run}': no finished measurement is in it" for run in args.runs if run not in folders]
+        names = [{one.name for one in saved} for saved in runs.values()]
+        if len(shared := set.intersection(*names)) < len(set.union(*names)):
+            notes.append(
+                f"columns are of different measurements, of which {len(shared)} are in all of them: figures don't compare"
+            )
         results, rows = {}, {}
         for name, saved in runs.items():
             reference = _load_reference(args.reference, saved) if args.reference else None

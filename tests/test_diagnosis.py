@@ -206,7 +206,7 @@ def test_only_white_latents_have_a_shell() -> None:
     ("ratio", "shift", "said"),
     [
         (1.5, 0.0, "the repulsion is 1.5 times as strong as what else moves the particles"),
-        (0.5, 0.3, "the repulsion costs quality: x is 3.75 times as far from D(z)"),
+        (0.5, 0.3, "the repulsion costs quality, or the steps are few: x is 3.75 times as far from D(z)"),
         (0.5, 0.05, None),
         (0.0, 0.3, None),
         (None, 0.3, None),

@@ -286,6 +286,14 @@ def test_a_run_of_before_is_still_scored(run: Path, tmp_path: Path) -> None:
     assert saved.observed is None
 
 
+def test_columns_of_different_measurements_are_said_not_to_compare(run: Path, tmp_path: Path, scored) -> None:
+    fewer = shutil.copytree(run, tmp_path / "fewer")
+    assert "don't compare" not in scored(fewer)[0]
+    shutil.rmtree(fewer / "000")
+    kept = len(load_run(fewer))
+    assert f"columns are of different measurements, of which {kept} are in all of them" in scored(fewer)[0]
+
+
 def test_a_measured_run_without_truth_is_scored_by_default_only(run: Path, tmp_path: Path, scored, capsys) -> None:
     measured = tmp_path / "measured"
     shutil.copytree(run / "000", measured / "000")
