@@ -1,7 +1,10 @@
 """How many measurements fit on a device."""
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
+import lightning as L
 import torch
 
 from rlsd_lightning.measurement import Measurement
@@ -14,7 +17,7 @@ def largest_batch(
     make_module: Callable[[Sequence[Measurement]], ParticleModule],
     measurement: Measurement,
     most: int,
-    device: torch.device,
+    make_trainer: Callable[[Path], L.Trainer],
 ) -> int:
     """The largest number of measurements whose first step, the one that takes the most memory, does not run out of it.
 
@@ -24,7 +27,7 @@ def largest_batch(
         make_module: Called with the measurements of a batch.
         measurement: One like the others.
         most: How many there are.
-        device: Where they are solved.
+        make_trainer: Called with a folder; the Trainer knows the device and the precision.
 
     Returns:
         At least 1, at most ``most``.
@@ -32,22 +35,24 @@ def largest_batch(
     fits, fails = 1, most + 1
     while fits + 1 < fails:
         tried = min(2 * fits, most) if fails > most else (fits + fails) // 2
-        if _fits(make_module, [measurement._replace(name=f"{index}") for index in range(tried)], device):
+        if _fits(make_module, [measurement._replace(name=f"{index}") for index in range(tried)], make_trainer):
             fits = tried
         else:
             fails = tried
     return fits
 
 
-def _fits(make_module: Callable, measurements: list[Measurement], device: torch.device) -> bool:
-    module = make_module(measurements).to(device)
-    module.on_fit_start()
-    try:
-        module.training_step((0, module.timesteps[0]), 0).backward()
-    except torch.OutOfMemoryError:
-        return False
-    finally:
-        module.zero_grad()
-        if device.type == "cuda":
-            torch.cuda.empty_cache()
+def _fits(make_module: Callable, measurements: list[Measurement], make_trainer: Callable) -> bool:
+    """Whether the first step of a fit does, in the run's own precision."""
+    with TemporaryDirectory() as scratch:
+        trainer = make_trainer(Path(scratch))
+        trainer.callbacks, trainer.loggers = [], []
+        trainer.fit_loop.epoch_loop.max_steps = 1
+        try:
+            trainer.fit(make_module(measurements))
+        except torch.OutOfMemoryError:
+            return False
+        finally:
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
     return True

@@ -84,7 +84,7 @@ class Monitor(Callback):
             self._since = (done, now)
         if done % self.every_n_steps and done != len(pl_module.timesteps):
             return
-        images, decoded = pl_module.reconstructions()
+        images, decoded = pl_module.pictures()
         repulsion = pl_module.repulsion_ratio()
         if images.ndim != 4 or pl_module.shard.position:
             return
@@ -189,7 +189,7 @@ class Results(Callback):
             return  # the Trainer was told to stop early: not finished
         count = len(pl_module.measurements)
         seconds = self._seconds() / count
-        images, decoded = pl_module.reconstructions()
+        images, decoded = pl_module.pictures()
         self._repulsion = pl_module.repulsion_ratio()
         if pl_module.shard.position:
             return  # the first of the group writes

@@ -53,6 +53,8 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         if path.name == LAST and path.exists():
             os.replace(path, path.with_name(PREVIOUS))
         os.replace(partial, path)
+        if os.name == "nt":
+            return  # Windows opens no folders
         folder = os.open(path.parent, os.O_RDONLY)
         try:
             os.fsync(folder)

@@ -1,6 +1,5 @@
 """Measurements from files: the user's own images, measured by simulation, or data measured without a truth."""
 
-import copy
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -11,7 +10,7 @@ from torch import Tensor
 
 from rlsd_lightning.errors import InputError
 from rlsd_lightning.functional.noise import measurement_key
-from rlsd_lightning.images import find_images, fit, load_array, load_image, load_volume, open_picture, to_tensor
+from rlsd_lightning.images import find_images, fit, load_array, load_image, load_values, load_volume
 from rlsd_lightning.measurement import Measurement, MeasurementList
 from rlsd_lightning.observed import MASKED
 from rlsd_lightning.operators.compose import make_physics
@@ -30,7 +29,7 @@ def load_measured(path: str | Path, physics: Physics) -> Tensor:
     """Reads a measurement: a .npy file of its values, or a picture scaled to [-1, 1]; missing pixels become zero.
 
     Args:
-        path: The file; an array has shape :math:`(C, H, W)` or :math:`(1, C, H, W)`.
+        path: The file; an array has shape :math:`(H, W)`, :math:`(C, H, W)` or :math:`(1, C, H, W)`.
         physics: The operator, whose mask is applied.
 
     Raises:
@@ -41,9 +40,9 @@ def load_measured(path: str | Path, physics: Physics) -> Tensor:
         raise InputError(f"data.measurement must be an image or .npy file, but there is none at '{path}'")
     if path.suffix == ".npy":
         y = torch.from_numpy(load_array(path)).float()
-        y = y if y.ndim > 3 else y[None]
+        y = y[(None,) * (4 - y.ndim)] if 2 <= y.ndim < 4 else y
     else:
-        y = to_tensor(open_picture(path))
+        y = load_values(path)
     seen = physics.mask if isinstance(physics, MASKED) else None
     if seen is not None and seen.shape[-2:] == y.shape[-2:]:
         y = y * seen
@@ -102,14 +101,16 @@ class ImageMeasurements(Sequence[Measurement]):
             raise InputError(f"data.tile must divide the image's height and width {image_shape[-2:]}, got {tile}")
         if tile is not None and Path(images).suffix == ".npy":
             raise InputError("data.tile is for pictures, but data.images is a .npy file")
+        if limit is not None and limit < 1:
+            raise InputError(f"data.limit must be at least 1, got {limit}")
         self.volume = load_volume(Path(images)) if Path(images).suffix == ".npy" else None
         if self.volume is None:
             # names key the noise, so they come from all files: a limit does not change them
             self.files = find_images(images)
-            names, kept = _folder_names(self.files), len(find_images(images, limit))
+            names = _folder_names(self.files)
         else:
-            names, kept = [f"{index:04d}" for index in range(len(self.volume))], limit
-        self.names, self.available = names[:kept], len(names)
+            names = [f"{index:04d}" for index in range(len(self.volume))]
+        self.names, self.available = names[:limit], len(names)
 
     def __len__(self) -> int:
         return len(self.names)
@@ -118,8 +119,7 @@ class ImageMeasurements(Sequence[Measurement]):
         name, size = self.names[index], self.image_shape[-2:]
         truth = self._picture(index) if self.volume is None else fit(self.volume[index][None], *size)
         y = measure(self.physics, truth, self.seed + measurement_key(name))
-        # the copy goes to the particles' device; this one stays here, where the next image is measured
-        return Measurement(name, y, copy.deepcopy(self.physics), truth, series="sequence" if self.sequence else None)
+        return Measurement(name, y, self.physics, truth, series="sequence" if self.sequence else None)
 
     def _picture(self, index: int) -> Tensor:
         height, width = self.image_shape[-2:]
@@ -168,7 +168,14 @@ def measurements(
             "data.tile makes mosaics of data.images, but data.measurement was given; leave one of them out"
         )
     if measurement is not None:
-        return MeasurementList([Measurement(Path(measurement).stem, load_measured(measurement, operator), operator)])
+        y = load_measured(measurement, operator)
+        if (
+            y.ndim == 4
+            and len(operator.A(torch.zeros(1, *image_shape))[0]) == 1
+            and torch.equal(y, y[:, :1].expand_as(y))
+        ):
+            y = y[:, :1]  # the picture is grey, and so is what is measured
+        return MeasurementList([Measurement(Path(measurement).stem, y, operator)])
     if images is None:
         raise InputError("data.images or data.measurement is expected, got neither")
     return ImageMeasurements(image_shape, operator, images, limit, seed, sequence, tile)

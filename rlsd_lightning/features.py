@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
 from rlsd_lightning.errors import LOADING_ERRORS, InputError, first_line
+from rlsd_lightning.functional.losses import at_least_float32
 
 __all__ = ["LPIPSFeatures", "LatentFeatures", "PixelFeatures", "VAEFeatures", "ViTFeatures", "load_lpips"]
 
@@ -193,6 +194,7 @@ def _perceptual(layers: Iterable[tuple[Tensor, Tensor | float]]) -> Tensor:
     """
     parts = []
     for seen, weight in layers:
+        seen = at_least_float32(seen)  # squares of half precision's activations overflow
         unit = seen * torch.rsqrt(seen.square().sum(dim=1, keepdim=True) + 1e-8)
         parts.append((unit * (weight / seen[0, 0].numel()) ** 0.5).flatten(1))
     return torch.cat(parts, dim=1)

@@ -8,20 +8,25 @@ from torch import Tensor, nn
 from rlsd_lightning.errors import InputError
 from rlsd_lightning.measurement import Measurement
 
-__all__ = ["agree", "description", "evidence"]
+__all__ = ["agree", "buffer_samples", "description", "samples"]
 
 
 def description(module: nn.Module) -> bytes:
-    """A network's class, its plain settings, and samples of its tensors."""
+    """A network's class, its plain settings, what tensors it has, and samples of its weights, which come from files."""
     plain = {name: value for name, value in vars(module).items() if isinstance(value, int | float | str)}
     plain.pop("training", None)
     parts = [repr((type(module).__name__, sorted(plain.items()))).encode()]
-    for name, tensor in module.state_dict().items():
-        parts += [repr((name, tuple(tensor.shape))).encode(), sampled(tensor).numpy().tobytes()]
+    parts += [repr((name, tuple(tensor.shape))).encode() for name, tensor in module.state_dict().items()]
+    parts += [sampled(tensor).numpy().tobytes() for _, tensor in module.named_parameters()]
     return b"".join(parts)
 
 
-def evidence(measurement: Measurement, image_shape: tuple[int, ...]) -> dict[str, Tensor]:
+def buffer_samples(module: nn.Module) -> dict[str, Tensor]:
+    """Samples of what a network has computed at its start, such as a prompt's embedding: another machine rounds it in another way."""
+    return {name: sampled(tensor) for name, tensor in module.named_buffers()}
+
+
+def samples(measurement: Measurement, image_shape: tuple[int, ...]) -> dict[str, Tensor]:
     """Samples of a measurement, of what its operator makes of a pattern, and of what its particles start from.
 
     Raises:
@@ -33,10 +38,10 @@ def evidence(measurement: Measurement, image_shape: tuple[int, ...]) -> dict[str
     return parts
 
 
-def agree(saved: dict[str, Tensor], here: dict[str, Tensor]) -> bool:
-    """Whether two pieces of evidence are of the same measurement, perhaps computed on another machine."""
+def agree(saved: dict[str, Tensor], here: dict[str, Tensor], atol: float = 1e-5) -> bool:
+    """Whether two sets of samples are of the same thing, perhaps computed on another machine."""
     return saved.keys() == here.keys() and all(
-        saved[name].shape == value.shape and torch.allclose(saved[name], value, rtol=1e-3, atol=1e-5)
+        saved[name].shape == value.shape and torch.allclose(saved[name], value, rtol=1e-3, atol=atol)
         for name, value in here.items()
     )
 

@@ -3,6 +3,8 @@
 import glob
 import logging
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -14,19 +16,31 @@ from torchvision.transforms.functional import center_crop
 
 from rlsd_lightning.errors import InputError
 
-__all__ = ["find_images", "fit", "load_array", "load_image", "load_volume", "open_picture", "to_pil", "to_tensor"]
+__all__ = [
+    "find_images",
+    "fit",
+    "load_array",
+    "load_image",
+    "load_values",
+    "load_volume",
+    "open_picture",
+    "to_pil",
+    "to_tensor",
+]
 
 log = logging.getLogger(__name__)
 
+DEEP = ("I", "F")
+"""What Pillow's modes of more than 8 bits begin with: whole and real numbers."""
+SIXTEEN_BITS = 65535
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".gif")
 
 
-def find_images(images: str | Path, limit: int | None = None) -> list[Path]:
+def find_images(images: str | Path) -> list[Path]:
     """Files of a file, folder or glob pattern, sorted by name, numbers by their value.
 
     Args:
         images: What to look for.
-        limit: Return at most so many.
 
     Raises:
         InputError: If there are none.
@@ -41,9 +55,7 @@ def find_images(images: str | Path, limit: int | None = None) -> list[Path]:
     if not found:
         what = f"a folder with images ({', '.join(SUFFIXES)})" if path.is_dir() else "an image, a folder or a pattern"
         raise InputError(f"data.images must be {what}, but nothing was found at '{images}'")
-    if limit is not None and limit < 1:
-        raise InputError(f"data.limit must be at least 1, got {limit}")
-    return sorted(found, key=_natural)[:limit]
+    return sorted(found, key=_natural)
 
 
 def _natural(path: Path) -> list[str | int]:
@@ -57,20 +69,53 @@ def open_picture(path: Path) -> Image.Image:
     Raises:
         InputError: If the file is missing or can't be read.
     """
+    with _reading(path), Image.open(path) as opened:
+        image = ImageOps.exif_transpose(opened)
+        if image.mode.startswith(DEEP):
+            values = np.asarray(image, dtype=np.float64)
+            top = SIXTEEN_BITS if image.mode.startswith("I") else max(values.max(), 1e-12)
+            image = Image.fromarray((values / top * 255).clip(0, 255).round().astype(np.uint8))
+        if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
+            image = image.convert("RGBA")
+            image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+        return image.convert("RGB")
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    """Says which picture can't be read."""
     try:
-        with Image.open(path) as opened:
-            image = ImageOps.exif_transpose(opened)
-            if image.mode.startswith(("I", "F")):
-                values = np.asarray(image, dtype=np.float64)
-                top = 65535 if image.mode.startswith("I") else max(values.max(), 1e-12)
-                image = Image.fromarray((values / top * 255).clip(0, 255).round().astype(np.uint8))
-            if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
-                image = image.convert("RGBA")
-                image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-            return image.convert("RGB")
+        yield
     except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise InputError(f"'{path}' can't be read as an image ({reason}); remove it or save it again") from error
+
+
+def load_values(path: Path) -> Tensor:
+    """A picture's values with all their bits, for one that was measured.
+
+    Args:
+        path: The picture; greys of 16 bits, or real numbers from 0 to 1, keep their precision.
+
+    Returns:
+        In [-1, 1], with shape :math:`(1, 3, H, W)`; greys have three equal channels.
+
+    Raises:
+        InputError: If the file is missing or can't be read, or its real numbers are out of range.
+    """
+    with _reading(path), Image.open(path) as opened:
+        values = np.asarray(ImageOps.exif_transpose(opened)) if opened.mode.startswith(DEEP) else None
+        real = opened.mode.startswith("F")
+    if values is None:
+        return to_tensor(open_picture(path))
+    top = 1 if real else SIXTEEN_BITS
+    if not (values.min() >= 0 and values.max() <= top):
+        raise InputError(
+            f"a measured picture with values from 0 to {top} is expected, but '{path}' has values from {values.min():g} "
+            f"to {values.max():g}; rescale them"
+        )
+    grey = torch.from_numpy(values.astype(np.float64) / top).float()
+    return grey.expand(1, 3, -1, -1) * 2 - 1
 
 
 def to_tensor(image: Image.Image) -> Tensor:

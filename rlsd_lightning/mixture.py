@@ -85,6 +85,8 @@ def mixture_mean(z_t: Tensor, z: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor
     Returns:
         With the shape of ``z_t``.
     """
-    distances = squared_distances(at_least_float32(z_t.flatten(1)), at_least_float32(alpha * z.flatten(1)))
-    shares = torch.softmax(-distances / (2 * sigma**2), dim=1).to(z)
-    return (shares @ z.flatten(1)).view_as(z_t)
+    every = at_least_float32(z.flatten(1))
+    distances = squared_distances(at_least_float32(z_t.flatten(1)), alpha * every)
+    shares = torch.softmax(-distances / (2 * sigma**2), dim=1)
+    with torch.autocast(z.device.type, enabled=False):  # with little noise the score magnifies rounding errors
+        return (shares @ every).view_as(z_t).to(z)

@@ -35,7 +35,7 @@ from torch.optim import Adam
 from torch.optim.lr_scheduler import LambdaLR
 
 from rlsd_lightning.errors import InputError
-from rlsd_lightning.functional.losses import coupling, distillation, norms
+from rlsd_lightning.functional.losses import coupling, distillation, gradients_of_mean, norms
 from rlsd_lightning.functional.schedules import PRIOR_WEIGHTS, prior_weight
 from rlsd_lightning.likelihood import measured, misfit
 from rlsd_lightning.measurement import Measurement
@@ -237,20 +237,20 @@ class RLSD(RepulsiveModule):
         weight = self.hparams.distillation_weight * prior_weight(alpha, sigma, self.hparams.weighting)
         z = self.z[self.rows]
         score = self.score(z, self.noise(step), t)
-        losses = {"distillation": weight * distillation(score, z)}
-        if self.hparams.renew_every == 1:
-            losses |= self._decoder_losses(z, score, weight, sigma, step)
-            return losses, sum(losses.values())
+        moved = (z, self.x) if self.x.requires_grad else (z,)
         if step % self.hparams.renew_every == 0 or step == self.sampling_steps:
             renewed = self._decoder_losses(z, score, weight, sigma, step)
-            # a mean over an image's pixels has a gradient that half precision would round to zero
-            scale = self.x[0].numel()
-            if len(z):
-                (gradient,) = torch.autograd.grad(scale * sum(renewed.values()), z)
-                self.held[self.rows] = gradient / scale
+            total = sum(renewed.values())
+            gradients = gradients_of_mean(total, moved, self.x[0].numel()) if len(z) else map(torch.zeros_like, moved)
+            gradients = list(gradients)
             self._renewed = {name: value.detach() for name, value in renewed.items()}
-        loss = losses["distillation"] + torch.sum(self.held[self.rows] * z)
-        return losses | self._renewed, loss
+            if self.hparams.renew_every > 1:
+                self.held[self.rows] = gradients[0]
+        else:
+            gradients = [self.held[self.rows]]
+        losses = {"distillation": weight * distillation(score, z), **self._renewed}
+        pulled = sum(torch.sum(gradient * value) for gradient, value in zip(gradients, moved, strict=True))
+        return losses, losses["distillation"] + pulled
 
     def _decoder_losses(self, z: Tensor, score: Tensor, weight: Tensor, sigma: Tensor, step: int) -> dict[str, Tensor]:
         """The terms that need the decoded latents: what ties them to the measurements, and the repulsion."""

@@ -13,6 +13,7 @@ with means over a measurement's particles together, so that step sizes belong to
 measurement's noise is drawn once, not once per particle.
 """
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -89,11 +90,11 @@ class RLSDPaper(ParticleModule):
         assert step == batch_idx, f"step {step} came as batch {batch_idx}: the schedule was not restored"
         optimizer_z, optimizer_x = self.optimizers()
         losses = self.latent_losses(step, t)
-        self._descend(optimizer_z, sum(losses.values()))
+        self._descend(optimizer_z, self.z, sum(losses.values()))
         with torch.no_grad():
             decoded = self.decode(self.z[self.rows])
         losses_x = self.auxiliary_losses(decoded)
-        self._descend(optimizer_x, sum(losses_x.values()))
+        self._descend(optimizer_x, self.x, sum(losses_x.values()))
         losses |= losses_x
         self.log_losses(losses, batch_idx)
 
@@ -128,9 +129,12 @@ class RLSDPaper(ParticleModule):
             "coupling_x": self.hparams.rho * coupling(x, decoded) / self.num_particles,
         }
 
-    def _descend(self, optimizer: Adam, loss: Tensor) -> None:
+    def _descend(self, optimizer: Adam, particles: nn.Parameter, loss: Tensor) -> None:
         optimizer.zero_grad()
-        self.manual_backward(loss)
+        # half precision rounds the gradient of a mean over many pixels to zero; a power of two rounds nothing
+        scale = 2.0 ** math.floor(math.log2(self.x[0].numel()))
+        self.manual_backward(scale * loss)
+        particles.grad /= scale
         optimizer.step()
 
     @torch.no_grad()

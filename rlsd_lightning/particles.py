@@ -1,5 +1,6 @@
 """What every particle method has: the particles, their noise, the schedule, and a safe checkpoint."""
 
+import copy
 import hashlib
 import math
 from abc import abstractmethod
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from rlsd_lightning.errors import InputError
-from rlsd_lightning.fingerprint import agree, description, evidence
+from rlsd_lightning.fingerprint import agree, buffer_samples, description, samples
 from rlsd_lightning.functional.noise import keyed_normal, measurement_key
 from rlsd_lightning.functional.schedules import add_noise, ddim_timesteps
 from rlsd_lightning.measurement import Measurement
@@ -84,12 +85,13 @@ class ParticleModule(L.LightningModule):
         self.measurements = [measurements] if isinstance(measurements, Measurement) else list(measurements)
         if not self.measurements:
             raise InputError("at least one measurement is expected, got none")
+        names = [measurement.name for measurement in self.measurements]
+        if len(set(names)) < len(names):
+            raise InputError(f"measurements are told apart by their names, no two alike are expected, got {names}")
         starts = [self._start(measurement, (num_particles, *prior.latent_shape)) for measurement in self.measurements]
         if len({start is None for start in starts}) > 1:
             raise InputError("measurements that all start from given particles are expected, or none that does")
-        self.evidence = {
-            measurement.name: evidence(measurement, prior.image_shape) for measurement in self.measurements
-        }
+        self.samples = {measurement.name: samples(measurement, prior.image_shape) for measurement in self.measurements}
         self.full_length = num_steps
         self.first_step = 0 if starts[0] is None else num_steps - max(1, round(warm_share * num_steps))
         self.timesteps = schedule[self.first_step :]
@@ -111,6 +113,7 @@ class ParticleModule(L.LightningModule):
         self.repulsion_ratios: list[Tensor] = []
         """Of every step with repulsion: its norm over that of what it stands beside, summed over this process's shares of measurements."""
         self._fingerprint: str | None = None
+        self._pictures: tuple[int, tuple[Tensor, Tensor]] | None = None
 
     @staticmethod
     def _start(measurement: Measurement, shape: tuple[int, ...]) -> tuple[Tensor, Tensor] | None:
@@ -167,13 +170,23 @@ class ParticleModule(L.LightningModule):
     def reconstructions(self) -> tuple[Tensor, Tensor]:
         """The particles as images, and their decoded latents, both with shape :math:`(M N, *image_shape)`."""
 
+    def pictures(self) -> tuple[Tensor, Tensor]:
+        """The reconstructions, made once a step however many look at them."""
+        if self._pictures is None or self._pictures[0] != self.steps_done:
+            self._pictures = (self.steps_done, self.reconstructions())
+        return self._pictures[1]
+
     def train_dataloader(self) -> Timesteps:
         return Timesteps(self.timesteps)
 
     def on_fit_start(self) -> None:
-        for module in (*self._frozen.values(), *(measurement.physics for measurement in self.measurements)):
+        for module in self._frozen.values():
             module.to(self.device)
-        self.measurements = [measurement._replace(y=measurement.y.to(self.device)) for measurement in self.measurements]
+        # the caller's measurements stay where they are: others may be made from them
+        self.measurements = [
+            each._replace(y=each.y.to(self.device), physics=copy.deepcopy(each.physics).to(self.device))
+            for each in self.measurements
+        ]
 
     def on_train_start(self) -> None:
         self.resumed_at = self.steps_done
@@ -235,7 +248,12 @@ class ParticleModule(L.LightningModule):
             self._draw(measurement, indices, shape, stream, self.first_step + step)
             for measurement, indices in self.each_here(self._index[self.rows])
         ]
-        return torch.cat(draws).to(self.z) if draws else self.z.new_empty(0, *shape)
+        if not draws:
+            return self.z.new_empty(0, *shape)
+        drawn = torch.cat(draws)
+        if self.z.is_cuda:
+            drawn = drawn.pin_memory()  # a copy from other memory waits for the device
+        return drawn.to(self.z, non_blocking=True)
 
     def _first_draw(self, stream: str, shape: tuple[int, ...]) -> Tensor:
         return torch.cat([self._draw(*each, shape, stream) for each in self.each(self._index)])
@@ -298,9 +316,17 @@ class ParticleModule(L.LightningModule):
             self._fingerprint = digest.hexdigest()
         return self._fingerprint
 
+    def _buffer_samples(self) -> dict[str, Tensor]:
+        return {
+            f"{kind}.{name}": value
+            for kind, module in self._frozen.items()
+            for name, value in buffer_samples(module).items()
+        }
+
     def on_save_checkpoint(self, checkpoint: dict) -> None:
         checkpoint["fingerprint"] = self.fingerprint()
-        checkpoint["evidence"] = self.evidence
+        checkpoint["samples"] = self.samples
+        checkpoint["buffers"] = self._buffer_samples()
         checkpoint["repulsion_ratios"] = self._mean_ratios()
         if self.shard.size > 1:  # the latents are the same everywhere, the rest is known for one's own particles only
             state = checkpoint["state_dict"]
@@ -309,10 +335,11 @@ class ParticleModule(L.LightningModule):
 
     def check_checkpoint(self, checkpoint: dict) -> None:
         """Raises an InputError if a checkpoint is not one of this module's measurements and settings."""
-        saved = checkpoint.get("evidence", {})
-        if checkpoint.get("fingerprint") != self.fingerprint() or not all(
-            name in saved and agree(saved[name], evidence) for name, evidence in self.evidence.items()
-        ):
+        saved = checkpoint.get("samples", {})
+        alike = all(name in saved and agree(saved[name], here) for name, here in self.samples.items())
+        # half precision's embeddings of a prompt differ by a hundredth, those of two prompts by much more
+        alike = alike and agree(checkpoint.get("buffers", {}), self._buffer_samples(), atol=0.01)
+        if checkpoint.get("fingerprint") != self.fingerprint() or not alike:
             raise InputError(
                 f"the checkpoint belongs to measurement '{', '.join(saved)}' of a run with another measurement, "
                 "operator, prior, features, method or number of particles or steps than "
@@ -326,9 +353,9 @@ class ParticleModule(L.LightningModule):
             counts.update(processed=0, completed=0)
         share = len(self.measurements) / self.shard.size
         self.repulsion_ratios = [torch.tensor(ratio * share) for ratio in checkpoint["repulsion_ratios"]]
-        names = list(checkpoint["evidence"])
+        names = list(checkpoint["samples"])
         kept = torch.cat(
-            [names.index(name) * self.num_particles + torch.arange(self.num_particles) for name in self.evidence]
+            [names.index(name) * self.num_particles + torch.arange(self.num_particles) for name in self.samples]
         )
         _keep_rows(checkpoint["state_dict"], kept)
         for optimizer in checkpoint.get("optimizer_states", []):

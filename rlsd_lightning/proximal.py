@@ -11,7 +11,7 @@ from rlsd_lightning.measurement import Measurement
 __all__ = ["RESULT_STEPS", "noise_share", "proximal_step"]
 
 RESULT_STEPS = 200
-"""Inner steps of the proximal step that makes the results, and pictures of them."""
+"""Inner steps of the proximal step that makes the results, and pictures of them, where it has no closed form."""
 
 
 def noise_share(measurement: Measurement, num_values: int) -> float:
@@ -33,8 +33,8 @@ def proximal_step(
 
     The misfit is that of :func:`~rlsd_lightning.likelihood.misfit`, for Gaussian noise
     :math:`\mathrm{mean}(y - A(x))^2`. Operators under such noise use their ``prox_l2`` if they have one, as all linear
-    ones do: closed form, or conjugate gradients. Otherwise a few Adam steps are taken from :math:`D(z)`; no network is
-    involved, so they cost little beside a decode.
+    ones do: closed form, or conjugate gradients. Otherwise a few Adam steps are taken from :math:`D(z)`, each of which
+    runs the operator forward and backward.
 
     Args:
         physics: The operator :math:`A` with its noise.

@@ -20,6 +20,7 @@ from typing import Any
 import lightning as L
 import lightning_utilities
 import torch
+from lightning.fabric.accelerators import MPSAccelerator
 from lightning.fabric.strategies import DDPStrategy
 from lightning.pytorch.utilities import rank_zero as lightning_rank_zero
 from torch import Tensor, distributed
@@ -180,7 +181,9 @@ class Ranks:
         if not isinstance(patience, int | float) or not 1 <= patience < math.inf:
             raise InputError(f"patience must be a number of seconds, at least 1, got {patience}")
         self._patience = timedelta(seconds=patience)
-        strategy = DDPStrategy(timeout=max(START, self._patience))
+        # Lightning has no DDP for Apple's GPU, of which a machine has one
+        on_apple = accelerator in ("auto", "gpu", "mps") and MPSAccelerator.is_available()
+        strategy = "auto" if on_apple else DDPStrategy(timeout=max(START, self._patience))
         try:
             self._fabric = L.Fabric(accelerator=accelerator, devices=devices, num_nodes=num_nodes, strategy=strategy)
             self.size = self._fabric.world_size

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from rlsd_lightning.annealed import AnnealedModule
 from rlsd_lightning.errors import InputError
-from rlsd_lightning.functional.kernels import log_density, mean_square_difference, median_bandwidth, thumbnails
+from rlsd_lightning.functional.kernels import log_density_gradient, mean_square_difference, median_bandwidth, thumbnails
 from rlsd_lightning.functional.losses import at_least_float32
 from rlsd_lightning.measurement import Measurement
 from rlsd_lightning.particles import check_settings
@@ -71,8 +71,10 @@ class RepulsiveModule(AnnealedModule):
         check_settings({"gamma": gamma, "room": room, "sigma_break": sigma_break}, {})
 
     def repels(self, step: int) -> bool:
-        """Whether there is repulsion in a step."""
-        return self.hparams.gamma > 0 and self.repulsion_is_on(step, self.hparams.sigma_break)
+        """Whether there is repulsion in a step; a lone particle has none."""
+        return (
+            self.num_particles > 1 and self.hparams.gamma > 0 and self.repulsion_is_on(step, self.hparams.sigma_break)
+        )
 
     def push(self, latents: Tensor, images: Tensor, every: Tensor | None = None) -> Push:
         """The push of this process's particles; all processes of a group call it together, those without any too.
@@ -89,11 +91,11 @@ class RepulsiveModule(AnnealedModule):
         else:
             with torch.no_grad():
                 others = at_least_float32(self.features(every.detach(), None))
-        density = self._log_density(features, others)
         room = self._room(images)
         if not len(latents):
             return Push(latents, None, room)
-        return Push(*torch.autograd.grad(density, (latents, images), allow_unused=True), room)
+        towards = self._density_gradient(features, others)
+        return Push(*torch.autograd.grad(features, (latents, images), towards, allow_unused=True), room)
 
     def strength(self, norms: Tensor, beside: Tensor, room: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
         """What pushes of some norms are multiplied by, and their norm then over that of what they stand beside.
@@ -123,14 +125,14 @@ class RepulsiveModule(AnnealedModule):
         squares = torch.cat([mean_square_difference(particles) for _, particles in self.each(seen)])
         return (squares[self.rows] / self.hparams.room**2).clamp(max=1)
 
-    def _log_density(self, features: Tensor, every: Tensor) -> Tensor:
-        """The sum of this process's particles' log densities; no kernel joins two measurements."""
+    def _density_gradient(self, features: Tensor, every: Tensor) -> Tensor:
+        """The gradient of this process's particles' log densities in their features; no kernel joins two measurements."""
         others = {measurement.name: rows for measurement, rows in self.each(every)}
-        densities = [
-            log_density(mine, others[measurement.name], median_bandwidth(others[measurement.name])).sum()
+        gradients = [
+            log_density_gradient(mine, others[measurement.name], median_bandwidth(others[measurement.name]))
             for measurement, mine in self.each_here(features)
         ]
-        return sum(densities)
+        return torch.cat(gradients)
 
 
 def square_norms(value: Tensor) -> Tensor:

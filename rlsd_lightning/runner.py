@@ -124,7 +124,7 @@ class _Runner:
             device, size = self.ranks.device, 1
             # a process that asks for too much of a CPU's memory is killed rather than told, and more is not faster there
             if device.type != "cpu":
-                size = largest_batch(self.make_module, self._first_readable(), len(self.data), device)
+                size = largest_batch(self.make_module, self._first_readable(), len(self.data), self.make_trainer)
             log.info("measurements_per_batch=auto: %d on %s", size, device)
             chosen.write_text(f"{size}\n")
         return int(chosen.read_text())
@@ -159,6 +159,7 @@ class _Runner:
 
     def solve(self, measurements: list[Measurement], label: str, checkpoint: Path) -> None:
         """Solves a batch, from its checkpoint if there is one, and without those that fail."""
+        failure = None
         try:
             alone = [m.name for m in measurements] == [label]
             known = {label} if alone else _saved_names(checkpoint)  # in a folder of its own it must be its checkpoint
@@ -168,11 +169,15 @@ class _Runner:
             if len(measurements) == 1:
                 self._report(measurements[0].name, error)
                 return
-            log.error("%s: %s; its measurements are solved one by one", label, error)
-            for m in measurements:
-                if read_metrics(self.folder / m.name) is None:
-                    own = self.folder / m.name / "checkpoints" / LAST
-                    self.solve([m], m.name, own)
+            failure = str(error)
+        if failure is None:
+            return
+        # not in the handler: the error holds the frames of the failed step, and with them the memory that was short
+        log.error("%s: %s; its measurements are solved one by one", label, failure)
+        for m in measurements:
+            if read_metrics(self.folder / m.name) is None:
+                own = self.folder / m.name / "checkpoints" / LAST
+                self.solve([m], m.name, own)
 
     def _solve(self, measurements: list[Measurement], label: str, checkpoint: Path | None) -> None:
         (self.folder / label).mkdir(exist_ok=True)
@@ -231,5 +236,5 @@ class _Runner:
 def _saved_names(checkpoint: Path) -> set[str]:
     """The measurements a checkpoint knows; none if there is no such file."""
     names: set[str] = set()
-    checkpoint_to_resume(checkpoint, lambda held: names.update(held.get("evidence", {})))
+    checkpoint_to_resume(checkpoint, lambda held: names.update(held.get("samples", {})))
     return names

@@ -1,6 +1,5 @@
 """The Python interface: one call from a measurement to particles."""
 
-import copy
 import tempfile
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -10,6 +9,7 @@ from deepinv.physics import Physics
 from lightning.pytorch.callbacks import Callback
 from torch import Tensor, nn
 
+from rlsd_lightning.callbacks import FiniteGuard
 from rlsd_lightning.features import LatentFeatures
 from rlsd_lightning.measurement import Measurement
 from rlsd_lightning.module import RLSD
@@ -55,11 +55,11 @@ def solve(
 
     Raises:
         InputError: If an argument is out of range, or the operator does not fit the prior.
+        NonFiniteError: If particles become infinite or not a number.
     """
     module = method(
         prior,
-        # the particles' copy of the operator moves to their device, the caller's stays where it is
-        Measurement("measurement", y, copy.deepcopy(as_physics(physics))),
+        Measurement("measurement", y, as_physics(physics)),
         features or LatentFeatures(),
         num_particles=num_particles,
         num_steps=num_steps,
@@ -79,7 +79,9 @@ def solve(
     }
     collected = _Collect()
     with tempfile.TemporaryDirectory() as scratch:
-        L.Trainer(**{"default_root_dir": scratch, **options}, callbacks=[*callbacks, collected]).fit(module)
+        L.Trainer(**{"default_root_dir": scratch, **options}, callbacks=[FiniteGuard(), *callbacks, collected]).fit(
+            module
+        )
     return collected.images
 
 

@@ -32,6 +32,13 @@ def seen(value: float, noise_std: float) -> Measurement:
     return Measurement("seen", torch.tensor([[value, 0.0]]), physics)
 
 
+def test_the_mean_of_a_lone_particle_is_itself_in_mixed_precision() -> None:
+    z = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        mean = mixture_mean(z, z, torch.tensor(1.0), torch.tensor(0.01))
+    assert mean.equal(z)
+
+
 def draws(method: type, prior: GaussianMixturePrior, measurement: Measurement, **settings) -> Tensor:
     settings = {**EXACT, **settings}
     return solve(measurement.y, measurement.physics, prior, method=method, trainer=QUIET, **settings)

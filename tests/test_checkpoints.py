@@ -10,7 +10,15 @@ import torch
 from lightning.pytorch.callbacks import Callback
 from trainers import StopAt, StopError, Visited, assert_same_bits, trainer_with
 
-from rlsd_lightning import RLSD, InputError, LatentFeatures, Measurement, RLSDPaper, operators
+from rlsd_lightning import (
+    RLSD,
+    InputError,
+    LatentFeatures,
+    Measurement,
+    RLSDPaper,
+    StableDiffusionPrior,
+    operators,
+)
 from rlsd_lightning.errors import StoppedError
 from rlsd_lightning.interrupts import StopOnSignal
 from rlsd_lightning.particles import ParticleModule
@@ -119,6 +127,22 @@ def test_a_checkpoint_of_another_operator_is_refused_whatever_y_was(make, other,
     module(make(tiny_prior.image_shape)).on_load_checkpoint(saved)
     with pytest.raises(InputError, match="another measurement, operator"):
         module(other(tiny_prior.image_shape)).on_load_checkpoint(saved)
+
+
+def test_a_checkpoint_of_another_machine_goes_on_and_one_of_another_prompt_does_not(
+    tiny_prior_folder, tiny_features, measurement
+) -> None:
+    def make(prompt: str) -> RLSD:
+        prior = StableDiffusionPrior(str(tiny_prior_folder), prompt=prompt, local_files_only=True)
+        return RLSD(prior, measurement, tiny_features, num_steps=4, num_particles=2)
+
+    module, checkpoint = make("a beard"), {"state_dict": {}}
+    module.on_save_checkpoint(checkpoint)
+    for buffer in module.prior.buffers():
+        buffer.mul_(1 + 1e-6)  # processors round the prompt's embedding in their own ways
+    module.check_checkpoint(checkpoint)
+    with pytest.raises(InputError, match="belongs to measurement 'noise'"):
+        make("a face").check_checkpoint(checkpoint)
 
 
 def test_a_checkpoint_of_another_feature_network_is_refused(tiny_prior, tiny_features, measurement) -> None:

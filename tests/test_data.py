@@ -13,7 +13,7 @@ from rlsd_lightning import InputError
 from rlsd_lightning.data import ImageMeasurements, measurements
 from rlsd_lightning.images import find_images, load_image, to_pil
 from rlsd_lightning.masks import free_form_mask, load_mask
-from rlsd_lightning.operators import blur, inpainting, load_kernel, super_resolution
+from rlsd_lightning.operators import blur, colorization, denoising, inpainting, load_kernel, super_resolution
 
 SHAPE = (3, 16, 16)
 
@@ -51,10 +51,6 @@ def test_a_folder_gives_its_pictures_in_order(folder: Path) -> None:
     assert [file.name for file in find_images(folder)] == ["a.jpg", "b.png", "c.PNG"]
 
 
-def test_a_limit_gives_the_first(folder: Path) -> None:
-    assert [file.name for file in find_images(folder, limit=2)] == ["a.jpg", "b.png"]
-
-
 def test_a_file_gives_itself(folder: Path) -> None:
     assert find_images(folder / "b.png") == [folder / "b.png"]
 
@@ -69,11 +65,6 @@ def test_nothing_found_is_an_error_that_names_the_place(tmp_path: Path, where: s
     (tmp_path / "empty").mkdir()
     with pytest.raises(InputError, match=f"nothing was found at .*{where.split('/')[0]}"):
         find_images(tmp_path / where)
-
-
-def test_a_limit_below_one_is_an_error(folder: Path) -> None:
-    with pytest.raises(InputError, match="at least 1, got 0"):
-        find_images(folder, limit=0)
 
 
 # --- reading -------------------------------------------------------------------------------------------------------
@@ -450,11 +441,59 @@ def test_numbers_in_names_are_sorted_by_their_value(tmp_path: Path) -> None:
     assert [file.stem for file in find_images(tmp_path)] == ["frame2", "frame9", "frame10"]
 
 
-def test_every_measurement_has_an_operator_of_its_own(folder: Path) -> None:
-    data = measurements(SHAPE, super_resolution, images=folder)
-    first, again = data[0], data[0]
-    first.physics.noise_model.sigma.fill_(7)  # as if it had been moved to another device
-    assert data[0].y.equal(again.y)
+@pytest.fixture(params=["pictures", "stack"])
+def images(request: pytest.FixtureRequest, folder: Path) -> Path:
+    """Three of either."""
+    if request.param == "stack":
+        np.save(folder / "stack.npy", np.zeros((3, 16, 16), dtype=np.uint8))
+        return folder / "stack.npy"
+    return folder
+
+
+def test_a_limit_gives_the_first(images: Path) -> None:
+    every, two = (measurements(SHAPE, super_resolution, images=images, limit=limit) for limit in (None, 2))
+    assert two.names == every.names[:2]
+    assert (len(two), two.available) == (2, 3)
+
+
+@pytest.mark.parametrize("limit", [0, -1])
+def test_a_limit_below_one_is_an_error(images: Path, limit: int) -> None:
+    with pytest.raises(InputError, match=f"at least 1, got {limit}"):
+        measurements(SHAPE, super_resolution, images=images, limit=limit)
+
+
+# --- what was measured ---------------------------------------------------------------------------------------------
+
+
+def measured_file(path: Path, physics=denoising) -> torch.Tensor:
+    return measurements(SHAPE, physics, measurement=path)[0].y
+
+
+def test_a_measured_picture_of_16_bits_keeps_them(tmp_path: Path) -> None:
+    values = np.arange(SHAPE[1] * SHAPE[2], dtype=np.uint16).reshape(SHAPE[1:]) * 7
+    Image.fromarray(values).save(tmp_path / "y.png")
+    expected = torch.from_numpy(values.astype(np.float32)) / 65535 * 2 - 1
+    torch.testing.assert_close(measured_file(tmp_path / "y.png"), expected.expand(1, 3, -1, -1))
+
+
+def test_a_measured_picture_of_real_numbers_is_not_rescaled(tmp_path: Path) -> None:
+    values = np.linspace(0, 0.5, SHAPE[1] * SHAPE[2], dtype=np.float32).reshape(SHAPE[1:])
+    Image.fromarray(values).save(tmp_path / "y.tiff")
+    torch.testing.assert_close(measured_file(tmp_path / "y.tiff")[0, 0], torch.from_numpy(values) * 2 - 1)
+    Image.fromarray(values * 3).save(tmp_path / "y.tiff")
+    with pytest.raises(InputError, match=r"from 0 to 1 is expected, .* from 0 to 1\.5; rescale"):
+        measured_file(tmp_path / "y.tiff")
+
+
+def test_a_grey_picture_is_a_measurement_of_one_channel_where_one_is_measured(tmp_path: Path) -> None:
+    Image.new("L", SHAPE[:0:-1], 255).save(tmp_path / "grey.png")
+    Image.new("RGB", SHAPE[:0:-1], "red").save(tmp_path / "red.png")
+    np.save(tmp_path / "plain.npy", np.ones(SHAPE[1:], dtype=np.float32))
+    white = torch.ones(1, 1, *SHAPE[1:])
+    assert measured_file(tmp_path / "grey.png", colorization).equal(white)
+    assert measured_file(tmp_path / "plain.npy", colorization).equal(white)
+    assert measured_file(tmp_path / "grey.png").shape == (1, *SHAPE)
+    assert measured_file(tmp_path / "red.png", colorization).shape == (1, *SHAPE)  # refused by the method, by its shape
 
 
 # --- mosaics -------------------------------------------------------------------------------------------------------

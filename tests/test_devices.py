@@ -9,11 +9,13 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+import torch
 from command import PROJECT, start_train, train, wait_for
+from lightning.fabric.accelerators import MPSAccelerator
 from trainers import assert_same_bits
 
 from rlsd_lightning import InputError
-from rlsd_lightning.ranks import Shard, groups_of
+from rlsd_lightning.ranks import Ranks, Shard, groups_of
 
 
 @pytest.fixture
@@ -33,6 +35,14 @@ def ended(process: subprocess.Popen, seconds: float = 120) -> str:
 def children(process: subprocess.Popen) -> list[int]:
     listed = subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True, check=False).stdout
     return [int(line) for line in listed.split()]
+
+
+def test_a_run_on_apples_gpu_is_one_process_without_ddp(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(MPSAccelerator, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    ranks = Ranks("auto", 1)
+    assert (ranks.device.type, ranks.size, ranks.is_first) == ("mps", 1, True)
+    assert Ranks("cpu", 1).device.type == "cpu"
 
 
 # --- the same result everywhere ------------------------------------------------------------------------------------

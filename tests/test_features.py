@@ -11,7 +11,7 @@ from torch.nn.functional import cosine_similarity
 from torchmetrics.image.lpip import LearnedPerceptualImagePatchSimilarity
 
 from rlsd_lightning import InputError, LPIPSFeatures, StableDiffusionPrior, VAEFeatures
-from rlsd_lightning.features import load_lpips
+from rlsd_lightning.features import _perceptual, load_lpips
 
 LATENTS = torch.zeros(3, 4, 8, 8)
 
@@ -19,6 +19,11 @@ LATENTS = torch.zeros(3, 4, 8, 8)
 @pytest.fixture
 def images() -> torch.Tensor:
     return torch.rand(3, 3, IMAGE_SIZE, IMAGE_SIZE, generator=torch.Generator().manual_seed(0)) * 2 - 1
+
+
+def test_half_precisions_activations_may_be_large() -> None:
+    seen = torch.tensor([300.0, 0.0, 400.0, 0.0], dtype=torch.float16).view(1, 4, 1, 1)
+    torch.testing.assert_close(_perceptual([(seen, 1.0)]), torch.tensor([[0.6, 0.0, 0.8, 0.0]]))
 
 
 @pytest.mark.usefixtures("with_alexnet")

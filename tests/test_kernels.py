@@ -6,8 +6,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from rlsd_lightning.functional import kernels
 from rlsd_lightning.functional.kernels import (
     log_density,
+    log_density_gradient,
     mean_square_difference,
     median_bandwidth,
     official_repulsion,
@@ -106,6 +108,14 @@ def test_repulsion_is_the_closed_form_gradient(count: int):
         ]
     )
     torch.testing.assert_close(repulsion(f, f, h), expected, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("at_once", [1, 10**6])
+@pytest.mark.parametrize("count", [1, 2, 5])
+def test_the_closed_form_is_the_gradient_of_log_density(count: int, at_once: int, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(kernels, "MOST_DIFFERENCES", at_once)
+    f, every, h = points(count), points(count + 2, seed=1), torch.tensor(0.7, dtype=torch.float64)
+    torch.testing.assert_close(log_density_gradient(f, every, h), repulsion(f, every, h), rtol=1e-12, atol=1e-14)
 
 
 def test_gradient_of_log_density_passes_gradcheck():

@@ -10,6 +10,7 @@ from rlsd_lightning.functional.losses import (
     absolute_misfit,
     coupling,
     distillation,
+    gradients_of_mean,
     half_mean_square,
     photon_misfit,
     square_misfit,
@@ -75,6 +76,22 @@ def test_no_gradient_flows_through_the_residual():
     distillation(residual * 2, z).backward()
     assert residual.grad is None
     assert z.grad is not None
+
+
+def test_gradients_of_a_mean_survive_half_precision() -> None:
+    count = 2**20
+    error = torch.linspace(-1, 1, count, dtype=torch.float64)
+
+    def mean(value: torch.Tensor) -> torch.Tensor:
+        return (
+            value.half().float() * error
+        ).mean()  # what comes back passes half precision, as in a network held in it
+
+    value = torch.zeros(count, dtype=torch.float64, requires_grad=True)
+    (plain,) = torch.autograd.grad(mean(value), value)
+    assert (plain / (error / count) - 1).abs().mean() > 0.01
+    (found,) = gradients_of_mean(mean(value), [value], count)
+    torch.testing.assert_close(found, error / count, rtol=1e-3, atol=1e-4 / count)
 
 
 def test_misfits_are_the_negative_log_likelihoods_of_torch():

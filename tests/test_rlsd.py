@@ -1,5 +1,6 @@
 """RLSD's step: what it depends on, its gradient, its limits, and a problem with a known answer."""
 
+import copy
 from collections.abc import Callable
 
 import lightning as L
@@ -19,6 +20,7 @@ from rlsd_lightning import (
     ViTFeatures,
     solve,
 )
+from rlsd_lightning.errors import NonFiniteError
 from rlsd_lightning.functional.kernels import log_density, median_bandwidth
 from rlsd_lightning.operators import inpainting, super_resolution
 
@@ -48,6 +50,33 @@ def make(prior: StableDiffusionPrior, features: nn.Module | None = None, **setti
     measurement = Measurement("face", physics.A(truth), physics)
     settings = {"num_particles": 3, "num_steps": 20, "sigma_break": 1000, "sampling_share": 0.0, **settings}
     return RLSD(prior, measurement, features or PixelFeatures(), **settings).double()
+
+
+def test_measurements_of_one_name_are_refused(prior: StableDiffusionPrior, measurement: Measurement) -> None:
+    with pytest.raises(InputError, match="no two alike are expected, got"):
+        RLSD(prior, [measurement, measurement], PixelFeatures())
+
+
+def test_the_callers_operator_stays_where_it_is(tiny_prior: StableDiffusionPrior, measurement: Measurement) -> None:
+    module = RLSD(copy.deepcopy(tiny_prior), measurement, PixelFeatures()).to("meta")  # as if it were a GPU
+    module.on_fit_start()
+    assert {each.physics.mask.device.type for each in module.measurements} == {"meta"}
+    assert measurement.physics.mask.device.type == "cpu"
+    RLSD(tiny_prior, measurement, PixelFeatures())
+
+
+def test_a_lone_particle_costs_no_features(prior: StableDiffusionPrior) -> None:
+    class Refusing(nn.Module):
+        def forward(self, z: Tensor, images: Tensor) -> Tensor:
+            raise AssertionError("nothing to compare")
+
+    assert gradient(make(prior, Refusing(), num_particles=1)).abs().sum() > 0
+
+
+def test_particles_that_become_infinite_are_no_answer(tiny_prior: StableDiffusionPrior, measurement) -> None:
+    settings = {"num_steps": 4, "zeta": 1e30, "trainer": {"accelerator": "cpu", "enable_progress_bar": False}}
+    with pytest.raises(NonFiniteError, match="no longer finite"):
+        solve(measurement.y, measurement.physics, tiny_prior, **settings)
 
 
 def gradient(module: RLSD, step: int = 0) -> Tensor:

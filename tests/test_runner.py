@@ -1,7 +1,9 @@
 """A run over many measurements, one by one or side by side, loses none of them because of another."""
 
 import copy
+import gc
 import shutil
+import weakref
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -18,7 +20,7 @@ from trainers import StopAt, StopError, Visited, trainer_with
 
 from rlsd_lightning import RLSD, InputError, LatentFeatures, Measurement, RLSDPaper
 from rlsd_lightning.batching import largest_batch
-from rlsd_lightning.callbacks import FiniteGuard
+from rlsd_lightning.callbacks import FiniteGuard, Monitor
 from rlsd_lightning.measurement import MeasurementList
 from rlsd_lightning.operators import gaussian_blur, hdr, inpainting
 from rlsd_lightning.particles import ParticleModule
@@ -243,6 +245,39 @@ def test_one_that_does_not_fit_the_prior_does_not_cost_its_batch(
     assert "second: " in caplog.text
 
 
+def test_one_by_one_begins_when_the_failed_batch_has_let_go_of_its_memory(
+    tiny_prior, tiny_features, data: MeasurementList, tmp_path: Path
+) -> None:
+    held: list[weakref.ref] = []
+
+    class Large(Callback):
+        def on_train_batch_start(self, trainer, pl_module, batch, batch_idx: int) -> None:
+            if len(pl_module.measurements) > 1:
+                activations = torch.zeros(3)
+                held.append(weakref.ref(activations))
+                raise torch.OutOfMemoryError("CUDA out of memory.")
+            gc.collect()
+            assert held[0]() is None
+
+    module = partial(make_module, tiny_prior, tiny_features)
+    run = {"folder": tmp_path, "measurements_per_batch": 3}
+    assert run_measurements(data, module, lambda f: trainer_with(f, Large(), results=tmp_path), **run) == (3, 0)
+    assert len(held) == 1
+
+
+def test_reconstructions_are_made_once_a_step(tiny_prior, tiny_features, measurement, tmp_path: Path) -> None:
+    made: list[int] = []
+
+    class Counting(RLSD):
+        def reconstructions(self) -> tuple[Tensor, Tensor]:
+            made.append(self.steps_done)
+            return super().reconstructions()
+
+    trainer = trainer_with(tmp_path, Monitor(every_n_steps=2), results=tmp_path)
+    trainer.fit(Counting(tiny_prior, measurement, tiny_features, num_steps=4, num_particles=2))
+    assert made == [2, 4]
+
+
 # --- how many ------------------------------------------------------------------------------------------------------
 
 
@@ -259,7 +294,13 @@ def test_the_largest_batch_is_the_last_that_does_not_run_out_of_memory(
     def module(measurements: Sequence[Measurement]) -> RLSD:
         return Small(tiny_prior, measurements, tiny_features, num_steps=2, num_particles=2)
 
-    assert largest_batch(module, measurement, 6, torch.device("cpu")) == min(fitting, 6)
+    assert largest_batch(module, measurement, 6, trainer_with) == min(fitting, 6)
+
+
+def test_the_largest_batch_of_the_published_method(tiny_prior, tiny_features, measurement: Measurement) -> None:
+    # its step needs a Trainer
+    module = partial(RLSDPaper, tiny_prior, features=tiny_features, num_steps=2, num_particles=2)
+    assert largest_batch(lambda measurements: module(measurements=measurements), measurement, 3, trainer_with) == 3
 
 
 @pytest.mark.parametrize("size", [0, -1, "all", 1.5])

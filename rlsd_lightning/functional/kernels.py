@@ -12,12 +12,16 @@ from torch.nn.functional import adaptive_avg_pool2d
 
 __all__ = [
     "log_density",
+    "log_density_gradient",
     "mean_square_difference",
     "median_bandwidth",
     "official_repulsion",
     "squared_distances",
     "thumbnails",
 ]
+
+MOST_DIFFERENCES = 2**24
+"""Differences of two particles' features that are held at once."""
 
 
 def squared_distances(features: Tensor, others: Tensor) -> Tensor:
@@ -36,7 +40,13 @@ def squared_distances(features: Tensor, others: Tensor) -> Tensor:
     if features.shape[-1] != others.shape[-1]:
         raise ValueError(f"features of one size expected, got {tuple(features.shape)} and {tuple(others.shape)}")
     # not torch.cdist: its gradient at distance zero, and its matrix product's rounding, are worse
-    return (features[..., :, None, :] - others[..., None, :, :]).square().sum(-1)
+    parts = features.split(_rows_at_a_time(others), dim=-2)
+    return torch.cat([(part[..., :, None, :] - others[..., None, :, :]).square().sum(-1) for part in parts], dim=-2)
+
+
+def _rows_at_a_time(others: Tensor) -> int:
+    """How many particles are compared with all others at once, so that differences don't take more memory than their features."""
+    return max(1, MOST_DIFFERENCES // max(1, others.numel()))
 
 
 def mean_square_difference(features: Tensor) -> Tensor:
@@ -99,6 +109,30 @@ def log_density(features: Tensor, others: Tensor, bandwidth: Tensor) -> Tensor:
     return torch.logsumexp(-squared_distances(features, others) / bandwidth[..., None, None], dim=-1)
 
 
+def log_density_gradient(features: Tensor, others: Tensor, bandwidth: Tensor) -> Tensor:
+    r"""The gradient of :func:`log_density` in its first argument, :math:`\frac{2}{h} \sum_j w_{ij} (f_j - f_i)`, in closed form.
+
+    Here :math:`w_{ij} = k(f_i, f_j) / \sum_l k(f_i, f_l)`. Arguments are those of :func:`log_density`, and it keeps no graph:
+    a few features in memory instead of four differences for each pair of particles.
+
+    Args:
+        features: This device's particles, with shape :math:`(n, D)`.
+        others: All particles, with shape :math:`(N, D)`.
+        bandwidth: The squared length scale :math:`h`, with shape :math:`()`.
+
+    Returns:
+        With shape :math:`(n, D)`.
+    """
+    features, others = features.detach(), others.detach()
+    shares = torch.softmax(-squared_distances(features, others) / bandwidth, dim=-1)
+    rows = _rows_at_a_time(others)
+    gradients = [
+        (share[:, :, None] * (others - part[:, None, :])).sum(dim=1)
+        for part, share in zip(features.split(rows), shares.split(rows), strict=True)
+    ]
+    return 2 / bandwidth * torch.cat(gradients)
+
+
 def official_repulsion(features: Tensor) -> Tensor:
     r"""The push of the published code, :math:`\sum_{j \ne i} 2 k_{ij} (f_i - f_j) / h_i \, / \sum_{j \ne i} k_{ij}`.
 
@@ -115,8 +149,9 @@ def official_repulsion(features: Tensor) -> Tensor:
     count = len(features)
     if count <= 2:
         return torch.zeros_like(features)
-    others = ~torch.eye(count, dtype=torch.bool, device=features.device)
-    difference = (features[:, None] - features[None])[others].view(count, count - 1, -1)  # (N, N - 1, D)
+    # all pairs but those on the diagonal, every (N + 1)th: a boolean mask would wait for the device
+    pairs = (features[:, None] - features[None]).flatten(0, 1)[1:].view(count - 1, count + 1, -1)
+    difference = pairs[:, :-1].reshape(count, count - 1, -1)  # (N, N - 1, D)
     squared = difference.square().sum(-1)  # (N, N - 1)
     h = squared.median(dim=1, keepdim=True).values / math.log(count - 1)
     # a constant factor cancels: the softmax stays finite where every kernel value underflows

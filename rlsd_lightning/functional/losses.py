@@ -3,6 +3,7 @@ so a particle's update depends neither on how many there are nor on which device
 """
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -12,6 +13,7 @@ __all__ = [
     "at_least_float32",
     "coupling",
     "distillation",
+    "gradients_of_mean",
     "half_mean_square",
     "norms",
     "photon_misfit",
@@ -31,6 +33,18 @@ def _per_particle_mean(value: Tensor) -> Tensor:
     return value.flatten(1).mean(dim=1)
 
 
+def gradients_of_mean(loss: Tensor, inputs: Sequence[Tensor], count: int) -> list[Tensor]:
+    """The gradients of a mean over many elements, taken back by way of larger ones: half precision rounds such small ones to zero.
+
+    Args:
+        loss: With shape ().
+        inputs: What it is a function of.
+        count: How many elements the mean is over.
+    """
+    scale = 2.0 ** math.floor(math.log2(count))  # a power of two rounds nothing
+    return [gradient / scale for gradient in torch.autograd.grad(scale * loss, inputs)]
+
+
 def norms(value: Tensor) -> Tensor:
     """Every particle's Euclidean norm, with shape (N,): it has a gradient at zero, and half precision can hold it."""
     return (at_least_float32(value).flatten(1).square().sum(dim=1) + 1e-12).sqrt()
@@ -46,7 +60,7 @@ def square_misfit(measured: Tensor, y: Tensor) -> Tensor:
     return _per_particle_mean((y - measured).square())
 
 
-def absolute_misfit(measured: Tensor, y: Tensor, std: float) -> Tensor:
+def absolute_misfit(measured: Tensor, y: Tensor, std: Tensor | float) -> Tensor:
     r"""For Laplace noise of deviation :math:`s`: :math:`2 \sqrt{2} \, s \, \mathrm{mean} |y - A(x_i)|`, of shape (N,)."""
     return 2 * math.sqrt(2) * std * _per_particle_mean((y - measured).abs())
 

@@ -37,7 +37,7 @@ def systematic_ancestors(log_weights: Tensor, uniform: float) -> Tensor:
         | https://doi.org/10.2307/1390750
     """
     count = len(log_weights)
-    edges = log_weights.double().softmax(dim=0).cumsum(dim=0)
-    points = (torch.arange(count, device=edges.device, dtype=edges.dtype) + uniform) / count
+    edges = log_weights.cpu().double().softmax(dim=0).cumsum(dim=0)
+    points = (torch.arange(count, dtype=edges.dtype) + uniform) / count
     # rounding may leave the last edge below the last point
-    return torch.searchsorted(edges, points, right=True).clamp_max(count - 1)
+    return torch.searchsorted(edges, points, right=True).clamp_max(count - 1).to(log_weights.device)
