@@ -44,7 +44,8 @@ class RepulsiveModule(AnnealedModule):
             times the gradient.
         room: Root mean square difference of a particle's image :math:`D(z_i)` to the others', in units of an image in
             [-1, 1], from which on relative repulsion has its full strength; below, strength falls with the square of
-            the difference, so that particles are left alone where the data leave them no room. 0: full everywhere.
+            the difference, so that particles are left alone where the data leave them no room: distilled ones don't come
+            back by themselves, sampled ones do. 0: full everywhere.
         sigma_break: Repulsion acts in the first so many thousandths of the steps, those with the most noise.
         common: Arguments of :class:`~rlsd_lightning.annealed.AnnealedModule` and
             :class:`~rlsd_lightning.particles.ParticleModule`.
@@ -59,9 +60,9 @@ class RepulsiveModule(AnnealedModule):
         measurements: Measurement | Sequence[Measurement],
         features: nn.Module,
         *,
-        gamma: float = 0.5,
+        gamma: float = 0.3,
         gamma_mode: str = "relative",
-        room: float = 0.4,
+        room: float = 0.0,
         sigma_break: int = 500,
         **common: Any,
     ) -> None:
