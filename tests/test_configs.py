@@ -55,12 +55,15 @@ def overrides(group: str, option: str, small: list[str], folders: dict[str, Path
     """The command line for one option of one group; whatever is called toy only fits the toy problem."""
     if group == "prior" and option in folders:
         size = [f"{group}.image_size=null"] if option == "lcm" else []
-        return [f"{group}={option}", f"prior.pretrained={folders[option]}", *size, *small[1:]]
+        rest = small[1:] if option == "faces" else small[2:]
+        return [f"{group}={option}", f"prior.pretrained={folders[option]}", *size, *rest]
     chosen = [] if (group, option) == ("task", "toy") else [f"{group}={option}"]
     if is_toy(option):
         return ["task=toy", *chosen, *small[2:]]
     if (group, option) == ("features", "vit") or group == "experiment":
         chosen.append(small[1].removeprefix("callbacks.results."))
+    if option.startswith("paper/"):
+        return [*chosen, small[0], *small[2:]]
     if (group, option) == ("data", "prompt"):
         return ["task=generate", *small]
     return [*chosen, *small]
