@@ -240,9 +240,9 @@ class RLSD(RepulsiveModule):
         moved = (z, self.x) if self.x.requires_grad else (z,)
         if step % self.hparams.renew_every == 0 or step == self.sampling_steps:
             renewed = self._decoder_losses(z, score, weight, sigma, step)
-            total = sum(renewed.values())
-            gradients = gradients_of_mean(total, moved, self.x[0].numel()) if len(z) else map(torch.zeros_like, moved)
-            gradients = list(gradients)
+            gradients = [torch.zeros_like(each) for each in moved]
+            if len(z):
+                gradients = gradients_of_mean(sum(renewed.values()), moved, self.x[0].numel())
             self._renewed = {name: value.detach() for name, value in renewed.items()}
             if self.hparams.renew_every > 1:
                 self.held[self.rows] = gradients[0]
