@@ -241,9 +241,9 @@ class ImageResults(Results):
     ) -> dict[str, Any]:
         physics, truth = measurement.physics, measurement.truth
         write_images(folder, images, z, measurement)
-        features = self.features.to(images.device) if self.features else pl_module.features
+        features = None if self.features is None else self.features.to(images.device)
         with torch.no_grad():
-            compared = features(z, aligned(images, images[:1], physics))
+            compared = pl_module.compared(z, aligned(images, images[:1], physics), features)
         truth = None if truth is None else truth.to(images)
         seen = _signs(pl_module, measurement, images, decoded, z.detach(), compared, self._repulsion)
         said = advice(seen, self.prior_diversity, pl_module.hparams)

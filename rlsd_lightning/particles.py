@@ -216,11 +216,11 @@ class ParticleModule(L.LightningModule):
         """Latents of images, a chunk of particles at a time."""
         return self._chunked(self.prior.encode, images)
 
-    def compared(self, z: Tensor, images: Tensor) -> Tensor:
-        """The features of particles, a chunk of them at a time."""
+    def compared(self, z: Tensor, images: Tensor, features: nn.Module | None = None) -> Tensor:
+        """The features of particles, a chunk of them at a time; what the kernel compares unless others are given."""
         if not len(z):  # how many features there are, only the network knows
-            return self.compared(z.new_zeros(1, *z.shape[1:]), images.new_zeros(1, *images.shape[1:]))[:0]
-        return self._chunked(self.features, z, images)
+            return self.compared(z.new_zeros(1, *z.shape[1:]), images.new_zeros(1, *images.shape[1:]), features)[:0]
+        return self._chunked(self.features if features is None else features, z, images)
 
     def _chunked(self, function: Callable[..., Tensor], *values: Tensor) -> Tensor:
         if self.particle_chunk is None or self.particle_chunk >= len(values[0]):

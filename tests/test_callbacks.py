@@ -15,7 +15,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tensorboard.plugins.hparams.metadata import EXPERIMENT_TAG, SESSION_START_INFO_TAG
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
-from rlsd_lightning import RLSD, Measurement, NonFiniteError
+from rlsd_lightning import RLSD, LatentFeatures, Measurement, NonFiniteError
 from rlsd_lightning.callbacks import FiniteGuard, ImageResults, Monitor
 from rlsd_lightning.operators import inpainting
 
@@ -240,3 +240,14 @@ def test_the_bar_names_the_measurement_and_shows_live_losses(run: tuple[Path, st
 def test_the_closing_line_says_where_the_results_are(run: tuple[Path, str]) -> None:
     folder, printed = run
     assert printed.splitlines()[-1] == f"results of 2 of 2 measurements: {folder / 'report.html'}"
+
+
+# --- results -------------------------------------------------------------------------------------------------------
+
+
+def test_results_are_compared_a_chunk_at_a_time(tiny_prior, tiny_features, measurement, tmp_path: Path) -> None:
+    seen: list[int] = []
+    tiny_features.register_forward_hook(lambda _, inputs, output: seen.append(len(output)))
+    module = RLSD(tiny_prior, measurement, LatentFeatures(), num_steps=2, num_particles=3, particle_chunk=2)
+    fit(module, tmp_path, ImageResults(tmp_path, tiny_features))
+    assert seen == [2, 1]
