@@ -125,8 +125,9 @@ class TwistedFilter(AnnealedModule):
             return clean, self.log_weights[:0]
         decoded = self.decode(clean)
         toward, log_twist = self._proximal(decoded, image_var, ys)
-        # the difference of two encoded images: what coding loses is in both
-        return self.encode(decoded + toward.to(decoded)) - self.encode(decoded), log_twist
+        # the difference of two encoded images: what coding loses is in both, but not what half precision rounds
+        with torch.autocast(decoded.device.type, enabled=False):
+            return self.encode(decoded + toward.to(decoded)) - self.encode(decoded), log_twist
 
     def _proximal(self, decoded: Tensor, image_var: Tensor, ys: list[Tensor]) -> tuple[Tensor, Tensor]:
         r""":math:`x^* - D(\hat z)`, and :math:`-J(x^*)` times the share that counts, of this process's particles."""
