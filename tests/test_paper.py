@@ -9,6 +9,7 @@ from deepinv.physics import Physics
 from torch import Tensor
 
 from rlsd_lightning import (
+    RLSD,
     InputError,
     LatentFeatures,
     Measurement,
@@ -151,3 +152,26 @@ def test_noise_that_the_published_method_does_not_know_is_refused(tiny_prior):
     physics = denoising(tiny_prior.image_shape, noise="poisson")
     with pytest.raises(InputError, match="Gaussian noise only"):
         RLSDPaper(tiny_prior, Measurement("m", torch.zeros(1, 3, 32, 32), physics), LatentFeatures())
+
+
+@pytest.mark.parametrize(
+    ("method", "settings"),
+    [(RLSDPaper, {}), (RLSD, {"x_update": "adam", "sampling_share": 0.0}), (RLSD, {"sampling_share": 0.0})],
+    ids=["paper", "adam", "proximal"],
+)
+def test_half_precision_does_not_lose_the_coupling(method: type, settings: dict, tiny_prior: StableDiffusionPrior):
+    # at 512x512 its gradient is as small as this in every pixel
+    decode = tiny_prior.decode
+    tiny_prior.decode = lambda z: decode(z).half().float()  # as a decoder that is held in half precision hands it on
+    physics = inpainting(tiny_prior.image_shape, mask="half")
+    common = {"num_particles": 2, "num_steps": 1, "gamma": 0.0, "distillation_weight": 0.0, "rho": 1.0}
+    y = physics.A(torch.zeros(1, *tiny_prior.image_shape))
+    module = method(tiny_prior, Measurement("face", y, physics), LatentFeatures(), **common, **settings)
+    start = module.z.detach().clone()
+    with torch.no_grad():
+        decoded = tiny_prior.decode(start)
+        noise = torch.randn(decoded.shape, generator=torch.Generator().manual_seed(0))
+        module.x.copy_(decoded + 1e-5 * noise)
+        module.measurements = [module.measurements[0]._replace(y=physics.A(module.x[:1]))]
+    ((z, _),) = fit(module)
+    assert (z[0] != start[0]).float().mean() > 0.99
