@@ -1,5 +1,6 @@
 """How many measurements fit on a device."""
 
+import gc
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -52,7 +53,10 @@ def _fits(make_module: Callable, measurements: list[Measurement], make_trainer: 
             trainer.fit(make_module(measurements))
         except torch.OutOfMemoryError:
             return False
+        except SystemExit as stop:  # which Lightning makes of Ctrl-C
+            raise KeyboardInterrupt from stop
         finally:
+            gc.collect()  # module and Trainer know each other
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
     return True

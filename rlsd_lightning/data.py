@@ -25,12 +25,13 @@ def measure(physics: Physics, image: Tensor, seed: int) -> Tensor:
         return physics(image)
 
 
-def load_measured(path: str | Path, physics: Physics) -> Tensor:
+def load_measured(path: str | Path, physics: Physics, image_shape: tuple[int, ...]) -> Tensor:
     """Reads a measurement: a .npy file of its values, or a picture scaled to [-1, 1]; missing pixels become zero.
 
     Args:
-        path: The file; an array has shape :math:`(H, W)`, :math:`(C, H, W)` or :math:`(1, C, H, W)`.
-        physics: The operator, whose mask is applied.
+        path: The file; an array has the shape that the operator gives, and may lack axes of length one before the others.
+        physics: The operator, whose mask is applied; a grey picture has one channel where the operator gives one.
+        image_shape: Shape of the prior's images.
 
     Raises:
         InputError: If the file is missing or can't be read.
@@ -38,11 +39,14 @@ def load_measured(path: str | Path, physics: Physics) -> Tensor:
     path = Path(path)
     if not path.is_file():
         raise InputError(f"data.measurement must be an image or .npy file, but there is none at '{path}'")
-    if path.suffix == ".npy":
-        y = torch.from_numpy(load_array(path)).float()
-        y = y[(None,) * (4 - y.ndim)] if 2 <= y.ndim < 4 else y
-    else:
-        y = load_values(path)
+    y = torch.from_numpy(load_array(path)).float() if path.suffix == ".npy" else load_values(path)
+    try:
+        expected = physics.A(torch.zeros(1, *image_shape)).shape
+    except (RuntimeError, ValueError, IndexError):
+        return y  # the method says what does not fit
+    y = y[(None,) * (len(expected) - y.ndim)]
+    if y.ndim == 4 and expected[1] == 1 and torch.equal(y, y[:, :1].expand_as(y)):
+        y = y[:, :1]
     seen = physics.mask if isinstance(physics, MASKED) else None
     if seen is not None and seen.shape[-2:] == y.shape[-2:]:
         y = y * seen
@@ -168,13 +172,7 @@ def measurements(
             "data.tile makes mosaics of data.images, but data.measurement was given; leave one of them out"
         )
     if measurement is not None:
-        y = load_measured(measurement, operator)
-        if (
-            y.ndim == 4
-            and len(operator.A(torch.zeros(1, *image_shape))[0]) == 1
-            and torch.equal(y, y[:, :1].expand_as(y))
-        ):
-            y = y[:, :1]  # the picture is grey, and so is what is measured
+        y = load_measured(measurement, operator, image_shape)
         return MeasurementList([Measurement(Path(measurement).stem, y, operator)])
     if images is None:
         raise InputError("data.images or data.measurement is expected, got neither")

@@ -8,22 +8,45 @@ from torch import Tensor, nn
 from rlsd_lightning.errors import InputError
 from rlsd_lightning.measurement import Measurement
 
-__all__ = ["agree", "buffer_samples", "description", "samples"]
+__all__ = ["agree", "computed_samples", "description", "nearly_agree", "samples"]
 
 
 def description(module: nn.Module) -> bytes:
-    """A network's class, its plain settings, what tensors it has, and samples of its weights, which come from files."""
+    """A network's class, its plain settings, and samples of its tensors but for those that it has computed itself."""
     plain = {name: value for name, value in vars(module).items() if isinstance(value, int | float | str)}
     plain.pop("training", None)
     parts = [repr((type(module).__name__, sorted(plain.items()))).encode()]
-    parts += [repr((name, tuple(tensor.shape))).encode() for name, tensor in module.state_dict().items()]
-    parts += [sampled(tensor).numpy().tobytes() for _, tensor in module.named_parameters()]
+    computed = _computed(module)
+    for name, tensor in module.state_dict().items():
+        parts.append(repr((name, tuple(tensor.shape))).encode())
+        if name not in computed:
+            parts.append(sampled(tensor).numpy().tobytes())
     return b"".join(parts)
 
 
-def buffer_samples(module: nn.Module) -> dict[str, Tensor]:
-    """Samples of what a network has computed at its start, such as a prompt's embedding: another machine rounds it in another way."""
-    return {name: sampled(tensor) for name, tensor in module.named_buffers()}
+def _computed(module: nn.Module) -> tuple[str, ...]:
+    """Tensors that every processor rounds in its own way: a prior's levels, and the embeddings of its prompts."""
+    return ("alphas", "sigmas", *getattr(module, "condition_names", ()))
+
+
+def computed_samples(module: nn.Module) -> dict[str, Tensor]:
+    """Samples of what a network has computed itself, of the type that it has it in."""
+    buffers = dict(module.named_buffers())
+    return {name: sampled(buffers[name]).to(buffers[name].dtype) for name in _computed(module) if name in buffers}
+
+
+def nearly_agree(saved: dict[str, Tensor], here: dict[str, Tensor]) -> bool:
+    """Whether two networks have computed the same, but for what a processor rounds."""
+    return saved.keys() == here.keys() and all(
+        saved[name].shape == value.shape
+        and torch.dist(saved[name].double(), value.double()) <= _rounding(value.dtype) * value.double().norm()
+        for name, value in here.items()
+    )
+
+
+def _rounding(dtype: torch.dtype) -> float:
+    """How far, as a share, networks' outputs are from each other on two processors; two prompts' are by tens of per cent."""
+    return max(1e-5, 8 * torch.finfo(dtype).eps)
 
 
 def samples(measurement: Measurement, image_shape: tuple[int, ...]) -> dict[str, Tensor]:
@@ -38,10 +61,10 @@ def samples(measurement: Measurement, image_shape: tuple[int, ...]) -> dict[str,
     return parts
 
 
-def agree(saved: dict[str, Tensor], here: dict[str, Tensor], atol: float = 1e-5) -> bool:
+def agree(saved: dict[str, Tensor], here: dict[str, Tensor]) -> bool:
     """Whether two sets of samples are of the same thing, perhaps computed on another machine."""
     return saved.keys() == here.keys() and all(
-        saved[name].shape == value.shape and torch.allclose(saved[name], value, rtol=1e-3, atol=atol)
+        saved[name].shape == value.shape and torch.allclose(saved[name], value, rtol=1e-3, atol=1e-5)
         for name, value in here.items()
     )
 

@@ -201,10 +201,10 @@ class RLSD(RepulsiveModule):
                 (through,) = torch.autograd.grad(decoded, clean, push.images, retain_graph=True)
                 push = push._replace(latents=push.latents + through, images=None)
             if push is not None and push.images is not None:
-                pull, ratio = self._repelled(pull, push.images, push.room, t)
+                pull, ratio = self._repelled(pull, push.images, t)
             (pull,) = torch.autograd.grad(decoded, clean, pull)
             if push is not None and push.latents is not None:
-                pull, ratio = self._repelled(pull, push.latents, push.room, t)
+                pull, ratio = self._repelled(pull, push.latents, t)
             (gradient,) = torch.autograd.grad(clean, z_t, pull)
         # processes without particles take part in what is exchanged
         if push is not None:
@@ -221,10 +221,10 @@ class RLSD(RepulsiveModule):
         residuals = [norms(y - measured(physics, mine)) for (_, y, physics, *_), mine in self.each_here(images)]
         return self.step_size * torch.cat(residuals) if residuals else images.new_zeros(0)
 
-    def _repelled(self, pull: Tensor, push: Tensor, room: Tensor, t: int) -> tuple[Tensor, Tensor]:
+    def _repelled(self, pull: Tensor, push: Tensor, t: int) -> tuple[Tensor, Tensor]:
         beside = square_norms(pull).sqrt()
         beside = torch.where(beside > 0, beside, self.step_size)  # where nothing is measured, nothing pulls
-        scale, ratio = self.strength(square_norms(push).sqrt(), beside, room, self.prior.sigma(t))
+        scale, ratio = self.strength(square_norms(push).sqrt(), beside, self.prior.sigma(t))
         # a relative one has the step size from the pull
         absolute = self.hparams.gamma_mode == "absolute"
         factor = self.step_size if absolute else getattr(self.features, "strength", 1.0)
@@ -310,16 +310,16 @@ class RLSD(RepulsiveModule):
         with that of the coupling. Its norm after the decoder, which relative strength needs, is the norm before it
         times the decoder's gain, measured now and then.
         """
-        push = self.push(z, decoded, self.z)
+        push, shares = self.push(z, decoded, self.z), self.room_shares(decoded)
         if not len(z):
             return z.sum(), decoded.new_zeros(())
-        before = sum(square_norms(part) for part in push[:2] if part is not None).sqrt()
+        before = sum(square_norms(part) for part in push if part is not None).sqrt()
         gain = self.decoder_gain[self.rows]
         if push.images is not None and (step % GAIN_EVERY == 0 or step == self.sampling_steps):
             (pulled,) = torch.autograd.grad(decoded, z, push.images, retain_graph=True)
             after = square_norms(pulled if push.latents is None else pulled + push.latents).sqrt()
             gain.copy_(torch.where(before > 0, after / before, gain))
-        scale, ratio = self.strength(before * gain, square_norms(score).sqrt(), push.room, sigma)
+        scale, ratio = self.strength(before * gain, square_norms(score).sqrt(), sigma, shares)
         scale = scale / self.z[0].numel()
         surrogates = [
             torch.sum(scale.view(-1, *[1] * (value.ndim - 1)) * part * value)

@@ -13,7 +13,6 @@ with means over a measurement's particles together, so that step sizes belong to
 measurement's noise is drawn once, not once per particle.
 """
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -23,7 +22,7 @@ from torch.optim import Adam
 
 from rlsd_lightning.errors import InputError
 from rlsd_lightning.functional.kernels import official_repulsion
-from rlsd_lightning.functional.losses import coupling, distillation, half_mean_square
+from rlsd_lightning.functional.losses import coupling, distillation, gradients_of_mean, half_mean_square
 from rlsd_lightning.functional.schedules import prior_weight
 from rlsd_lightning.likelihood import has_square_misfit, measured
 from rlsd_lightning.measurement import Measurement
@@ -131,10 +130,8 @@ class RLSDPaper(ParticleModule):
 
     def _descend(self, optimizer: Adam, particles: nn.Parameter, loss: Tensor) -> None:
         optimizer.zero_grad()
-        # half precision rounds the gradient of a mean over many pixels to zero; a power of two rounds nothing
-        scale = 2.0 ** math.floor(math.log2(self.x[0].numel()))
-        self.manual_backward(scale * loss)
-        particles.grad /= scale
+        (gradient,) = gradients_of_mean(loss, [particles], self.x[0].numel())
+        self.manual_backward(torch.sum(gradient * particles))
         optimizer.step()
 
     @torch.no_grad()

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from rlsd_lightning.errors import InputError
-from rlsd_lightning.fingerprint import agree, buffer_samples, description, samples
+from rlsd_lightning.fingerprint import agree, computed_samples, description, nearly_agree, samples
 from rlsd_lightning.functional.noise import keyed_normal, measurement_key
 from rlsd_lightning.functional.schedules import add_noise, ddim_timesteps
 from rlsd_lightning.measurement import Measurement
@@ -113,7 +113,7 @@ class ParticleModule(L.LightningModule):
         self.repulsion_ratios: list[Tensor] = []
         """Of every step with repulsion: its norm over that of what it stands beside, summed over this process's shares of measurements."""
         self._fingerprint: str | None = None
-        self._pictures: tuple[int, tuple[Tensor, Tensor]] | None = None
+        self._finished: tuple[Tensor, Tensor] | None = None
 
     @staticmethod
     def _start(measurement: Measurement, shape: tuple[int, ...]) -> tuple[Tensor, Tensor] | None:
@@ -171,10 +171,12 @@ class ParticleModule(L.LightningModule):
         """The particles as images, and their decoded latents, both with shape :math:`(M N, *image_shape)`."""
 
     def pictures(self) -> tuple[Tensor, Tensor]:
-        """The reconstructions, made once a step however many look at them."""
-        if self._pictures is None or self._pictures[0] != self.steps_done:
-            self._pictures = (self.steps_done, self.reconstructions())
-        return self._pictures[1]
+        """The reconstructions; those after the last step, which several look at, are made once."""
+        if self.steps_done < len(self.timesteps):
+            return self.reconstructions()
+        if self._finished is None:
+            self._finished = self.reconstructions()
+        return self._finished
 
     def train_dataloader(self) -> Timesteps:
         return Timesteps(self.timesteps)
@@ -182,10 +184,11 @@ class ParticleModule(L.LightningModule):
     def on_fit_start(self) -> None:
         for module in self._frozen.values():
             module.to(self.device)
-        # the caller's measurements stay where they are: others may be made from them
+        # the caller's operators stay where they are: others may be made from them; what shares one goes on sharing
+        operators = copy.deepcopy([each.physics for each in self.measurements])
         self.measurements = [
-            each._replace(y=each.y.to(self.device), physics=copy.deepcopy(each.physics).to(self.device))
-            for each in self.measurements
+            each._replace(y=each.y.to(self.device), physics=operator.to(self.device))
+            for each, operator in zip(self.measurements, operators, strict=True)
         ]
 
     def on_train_start(self) -> None:
@@ -316,17 +319,17 @@ class ParticleModule(L.LightningModule):
             self._fingerprint = digest.hexdigest()
         return self._fingerprint
 
-    def _buffer_samples(self) -> dict[str, Tensor]:
+    def _computed(self) -> dict[str, Tensor]:
         return {
             f"{kind}.{name}": value
             for kind, module in self._frozen.items()
-            for name, value in buffer_samples(module).items()
+            for name, value in computed_samples(module).items()
         }
 
     def on_save_checkpoint(self, checkpoint: dict) -> None:
         checkpoint["fingerprint"] = self.fingerprint()
         checkpoint["samples"] = self.samples
-        checkpoint["buffers"] = self._buffer_samples()
+        checkpoint["computed"] = self._computed()
         checkpoint["repulsion_ratios"] = self._mean_ratios()
         if self.shard.size > 1:  # the latents are the same everywhere, the rest is known for one's own particles only
             state = checkpoint["state_dict"]
@@ -335,11 +338,10 @@ class ParticleModule(L.LightningModule):
 
     def check_checkpoint(self, checkpoint: dict) -> None:
         """Raises an InputError if a checkpoint is not one of this module's measurements and settings."""
-        saved = checkpoint.get("samples", {})
+        saved = saved_samples(checkpoint)
         alike = all(name in saved and agree(saved[name], here) for name, here in self.samples.items())
-        # half precision's embeddings of a prompt differ by a hundredth, those of two prompts by much more
-        alike = alike and agree(checkpoint.get("buffers", {}), self._buffer_samples(), atol=0.01)
-        if checkpoint.get("fingerprint") != self.fingerprint() or not alike:
+        alike = alike and nearly_agree(checkpoint["computed"], self._computed())
+        if checkpoint["fingerprint"] != self.fingerprint() or not alike:
             raise InputError(
                 f"the checkpoint belongs to measurement '{', '.join(saved)}' of a run with another measurement, "
                 "operator, prior, features, method or number of particles or steps than "
@@ -361,6 +363,19 @@ class ParticleModule(L.LightningModule):
         for optimizer in checkpoint.get("optimizer_states", []):
             for state in optimizer["state"].values():
                 _keep_rows(state, kept)
+
+
+def saved_samples(checkpoint: dict) -> dict[str, dict[str, Tensor]]:
+    """What a checkpoint knows of its measurements, by their names.
+
+    Raises:
+        InputError: If it was not made by this version.
+    """
+    if not {"samples", "computed", "fingerprint"} <= checkpoint.keys():
+        raise InputError(
+            "the checkpoint was made by another version of rlsd_lightning or another program; remove it to begin again"
+        )
+    return checkpoint["samples"]
 
 
 def noise_key(measurement: Measurement) -> int:

@@ -22,6 +22,7 @@ import lightning_utilities
 import torch
 from lightning.fabric.accelerators import MPSAccelerator
 from lightning.fabric.strategies import DDPStrategy
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities import rank_zero as lightning_rank_zero
 from torch import Tensor, distributed
 
@@ -195,7 +196,11 @@ class Ranks:
                 f"the {self.size} processes of this run did not find each other ({str(error).splitlines()[0]}); start all "
                 "of them, with the same MASTER_ADDR and MASTER_PORT, and where each can be reached by the others"
             ) from error
-        except (RuntimeError, ValueError) as error:  # Lightning's own for settings that can't be used
+        except (
+            RuntimeError,
+            ValueError,
+            MisconfigurationException,
+        ) as error:  # Lightning's own for settings that can't be used
             raise InputError(f"these settings of the trainer can't be used: {error}") from error
         self.rank = self._fabric.global_rank
         self.device = self._fabric.device

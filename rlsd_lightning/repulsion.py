@@ -23,12 +23,10 @@ class Push(NamedTuple):
     Attributes:
         latents: In the latents, with their shape; None if the features don't look at them.
         images: In their decoded images, with their shape; None if the features don't look at them.
-        room: Each particle's share of the full strength, with shape :math:`(n,)`.
     """
 
     latents: Tensor | None
     images: Tensor | None
-    room: Tensor
 
 
 class RepulsiveModule(AnnealedModule):
@@ -42,10 +40,10 @@ class RepulsiveModule(AnnealedModule):
         gamma_mode: ``relative``: the repulsion's norm is at most ``gamma`` times that of what it stands beside, for each
             particle, times the features' ``strength`` while particles are sampled; ``absolute``: :math:`\gamma \sigma_t`
             times the gradient.
-        room: Root mean square difference of a particle's image :math:`D(z_i)` to the others', in units of an image in
-            [-1, 1], from which on relative repulsion has its full strength; below, strength falls with the square of
-            the difference, so that particles are left alone where the data leave them no room: distilled ones don't come
-            back by themselves, sampled ones do. 0: full everywhere.
+        room: Root mean square difference of a distilled particle's image :math:`D(z_i)` to the others', in units of an image
+            in [-1, 1], from which on relative repulsion has its full strength; below, strength falls with the square of
+            the difference, so that particles are left alone where the data leave them no room: distilled ones would not
+            come back by themselves, sampled ones do, and have the full strength. 0: full everywhere.
         sigma_break: Repulsion acts in the first so many thousandths of the steps, those with the most noise.
         common: Arguments of :class:`~rlsd_lightning.annealed.AnnealedModule` and
             :class:`~rlsd_lightning.particles.ParticleModule`.
@@ -62,7 +60,7 @@ class RepulsiveModule(AnnealedModule):
         *,
         gamma: float = 0.3,
         gamma_mode: str = "relative",
-        room: float = 0.0,
+        room: float = 0.4,
         sigma_break: int = 500,
         **common: Any,
     ) -> None:
@@ -92,20 +90,21 @@ class RepulsiveModule(AnnealedModule):
         else:
             with torch.no_grad():
                 others = at_least_float32(self.features(every.detach(), None))
-        room = self._room(images)
         if not len(latents):
-            return Push(latents, None, room)
+            return Push(latents, None)
         towards = self._density_gradient(features, others)
-        return Push(*torch.autograd.grad(features, (latents, images), towards, allow_unused=True), room)
+        return Push(*torch.autograd.grad(features, (latents, images), towards, allow_unused=True))
 
-    def strength(self, norms: Tensor, beside: Tensor, room: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
+    def strength(
+        self, norms: Tensor, beside: Tensor, sigma: Tensor, shares: Tensor | float = 1.0
+    ) -> tuple[Tensor, Tensor]:
         """What pushes of some norms are multiplied by, and their norm then over that of what they stand beside.
 
         Args:
             norms: Norms of the pushes, with shape (n,).
             beside: Norms of what they stand beside, with the same shape.
-            room: The shares of the full strength, with the same shape.
             sigma: The noise level.
+            shares: Of the full strength, with the same shape, if it is relative.
 
         Returns:
             The factors, with shape (n,), and the ratio, summed over this process's shares of measurements.
@@ -114,11 +113,12 @@ class RepulsiveModule(AnnealedModule):
             scale = self.hparams.gamma * sigma * torch.ones_like(norms)
         else:
             # a lone particle, or two in one place, have no direction to go
-            scale = torch.where(norms > 0, self.hparams.gamma * room * beside / norms, 0.0)
+            scale = torch.where(norms > 0, self.hparams.gamma * shares * beside / norms, 0.0)
         ratio = torch.where(beside > 0, scale * norms / beside, 0.0)
         return scale, ratio.sum() / self.num_particles
 
-    def _room(self, decoded: Tensor) -> Tensor:
+    def room_shares(self, decoded: Tensor) -> Tensor:
+        """Each particle's share of the full strength by how far its image is from the others', with shape (n,)."""
         if not self.hparams.room or self.hparams.gamma_mode == "absolute":
             return decoded.new_ones(len(decoded))
         # every process sums over all particles: sums over some would be rounded in another way

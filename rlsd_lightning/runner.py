@@ -13,7 +13,7 @@ from rlsd_lightning.callbacks import Progress
 from rlsd_lightning.checkpoints import LAST, PREVIOUS, checkpoint_to_resume, put_aside
 from rlsd_lightning.errors import InputError, NonFiniteError
 from rlsd_lightning.measurement import Measurement
-from rlsd_lightning.particles import ParticleModule
+from rlsd_lightning.particles import ParticleModule, saved_samples
 from rlsd_lightning.ranks import Ranks
 from rlsd_lightning.report import write_report
 from rlsd_lightning.results import is_damaged, read_metrics, write_summary
@@ -236,5 +236,5 @@ class _Runner:
 def _saved_names(checkpoint: Path) -> set[str]:
     """The measurements a checkpoint knows; none if there is no such file."""
     names: set[str] = set()
-    checkpoint_to_resume(checkpoint, lambda held: names.update(held.get("samples", {})))
+    checkpoint_to_resume(checkpoint, lambda held: names.update(saved_samples(held)))
     return names

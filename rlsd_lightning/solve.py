@@ -91,4 +91,4 @@ class _Collect(Callback):
     images: Tensor
 
     def on_train_end(self, trainer: L.Trainer, pl_module: ParticleModule) -> None:
-        self.images = pl_module.reconstructions()[0].float().cpu()
+        self.images = pl_module.pictures()[0].float().cpu()

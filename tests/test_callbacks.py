@@ -99,7 +99,6 @@ def run(tiny_prior_folder: Path, tiny_features_folder: Path, tmp_path_factory) -
         f"output_dir={folder}",
         "method.gamma=0.1",
         "method.sigma_break=1000",
-        "method.room=0",
         "method.sampling_share=0.5",
     )
     assert code == 0, printed

@@ -20,6 +20,7 @@ from rlsd_lightning import (
     operators,
 )
 from rlsd_lightning.errors import StoppedError
+from rlsd_lightning.fingerprint import nearly_agree
 from rlsd_lightning.interrupts import StopOnSignal
 from rlsd_lightning.particles import ParticleModule
 
@@ -138,11 +139,25 @@ def test_a_checkpoint_of_another_machine_goes_on_and_one_of_another_prompt_does_
 
     module, checkpoint = make("a beard"), {"state_dict": {}}
     module.on_save_checkpoint(checkpoint)
-    for buffer in module.prior.buffers():
-        buffer.mul_(1 + 1e-6)  # processors round the prompt's embedding in their own ways
-    module.check_checkpoint(checkpoint)
+    elsewhere = make("a beard")
+    for name in ("alphas", "sigmas", *elsewhere.prior.condition_names):
+        getattr(elsewhere.prior, name).mul_(1 + 1e-6)  # processors round in their own ways
+    elsewhere.check_checkpoint(checkpoint)
     with pytest.raises(InputError, match="belongs to measurement 'noise'"):
         make("a face").check_checkpoint(checkpoint)
+    elsewhere.prior.alphas.mul_(1 + 1e-3)
+    with pytest.raises(InputError, match="belongs to measurement 'noise'"):
+        elsewhere.check_checkpoint(checkpoint)
+    with pytest.raises(InputError, match="made by another version"):
+        module.check_checkpoint({"state_dict": {}, "evidence": {}})
+
+
+@pytest.mark.parametrize(("dtype", "accepted"), [(torch.float32, 1e-6), (torch.float16, 1e-3), (torch.bfloat16, 8e-3)])
+def test_computed_tensors_agree_up_to_their_types_rounding(dtype: torch.dtype, accepted: float) -> None:
+    one = {"prompt": torch.randn(1000, generator=torch.Generator().manual_seed(0)).to(dtype)}
+    assert nearly_agree(one, {"prompt": (one["prompt"].double() * (1 + accepted)).to(dtype)})
+    assert not nearly_agree(one, {"prompt": one["prompt"] * 1.2})
+    assert not nearly_agree(one, {})
 
 
 def test_a_checkpoint_of_another_feature_network_is_refused(tiny_prior, tiny_features, measurement) -> None:

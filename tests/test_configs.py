@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from command import PROJECT, train
+from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 from PIL import Image
 from safetensors.torch import load_file
@@ -241,3 +242,11 @@ def test_every_key_has_a_comment(file: Path) -> None:
 def test_every_file_says_what_it_is(file: Path) -> None:
     lines = file.read_text().splitlines()
     assert lines[lines[0] == "# @package _global_"].startswith("# ")
+
+
+@pytest.mark.parametrize("prior", ["sd15", "sd21-base", "sdxl", "sd3", "lcm", "pixel", "faces"])
+def test_the_network_of_cartoon_faces_is_for_their_prior_only(prior: str) -> None:
+    with initialize_config_dir(str(PROJECT / "configs"), version_base="1.3"):
+        cfg = compose("train", [f"prior={prior}"])
+    compared = cfg.features._target_.rpartition(".")[2], cfg.callbacks.results.get("features") is not None
+    assert compared == (("ViTFeatures", True) if prior == "faces" else ("LatentFeatures", False))

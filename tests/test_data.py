@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from deepinv.physics import CompressedSensing
 from PIL import Image
 from torch import Tensor
 
@@ -465,6 +466,10 @@ def test_a_limit_below_one_is_an_error(images: Path, limit: int) -> None:
 # --- what was measured ---------------------------------------------------------------------------------------------
 
 
+def few_values(image_shape: tuple[int, ...]) -> CompressedSensing:
+    return CompressedSensing(100, image_shape)
+
+
 def measured_file(path: Path, physics=denoising) -> torch.Tensor:
     return measurements(SHAPE, physics, measurement=path)[0].y
 
@@ -489,10 +494,12 @@ def test_a_grey_picture_is_a_measurement_of_one_channel_where_one_is_measured(tm
     Image.new("L", SHAPE[:0:-1], 255).save(tmp_path / "grey.png")
     Image.new("RGB", SHAPE[:0:-1], "red").save(tmp_path / "red.png")
     np.save(tmp_path / "plain.npy", np.ones(SHAPE[1:], dtype=np.float32))
+    np.save(tmp_path / "compressed.npy", np.zeros(100, dtype=np.float32))
     white = torch.ones(1, 1, *SHAPE[1:])
     assert measured_file(tmp_path / "grey.png", colorization).equal(white)
     assert measured_file(tmp_path / "plain.npy", colorization).equal(white)
     assert measured_file(tmp_path / "grey.png").shape == (1, *SHAPE)
+    assert measured_file(tmp_path / "compressed.npy", few_values).shape == (1, 100)
     assert measured_file(tmp_path / "red.png", colorization).shape == (1, *SHAPE)  # refused by the method, by its shape
 
 

@@ -51,11 +51,11 @@ def test_a_run_on_apples_gpu_is_one_process_without_ddp(monkeypatch: pytest.Monk
 @pytest.mark.parametrize(
     ("devices", "settings"),
     [
-        (2, ["features=vit", "features.pretrained={features}", "method.renew_every=2", "method.room=3"]),
-        (3, ["num_particles=2", "method.room=3"]),  # one process has no particle at all
+        (2, ["features=vit", "features.pretrained={features}", "method.renew_every=2"]),
+        (3, ["num_particles=2", "method.room=3", "method.sampling_share=0"]),  # one process has no particle at all
         (3, ["method.x_update=adam", "method.sampling_share=0"]),
         (2, ["method=rlsd_paper", "features=vit", "features.pretrained={features}"]),
-        (4, ["data.limit=2", "measurements_per_batch=2", "method.room=3"]),
+        (4, ["data.limit=2", "measurements_per_batch=2", "method.room=3", "method.sampling_share=0"]),
         (2, ["trainer.precision=bf16-mixed"]),
     ],
     ids=["vit", "empty", "adam", "paper", "batch", "bf16"],

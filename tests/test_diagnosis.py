@@ -297,9 +297,7 @@ def test_signs_are_curves_at_the_pictures_interval(tiny_prior, tmp_path: Path) -
 
 
 def test_the_report_says_what_has_gone_wrong_and_the_summary_does_not(small: list[str], tmp_path: Path) -> None:
-    code, printed = train(
-        *small, "num_steps=5", "method.gamma=3", "method.room=0", "data.limit=1", f"output_dir={tmp_path / 'run'}"
-    )
+    code, printed = train(*small, "num_steps=5", "method.gamma=3", "data.limit=1", f"output_dir={tmp_path / 'run'}")
     assert code == 0, printed
     said = "000: the repulsion is 3 times as strong as what else moves the particles; lower method.gamma"
     assert said in printed

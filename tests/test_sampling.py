@@ -51,7 +51,7 @@ def make(prior: StableDiffusionPrior, features: nn.Module | None = None, operato
     physics = operator(prior.image_shape).double()
     truth = 2 * torch.rand(1, *prior.image_shape, generator=torch.Generator().manual_seed(0), dtype=F64) - 1
     measurement = Measurement("face", physics.A(truth), physics)
-    settings = {"num_particles": 3, "num_steps": 20, "room": 0.0, **settings}
+    settings = {"num_particles": 3, "num_steps": 20, **settings}
     return RLSD(prior, measurement, features or LatentFeatures(), **settings).double()
 
 

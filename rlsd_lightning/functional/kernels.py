@@ -21,7 +21,7 @@ __all__ = [
 ]
 
 MOST_DIFFERENCES = 2**24
-"""Differences of two particles' features that are held at once."""
+"""Elements of particles' differences that are held at once, unless one particle has more."""
 
 
 def squared_distances(features: Tensor, others: Tensor) -> Tensor:
@@ -45,7 +45,7 @@ def squared_distances(features: Tensor, others: Tensor) -> Tensor:
 
 
 def _rows_at_a_time(others: Tensor) -> int:
-    """How many particles are compared with all others at once, so that differences don't take more memory than their features."""
+    """How many particles are compared with all others at once."""
     return max(1, MOST_DIFFERENCES // max(1, others.numel()))
 
 

@@ -42,7 +42,8 @@ def gradients_of_mean(loss: Tensor, inputs: Sequence[Tensor], count: int) -> lis
         count: How many elements the mean is over.
     """
     scale = 2.0 ** math.floor(math.log2(count))  # a power of two rounds nothing
-    return [gradient / scale for gradient in torch.autograd.grad(scale * loss, inputs)]
+    with torch.autocast(loss.device.type, enabled=False):  # what ran in full precision goes back in it
+        return [gradient / scale for gradient in torch.autograd.grad(scale * loss, inputs)]
 
 
 def norms(value: Tensor) -> Tensor:
