@@ -78,7 +78,7 @@ def trainer_factory(cfg: DictConfig, run_folder: Path, ranks: Ranks) -> Callable
 
     Each process has a Trainer of its own for its own device; what processes exchange is the particles' affair.
     """
-    compared_in = instantiate(cfg.callbacks.results.get("features"))  # once, not for every measurement
+    compared_in = instantiate(cfg.callbacks.results.features)  # once, not for every measurement
 
     def make(folder: Path) -> L.Trainer:
         callbacks = OmegaConf.merge(

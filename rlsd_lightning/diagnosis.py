@@ -37,7 +37,7 @@ LATENT_NORM = (0.8, 1.25)
 """White latents of d elements have the norm sqrt(d) but for a share 1 / sqrt(2 d); encoded faces are within 0.92 to
 1.07 of it, finished runs within 0.96 to 1.10, and with twice as much repulsion as score above 40."""
 MOST_REPULSION = 1.0
-"""Beyond it the particles follow each other more than the measurement or the prior; the default's is 0.3 at most, and in
+"""Beyond it the particles follow each other more than the measurement or the prior; the default's is 0.2 at most, and in
 half-faces 1 has more smudges."""
 DECODER_STD = 0.08
 """Typical distance of D(z) from an image, where the method has no setting of its own."""

@@ -58,7 +58,7 @@ class RepulsiveModule(AnnealedModule):
         measurements: Measurement | Sequence[Measurement],
         features: nn.Module,
         *,
-        gamma: float = 0.3,
+        gamma: float = 0.2,
         gamma_mode: str = "relative",
         room: float = 0.4,
         sigma_break: int = 500,

@@ -248,5 +248,5 @@ def test_every_file_says_what_it_is(file: Path) -> None:
 def test_the_network_of_cartoon_faces_is_for_their_prior_only(prior: str) -> None:
     with initialize_config_dir(str(PROJECT / "configs"), version_base="1.3"):
         cfg = compose("train", [f"prior={prior}"])
-    compared = cfg.features._target_.rpartition(".")[2], cfg.callbacks.results.get("features") is not None
+    compared = cfg.features._target_.rpartition(".")[2], cfg.callbacks.results.features is not None
     assert compared == (("ViTFeatures", True) if prior == "faces" else ("LatentFeatures", False))
