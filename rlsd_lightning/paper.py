@@ -108,7 +108,9 @@ class RLSDPaper(ParticleModule):
             "coupling": coupling(self.x.detach()[self.rows], decoded) / self.num_particles,
             "distillation": weight * distillation(score, z) / self.num_particles,
         }
-        if self.hparams.gamma and self.repulsion_is_on(step, self.hparams.sigma_break):
+        # the published push is zero for one particle and for two
+        repels = self.hparams.gamma and self.num_particles > 2
+        if repels and self.repulsion_is_on(step, self.hparams.sigma_break):
             features = self.compared(z, decoded)
             every = self.gather(features.detach())
             push = torch.cat([official_repulsion(particles) for _, particles in self.each(every)])[self.rows]
