@@ -20,7 +20,7 @@ from rlsd_lightning.priors import Prior
 from rlsd_lightning.ranks import Shard
 from rlsd_lightning.timesteps import Timesteps
 
-__all__ = ["ParticleModule", "check_settings", "noise_key"]
+__all__ = ["ParticleModule", "check_settings", "noise_key", "saved_samples"]
 
 
 class ParticleModule(L.LightningModule):
