@@ -10,9 +10,10 @@ from torch.optim import SGD
 
 from rlsd_lightning.functional.schedules import add_noise, reverse_step
 from rlsd_lightning.measurement import Measurement
-from rlsd_lightning.particles import ParticleModule, check_settings
+from rlsd_lightning.particles import ParticleModule, check_settings, noise_key
 from rlsd_lightning.priors import Prior
 from rlsd_lightning.proximal import RESULT_STEPS, noise_share, proximal_step
+from rlsd_lightning.uncertainty import DecoderError, decoder_error
 
 __all__ = ["AnnealedModule"]
 
@@ -112,6 +113,13 @@ class AnnealedModule(ParticleModule):
             return every, every
         images = self.proximal_steps(decoded, self.hparams.decoder_std**2, inner_steps=RESULT_STEPS)
         return self.gather(images), every
+
+    def decoder_error(self, measurement: Measurement, images: Tensor, decoded: Tensor) -> DecoderError | None:
+        image_var = self.hparams.decoder_std**2
+        if not image_var or images.ndim != 4:
+            return None
+        weight, key = self.mu(measurement, image_var), noise_key(measurement)
+        return decoder_error(measurement, images, decoded, image_var, weight, seed=self.seed, key=key)
 
     def proximal_steps(self, decoded: Tensor, image_var: float, **settings: Any) -> Tensor:
         """The images that explain the measurements and are nearest to this process's decoded ones, known up to a variance."""

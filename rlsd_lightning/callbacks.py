@@ -240,7 +240,8 @@ class ImageResults(Results):
         z: Tensor,
     ) -> dict[str, Any]:
         physics, truth = measurement.physics, measurement.truth
-        write_images(folder, images, z, measurement)
+        unseen = pl_module.decoder_error(measurement, images, decoded)
+        write_images(folder, images, z, measurement, None if unseen is None else unseen.variance)
         features = None if self.features is None else self.features.to(images.device)
         with torch.no_grad():
             compared = pl_module.compared(z, aligned(images, images[:1], physics), features)
@@ -249,4 +250,5 @@ class ImageResults(Results):
         said = advice(seen, self.prior_diversity, pl_module.hparams)
         for sentence in said:
             log.warning("%s: %s", measurement.name, sentence)
-        return score(images, measurement.y, physics, truth, compared, load_lpips()) | {"warnings": said}
+        figures = score(images, measurement.y, physics, truth, compared, load_lpips())
+        return figures | {"decoder_error": None if unseen is None else unseen.std, "warnings": said}

@@ -42,6 +42,7 @@ from rlsd_lightning.measurement import Measurement
 from rlsd_lightning.particles import check_settings
 from rlsd_lightning.priors import Prior
 from rlsd_lightning.repulsion import RepulsiveModule, square_norms
+from rlsd_lightning.uncertainty import DecoderError
 
 __all__ = ["RLSD"]
 
@@ -328,9 +329,16 @@ class RLSD(RepulsiveModule):
         ]
         return sum(surrogates), ratio
 
+    @property
+    def _has_proximal_results(self) -> bool:
+        return self.hparams.augmented and self.hparams.x_update == "prox"
+
+    def decoder_error(self, measurement: Measurement, images: Tensor, decoded: Tensor) -> DecoderError | None:
+        return super().decoder_error(measurement, images, decoded) if self._has_proximal_results else None
+
     @torch.no_grad()
     def reconstructions(self) -> tuple[Tensor, Tensor]:
-        if self.hparams.augmented and self.hparams.x_update == "prox":
+        if self._has_proximal_results:
             return super().reconstructions()
         decoded = self.decode(self.z[self.rows])
         x = self.x[self.rows] if self.hparams.augmented else decoded

@@ -19,6 +19,7 @@ from rlsd_lightning.measurement import Measurement
 from rlsd_lightning.priors import Prior
 from rlsd_lightning.ranks import Shard
 from rlsd_lightning.timesteps import Timesteps
+from rlsd_lightning.uncertainty import DecoderError
 
 __all__ = ["ParticleModule", "check_settings", "noise_key", "saved_samples"]
 
@@ -177,6 +178,10 @@ class ParticleModule(L.LightningModule):
         if self._finished is None:
             self._finished = self.reconstructions()
         return self._finished
+
+    def decoder_error(self, measurement: Measurement, images: Tensor, decoded: Tensor) -> DecoderError | None:
+        """What one measurement's reconstructions lack alike; None where they are no proximal steps from decoded latents."""
+        return None
 
     def train_dataloader(self) -> Timesteps:
         return Timesteps(self.timesteps)

@@ -8,7 +8,7 @@ from rlsd_lightning.functional.losses import at_least_float32, square_misfit
 from rlsd_lightning.likelihood import has_square_misfit, misfit, noise_std
 from rlsd_lightning.measurement import Measurement
 
-__all__ = ["RESULT_STEPS", "noise_share", "proximal_step"]
+__all__ = ["RESULT_STEPS", "has_own_step", "noise_share", "proximal_step"]
 
 RESULT_STEPS = 200
 """Inner steps of the proximal step that makes the results, and pictures of them, where it has no closed form."""
@@ -25,6 +25,11 @@ def noise_share(measurement: Measurement, num_values: int) -> float:
     return values_per_measured * noise_std(measurement.physics.noise_model, measurement.y) ** 2
 
 
+def has_own_step(physics: Physics) -> bool:
+    """Whether an operator and its noise have a proximal step of their own; else it is Adam's, which is slow."""
+    return hasattr(physics, "prox_l2") and has_square_misfit(physics.noise_model)
+
+
 @torch.no_grad()
 def proximal_step(
     physics: Physics, y: Tensor, decoded: Tensor, weight: float, inner_steps: int = 20, inner_lr: float = 0.05
@@ -38,7 +43,7 @@ def proximal_step(
 
     Args:
         physics: The operator :math:`A` with its noise.
-        y: The measurement, with shape :math:`(1, \dots)`.
+        y: The measurement, with shape :math:`(1, \dots)`, or one for every particle.
         decoded: The decoded latents :math:`D(z)`, with shape :math:`(N, *\mathrm{image\_shape})`.
         weight: The weight :math:`\mu > 0` of staying near :math:`D(z)`.
         inner_steps: Adam steps where there is no closed form.
@@ -50,7 +55,7 @@ def proximal_step(
     # not in half precision: the closed forms multiply rounding errors by 1 / mu
     with torch.autocast(decoded.device.type, enabled=False):
         decoded = at_least_float32(decoded.detach())
-        if hasattr(physics, "prox_l2") and has_square_misfit(physics.noise_model):
+        if has_own_step(physics):
             # deepinv minimises gamma / 2 |Ax - y|^2 + 1/2 |x - z|^2 with sums where we have means
             gamma = decoded[0].numel() / (y[0].numel() * weight)
             if not isinstance(physics, LinearPhysics):

@@ -35,7 +35,8 @@ def write_report(folder: Path, rows: list[dict]) -> Path:
     Returns:
         The page's path.
     """
-    columns = [key for key in dict.fromkeys(key for row in rows for key in row) if key not in ("name", "warnings")]
+    known = dict.fromkeys(key for row in rows for key, value in row.items() if value is not None)
+    columns = [key for key in known if key not in ("name", "warnings")]
     means = {}
     for column in columns:
         numbers = [row[column] for row in rows if isinstance(row.get(column), int | float)]

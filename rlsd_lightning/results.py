@@ -151,11 +151,15 @@ def _is_picture(y: Tensor, physics: Physics) -> bool:
     return y.ndim == 4 and y.shape[1] in (1, 3) and getattr(physics, "measures_images", True)
 
 
-def write_images(folder: Path, images: Tensor, z: Tensor, measurement: Measurement) -> None:
-    """Writes the particles as pictures and tensors, their mean and standard deviation, and a labelled grid.
+def write_images(
+    folder: Path, images: Tensor, z: Tensor, measurement: Measurement, unseen: Tensor | None = None
+) -> None:
+    """Writes the particles as pictures and tensors, their mean, the uncertainty, and a labelled grid.
 
-    Beside the particles' tensors lie ``observed``, which values of the image a mask passes on, and ``aligned``, the
-    particles in their forms nearest to the truth where the operator can't tell forms apart and the truth is known.
+    The uncertainty ``std`` is the root of the particles' variance and the decoder's together, a mean over the colours. Beside
+    the particles' tensors lie ``unseen``, the decoder's part, ``observed``, which values of the image a mask passes on, and
+    ``aligned``, the particles in their forms nearest to the truth where the operator can't tell forms apart and the truth is
+    known.
 
     Where the operator can't tell forms of an image apart, mean and deviation are of the forms nearest to the first
     particle's. A measurement that is not a picture is shown as its pseudo-inverse if the operator is linear.
@@ -165,6 +169,8 @@ def write_images(folder: Path, images: Tensor, z: Tensor, measurement: Measureme
         images: The particles in [-1, 1], with shape :math:`(N, C, H, W)`.
         z: Their latents.
         measurement: What they explain.
+        unseen: The variance that all particles lack alike, with shape :math:`(C, H, W)`, if it is known; see
+            :func:`~rlsd_lightning.uncertainty.decoder_error`.
     """
     (folder / "particles").mkdir(parents=True, exist_ok=True)
     physics, y, truth = measurement.physics, measurement.y, measurement.truth
@@ -172,8 +178,12 @@ def write_images(folder: Path, images: Tensor, z: Tensor, measurement: Measureme
     alike = aligned(images, images[:1], physics).detach().cpu().clamp(-1, 1)
     images = images.detach().cpu()
     mean = alike.mean(dim=0)
-    # the population's deviation: zero, not undefined, for one particle
-    std = alike.std(dim=0, correction=0).mean(dim=0)
+    # the population's variance: zero, not undefined, for one particle
+    variance = alike.var(dim=0, correction=0)
+    if unseen is not None:
+        unseen = unseen.detach().cpu()
+        variance = variance + unseen
+    std = variance.mean(dim=0).sqrt()
     panels: list[tuple[str, np.ndarray]] = []
     if truth is not None:
         to_pil(truth[0]).save(folder / "truth.png")
@@ -193,6 +203,8 @@ def write_images(folder: Path, images: Tensor, z: Tensor, measurement: Measureme
     to_pil((std * 4 - 1)[None]).save(folder / "std.png")
     _write_grid(folder / "grid.png", panels, std.numpy())
     tensors = {"x": images, "z": z.detach().cpu(), "y": y.detach().cpu(), "mean": mean, "std": std}
+    if unseen is not None:
+        tensors["unseen"] = unseen
     observed = observed_pixels(physics, images.shape[1:])
     if observed is not None:
         tensors["observed"] = observed.cpu()

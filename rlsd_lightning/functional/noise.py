@@ -14,9 +14,19 @@ from torch import Tensor
 
 __all__ = ["STREAMS", "keyed_normal", "keyed_uniform", "measurement_key"]
 
-STREAMS = {"z_init": 0, "x_init": 1, "step": 2, "resample": 3, "last_z": 4, "last_y": 5, "langevin": 6}
+STREAMS = {
+    "z_init": 0,
+    "x_init": 1,
+    "step": 2,
+    "resample": 3,
+    "last_z": 4,
+    "last_y": 5,
+    "langevin": 6,
+    "decoder_error": 7,
+    "noise": 8,
+}
 """What a draw is for: the initial latents, the initial auxiliaries, a step's noise, a choice of ancestors, the last step's
-noise on latents and on measurements, Langevin steps within a step."""
+noise on latents and on measurements, Langevin steps within a step, trial errors of the decoder, trial noise."""
 
 
 def measurement_key(name: str) -> int:
