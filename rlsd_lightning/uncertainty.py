@@ -2,13 +2,14 @@ r"""What all particles lack alike: the decoder's error, estimated where the meas
 
 Particles are images :math:`x_i` near decoded latents. A decoder can't make every image: the truth is :math:`D(z) + e`, and what of
 :math:`e` the measurement does not see, no particle has, so that their spread is too small. Its variance :math:`v` is
-known from what it does see, the distance of :math:`x_i` to :math:`D(z_i)`.
+known from what it does see, the distance of :math:`x_i` to :math:`D(z_i)`. Where an image has details, errors are larger.
 """
 
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn.functional import avg_pool2d
 
 from rlsd_lightning.functional.losses import at_least_float32
 from rlsd_lightning.functional.noise import keyed_normal
@@ -24,13 +25,18 @@ SLOW_DRAWS = 8
 """The same where a step has no closed form."""
 SLOW_STEPS = 100
 """Inner steps of such a one: for phase retrieval within a tenth of what 200 give, and a sixth of a run's time."""
+DETAIL = 5
+"""Pixels a side of what counts as an image's detail."""
+FLAT_SHARE = 0.02
+"""Variance of errors where an image has no detail, relative to its mean. Found with :data:`DETAIL` on errors of the embedded
+autoencoder on 48 tuning faces: their mean log likelihood rises by 0.49 a value against errors that are equal everywhere."""
 
 
 class DecoderError(NamedTuple):
     r"""How far decoded latents are from images.
 
     Attributes:
-        std: The standard deviation :math:`\sqrt v` of the decoder's error, in units of an image in [-1, 1].
+        std: The root mean square :math:`\sqrt v` of the decoder's error, in units of an image in [-1, 1].
         variance: What it and the measurement's noise leave open in every value of an image, with shape
             :math:`(C, H, W)`; comes on top of the particles' variance.
     """
@@ -45,8 +51,9 @@ def decoder_error(
 ) -> DecoderError:
     r"""Estimates the decoder's error from the particles of one measurement, and what of it stays in the images.
 
-    With the answers :math:`r_e` and :math:`r_n` of the proximal step to an error :math:`e \sim \mathcal{N}(0, v_0 I)` of
-    the decoder and to noise :math:`n` of the measurement
+    With the answers :math:`r_e` and :math:`r_n` of the proximal step to an error :math:`e \sim \mathcal{N}(0, v_0 \,
+    \mathrm{diag}(s))` of the decoder, where :math:`s` is the energy of the decoded images' details around a value over its
+    mean, and to noise :math:`n` of the measurement
 
     .. math::
         v = v_0 \frac{[\overline{(x - D)^2} - \overline{r_n^2}]_+}{\overline{r_e^2}}, \qquad
@@ -73,7 +80,7 @@ def decoder_error(
     def draws(shape: torch.Size, stream: str) -> Tensor:
         return keyed_normal(tuple(shape), range(count), seed=seed, measurement=key, stream=stream).to(first)
 
-    errors = image_var**0.5 * draws(first.shape[1:], "decoder_error")
+    errors = (image_var * _detail(decoded)).sqrt() * draws(first.shape[1:], "decoder_error")
     noise = noise_std(physics.noise_model, y) * draws(y.shape[1:], "noise")
     ys = torch.cat([measured(physics, first + errors), measured(physics, first) + noise])
     starts = first.expand(len(ys), *first.shape[1:])
@@ -85,3 +92,14 @@ def decoder_error(
     ratio = torch.where(answered > 0, seen.clamp_min(0) / answered, 0.0)
     variance = ratio * (errors - to_errors).square().mean(dim=0) + from_noise
     return DecoderError((ratio * image_var).sqrt().item(), variance)
+
+
+def _detail(images: Tensor) -> Tensor:
+    """Where images have details: the energy of what a local mean takes away, a mean of one, with shape (C, H, W)."""
+
+    def smooth(values: Tensor) -> Tensor:
+        return avg_pool2d(values, DETAIL, stride=1, padding=DETAIL // 2, count_include_pad=False)
+
+    energy = smooth((images - smooth(images)).square()).mean(dim=0)
+    energy = energy + FLAT_SHARE * energy.mean()
+    return torch.where(energy > 0, energy / energy.mean(), 1.0)
