@@ -75,23 +75,28 @@ def decoder_error(
     physics, y = measurement.physics, measurement.y
     images, decoded = at_least_float32(images), at_least_float32(decoded)
     first = images[:1]
+    noiseless, deviation = measured(physics, first), (image_var * _detail(decoded)).sqrt()
+    noise = noise_std(physics.noise_model, y)
+
+    def draw(like: Tensor, indices: list[int], stream: str) -> Tensor:
+        return keyed_normal(tuple(like.shape[1:]), indices, seed=seed, measurement=key, stream=stream).to(like)
+
+    def answers(ys: Tensor) -> Tensor:
+        starts = first.expand(len(ys), *first.shape[1:])
+        return proximal_step(physics, ys, starts, weight, inner_steps=SLOW_STEPS) - starts
+
     count = DRAWS if has_own_step(physics) else SLOW_DRAWS
-
-    def draws(shape: torch.Size, stream: str) -> Tensor:
-        return keyed_normal(tuple(shape), range(count), seed=seed, measurement=key, stream=stream).to(first)
-
-    errors = (image_var * _detail(decoded)).sqrt() * draws(first.shape[1:], "decoder_error")
-    noise = noise_std(physics.noise_model, y) * draws(y.shape[1:], "noise")
-    ys = torch.cat([measured(physics, first + errors), measured(physics, first) + noise])
-    starts = first.expand(len(ys), *first.shape[1:])
-    answers = proximal_step(physics, ys, starts, weight, inner_steps=SLOW_STEPS) - starts
-    to_errors, to_noise = answers.split(count)
-    from_noise = to_noise.square().mean(dim=0)
+    answered, left, from_noise = (torch.zeros_like(first[0]) for _ in range(3))
+    for indices in torch.arange(count).split(len(images)):  # no more memory than the particles took
+        errors = deviation * draw(first, indices.tolist(), "decoder_error")
+        to_errors = answers(measured(physics, first + errors))
+        to_noise = answers(noiseless + noise * draw(y, indices.tolist(), "noise"))
+        answered += to_errors.square().sum(dim=0) / count
+        left += (errors - to_errors).square().sum(dim=0) / count
+        from_noise += to_noise.square().sum(dim=0) / count
     seen = (images - decoded).square().mean() - from_noise.mean()
-    answered = to_errors.square().mean()
-    ratio = torch.where(answered > 0, seen.clamp_min(0) / answered, 0.0)
-    variance = ratio * (errors - to_errors).square().mean(dim=0) + from_noise
-    return DecoderError((ratio * image_var).sqrt().item(), variance)
+    ratio = torch.where(answered.mean() > 0, seen.clamp_min(0) / answered.mean(), 0.0)
+    return DecoderError((ratio * image_var).sqrt().item(), ratio * left + from_noise)
 
 
 def _detail(images: Tensor) -> Tensor:

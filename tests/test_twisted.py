@@ -135,6 +135,19 @@ def test_results_of_latents_that_are_the_images(small: list[str], tiny_folders: 
     assert saved["x"].equal(saved["z"])
 
 
+def test_half_precision_draws_what_full_precision_does(small: list[str], tmp_path: Path):
+    found = []
+    for precision in ("32-true", "bf16-mixed"):
+        own = [f"trainer.precision={precision}", "method=twisted", "num_steps=4", f"output_dir={tmp_path / precision}"]
+        code, printed = train(*small, *own)
+        assert code == 0, printed
+        found.append(load_file(tmp_path / precision / "000" / "particles.safetensors")["x"])
+    assert found[0].isfinite().all()
+    # bfloat16 has 8 bits of a fraction, and errors of networks add up over steps
+    assert (found[0] - found[1]).square().mean().sqrt() < 0.05
+    assert not found[0].equal(found[1])
+
+
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
