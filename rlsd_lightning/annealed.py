@@ -116,10 +116,13 @@ class AnnealedModule(ParticleModule):
 
     def decoder_error(self, measurement: Measurement, images: Tensor, decoded: Tensor) -> DecoderError | None:
         image_var = self.hparams.decoder_std**2
-        if not image_var or images.ndim != 4:
+        without_decoder = self.prior.latent_shape == self.prior.image_shape
+        if not image_var or without_decoder or images.ndim != 4:
             return None
-        weight, key = self.mu(measurement, image_var), noise_key(measurement)
-        return decoder_error(measurement, images, decoded, image_var, weight, seed=self.seed, key=key)
+        settings = {"seed": self.seed, "key": noise_key(measurement)}
+        at_once = self.particle_chunk or max(1, self.num_particles // self.shard.size)
+        weight = self.mu(measurement, image_var)
+        return decoder_error(measurement, images, decoded, image_var, weight, at_once=at_once, **settings)
 
     def proximal_steps(self, decoded: Tensor, image_var: float, **settings: Any) -> Tensor:
         """The images that explain the measurements and are nearest to this process's decoded ones, known up to a variance."""

@@ -20,6 +20,7 @@ from rlsd_lightning.functional.metrics import psnr
 from rlsd_lightning.measurement import Measurement
 from rlsd_lightning.particles import ParticleModule
 from rlsd_lightning.results import aligned, score, write_images, write_metrics
+from rlsd_lightning.uncertainty import DecoderError
 
 __all__ = ["FiniteGuard", "ImageResults", "Monitor", "Progress", "Results"]
 
@@ -121,6 +122,30 @@ def _signs(
     return signs(measurement, images, decoded, z, features, module.prior.white_latents, repulsion, decoder_std)
 
 
+def _shared_error(
+    module: ParticleModule, measurement: Measurement, images: Tensor, decoded: Tensor
+) -> DecoderError | None:
+    """The error that the particles share; a finished result is worth more than its map, so that nothing is raised."""
+    try:
+        shared = module.decoder_error(measurement, images, decoded)
+    # whatever an operator raises that is given several measurements, or a full memory
+    except Exception as error:  # noqa: BLE001
+        log.warning(
+            "%s: std.png has the particles' spread alone, as the decoder's error can't be estimated (%s: %s)",
+            measurement.name,
+            type(error).__name__,
+            (str(error).splitlines() or [""])[0],
+        )
+        return None
+    if shared is not None and not shared.variance.isfinite().all():
+        log.warning(
+            "%s: std.png has the particles' spread alone, as the operator is not finite near the decoded images",
+            measurement.name,
+        )
+        return None
+    return shared
+
+
 def _add_pictures(
     logger: TensorBoardLogger, module: ParticleModule, measurement: str, images: Tensor, decoded: Tensor, step: int
 ) -> None:
@@ -208,7 +233,8 @@ class Results(Callback):
             written.append({f"final/{name}": value for name, value in metrics.items() if isinstance(value, float)})
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger):
-                means = {name: sum(row[name] for row in written) / count for name in written[0]}
+                known = {name: [row[name] for row in written if name in row] for row in written for name in row}
+                means = {name: sum(values) / len(values) for name, values in known.items()}
                 logger.log_hyperparams(dict(pl_module.hparams), means)
 
     @abstractmethod
@@ -240,8 +266,8 @@ class ImageResults(Results):
         z: Tensor,
     ) -> dict[str, Any]:
         physics, truth = measurement.physics, measurement.truth
-        unseen = pl_module.decoder_error(measurement, images, decoded)
-        write_images(folder, images, z, measurement, None if unseen is None else unseen.variance)
+        shared = _shared_error(pl_module, measurement, images, decoded)
+        write_images(folder, images, z, measurement, None if shared is None else shared.variance)
         features = None if self.features is None else self.features.to(images.device)
         with torch.no_grad():
             compared = pl_module.compared(z, aligned(images, images[:1], physics), features)
@@ -251,4 +277,4 @@ class ImageResults(Results):
         for sentence in said:
             log.warning("%s: %s", measurement.name, sentence)
         figures = score(images, measurement.y, physics, truth, compared, load_lpips())
-        return figures | {"decoder_error": None if unseen is None else unseen.std, "warnings": said}
+        return figures | {"decoder_error": None if shared is None else shared.std, "warnings": said}

@@ -12,7 +12,7 @@ from torchmetrics.functional.image import structural_similarity_index_measure
 
 from rlsd_lightning.distances import SetNetwork, frechet_distance, kernel_distance
 from rlsd_lightning.features import ViTFeatures
-from rlsd_lightning.functional.calibration import calibration, map_calibration
+from rlsd_lightning.functional.calibration import calibration, total_calibration
 from rlsd_lightning.functional.metrics import diversity, mode_total_variation, pixel_std, psnr
 from rlsd_lightning.miniature.faces import ATTRIBUTES, SHARES
 from rlsd_lightning.miniature.features import AttributeClassifier
@@ -91,7 +91,7 @@ def image_figures(saved: SavedMeasurement, networks: Networks) -> dict[str, Any]
     if truth is not None:
         figures["region"] = "all" if hidden is None else "unobserved"
         figures |= calibration(shown, truth, hidden, ROUNDING)
-        figures |= map_calibration(shown, saved.unseen, truth, hidden, ROUNDING)
+        figures |= total_calibration(shown, saved.shared_variance, truth, hidden, ROUNDING)
     return figures | {name: saved.metrics.get(name) for name in FROM_THE_RUN}
 
 

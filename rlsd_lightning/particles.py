@@ -180,7 +180,7 @@ class ParticleModule(L.LightningModule):
         return self._finished
 
     def decoder_error(self, measurement: Measurement, images: Tensor, decoded: Tensor) -> DecoderError | None:
-        """What one measurement's reconstructions lack alike; None where they are no proximal steps from decoded latents."""
+        """The error that one measurement's reconstructions share; None where they are no proximal steps from decoded latents."""
         return None
 
     def train_dataloader(self) -> Timesteps:

@@ -152,12 +152,12 @@ def _is_picture(y: Tensor, physics: Physics) -> bool:
 
 
 def write_images(
-    folder: Path, images: Tensor, z: Tensor, measurement: Measurement, unseen: Tensor | None = None
+    folder: Path, images: Tensor, z: Tensor, measurement: Measurement, shared: Tensor | None = None
 ) -> None:
     """Writes the particles as pictures and tensors, their mean, the uncertainty, and a labelled grid.
 
     The uncertainty ``std`` is the root of the particles' variance and the decoder's together, a mean over the colours. Beside
-    the particles' tensors lie ``unseen``, the decoder's part, ``observed``, which values of the image a mask passes on, and
+    the particles' tensors lie ``shared_variance``, the decoder's part, ``observed``, which values of the image a mask passes on, and
     ``aligned``, the particles in their forms nearest to the truth where the operator can't tell forms apart and the truth is
     known.
 
@@ -169,7 +169,7 @@ def write_images(
         images: The particles in [-1, 1], with shape :math:`(N, C, H, W)`.
         z: Their latents.
         measurement: What they explain.
-        unseen: The variance that all particles lack alike, with shape :math:`(C, H, W)`, if it is known; see
+        shared: The variance of the error that all particles share, with shape :math:`(C, H, W)`, if it is known; see
             :func:`~rlsd_lightning.uncertainty.decoder_error`.
     """
     (folder / "particles").mkdir(parents=True, exist_ok=True)
@@ -180,9 +180,9 @@ def write_images(
     mean = alike.mean(dim=0)
     # the population's variance: zero, not undefined, for one particle
     variance = alike.var(dim=0, correction=0)
-    if unseen is not None:
-        unseen = unseen.detach().cpu()
-        variance = variance + unseen
+    if shared is not None:
+        shared = shared.detach().cpu()
+        variance = variance + shared
     std = variance.mean(dim=0).sqrt()
     panels: list[tuple[str, np.ndarray]] = []
     if truth is not None:
@@ -203,8 +203,8 @@ def write_images(
     to_pil((std * 4 - 1)[None]).save(folder / "std.png")
     _write_grid(folder / "grid.png", panels, std.numpy())
     tensors = {"x": images, "z": z.detach().cpu(), "y": y.detach().cpu(), "mean": mean, "std": std}
-    if unseen is not None:
-        tensors["unseen"] = unseen
+    if shared is not None:
+        tensors["shared_variance"] = shared
     observed = observed_pixels(physics, images.shape[1:])
     if observed is not None:
         tensors["observed"] = observed.cpu()

@@ -25,7 +25,7 @@ class SavedMeasurement(NamedTuple):
         truth: The clean image, if it was known, with shape :math:`(1, C, H, W)`.
         observed: Which values the operator passes on as they are, with shape :math:`(C, H, W)`, if it is a mask.
         aligned: The particles in their forms nearest to the truth, where the operator can't tell forms apart.
-        unseen: The variance that all particles lack alike, with shape :math:`(C, H, W)`, where it was estimated.
+        shared_variance: That of the error that all particles share, with shape :math:`(C, H, W)`, where it was estimated.
     """
 
     name: str
@@ -34,7 +34,7 @@ class SavedMeasurement(NamedTuple):
     truth: Tensor | None = None
     observed: Tensor | None = None
     aligned: Tensor | None = None
-    unseen: Tensor | None = None
+    shared_variance: Tensor | None = None
 
 
 def finished(folder: Path) -> list[Path]:
@@ -81,5 +81,5 @@ def _load(folder: Path) -> SavedMeasurement:
         load_image(truth, *images.shape[-2:]) if truth.is_file() else None,
         tensors["observed"].bool() if "observed" in tensors else None,
         tensors["aligned"].float() if "aligned" in tensors else None,
-        tensors.get("unseen"),
+        tensors["shared_variance"].float() if "shared_variance" in tensors else None,
     )

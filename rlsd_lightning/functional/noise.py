@@ -23,10 +23,11 @@ STREAMS = {
     "last_y": 5,
     "langevin": 6,
     "decoder_error": 7,
-    "noise": 8,
+    "trial_noise": 8,
 }
 """What a draw is for: the initial latents, the initial auxiliaries, a step's noise, a choice of ancestors, the last step's
-noise on latents and on measurements, Langevin steps within a step, trial errors of the decoder, trial noise."""
+noise on latents and on measurements, Langevin steps within a step, simulated errors of the decoder, noise of
+simulated measurements."""
 
 
 def measurement_key(name: str) -> int:
