@@ -8,7 +8,7 @@ latents are sampled. What it does determine moves :math:`x_i` away from :math:`D
 from typing import NamedTuple
 
 import torch
-from deepinv.physics import LaplaceNoise, LinearPhysics
+from deepinv.physics import GaussianNoise, LinearPhysics, ZeroNoise
 from torch import Tensor
 from torch.nn.functional import avg_pool2d
 
@@ -16,6 +16,7 @@ from rlsd_lightning.functional.losses import at_least_float32
 from rlsd_lightning.functional.noise import keyed_normal
 from rlsd_lightning.likelihood import measured, noise_std
 from rlsd_lightning.measurement import Measurement
+from rlsd_lightning.operators.noise import PoissonNoise
 from rlsd_lightning.proximal import has_own_step, proximal_step
 
 __all__ = ["DecoderError", "decoder_error"]
@@ -26,10 +27,14 @@ SLOW_DRAWS = 4
 """The same where a proximal step has no closed form."""
 SLOW_STEPS = 100
 """Inner steps of such a one: for phase retrieval within a tenth of what 200 give."""
+KNOWN_NOISE = (GaussianNoise, PoissonNoise, ZeroNoise)
+"""Noise that is simulated; Laplace's is not, as its proximal step moves a part of the values only."""
 PASSES = 6
-"""Simulations at most; two where the measurement's noise is small."""
+"""Simulations with errors at most; a linear operator takes two."""
 CLOSE = 0.02
-"""Relative difference of the simulated and the seen variance that ends them."""
+"""Relative difference of what errors do in a simulation and in the run that ends them."""
+LARGEST = 1.0
+"""Errors of this variance are as large as images."""
 DETAIL = 5
 """Pixels a side of what counts as an image's detail."""
 FLAT_SHARE = 0.02
@@ -75,8 +80,8 @@ def decoder_error(
 
     For a linear operator and Gaussian noise :math:`v` is unbiased, but for the draws, if errors are as simulated and latents
     are draws from their posterior. Latents that are optimised follow :math:`e` and the noise, which makes it too small;
-    latents that are badly sampled make it too large. Where noise is larger than what is seen of the errors it comes out
-    small, and :math:`V` is that of the noise.
+    latents that are badly sampled make it too large. The larger the noise beside the errors that are seen, the more :math:`v`
+    scatters; where noise alone explains the distance it is zero.
 
     Args:
         measurement: What the particles explain.
@@ -90,11 +95,10 @@ def decoder_error(
 
     Returns:
         The estimate, for operators that can't tell forms of an image apart a mean over forms; None where it can't be made:
-        nothing is measured, the noise is Laplace's (whose proximal step answers to a part of the values only), or the
-        measurement is complex.
+        nothing is measured, the noise is of a kind that is not simulated, or the measurement is complex.
     """
     physics, y = measurement.physics, measurement.y
-    if isinstance(physics.noise_model, LaplaceNoise) or y.is_complex():
+    if not isinstance(physics.noise_model, KNOWN_NOISE) or y.is_complex():
         return None
     images, decoded = at_least_float32(images), at_least_float32(decoded)
     seen = (images - decoded).square().mean()
@@ -119,16 +123,19 @@ def decoder_error(
             left += (truths - solved).square().sum(dim=0) / len(numbers)
         return answered.mean(), left
 
-    following = image_var
+    by_noise, left_by_noise = simulated(0.0)
+    by_errors, following = seen - by_noise, image_var
     for _ in range(PASSES):
         variance = following
         answered, left = simulated(variance)
-        if not answered:
+        if answered <= by_noise:
             return None
-        ratio = (seen / answered).item()
-        if abs(ratio - 1) < CLOSE:
+        ratio = (by_errors / (answered - by_noise)).item()
+        if ratio <= 0:
+            variance, left = 0.0, left_by_noise
+        if ratio <= 0 or abs(ratio - 1) < CLOSE:
             break
-        following = variance * ratio
+        following = min(variance * ratio, LARGEST)
     if hasattr(physics, "equivalents"):
         left = physics.equivalents(left[None]).mean(dim=0)[0]
     return DecoderError(variance**0.5, left)
