@@ -120,7 +120,7 @@ class AnnealedModule(ParticleModule):
         if not image_var or without_decoder or images.ndim != 4:
             return None
         settings = {"seed": self.seed, "key": noise_key(measurement)}
-        at_once = self.particle_chunk or max(1, self.num_particles // self.shard.size)
+        at_once = self.particle_chunk or self.num_particles  # whatever the processes: others would round in another way
         weight = self.mu(measurement, image_var)
         return decoder_error(measurement, images, decoded, image_var, weight, at_once=at_once, **settings)
 

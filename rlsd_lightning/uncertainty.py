@@ -101,14 +101,14 @@ def decoder_error(
     if not isinstance(physics.noise_model, KNOWN_NOISE) or y.is_complex():
         return None
     images, decoded = at_least_float32(images), at_least_float32(decoded)
-    seen = (images - decoded).square().mean()
+    seen = _means((images - decoded).square()[None]).item()
     noise, detail = noise_std(physics.noise_model, y), _detail(decoded)
     numbers = torch.arange(DRAWS if has_own_step(physics) else SLOW_DRAWS)
 
     def draw(like: Tensor, indices: Tensor, stream: str) -> Tensor:
         return keyed_normal(tuple(like.shape[1:]), indices.tolist(), seed=seed, measurement=key, stream=stream).to(like)
 
-    def simulated(variance: float) -> tuple[Tensor, Tensor]:
+    def simulated(variance: float) -> tuple[float, Tensor]:
         answered, left = torch.zeros_like(decoded[0]), torch.zeros_like(decoded[0])
         for indices in numbers.split(at_once or len(numbers)):
             particles = indices.to(decoded.device) % len(decoded)
@@ -121,7 +121,7 @@ def decoder_error(
             solved = proximal_step(physics, ys, starts, weight, inner_steps=SLOW_STEPS)
             answered += (solved - starts).square().sum(dim=0) / len(numbers)
             left += (truths - solved).square().sum(dim=0) / len(numbers)
-        return answered.mean(), left
+        return _means(answered[None]).item(), left
 
     by_noise, left_by_noise = simulated(0.0)
     by_errors, following = seen - by_noise, image_var
@@ -130,7 +130,7 @@ def decoder_error(
         answered, left = simulated(variance)
         if answered <= by_noise:
             return None
-        ratio = (by_errors / (answered - by_noise)).item()
+        ratio = by_errors / (answered - by_noise)
         if ratio <= 0:
             variance, left = 0.0, left_by_noise
         if ratio <= 0 or abs(ratio - 1) < CLOSE:
@@ -148,5 +148,10 @@ def _detail(images: Tensor) -> Tensor:
         return avg_pool2d(values, DETAIL, stride=1, padding=DETAIL // 2, count_include_pad=False)
 
     energy = smooth((images - smooth(images)).square())
-    mean = energy.mean(dim=(1, 2, 3), keepdim=True)
+    mean = _means(energy).to(energy).view(-1, 1, 1, 1)
     return torch.where(mean > 0, (energy / mean + FLAT_SHARE) / (1 + FLAT_SHARE), 1.0)
+
+
+def _means(values: Tensor) -> Tensor:
+    """Over all but the first dimension, with the same bits whatever the number of threads; Apple's GPUs have no such precision."""
+    return values.cpu().double().flatten(1).mean(dim=1)
