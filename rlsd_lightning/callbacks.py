@@ -19,7 +19,7 @@ from rlsd_lightning.features import load_lpips
 from rlsd_lightning.functional.metrics import psnr
 from rlsd_lightning.measurement import Measurement
 from rlsd_lightning.particles import ParticleModule
-from rlsd_lightning.results import aligned, score, write_images, write_metrics
+from rlsd_lightning.results import aligned, means_where_known, score, write_images, write_metrics
 from rlsd_lightning.uncertainty import DecoderError
 
 __all__ = ["FiniteGuard", "ImageResults", "Monitor", "Progress", "Results"]
@@ -233,9 +233,7 @@ class Results(Callback):
             written.append({f"final/{name}": value for name, value in metrics.items() if isinstance(value, float)})
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger):
-                known = {name: [row[name] for row in written if name in row] for row in written for name in row}
-                means = {name: sum(values) / len(values) for name, values in known.items()}
-                logger.log_hyperparams(dict(pl_module.hparams), means)
+                logger.log_hyperparams(dict(pl_module.hparams), means_where_known(written))
 
     @abstractmethod
     def results(

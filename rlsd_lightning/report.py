@@ -7,7 +7,7 @@ from pathlib import Path
 
 import jinja2
 
-from rlsd_lightning.results import write_atomically
+from rlsd_lightning.results import means_where_known, write_atomically
 
 __all__ = ["write_report"]
 
@@ -37,10 +37,6 @@ def write_report(folder: Path, rows: list[dict]) -> Path:
     """
     known = dict.fromkeys(key for row in rows for key, value in row.items() if value is not None)
     columns = [key for key in known if key not in ("name", "warnings")]
-    means = {}
-    for column in columns:
-        numbers = [row[column] for row in rows if isinstance(row.get(column), int | float)]
-        means[column] = sum(numbers) / len(numbers) if numbers else None
     template = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string(
         files("rlsd_lightning").joinpath("report.html.jinja").read_text()
     )
@@ -51,7 +47,7 @@ def write_report(folder: Path, rows: list[dict]) -> Path:
         settings=_text(folder / ".hydra" / "config.yaml"),
         columns=columns,
         rows=rows,
-        means=means,
+        means=means_where_known(rows),
         warnings=[(row["name"], sentence) for row in rows for sentence in row.get("warnings") or ()],
         pictures=[(row["name"], _picture(folder / row["name"] / "grid.png")) for row in rows[:MOST_PICTURES]],
         left_out=max(0, len(rows) - MOST_PICTURES),

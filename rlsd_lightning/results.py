@@ -4,7 +4,7 @@ import csv
 import json
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +27,7 @@ __all__ = [
     "PARTICLES_FILE",
     "aligned",
     "is_damaged",
+    "means_where_known",
     "pseudo_inverse",
     "read_metrics",
     "score",
@@ -232,18 +233,23 @@ def _write_grid(path: Path, panels: list[tuple[str, np.ndarray]], std: np.ndarra
     figure.savefig(path, dpi=100)
 
 
+def means_where_known(rows: Sequence[Mapping]) -> dict[str, float]:
+    """The mean of every figure over those rows that know it; what no row knows as a number is left out."""
+    known: dict[str, list[float]] = {}
+    for row in rows:
+        for name, value in row.items():
+            if isinstance(value, int | float) and not isinstance(value, bool):
+                known.setdefault(name, []).append(value)
+    return {name: sum(values) / len(values) for name, values in known.items()}
+
+
 def write_summary(folder: Path, rows: list[dict]) -> None:
     """Writes summary.csv: a row per measurement, then the mean of every numeric column; lists of sentences stay out."""
     if not rows:
         return
     rows = [{key: value for key, value in row.items() if not isinstance(value, list)} for row in rows]
     columns = list(dict.fromkeys(key for row in rows for key in row))
-    mean = {"name": "mean"}
-    for column in columns[1:]:
-        values = [row.get(column) for row in rows]
-        numbers = [value for value in values if isinstance(value, int | float) and not isinstance(value, bool)]
-        if numbers:
-            mean[column] = sum(numbers) / len(numbers)
+    mean = {"name": "mean", **means_where_known(rows)}
     partial = folder / "summary.csv.partial"
     with partial.open("w", newline="") as file:
         writer = csv.DictWriter(file, columns)

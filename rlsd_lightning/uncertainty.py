@@ -5,7 +5,7 @@ Particles are images :math:`x_i` near decoded latents, but the truth is :math:`D
 latents are sampled. What it does determine moves :math:`x_i` away from :math:`D(z_i)`, and so tells the error's variance.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from deepinv.physics import GaussianNoise, LinearPhysics, ZeroNoise
@@ -101,7 +101,7 @@ def decoder_error(
     if not isinstance(physics.noise_model, KNOWN_NOISE) or y.is_complex():
         return None
     images, decoded = at_least_float32(images), at_least_float32(decoded)
-    seen = _means((images - decoded).square()[None]).item()
+    seen = _mean((images - decoded).square()).item()
     noise, detail = noise_std(physics.noise_model, y), _detail(decoded)
     numbers = torch.arange(DRAWS if has_own_step(physics) else SLOW_DRAWS)
 
@@ -121,7 +121,7 @@ def decoder_error(
             solved = proximal_step(physics, ys, starts, weight, inner_steps=SLOW_STEPS)
             answered += (solved - starts).square().sum(dim=0) / len(numbers)
             left += (truths - solved).square().sum(dim=0) / len(numbers)
-        return _means(answered[None]).item(), left
+        return _mean(answered).item(), left
 
     by_noise, left_by_noise = simulated(0.0)
     by_errors, following = seen - by_noise, image_var
@@ -133,7 +133,8 @@ def decoder_error(
         ratio = by_errors / (answered - by_noise)
         if ratio <= 0:
             variance, left = 0.0, left_by_noise
-        if ratio <= 0 or abs(ratio - 1) < CLOSE:
+            break
+        if abs(ratio - 1) < CLOSE:
             break
         following = min(variance * ratio, LARGEST)
     if hasattr(physics, "equivalents"):
@@ -148,10 +149,10 @@ def _detail(images: Tensor) -> Tensor:
         return avg_pool2d(values, DETAIL, stride=1, padding=DETAIL // 2, count_include_pad=False)
 
     energy = smooth((images - smooth(images)).square())
-    mean = _means(energy).to(energy).view(-1, 1, 1, 1)
+    mean = _mean(energy, dim=(1, 2, 3), keepdim=True).to(energy)
     return torch.where(mean > 0, (energy / mean + FLAT_SHARE) / (1 + FLAT_SHARE), 1.0)
 
 
-def _means(values: Tensor) -> Tensor:
-    """Over all but the first dimension, with the same bits whatever the number of threads; Apple's GPUs have no such precision."""
-    return values.cpu().double().flatten(1).mean(dim=1)
+def _mean(values: Tensor, **dims: Any) -> Tensor:
+    """With the same bits whatever the number of threads; on the CPU, as Apple's GPUs have no double precision."""
+    return values.cpu().double().mean(**dims)

@@ -203,7 +203,7 @@ def test_truths_lie_in_the_intervals_as_often_as_they_say(count: int, spread: fl
     for level in (50, 80, 90, 95):
         # a sum of a Student's and a normal variable has no interval in closed form; this one may hold more
         excess = figures[f"total_coverage_{level}"] - level / 100
-        assert -0.005 < excess < (0.005 if exact else 0.09)
+        assert -0.005 < excess < (0.005 if exact else {2: 0.075, 4: 0.03}[count])
     assert figures["total_spread_to_error"] == pytest.approx(1, abs=0.02)
 
 
