@@ -113,7 +113,7 @@ def make_problem(
 
     Images have the prior's own size (64 pixels of the embedded one, 512 of Stable Diffusion) if it is left out.
     """
-    with torch.device("meta" if str(device) == "meta" and name != "faces" else "cpu"):
+    with torch.device(device if name != "faces" else "cpu"):  # random weights are drawn where they are needed
         if name == "faces":
             prior = StableDiffusionPrior(str(DATA / "priors/faces"), image_size=image_size)
             features = ViTFeatures(str(DATA / "features/faces"))

@@ -121,16 +121,19 @@ def count_operations(step: Step, rounds: int = 20) -> float:
     return counter.get_total_flops() / rounds
 
 
-def time_steps(steps: dict[str, Step], rounds: int, device: torch.device) -> dict[str, float]:
+def time_steps(
+    steps: dict[str, Step], rounds: int, device: torch.device, precision: str = "32-true"
+) -> dict[str, float]:
     """Median seconds of every step over rounds of all forms in turn, four steps of each."""
     seconds: dict[str, list[float]] = {name: [] for name in steps}
-    for turn in range(rounds + 1):
-        for name, step in steps.items():
-            start = _now(device)
-            for _ in range(4):
-                step(AT)
-            if turn:  # the first fills caches
-                seconds[name].append((_now(device) - start) / 4)
+    with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16-mixed"):
+        for turn in range(rounds + 1):
+            for name, step in steps.items():
+                start = _now(device)
+                for _ in range(4):
+                    step(AT)
+                if turn:  # the first fills caches
+                    seconds[name].append((_now(device) - start) / 4)
     return {name: statistics.median(values) for name, values in seconds.items()}
 
 
@@ -205,22 +208,27 @@ def measure(name: str, args: argparse.Namespace) -> dict[str, float]:
     """All figures of one prior."""
     nothing = make_problem(name, args.num_particles, "meta", args.image_size)
     figures: dict[str, float] = {"num_particles": args.num_particles, "image_size": nothing.prior.image_shape[-1]}
-    counted = {
-        label: {form: count_operations(s) for form, s in forms(nothing, g).items()} for label, g in GAMMAS.items()
-    }
+    counted = {}
+    if name in args.count:
+        counted = {
+            label: {form: count_operations(s) for form, s in forms(nothing, g).items()} for label, g in GAMMAS.items()
+        }
     for label, each in counted.items():
         figures |= {f"tflop{label} {form}": value / 1e12 for form, value in each.items()}
         figures |= {_key(f"counted_ratio{label}", form): each[form] / each["published"] for form in list(each)[1:]}
     if name in args.time:
         device = torch.device(args.device)
         problem, rate = make_problem(name, args.num_particles, device, args.image_size), matmul_rate(device)
-        figures |= {"device": str(device), "matmul_tflops": rate / 1e12}
+        named = torch.cuda.get_device_name(device) if device.type == "cuda" else str(device)
+        figures |= {"device": named, "precision": args.precision, "matmul_tflops": rate / 1e12}
         for label, gamma in GAMMAS.items():
-            each = time_steps(forms(problem, gamma), args.rounds, device)
+            each = time_steps(forms(problem, gamma), args.rounds, device, args.precision)
             figures |= {f"seconds{label} {form}": value for form, value in each.items()}
             figures |= {_key(f"speedup{label}", form): each["published"] / each[form] for form in list(each)[1:]}
-            figures[f"share_of_matmul_rate{label}"] = counted[label]["ours"] / each["ours"] / rate
-        figures["overhead_share"] = overhead(problem, args.rounds)
+            if counted:
+                figures[f"share_of_matmul_rate{label}"] = counted[label]["ours"] / each["ours"] / rate
+        if name in args.overhead:
+            figures["overhead_share"] = overhead(problem, args.rounds)
     return figures
 
 
@@ -228,8 +236,10 @@ def plot(results: dict[str, dict[str, float]], path: Path) -> None:
     """A panel a prior: every form's share of the published loop's operations, and of its seconds where they were taken."""
     figure = Figure(figsize=(4.5 * len(results), 3.4), layout="constrained")
     for axis, (name, figures) in zip(figure.subplots(1, len(results), squeeze=False)[0], results.items(), strict=True):
-        kinds = {"operations": "tflop", "seconds": "seconds"} if "device" in figures else {"operations": "tflop"}
-        forms = [(label, form) for label in GAMMAS for form in OURS if f"tflop{label} {form}" in figures]
+        kinds = {"operations": "tflop", "seconds": "seconds"}
+        kinds = {kind: key for kind, key in kinds.items() if f"{key} published" in figures}
+        shown = next(iter(kinds.values()))
+        forms = [(label, form) for label in GAMMAS for form in OURS if f"{shown}{label} {form}" in figures]
         for offset, (kind, key) in enumerate(kinds.items()):
             shares = [figures[f"{key}{label} {form}"] / figures[f"{key}{label} published"] for label, form in forms]
             places = [index + (offset - (len(kinds) - 1) / 2) * 0.4 for index in range(len(forms))]
@@ -250,10 +260,17 @@ def main() -> None:
     """Measures every prior and prints the figures."""
     options = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     options.add_argument("--priors", nargs="+", choices=PRIORS, default=list(PRIORS))
+    options.add_argument(
+        "--count", nargs="*", choices=PRIORS, default=list(PRIORS), help="those whose operations are counted"
+    )
     options.add_argument("--time", nargs="*", choices=PRIORS, default=["faces"], help="those whose steps are timed too")
+    options.add_argument(
+        "--overhead", nargs="*", choices=PRIORS, default=["faces"], help="those of which the Trainer's share is timed"
+    )
     options.add_argument("--num-particles", type=int, default=4)
     options.add_argument("--image-size", type=int, help="the priors' own if left out")
     options.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    options.add_argument("--precision", choices=("32-true", "bf16-mixed"), default="32-true", help="of timed steps")
     options.add_argument("--rounds", type=int, default=9)
     options.add_argument("--json", type=Path, help="also write the figures to this file")
     options.add_argument("--plot", type=Path, help="also draw them")

@@ -1,7 +1,8 @@
 r"""What methods have in common whose particles go down the noise levels, as in sampling from the prior."""
 
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from itertools import groupby
 from typing import Any
 
 import torch
@@ -12,7 +13,7 @@ from rlsd_lightning.functional.schedules import add_noise, reverse_step
 from rlsd_lightning.measurement import Measurement
 from rlsd_lightning.particles import ParticleModule, check_settings, noise_key
 from rlsd_lightning.priors import Prior
-from rlsd_lightning.proximal import RESULT_STEPS, noise_share, proximal_step
+from rlsd_lightning.proximal import RESULT_STEPS, noise_share, proximal_step, solves_apart
 from rlsd_lightning.uncertainty import DecoderError, decoder_error
 
 __all__ = ["AnnealedModule"]
@@ -127,10 +128,29 @@ class AnnealedModule(ParticleModule):
     def proximal_steps(self, decoded: Tensor, image_var: float, **settings: Any) -> Tensor:
         """The images that explain the measurements and are nearest to this process's decoded ones, known up to a variance."""
         steps = [
-            proximal_step(measurement.physics, measurement.y, particles, self.mu(measurement, image_var), **settings)
-            for measurement, particles in self.each_here(decoded)
+            proximal_step(measurement.physics, y, particles, self.mu(measurement, image_var), **settings)
+            for measurement, y, particles in self._alike(decoded)
         ]
         return torch.cat(steps) if steps else decoded
+
+    def _alike(self, images: Tensor) -> Iterator[tuple[Measurement, Tensor, Tensor]]:
+        """Neighbours under one operator and as much noise: their first, their measurements, and this process's images.
+
+        Many small operations cost a GPU as much as one of their size together.
+        """
+
+        def kind(each: tuple[Measurement, Tensor]) -> tuple:
+            name, y, physics, *_ = each[0]
+            return (id(physics), self._noise_shares[name], y.shape) if solves_apart(physics) else (name,)
+
+        for _, group in groupby(self.each_here(images), kind):
+            measurements, parts = zip(*group, strict=True)
+            y = measurements[0].y
+            if len(parts) > 1:
+                y = torch.cat(
+                    [one.y.expand(len(part), *y.shape[1:]) for one, part in zip(measurements, parts, strict=True)]
+                )
+            yield measurements[0], y, torch.cat(parts)
 
     def configure_optimizers(self) -> SGD:
         return SGD([self.z], lr=1.0)

@@ -8,7 +8,7 @@ from rlsd_lightning.functional.losses import at_least_float32, square_misfit
 from rlsd_lightning.likelihood import has_square_misfit, misfit, noise_std
 from rlsd_lightning.measurement import Measurement
 
-__all__ = ["RESULT_STEPS", "has_own_step", "noise_share", "proximal_step"]
+__all__ = ["RESULT_STEPS", "has_own_step", "noise_share", "proximal_step", "solves_apart"]
 
 RESULT_STEPS = 200
 """Inner steps of the proximal step that makes the results, and pictures of them, where it has no closed form."""
@@ -28,6 +28,11 @@ def noise_share(measurement: Measurement, num_values: int) -> float:
 def has_own_step(physics: Physics) -> bool:
     """Whether an operator and its noise have a proximal step of their own; else it is Adam's, which is slow."""
     return hasattr(physics, "prox_l2") and has_square_misfit(physics.noise_model)
+
+
+def solves_apart(physics: Physics) -> bool:
+    """Whether an image's proximal step is the same whatever others are beside it; conjugate gradients stop for all at once."""
+    return not has_own_step(physics) or type(physics).prox_l2 is not LinearPhysics.prox_l2
 
 
 @torch.no_grad()

@@ -7,16 +7,15 @@ import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import numpy as np
 import torch
 from deepinv.physics import LinearPhysics, Physics
-from matplotlib.figure import Figure
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 from torchmetrics.functional.image import structural_similarity_index_measure
 
 from rlsd_lightning.functional.metrics import diversity, psnr, residual_rms
+from rlsd_lightning.grid import write_grid
 from rlsd_lightning.images import to_pil
 from rlsd_lightning.measurement import Measurement
 from rlsd_lightning.observed import data_fit, observed_pixels
@@ -144,10 +143,6 @@ def is_damaged(folder: Path) -> bool:
     return (folder / METRICS_FILE).is_file() and read_metrics(folder) is None
 
 
-def _panel(image: Tensor) -> np.ndarray:
-    return np.asarray(to_pil(image))
-
-
 def _is_picture(y: Tensor, physics: Physics) -> bool:
     return y.ndim == 4 and y.shape[1] in (1, 3) and getattr(physics, "measures_images", True)
 
@@ -185,24 +180,23 @@ def write_images(
         shared = shared.detach().cpu()
         variance = variance + shared
     std = variance.mean(dim=0).sqrt()
-    panels: list[tuple[str, np.ndarray]] = []
+    pictures: dict[str, tuple[str, Tensor]] = {}  # their titles and pixels by the files' names
     if truth is not None:
-        to_pil(truth[0]).save(folder / "truth.png")
-        panels.append(("truth", _panel(truth[0])))
+        pictures["truth"] = ("truth", truth[0])
     if _is_picture(y, physics):
-        to_pil(y[0]).save(folder / "measurement.png")
-        panels.append(("measurement", _panel(y[0])))
+        pictures["measurement"] = ("measurement", y[0])
     elif without_prior is not None:
-        to_pil(without_prior[0]).save(folder / "pseudo_inverse.png")
-        panels.append(("pseudo-inverse", _panel(without_prior[0])))
-    for index, image in enumerate(images):
-        to_pil(image).save(folder / "particles" / f"{index:02d}.png")
-        panels.append((f"particle {index}", _panel(image)))
-    to_pil(mean).save(folder / "mean.png")
-    panels.append(("mean", _panel(mean)))
+        pictures["pseudo_inverse"] = ("pseudo-inverse", without_prior[0])
+    pictures |= {f"particles/{i:02d}": (f"particle {i}", image) for i, image in enumerate(images)}
+    pictures["mean"] = ("mean", mean)
+    panels = []
+    for name, (title, pixels) in pictures.items():
+        picture = to_pil(pixels)
+        picture.save(folder / f"{name}.png")
+        panels.append((title, picture))
     # full white is a standard deviation of a quarter of the range
     to_pil((std * 4 - 1)[None]).save(folder / "std.png")
-    _write_grid(folder / "grid.png", panels, std.numpy())
+    write_grid(folder / "grid.png", panels, std.numpy())
     tensors = {"x": images, "z": z.detach().cpu(), "y": y.detach().cpu(), "mean": mean, "std": std}
     if shared is not None:
         tensors["shared_variance"] = shared
@@ -214,23 +208,6 @@ def write_images(
     # copies: where the latent is the image, both may be one tensor
     copies = {name: tensor.clone(memory_format=torch.contiguous_format) for name, tensor in tensors.items()}
     write_atomically(folder / PARTICLES_FILE, save(copies))
-
-
-def _write_grid(path: Path, panels: list[tuple[str, np.ndarray]], std: np.ndarray, columns: int = 8) -> None:
-    count = len(panels) + 1
-    columns = min(columns, count)
-    rows = math.ceil(count / columns)
-    figure = Figure(figsize=(1.7 * columns, 1.9 * rows), layout="constrained")
-    axes = list(figure.subplots(rows, columns, squeeze=False).flat)
-    for axis in axes:
-        axis.axis("off")
-    for axis, (title, pixels) in zip(axes, panels, strict=False):
-        axis.imshow(pixels, interpolation="nearest")
-        axis.set_title(title, fontsize=9)
-    shown = axes[len(panels)].imshow(std, cmap="magma", vmin=0, interpolation="nearest")
-    axes[len(panels)].set_title("std", fontsize=9)
-    figure.colorbar(shown, ax=axes[len(panels)], shrink=0.7).ax.tick_params(labelsize=7)
-    figure.savefig(path, dpi=100)
 
 
 def means_where_known(rows: Sequence[Mapping]) -> dict[str, float]:

@@ -116,21 +116,21 @@ def log_density_gradient(features: Tensor, others: Tensor, bandwidth: Tensor) ->
     a few features in memory instead of four differences for each pair of particles.
 
     Args:
-        features: This device's particles, with shape :math:`(n, D)`.
-        others: All particles, with shape :math:`(N, D)`.
-        bandwidth: The squared length scale :math:`h`, with shape :math:`()`.
+        features: This device's particles, with shape :math:`(\dots, n, D)`.
+        others: All particles, with shape :math:`(\dots, N, D)`.
+        bandwidth: The squared length scale :math:`h`, with shape :math:`(\dots)`.
 
     Returns:
-        With shape :math:`(n, D)`.
+        With shape :math:`(\dots, n, D)`.
     """
-    features, others = features.detach(), others.detach()
+    features, others, bandwidth = features.detach(), others.detach(), bandwidth[..., None, None]
     shares = torch.softmax(-squared_distances(features, others) / bandwidth, dim=-1)
     rows = _rows_at_a_time(others)
     gradients = [
-        (share[:, :, None] * (others - part[:, None, :])).sum(dim=1)
-        for part, share in zip(features.split(rows), shares.split(rows), strict=True)
+        (share[..., None] * (others[..., None, :, :] - part[..., :, None, :])).sum(dim=-2)
+        for part, share in zip(features.split(rows, dim=-2), shares.split(rows, dim=-2), strict=True)
     ]
-    return 2 / bandwidth * torch.cat(gradients)
+    return 2 / bandwidth * torch.cat(gradients, dim=-2)
 
 
 def official_repulsion(features: Tensor) -> Tensor:

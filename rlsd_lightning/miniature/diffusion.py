@@ -65,8 +65,8 @@ def encode_faces(vae: AutoencoderKL, faces: Faces, batch_size: int = 64) -> Tens
 
 
 class _Latents(Dataset):
-    def __init__(self, latents: Tensor, captions: list[str], tokenizer: CLIPTokenizer) -> None:
-        self.latents, self.captions, self.tokenizer = latents, captions, tokenizer
+    def __init__(self, latents: Tensor, captions: list[str], tokenizer: CLIPTokenizer, empty_share: float) -> None:
+        self.latents, self.captions, self.tokenizer, self.empty_share = latents, captions, tokenizer, empty_share
 
     def __len__(self) -> int:
         return len(self.latents)
@@ -77,9 +77,9 @@ class _Latents(Dataset):
     def collate(self, indices: list[int]) -> tuple[Tensor, Tensor]:
         captions = []
         for index in indices:
-            fate = random.random()
-            keep = 1.0 if fate < 0.4 else random.random()
-            captions.append("" if fate > 0.9 else partial_caption(self.captions[index], keep, random))
+            keep = 1.0 if random.random() < 0.4 else random.random()
+            empty = random.random() < self.empty_share
+            captions.append("" if empty else partial_caption(self.captions[index], keep, random))
         tokens = self.tokenizer(captions, padding="max_length", truncation=True, return_tensors="pt").input_ids
         return self.latents[indices], tokens
 
@@ -175,6 +175,11 @@ def main(arguments: list[str] | None = None) -> None:
     options.add_argument("--channels", type=int, nargs="+", default=[48, 96, 144], help="widths of the UNet")
     options.add_argument("--lr", type=float, default=8e-4, help="highest step size")
     options.add_argument("--start", type=Path, help="pipeline folder whose weights the training starts from")
+    options.add_argument("--empty-share", type=float, default=0.1, help="share of the faces that lose their caption")
+    options.add_argument(
+        "--ema-decay", type=float, default=0.999, help="of the average of weights; less for fewer steps"
+    )
+    options.add_argument("--workers", type=int, default=0, help="processes that make batches; a GPU waits for one")
     args = options.parse_args(arguments)
     L.seed_everything(args.seed)
     vae = AutoencoderKL.from_pretrained(args.out / "vae").eval().requires_grad_(False)
@@ -193,14 +198,23 @@ def main(arguments: list[str] | None = None) -> None:
     kept = args.start / "tokenizer" if args.start else work / "tokenizer"
     tokenizer = CLIPTokenizer.from_pretrained(kept) if kept.is_dir() else make_tokenizer(faces.captions)
     tokenizer.save_pretrained(work / "tokenizer")
-    data = _Latents(cached["latents"], faces.captions, tokenizer)
+    data = _Latents(cached["latents"], faces.captions, tokenizer, args.empty_share)
     latent_size, channels = cached["latents"].shape[-1], tuple(args.channels)
     module = Diffusion(len(tokenizer), tokenizer.eos_token_id, latent_size, channels, args.lr, args.steps)
     if args.start:
         module.unet.load_state_dict(UNet2DConditionModel.from_pretrained(args.start / "unet").state_dict())
         module.text_encoder.load_state_dict(CLIPTextModel.from_pretrained(args.start / "text_encoder").state_dict())
-    loader = DataLoader(data, args.batch_size, shuffle=True, collate_fn=data.collate, drop_last=True)
-    fit(module, loader, work, args.steps, callbacks=(EMAWeightAveraging(decay=0.999),))
+    loader = DataLoader(
+        data,
+        args.batch_size,
+        shuffle=True,
+        collate_fn=data.collate,
+        drop_last=True,
+        num_workers=args.workers,
+        persistent_workers=args.workers > 0,
+        pin_memory=torch.cuda.is_available(),
+    )
+    fit(module, loader, work, args.steps, callbacks=(EMAWeightAveraging(decay=args.ema_decay),))
     save_pipeline(args.out, vae, module.cpu().eval(), tokenizer)
     print(f"pipeline saved in {args.out}")
 

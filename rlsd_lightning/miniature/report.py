@@ -58,7 +58,7 @@ def sample(
             generator=generator,
             output_type="pt",
         ).images
-        batches.append(images * 2 - 1)
+        batches.append(images.cpu() * 2 - 1)
     return torch.cat(batches)
 
 
@@ -82,11 +82,12 @@ def main(arguments: list[str] | None = None) -> None:
     options.add_argument("--steps", type=int, default=50, help="DDIM steps")
     options.add_argument("--guidance", type=float, default=3.0, help="guidance scale of the prompts")
     options.add_argument("--out", type=Path, default=Path("docs/prior"), help="folder of the results")
+    options.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     args = options.parse_args(arguments)
     args.out.mkdir(parents=True, exist_ok=True)
 
     classifier = load_classifier(args.features)
-    pipeline = StableDiffusionPipeline.from_pretrained(args.prior, low_cpu_mem_usage=False)
+    pipeline = StableDiffusionPipeline.from_pretrained(args.prior, low_cpu_mem_usage=False).to(args.device)
     pipeline.set_progress_bar_config(disable=True)
     prior = StableDiffusionPrior(str(args.prior), local_files_only=True)
     size = prior.image_shape[-1]
