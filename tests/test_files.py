@@ -135,6 +135,7 @@ def test_a_foreign_one_is_passed_over(tmp_path: Path) -> None:
         checkpoint_to_resume(tmp_path / "previous.ckpt", lambda held: check({"run": "another"}))
 
 
+@pytest.mark.same_bits
 def test_a_run_goes_on_from_the_one_before_a_damaged_one_to_the_same_bits(small: list[str], tmp_path: Path) -> None:
     run, whole = tmp_path / "run", tmp_path / "whole"
     for folder in (run, whole):
@@ -152,6 +153,7 @@ def test_a_run_goes_on_from_the_one_before_a_damaged_one_to_the_same_bits(small:
 # --- results and disks ---------------------------------------------------------------------------------------------
 
 
+@pytest.mark.same_bits
 @pytest.mark.parametrize("damage", [lambda file: file.unlink(), lambda file: file.write_bytes(file.read_bytes()[:-9])])
 def test_a_damaged_result_is_made_again(damage, small: list[str], tmp_path: Path) -> None:
     run, whole = tmp_path / "run", tmp_path / "whole"
@@ -164,6 +166,7 @@ def test_a_damaged_result_is_made_again(damage, small: list[str], tmp_path: Path
     assert_same_bits(run / "000", whole / "000")
 
 
+@pytest.mark.same_bits
 def test_a_disk_that_is_full_is_one_line_and_costs_nothing(small: list[str], tmp_path: Path) -> None:
     run, whole = tmp_path / "run", tmp_path / "whole"
     assert train(*small, "num_steps=12", f"output_dir={whole}")[0] == 0

@@ -322,7 +322,8 @@ def test_command_line_solves_side_by_side(tiny_prior_folder: Path, tiny_features
     for size in ("1", "2", "auto"):
         code, printed = train(*small, f"measurements_per_batch={size}", f"output_dir={tmp_path / size}")
         assert code == 0, printed
-    assert "measurements_per_batch=auto: 1 on cpu" in printed
+    fits = "3 on cuda:0" if torch.cuda.is_available() else "1 on cpu"
+    assert f"measurements_per_batch=auto: {fits}" in printed
     names = ["000", "001", "002"]
     assert_close(results(tmp_path / "1", names), results(tmp_path / "2", names))
     events = EventAccumulator(str(next((tmp_path / "2" / "batch_0000-0001").rglob("events.*")).parent)).Reload()
