@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 from command import start_train, train
-from deepinv.physics import LinearPhysics, Physics
+from deepinv.physics import Blur, LinearPhysics, Physics
 from operator_cases import EVERY
-from torch import Generator, rand
+from torch import Generator, Tensor, cat, ones, rand
 from trainers import StopAt, StopError, assert_same_bits, trainer_with
 
 from rlsd_lightning import (
@@ -17,8 +17,12 @@ from rlsd_lightning import (
     Measurement,
     MixtureDistillation,
     TwistedFilter,
+    annealed,
 )
+from rlsd_lightning.operators import inpainting
 from rlsd_lightning.particles import ParticleModule
+from rlsd_lightning.proximal import proximal_step
+from rlsd_lightning.ranks import Shard
 
 FORMS = {
     "twisted": (TwistedFilter, {}),
@@ -85,3 +89,34 @@ def test_particles_over_processes_end_with_the_same_bits(method: str, small: lis
     assert many.returncode == 0, printed
     for name in ("000", "001"):
         assert_same_bits(tmp_path / "one" / name, tmp_path / "many" / name)
+
+
+def test_neighbours_under_one_operator_are_solved_for_at_once(tiny_prior, monkeypatch: pytest.MonkeyPatch):
+    shape = tiny_prior.image_shape
+    masked, other = inpainting(shape, "half"), inpainting(shape, "box")
+    alone = Blur(filter=ones(1, 1, 3, 3) / 9, padding="valid")  # conjugate gradients, which stop for all images at once
+    operators = {"a": masked, "b": masked, "c": other, "d": masked, "e": alone, "f": alone, "g": masked, "h": masked}
+    truths = rand(len(operators), *shape, generator=Generator().manual_seed(0)) * 2 - 1
+    measurements = [
+        Measurement(name, physics.A(truth[None]), physics)
+        for (name, physics), truth in zip(operators.items(), truths, strict=True)
+    ]
+    module = make("rlsd", tiny_prior, measurements, num_particles=2, num_steps=4)
+    decoded = rand(2 * len(operators), *shape, generator=Generator().manual_seed(1)) * 2 - 1
+    apart = [
+        proximal_step(physics, y, particles, module.mu(measurement, 0.01))
+        for measurement, particles in module.each(decoded)
+        for _, y, physics, *_ in [measurement]
+    ]
+    sizes = []
+
+    def counted(physics: Physics, y: Tensor, images: Tensor, *args, **settings) -> Tensor:
+        sizes.append(len(images))
+        return proximal_step(physics, y, images, *args, **settings)
+
+    monkeypatch.setattr(annealed, "proximal_step", counted)
+    assert module.proximal_steps(decoded, 0.01).equal(cat(apart))
+    assert sizes == [4, 2, 2, 2, 2, 4]
+    module.shard = Shard(1, 3)  # a process's share begins and ends anywhere
+    rows = module.rows
+    assert module.proximal_steps(decoded[rows], 0.01).equal(cat(apart)[rows])

@@ -118,6 +118,14 @@ def test_the_closed_form_is_the_gradient_of_log_density(count: int, at_once: int
     torch.testing.assert_close(log_density_gradient(f, every, h), repulsion(f, every, h), rtol=1e-12, atol=1e-14)
 
 
+@pytest.mark.parametrize("at_once", [1, 10**6])
+def test_the_closed_form_of_a_batch_is_that_of_its_members(at_once: int, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(kernels, "MOST_DIFFERENCES", at_once)
+    sets = torch.stack([points(4, seed=seed) for seed in range(3)])
+    together = log_density_gradient(sets, sets, median_bandwidth(sets))
+    assert together.equal(torch.stack([log_density_gradient(one, one, median_bandwidth(one)) for one in sets]))
+
+
 def test_gradient_of_log_density_passes_gradcheck():
     f = points(4)
     h = median_bandwidth(f)

@@ -90,6 +90,15 @@ def test_a_training_that_goes_on_or_starts_from_weights_keeps_its_tokenizer(trai
             torch.testing.assert_close(after[name], before[name], atol=1e-6, rtol=1e-5)
 
 
+@pytest.mark.parametrize(("share", "expected"), [(0.0, 0), (1.0, 24)])
+def test_a_share_of_the_faces_loses_its_caption(share: float, expected: int, trained: Path) -> None:
+    faces, tokenizer = Faces(trained / "faces"), CLIPTokenizer.from_pretrained(trained / "prior" / "tokenizer")
+    data = diffusion.CaptionedLatents(torch.zeros(24, 4, 8, 8), faces.captions, tokenizer, share)
+    _, tokens = data.collate(list(range(24)))
+    empty = tokenizer("", padding="max_length", return_tensors="pt").input_ids
+    assert (tokens == empty).all(dim=1).sum() == expected
+
+
 def test_the_feature_network_loads_as_features(trained: Path) -> None:
     network = ViTFeatures(str(trained / "features"), local_files_only=True)
     assert network(torch.zeros(2, 4, 8, 8), torch.rand(2, 3, SIZE, SIZE)).shape == (2, 128)

@@ -64,7 +64,9 @@ def encode_faces(vae: AutoencoderKL, faces: Faces, batch_size: int = 64) -> Tens
     return latents * vae.config.scaling_factor
 
 
-class _Latents(Dataset):
+class CaptionedLatents(Dataset):
+    """Latents and captions, of which phrases are dropped at random and a share is emptied."""
+
     def __init__(self, latents: Tensor, captions: list[str], tokenizer: CLIPTokenizer, empty_share: float) -> None:
         self.latents, self.captions, self.tokenizer, self.empty_share = latents, captions, tokenizer, empty_share
 
@@ -198,7 +200,7 @@ def main(arguments: list[str] | None = None) -> None:
     kept = args.start / "tokenizer" if args.start else work / "tokenizer"
     tokenizer = CLIPTokenizer.from_pretrained(kept) if kept.is_dir() else make_tokenizer(faces.captions)
     tokenizer.save_pretrained(work / "tokenizer")
-    data = _Latents(cached["latents"], faces.captions, tokenizer, args.empty_share)
+    data = CaptionedLatents(cached["latents"], faces.captions, tokenizer, args.empty_share)
     latent_size, channels = cached["latents"].shape[-1], tuple(args.channels)
     module = Diffusion(len(tokenizer), tokenizer.eos_token_id, latent_size, channels, args.lr, args.steps)
     if args.start:
