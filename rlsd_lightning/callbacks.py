@@ -99,7 +99,7 @@ class Monitor(Callback):
                 ratios.append(psnr(aligned(particles, truth, measurement.physics), truth))
             for logger in trainer.loggers:
                 if isinstance(logger, TensorBoardLogger):
-                    _add_pictures(logger, pl_module, measurement.name, particles, at_z, done)
+                    _add_pictures(logger, pl_module, measurement, particles, at_z, done)
         # self.log would repeat them until the next picture
         values = {f"diagnosis/{name}": value for name, value in means(seen).items()}
         if ratios:
@@ -147,12 +147,20 @@ def _shared_error(
 
 
 def _add_pictures(
-    logger: TensorBoardLogger, module: ParticleModule, measurement: str, images: Tensor, decoded: Tensor, step: int
+    logger: TensorBoardLogger,
+    module: ParticleModule,
+    measurement: Measurement,
+    images: Tensor,
+    decoded: Tensor,
+    step: int,
 ) -> None:
-    label = f"/{measurement}" if len(module.measurements) > 1 else ""
+    label = f"/{measurement.name}" if len(module.measurements) > 1 else ""
     for name, pictures in (("particles", images), ("decoded", decoded)):
         grid = make_grid(pictures.float().clamp(-1, 1) / 2 + 0.5, nrow=8)
         logger.experiment.add_image(name + label, grid, step)
+    spread = aligned(images, images[:1], measurement.physics).float().var(dim=0, correction=0).mean(dim=0).sqrt()
+    # as in std.png full white is a quarter of the range
+    logger.experiment.add_image(f"particles_std{label}", (2 * spread).clamp(max=1)[None], step)
 
 
 class Progress(TQDMProgressBar):

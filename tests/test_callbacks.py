@@ -192,6 +192,15 @@ def test_the_last_picture_is_the_result(run: tuple[Path, str], events: EventAccu
     assert np.abs(shown - expected).max() < 1.5
 
 
+def test_the_particles_deviation_is_shown_too(run: tuple[Path, str], events: EventAccumulator) -> None:
+    pictures = events.Images("particles_std")
+    assert [picture.step for picture in pictures] == [4, STEPS]
+    shown = np.asarray(Image.open(io.BytesIO(pictures[-1].encoded_image_string)).convert("L"))
+    particles = load_file(run[0] / "001" / "particles.safetensors")["x"]
+    expected = particles.var(dim=0, correction=0).mean(dim=0).sqrt().numpy() * 510  # white is a quarter of the range
+    assert np.abs(shown - expected.clip(max=255)).max() < 1.5
+
+
 def test_the_psnr_curve_has_a_point_per_picture(run: tuple[Path, str], events: EventAccumulator) -> None:
     assert [point.step for point in events.Scalars("psnr/mean")] == [4, STEPS]
 
