@@ -10,8 +10,8 @@ Operations are those of torch.utils.flop_counter on tensors without memory, so t
 512x512 on any machine. Time is measured for the embedded prior, and for others with --time. The rate of a large matrix
 product on the same device says how near to the arithmetic the steps are.
 
-The overhead is the share of a distilled step in the Trainer, logging and checkpoints included, that its networks alone
-don't take.
+The overhead is the share of a distilled step in the Trainer, in 32 bits, logging and checkpoints included, that its networks
+alone don't take.
 """
 
 import argparse
@@ -143,14 +143,15 @@ def _now(device: torch.device) -> float:
     return time.perf_counter()
 
 
-def matmul_rate(device: torch.device) -> float:
-    """Operations a second of a large matrix product in the default precision."""
+def matmul_rate(device: torch.device, precision: str = "32-true") -> float:
+    """Operations a second of a large matrix product."""
     size = 8192 if device.type == "cuda" else 2048
     a, b = torch.randn(size, size, device=device), torch.randn(size, size, device=device)
     rates = []
     for _ in range(5):
         start = _now(device)
-        torch.mm(a, b)
+        with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16-mixed"):
+            torch.mm(a, b)
         rates.append(2 * size**3 / (_now(device) - start))
     return max(rates)
 
@@ -218,7 +219,10 @@ def measure(name: str, args: argparse.Namespace) -> dict[str, float]:
         figures |= {_key(f"counted_ratio{label}", form): each[form] / each["published"] for form in list(each)[1:]}
     if name in args.time:
         device = torch.device(args.device)
-        problem, rate = make_problem(name, args.num_particles, device, args.image_size), matmul_rate(device)
+        problem, rate = (
+            make_problem(name, args.num_particles, device, args.image_size),
+            matmul_rate(device, args.precision),
+        )
         named = torch.cuda.get_device_name(device) if device.type == "cuda" else str(device)
         figures |= {"device": named, "precision": args.precision, "matmul_tflops": rate / 1e12}
         for label, gamma in GAMMAS.items():
@@ -275,6 +279,8 @@ def main() -> None:
     options.add_argument("--json", type=Path, help="also write the figures to this file")
     options.add_argument("--plot", type=Path, help="also draw them")
     args = options.parse_args()
+    if args.plot and not set(args.priors) <= {*args.count, *args.time}:
+        options.error("a plot needs --count or --time of every prior")
     results = {}
     for name in args.priors:
         results[name] = measure(name, args)

@@ -136,12 +136,14 @@ class AnnealedModule(ParticleModule):
     def _alike(self, images: Tensor) -> Iterator[tuple[Measurement, Tensor, Tensor]]:
         """Neighbours under one operator and as much noise: their first, their measurements, and this process's images.
 
-        Many small operations cost a GPU as much as one of their size together.
+        Many small operations cost a GPU as much as one of their size together. Where memory is saved each measurement is
+        by itself.
         """
 
         def kind(each: tuple[Measurement, Tensor]) -> tuple:
             name, y, physics, *_ = each[0]
-            return (id(physics), self._noise_shares[name], y.shape) if solves_apart(physics) else (name,)
+            together = self.particle_chunk is None and solves_apart(physics)
+            return (id(physics), self._noise_shares[name], y.shape) if together else (name,)
 
         for _, group in groupby(self.each_here(images), kind):
             measurements, parts = zip(*group, strict=True)

@@ -158,8 +158,9 @@ def _add_pictures(
     for name, pictures in (("particles", images), ("decoded", decoded)):
         grid = make_grid(pictures.float().clamp(-1, 1) / 2 + 0.5, nrow=8)
         logger.experiment.add_image(name + label, grid, step)
-    spread = aligned(images, images[:1], measurement.physics).float().var(dim=0, correction=0).mean(dim=0).sqrt()
-    # as in std.png full white is a quarter of the range
+    alike = aligned(images, images[:1], measurement.physics).float().clamp(-1, 1)
+    spread = alike.var(dim=0, correction=0).mean(dim=0).sqrt()
+    # of the particles alone, on the scale of std.png, where full white is a quarter of the range
     logger.experiment.add_image(f"particles_std{label}", (2 * spread).clamp(max=1)[None], step)
 
 

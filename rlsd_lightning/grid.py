@@ -13,7 +13,7 @@ from PIL import Image
 
 __all__ = ["write_grid"]
 
-PANEL, MARGIN, TITLE, BAR = 160, 6, 22, 44
+PANEL, MARGIN, TITLE, BAR = 160, 6, 22, 64
 """Pixels of a panel's longer side, of the space between panels, and of the titles' and the colour bar's share."""
 DPI = 100
 
@@ -35,7 +35,7 @@ def write_grid(path: Path, panels: Sequence[tuple[str, Image.Image]], std: np.nd
     columns = min(columns, len(panels))
     rows = math.ceil(len(panels) / columns)
     width, height = columns * (PANEL + MARGIN) + MARGIN + BAR, rows * (PANEL + TITLE + MARGIN)
-    figure = Figure(figsize=(width / DPI, height / DPI), dpi=DPI)
+    figure = Figure(figsize=((width + 0.5) / DPI, (height + 0.5) / DPI), dpi=DPI)  # matplotlib cuts off fractions
     for index, (title, picture) in enumerate(panels):
         row, column = divmod(index, columns)
         left, bottom = MARGIN + column * (PANEL + MARGIN), height - (row + 1) * (PANEL + TITLE + MARGIN) + MARGIN
@@ -44,8 +44,9 @@ def write_grid(path: Path, panels: Sequence[tuple[str, Image.Image]], std: np.nd
         figure.figimage(pixels, left + (PANEL - shown_width) // 2, bottom + (PANEL - shown_height) // 2, origin="upper")
         centre, above = left + PANEL / 2, bottom + PANEL + 4
         figure.text(centre / width, above / height, title, ha="center", va="bottom", fontsize=9)
+    # beside the last panel, which is the uncertainty's
     scale = figure.add_axes(((left + PANEL + 4) / width, (bottom + 20) / height, 8 / width, (PANEL - 40) / height))
-    figure.colorbar(colours, cax=scale).ax.tick_params(labelsize=7)
+    figure.colorbar(colours, cax=scale, format=lambda value, _: f"{value:.3g}").ax.tick_params(labelsize=7)
     figure.savefig(path)
 
 

@@ -1,12 +1,14 @@
 r"""The proximal step of the auxiliary variable: the image nearest to D(z) that explains the measurement."""
 
 import torch
-from deepinv.physics import LinearPhysics, Physics
+from deepinv.physics import DecomposablePhysics, Downsampling, LinearPhysics, Physics
 from torch import Tensor
 
 from rlsd_lightning.functional.losses import at_least_float32, square_misfit
 from rlsd_lightning.likelihood import has_square_misfit, misfit, noise_std
 from rlsd_lightning.measurement import Measurement
+from rlsd_lightning.operators.compose import Nothing
+from rlsd_lightning.operators.medical import RealMRI
 
 __all__ = ["RESULT_STEPS", "has_own_step", "noise_share", "proximal_step", "solves_apart"]
 
@@ -31,8 +33,15 @@ def has_own_step(physics: Physics) -> bool:
 
 
 def solves_apart(physics: Physics) -> bool:
-    """Whether an image's proximal step is the same whatever others are beside it; conjugate gradients stop for all at once."""
-    return not has_own_step(physics) or type(physics).prox_l2 is not LinearPhysics.prox_l2
+    """Whether an image's proximal step is known to be the same whatever others are beside it.
+
+    Closed forms and Adam's steps are. Conjugate gradients, which other linear operators take, stop for all images at once.
+    """
+    if not has_own_step(physics) or not isinstance(physics, LinearPhysics):
+        return True
+    if isinstance(physics, Downsampling):
+        return physics.padding == "circular"
+    return isinstance(physics, DecomposablePhysics | RealMRI | Nothing)
 
 
 @torch.no_grad()

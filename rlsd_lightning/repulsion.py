@@ -8,7 +8,13 @@ from torch import Tensor, nn
 
 from rlsd_lightning.annealed import AnnealedModule
 from rlsd_lightning.errors import InputError
-from rlsd_lightning.functional.kernels import log_density_gradient, mean_square_difference, median_bandwidth, thumbnails
+from rlsd_lightning.functional.kernels import (
+    MOST_DIFFERENCES,
+    log_density_gradient,
+    mean_square_difference,
+    median_bandwidth,
+    thumbnails,
+)
 from rlsd_lightning.functional.losses import at_least_float32
 from rlsd_lightning.measurement import Measurement
 from rlsd_lightning.particles import check_settings
@@ -130,8 +136,10 @@ class RepulsiveModule(AnnealedModule):
         """The gradient of this process's particles' log densities in their features; no kernel joins two measurements."""
         first, last, count = self.rows.start, self.rows.stop, self.num_particles
         if first % count == 0 and last % count == 0:  # of whole measurements: all at once
-            apart = features.unflatten(0, (-1, count))
-            return log_density_gradient(apart, apart, median_bandwidth(apart)).flatten(0, 1)
+            sets = features.unflatten(0, (-1, count))
+            at_once = max(1, MOST_DIFFERENCES // (count * sets[0].numel()))
+            gradients = [log_density_gradient(few, few, median_bandwidth(few)) for few in sets.split(at_once)]
+            return torch.cat(gradients).flatten(0, 1)
         others = {measurement.name: rows for measurement, rows in self.each(every)}
         gradients = [
             log_density_gradient(mine, others[measurement.name], median_bandwidth(others[measurement.name]))

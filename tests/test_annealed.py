@@ -4,9 +4,10 @@ from pathlib import Path
 
 import pytest
 from command import start_train, train
-from deepinv.physics import Blur, LinearPhysics, Physics
+from deepinv.physics import Blur, Downsampling, LinearPhysics, Physics
 from operator_cases import EVERY
 from torch import Generator, Tensor, cat, ones, rand
+from torch.testing import assert_close
 from trainers import StopAt, StopError, assert_same_bits, trainer_with
 
 from rlsd_lightning import (
@@ -19,7 +20,7 @@ from rlsd_lightning import (
     TwistedFilter,
     annealed,
 )
-from rlsd_lightning.operators import inpainting
+from rlsd_lightning.operators import denoising, inpainting
 from rlsd_lightning.particles import ParticleModule
 from rlsd_lightning.proximal import proximal_step
 from rlsd_lightning.ranks import Shard
@@ -92,22 +93,29 @@ def test_particles_over_processes_end_with_the_same_bits(method: str, small: lis
 
 
 def test_neighbours_under_one_operator_are_solved_for_at_once(tiny_prior, monkeypatch: pytest.MonkeyPatch):
-    shape = tiny_prior.image_shape
-    masked, other = inpainting(shape, "half"), inpainting(shape, "box")
-    alone = Blur(filter=ones(1, 1, 3, 3) / 9, padding="valid")  # conjugate gradients, which stop for all images at once
-    operators = {"a": masked, "b": masked, "c": other, "d": masked, "e": alone, "f": alone, "g": masked, "h": masked}
+    shape, count = tiny_prior.image_shape, 2
+    masked, other, photons = inpainting(shape, "half"), inpainting(shape, "box"), denoising(shape, 0.2, "poisson")
+    # conjugate gradients, which stop for all images at once
+    solved = [Blur(filter=ones(1, 1, 3, 3) / 9, padding="valid"), Downsampling(shape, "bicubic", 2, padding="reflect")]
+    operators = [
+        masked,
+        masked,
+        other,
+        masked,
+        *(o for o in solved for _ in range(2)),
+        photons,
+        photons,
+        masked,
+        masked,
+    ]
     truths = rand(len(operators), *shape, generator=Generator().manual_seed(0)) * 2 - 1
     measurements = [
-        Measurement(name, physics.A(truth[None]), physics)
-        for (name, physics), truth in zip(operators.items(), truths, strict=True)
+        Measurement(f"{index}", physics.A(truth[None]), physics)
+        for index, (physics, truth) in enumerate(zip(operators, truths, strict=True))
     ]
-    module = make("rlsd", tiny_prior, measurements, num_particles=2, num_steps=4)
-    decoded = rand(2 * len(operators), *shape, generator=Generator().manual_seed(1)) * 2 - 1
-    apart = [
-        proximal_step(physics, y, particles, module.mu(measurement, 0.01))
-        for measurement, particles in module.each(decoded)
-        for _, y, physics, *_ in [measurement]
-    ]
+    module = make("rlsd", tiny_prior, measurements, num_particles=count, num_steps=4)
+    decoded = rand(count * len(operators), *shape, generator=Generator().manual_seed(1)) * 2 - 1
+    apart = cat([proximal_step(m.physics, m.y, particles, module.mu(m, 0.01)) for m, particles in module.each(decoded)])
     sizes = []
 
     def counted(physics: Physics, y: Tensor, images: Tensor, *args, **settings) -> Tensor:
@@ -115,8 +123,20 @@ def test_neighbours_under_one_operator_are_solved_for_at_once(tiny_prior, monkey
         return proximal_step(physics, y, images, *args, **settings)
 
     monkeypatch.setattr(annealed, "proximal_step", counted)
-    assert module.proximal_steps(decoded, 0.01).equal(cat(apart))
-    assert sizes == [4, 2, 2, 2, 2, 4]
-    module.shard = Shard(1, 3)  # a process's share begins and ends anywhere
-    rows = module.rows
-    assert module.proximal_steps(decoded[rows], 0.01).equal(cat(apart)[rows])
+    assert module.proximal_steps(decoded, 0.01).equal(apart)
+    assert sizes == [4, 2, 2, 2, 2, 2, 2, 2, 2, 4]  # two measurements of photons are never equally noisy
+    for processes in (3, 5, 7):
+        for position in range(processes):  # a process's share begins and ends anywhere
+            module.shard = Shard(position, processes)
+            mine = module.proximal_steps(decoded[module.rows], 0.01)
+            assert_close(mine, apart[module.rows], rtol=1e-5, atol=1e-5)
+
+
+def test_where_memory_is_saved_each_measurement_is_solved_for_by_itself(tiny_prior, monkeypatch: pytest.MonkeyPatch):
+    physics = inpainting(tiny_prior.image_shape, "half")
+    measurements = [seen_by(physics, tiny_prior.image_shape)._replace(name=name) for name in "abc"]
+    module = make("rlsd", tiny_prior, measurements, num_particles=2, num_steps=4, particle_chunk=1)
+    sizes = []
+    monkeypatch.setattr(annealed, "proximal_step", lambda _, __, images, *args: sizes.append(len(images)) or images)
+    module.proximal_steps(module.x.detach(), 0.01)
+    assert sizes == [2, 2, 2]

@@ -179,6 +179,7 @@ def test_every_form_of_the_method_runs_with_any_number(
     assert len(load_file(tmp_path / "run" / "000" / "particles.safetensors")["x"]) == num_particles
 
 
+@pytest.mark.same_bits
 def test_the_same_command_gives_the_same_bits_and_another_seed_does_not(small: list[str], tmp_path: Path) -> None:
     results = []
     for run, seed in (("a", 0), ("b", 0), ("c", 1)):
@@ -190,6 +191,7 @@ def test_the_same_command_gives_the_same_bits_and_another_seed_does_not(small: l
     assert not first["y"].equal(other["y"])
 
 
+@pytest.mark.same_bits
 def test_a_measurement_does_not_depend_on_its_company(small: list[str], tmp_path: Path) -> None:
     heldout = PROJECT / "data" / "faces" / "heldout"
     assert train(*small[:4], "data.limit=2", f"output_dir={tmp_path / 'both'}")[0] == 0

@@ -39,6 +39,21 @@ def test_the_uncertainty_is_bright_where_it_is_high_and_upright(tmp_path: Path) 
     pixels = drawn(tmp_path / "grid.png", [], std).astype(int)
     row, column = centre(0, 1)
     assert pixels[row - PANEL // 4, column].sum() > 600 and pixels[row + PANEL // 4, column].sum() < 30
+    scale = pixels[:, MARGIN + PANEL + 8].sum(axis=1)  # the colour bar's middle, bright at its top
+    assert scale[TITLE + 25] > 600 and scale[TITLE + PANEL - 25] < 30
+
+
+@pytest.mark.parametrize("highest", [0.5, 0.015, 4e-4, 3e-6])
+def test_the_scales_numbers_are_inside_the_picture(highest: float, tmp_path: Path) -> None:
+    pixels = drawn(tmp_path / "grid.png", [], np.linspace(0, highest, 4096).reshape(64, 64))
+    assert (pixels[:, -3:] == 255).all()
+    assert (pixels[:, MARGIN + PANEL + 16 :] < 128).any()
+
+
+@pytest.mark.parametrize("rows", [21, 39, 42])
+def test_no_row_of_pixels_is_lost(rows: int, tmp_path: Path) -> None:
+    panels = [("one", Image.new("L", (8, 8)))] * (rows - 1)
+    assert len(drawn(tmp_path / "grid.png", panels, np.zeros((8, 8)), columns=1)) == rows * (PANEL + TITLE + MARGIN)
 
 
 def test_no_uncertainty_is_drawn_too(tmp_path: Path) -> None:

@@ -84,6 +84,7 @@ def test_a_second_run_in_the_same_folder_is_refused(small: list[str], tmp_path: 
     assert code == 0, printed
 
 
+@pytest.mark.same_bits
 @pytest.mark.parametrize("method", ["rlsd", "rlsd_paper"])
 def test_results_that_went_missing_after_the_last_step_come_back(method: str, small: list[str], tmp_path: Path) -> None:
     # as if the kill had come between the last checkpoint and the results
@@ -110,6 +111,7 @@ def test_a_finished_run_is_left_as_it_is(small: list[str], tmp_path: Path) -> No
     assert after == before
 
 
+@pytest.mark.same_bits
 def test_a_resumed_run_keeps_the_settings_it_was_started_with(small: list[str], tmp_path: Path) -> None:
     run, whole = tmp_path / "run", tmp_path / "whole"
     command = ["task=inpaint_box", *small, "num_steps=5", "seed=3", "method.gamma=0.7", "data.limit=2"]
@@ -126,6 +128,7 @@ def test_a_resumed_run_keeps_the_settings_it_was_started_with(small: list[str], 
     assert (run / ".hydra" / "command.txt").read_text() == started_by
 
 
+@pytest.mark.same_bits
 def test_ckpt_path_goes_on_with_that_measurement_only(small: list[str], tmp_path: Path) -> None:
     run, whole = tmp_path / "run", tmp_path / "whole"
     command = [*small, "num_steps=5", "data.limit=2"]

@@ -21,7 +21,7 @@ __all__ = [
 ]
 
 MOST_DIFFERENCES = 2**24
-"""Elements of particles' differences that are held at once, unless one particle has more."""
+"""Elements of particles' differences that are held at once, unless one particle of each set has more."""
 
 
 def squared_distances(features: Tensor, others: Tensor) -> Tensor:
