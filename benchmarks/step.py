@@ -219,10 +219,8 @@ def measure(name: str, args: argparse.Namespace) -> dict[str, float]:
         figures |= {_key(f"counted_ratio{label}", form): each[form] / each["published"] for form in list(each)[1:]}
     if name in args.time:
         device = torch.device(args.device)
-        problem, rate = (
-            make_problem(name, args.num_particles, device, args.image_size),
-            matmul_rate(device, args.precision),
-        )
+        problem = make_problem(name, args.num_particles, device, args.image_size)
+        rate = matmul_rate(device, args.precision)
         named = torch.cuda.get_device_name(device) if device.type == "cuda" else str(device)
         figures |= {"device": named, "precision": args.precision, "matmul_tflops": rate / 1e12}
         for label, gamma in GAMMAS.items():

@@ -1,5 +1,6 @@
 """Pipelines from folders or the hub, and what their schedulers say."""
 
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -74,15 +75,18 @@ def load_pipeline(
             f"{', '.join(missing)}; copy or save the whole folder again, or choose the prior that fits it"
         )
     try:
-        pipeline = kind.from_pretrained(
-            pretrained,
-            variant=variant,
-            torch_dtype=WEIGHT_TYPES[weights],
-            use_safetensors=None if allow_pickle else True,
-            local_files_only=local_files_only,
-            low_cpu_mem_usage=False,  # the other way needs accelerate
-            **options,
-        )
+        with warnings.catch_warnings():
+            # the only name of it that all supported versions of diffusers know
+            warnings.filterwarnings("ignore", "`torch_dtype` is deprecated", FutureWarning)
+            pipeline = kind.from_pretrained(
+                pretrained,
+                variant=variant,
+                torch_dtype=WEIGHT_TYPES[weights],
+                use_safetensors=None if allow_pickle else True,
+                local_files_only=local_files_only,
+                low_cpu_mem_usage=False,  # the other way needs accelerate
+                **options,
+            )
         for part in pipeline.components.values():  # some are left in float32
             if isinstance(part, nn.Module) and part.dtype != WEIGHT_TYPES[weights]:
                 part.to(WEIGHT_TYPES[weights])
