@@ -26,7 +26,7 @@ from torch import Tensor
 
 from rlsd_lightning.functional.metrics import gradient_energy, psnr
 from rlsd_lightning.measurement import Measurement
-from rlsd_lightning.particles import ParticleModule
+from rlsd_lightning.methods.base import ParticleModule
 
 PROJECT = Path(__file__).resolve().parents[1]
 TASKS = ("inpaint", "super_resolution", "inpaint_random", "colorize")

@@ -36,7 +36,7 @@ from rlsd_lightning.functional.metrics import (
     random_directions,
     within_mode_spread,
 )
-from rlsd_lightning.particles import ParticleModule
+from rlsd_lightning.methods.base import ParticleModule
 
 STEPS = 200
 STORED = {  # median max-sliced distance of the public benchmark's own stored run

@@ -30,7 +30,7 @@ import lightning as L
 from lightning.pytorch.callbacks import Callback
 from torch import Tensor, distributed
 
-from rlsd_lightning.particles import ParticleModule
+from rlsd_lightning.methods.base import ParticleModule
 
 PROJECT = Path(__file__).resolve().parents[1]
 MODES = {  # settings for a number of processes, and the least ratio of two to one

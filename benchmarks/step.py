@@ -33,7 +33,7 @@ from published import published_step
 from torch.utils.flop_counter import FlopCounterMode
 
 from rlsd_lightning import RLSD, LatentFeatures, Measurement
-from rlsd_lightning.checkpoints import AtomicCheckpointIO
+from rlsd_lightning.engine.checkpoints import AtomicCheckpointIO
 from rlsd_lightning.operators import inpainting
 
 GAMMAS = {"": 0.0, "_repulsion": 0.1}

@@ -12,8 +12,8 @@ from rlsd_lightning.errors import InputError
 from rlsd_lightning.functional.noise import measurement_key
 from rlsd_lightning.images import find_images, fit, load_array, load_image, load_values, load_volume
 from rlsd_lightning.measurement import Measurement, MeasurementList
-from rlsd_lightning.observed import MASKED
 from rlsd_lightning.operators.compose import make_physics
+from rlsd_lightning.operators.observed import MASKED
 
 __all__ = ["ImageMeasurements", "load_measured", "measure", "measurements", "unobserved"]
 

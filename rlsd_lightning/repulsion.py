@@ -6,7 +6,6 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from rlsd_lightning.annealed import AnnealedModule
 from rlsd_lightning.errors import InputError
 from rlsd_lightning.functional.kernels import (
     MOST_DIFFERENCES,
@@ -17,7 +16,8 @@ from rlsd_lightning.functional.kernels import (
 )
 from rlsd_lightning.functional.losses import at_least_float32
 from rlsd_lightning.measurement import Measurement
-from rlsd_lightning.particles import check_settings
+from rlsd_lightning.methods.base import check_settings
+from rlsd_lightning.methods.sampling import AnnealedModule
 from rlsd_lightning.priors import Prior
 
 __all__ = ["Push", "RepulsiveModule", "square_norms"]
@@ -51,8 +51,8 @@ class RepulsiveModule(AnnealedModule):
             the difference, so that particles are left alone where the data leave them no room: distilled ones would not
             come back by themselves, sampled ones do, and have the full strength. 0: full everywhere.
         sigma_break: Repulsion acts in the first so many thousandths of the steps, those with the most noise.
-        common: Arguments of :class:`~rlsd_lightning.annealed.AnnealedModule` and
-            :class:`~rlsd_lightning.particles.ParticleModule`.
+        common: Arguments of :class:`~rlsd_lightning.methods.sampling.AnnealedModule` and
+            :class:`~rlsd_lightning.methods.base.ParticleModule`.
 
     Raises:
         InputError: If an argument is out of range.

@@ -9,12 +9,12 @@ from deepinv.physics import Physics
 from lightning.pytorch.callbacks import Callback
 from torch import Tensor, nn
 
-from rlsd_lightning.callbacks import FiniteGuard
+from rlsd_lightning.engine.callbacks import FiniteGuard
 from rlsd_lightning.features import LatentFeatures
 from rlsd_lightning.measurement import Measurement
-from rlsd_lightning.module import RLSD
+from rlsd_lightning.methods.base import ParticleModule
+from rlsd_lightning.methods.rlsd import RLSD
 from rlsd_lightning.operators import as_physics
-from rlsd_lightning.particles import ParticleModule
 from rlsd_lightning.priors import Prior
 
 __all__ = ["solve"]

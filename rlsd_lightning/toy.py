@@ -11,12 +11,12 @@ from matplotlib.figure import Figure
 from safetensors.torch import save
 from torch import Tensor
 
-from rlsd_lightning.callbacks import Results
+from rlsd_lightning.engine.callbacks import Results
 from rlsd_lightning.functional.metrics import mode_total_variation
 from rlsd_lightning.measurement import Measurement, MeasurementList
-from rlsd_lightning.particles import ParticleModule
+from rlsd_lightning.methods.base import ParticleModule
 from rlsd_lightning.priors import GaussianMixture, GaussianMixturePrior
-from rlsd_lightning.results import PARTICLES_FILE, write_atomically
+from rlsd_lightning.results.writer import PARTICLES_FILE, write_atomically
 
 __all__ = ["DensityResults", "exact_posterior", "first_coordinate", "point_measurement"]
 

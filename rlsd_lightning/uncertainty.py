@@ -14,10 +14,10 @@ from torch.nn.functional import avg_pool2d
 
 from rlsd_lightning.functional.losses import at_least_float32
 from rlsd_lightning.functional.noise import keyed_normal
-from rlsd_lightning.likelihood import measured, noise_std
 from rlsd_lightning.measurement import Measurement
+from rlsd_lightning.operators.likelihood import measured, noise_std
 from rlsd_lightning.operators.noise import PoissonNoise
-from rlsd_lightning.proximal import has_own_step, proximal_step
+from rlsd_lightning.operators.proximal import has_own_step, proximal_step
 
 __all__ = ["DecoderError", "decoder_error"]
 

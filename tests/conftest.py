@@ -13,7 +13,6 @@ os.environ["CUDA_VISIBLE_DEVICES"] = os.environ.get("RLSD_TEST_GPUS", "")
 import pytest
 import torch
 from diffusers import (
-    AutoencoderKL,
     DDPMPipeline,
     DDPMScheduler,
     FlowMatchEulerDiscreteScheduler,
@@ -22,20 +21,17 @@ from diffusers import (
     SD3Transformer2DModel,
     StableDiffusion3Pipeline,
     StableDiffusionXLPipeline,
-    UNet2DConditionModel,
     UNet2DModel,
 )
+from support.networks import IMAGE_SIZE, tiny_text_encoder, tiny_tokenizer, tiny_unet, tiny_vae
 from torchvision.models import AlexNet_Weights, alexnet
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer, ViTConfig, ViTModel
+from transformers import CLIPTextModel, CLIPTextModelWithProjection, ViTConfig, ViTModel
 
+from examples.face_prior.diffusion import Diffusion, noise_schedule, save_pipeline
 from rlsd_lightning.features import ViTFeatures, load_lpips
 from rlsd_lightning.measurement import Measurement
-from rlsd_lightning.miniature.diffusion import Diffusion, make_tokenizer, noise_schedule, save_pipeline
 from rlsd_lightning.operators import inpainting
 from rlsd_lightning.priors import StableDiffusionPrior
-
-PROJECT = Path(__file__).resolve().parents[1]
-IMAGE_SIZE = 32
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -45,57 +41,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         for item in items:
             if item.get_closest_marker("same_bits"):
                 item.add_marker(skip)
-
-
-def tiny_vae(**settings) -> AutoencoderKL:
-    """Images 32x32, latents 4x8x8."""
-    return AutoencoderKL(
-        down_block_types=("DownEncoderBlock2D",) * 3,
-        up_block_types=("UpDecoderBlock2D",) * 3,
-        block_out_channels=(8, 8, 8),
-        latent_channels=4,
-        norm_num_groups=4,
-        mid_block_add_attention=False,
-        sample_size=IMAGE_SIZE,
-        **{"scaling_factor": 0.5, **settings},
-    )
-
-
-def tiny_tokenizer() -> CLIPTokenizer:
-    """A few words."""
-    return make_tokenizer(["a face, light skin", "a beard"])
-
-
-def tiny_text_encoder(kind: type, tokenizer: CLIPTokenizer) -> CLIPTextModel | CLIPTextModelWithProjection:
-    """16 wide, with a projection of 16 if the kind has one."""
-    return kind(
-        CLIPTextConfig(
-            vocab_size=len(tokenizer),
-            hidden_size=16,
-            intermediate_size=16,
-            projection_dim=16,
-            num_hidden_layers=2,
-            num_attention_heads=2,
-            max_position_embeddings=tokenizer.model_max_length,
-            bos_token_id=tokenizer.bos_token_id,
-            eos_token_id=tokenizer.eos_token_id,
-            pad_token_id=tokenizer.pad_token_id,
-        )
-    ).eval()
-
-
-def tiny_unet(**settings) -> UNet2DConditionModel:
-    """Latents 4x8x8."""
-    return UNet2DConditionModel(
-        sample_size=8,
-        block_out_channels=(16, 16),
-        layers_per_block=1,
-        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
-        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
-        attention_head_dim=4,
-        norm_num_groups=4,
-        **{"cross_attention_dim": 16, **settings},
-    ).eval()
 
 
 @pytest.fixture(scope="session")

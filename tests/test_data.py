@@ -13,8 +13,8 @@ from torch import Tensor
 from rlsd_lightning import InputError
 from rlsd_lightning.data import ImageMeasurements, measurements
 from rlsd_lightning.images import find_images, load_image, to_pil
-from rlsd_lightning.masks import free_form_mask, load_mask
 from rlsd_lightning.operators import blur, colorization, denoising, inpainting, load_kernel, super_resolution
+from rlsd_lightning.operators.masks import free_form_mask, load_mask
 
 SHAPE = (3, 16, 16)
 

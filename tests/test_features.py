@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from command import train
-from conftest import IMAGE_SIZE
+from support.command import train
+from support.networks import IMAGE_SIZE
 from torch.nn.functional import cosine_similarity
 from torchmetrics.image.lpip import LearnedPerceptualImagePatchSimilarity
 

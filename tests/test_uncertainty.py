@@ -6,19 +6,19 @@ from pathlib import Path
 
 import pytest
 import torch
-from command import train
 from deepinv.physics import GaussianNoise, Inpainting, LaplaceNoise, LinearPhysics, NoiseModel, Physics, UniformNoise
 from safetensors.torch import load_file
+from support.command import train
 from torch import Tensor, nn
 
-from rlsd_lightning.callbacks import ImageResults
+from rlsd_lightning.engine.callbacks import ImageResults
 from rlsd_lightning.functional.calibration import calibration, total_calibration
 from rlsd_lightning.measurement import Measurement
 from rlsd_lightning.operators import as_physics, hdr, phase_retrieval, quantization, super_resolution
 from rlsd_lightning.operators.compose import Nothing
 from rlsd_lightning.operators.noise import PoissonNoise
-from rlsd_lightning.proximal import noise_share, proximal_step
-from rlsd_lightning.saved import load_run
+from rlsd_lightning.operators.proximal import noise_share, proximal_step
+from rlsd_lightning.results.store import load_run
 from rlsd_lightning.uncertainty import DecoderError, decoder_error
 
 SHAPE = (3, 64, 64)

@@ -3,7 +3,7 @@
 from deepinv.physics import Decolorize, Demosaicing, Denoising, Inpainting
 
 from rlsd_lightning.errors import InputError
-from rlsd_lightning.masks import load_mask
+from rlsd_lightning.operators.masks import load_mask
 from rlsd_lightning.operators.noise import make_noise
 
 __all__ = ["colorization", "demosaicing", "denoising", "inpainting"]
@@ -14,7 +14,7 @@ def inpainting(image_shape: tuple[int, ...], mask: str, sigma: float = 0.001, no
 
     Args:
         image_shape: Shape of an image, :math:`(C, H, W)`.
-        mask: A name or file that :func:`~rlsd_lightning.masks.load_mask` knows.
+        mask: A name or file that :func:`~rlsd_lightning.operators.masks.load_mask` knows.
         sigma: Standard deviation of the noise, in units of an image in [-1, 1].
         noise: Its kind, see :func:`~rlsd_lightning.operators.make_noise`.
     """

@@ -1,0 +1,208 @@
+"""Scores finished runs again, side by side, without touching them.
+
+python -m rlsd_lightning.cli.evaluate outputs/inpaint/2026-11-24_12-00-00
+python -m rlsd_lightning.cli.evaluate outputs/half/none outputs/half/repulsion --json half.json --csv half.csv
+python -m rlsd_lightning.cli.evaluate outputs/photos --protocol paper --features facebook/dino-vits16
+
+Prints a table in Markdown, a column per run. docs/evaluation.md defines every figure.
+"""
+
+import argparse
+import csv
+import json
+import logging
+import sys
+from pathlib import Path
+from typing import Any, NoReturn
+
+import torch
+from torch import Tensor
+from transformers.utils.logging import disable_progress_bar
+
+from rlsd_lightning.errors import InputError
+from rlsd_lightning.evaluation.attributes import HEADS_FILE, load_classifier
+from rlsd_lightning.evaluation.distances import load_inception, vit_network
+from rlsd_lightning.evaluation.figures import (
+    Networks,
+    attribute_figures,
+    image_figures,
+    paper_image_figures,
+    paper_set_figures,
+    set_figures,
+)
+from rlsd_lightning.features import ViTFeatures, load_lpips
+from rlsd_lightning.images import find_images, load_image
+from rlsd_lightning.results.store import SavedMeasurement, finished, load_run
+
+__all__ = ["evaluate_run", "load_networks", "main", "table"]
+
+EMBEDDED = Path(__file__).resolve().parents[2] / "data" / "features" / "faces"
+PROTOCOLS = ("default", "paper")
+
+
+def load_networks(features: str, protocol: str) -> tuple[Networks, list[str]]:
+    """The networks that are here, and a sentence about each that is not.
+
+    Args:
+        features: A transformers folder of a vision transformer, or the name of one on the hub.
+        protocol: The paper's shows its features images at their own size.
+
+    Raises:
+        InputError: If there is no such vision transformer.
+    """
+    notes = []
+    name = f"vit_{Path(features).name}"
+    # the embedded folder must not be looked for on the hub
+    vit = ViTFeatures(features, 0 if protocol == "paper" else None, local_files_only=Path(features).is_dir())
+    lpips = load_lpips()
+    if lpips is None:
+        notes.append("no LPIPS: AlexNet's weights (alexnet-owt-*.pth) are not in torch's cache")
+    sets = load_inception()
+    if sets is None:
+        notes.append(
+            f"FID and KID are in the features of {name}: Inception needs torch-fidelity and its weights in torch's cache"
+        )
+        own = vit if vit.image_size else ViTFeatures(features, local_files_only=Path(features).is_dir())
+        sets = vit_network(name, lambda images: own(None, images), own.vit.config.hidden_size)
+    classifier = load_classifier(features) if (Path(features) / HEADS_FILE).is_file() else None
+    return Networks(name, vit, sets, lpips, classifier), notes
+
+
+def evaluate_run(
+    saved: list[SavedMeasurement], networks: Networks, protocol: str = "default", reference: Tensor | None = None
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """The figures of one run.
+
+    Args:
+        saved: Its measurements.
+        networks: What images are compared in.
+        protocol: ``default`` or ``paper``.
+        reference: What the particles of all measurements together are compared with; the truths if left out.
+
+    Returns:
+        The run's figures, means over its measurements where they are known, and every measurement's.
+
+    Raises:
+        InputError: If the protocol needs a truth that is not known.
+    """
+    unknown = [one.name for one in saved if one.truth is None]
+    if protocol == "paper" and unknown:
+        raise InputError(f"--protocol paper needs the truth of every measurement, but '{unknown[0]}' has none")
+    figures_of_one = paper_image_figures if protocol == "paper" else image_figures
+    rows = [{"name": one.name, **figures_of_one(one, networks)} for one in saved]
+    figures: dict[str, Any] = {"measurements": len(rows)}
+    for key in dict.fromkeys(key for row in rows for key in row if key != "name"):
+        values = [row[key] for row in rows if row.get(key) is not None]
+        if values and isinstance(values[0], str):
+            figures[key] = ", ".join(dict.fromkeys(values))
+        else:
+            figures[key] = sum(values) / len(values) if values else None
+    _check_sizes(saved)
+    truth = None if unknown else torch.cat([one.truth for one in saved])
+    compared = truth if reference is None else reference
+    if protocol == "paper":
+        return figures | paper_set_figures(saved, compared, networks), rows
+    images = torch.cat([one.images for one in saved]).clamp(-1, 1)
+    figures |= set_figures(images, compared, networks)
+    if networks.classifier is not None and images.shape[-1] == networks.features.image_size:
+        figures |= attribute_figures(images, truth, networks.classifier)
+    return figures, rows
+
+
+def _check_sizes(saved: list[SavedMeasurement]) -> None:
+    sizes = {tuple(one.images.shape[1:]) for one in saved}
+    if len(sizes) > 1:
+        raise InputError(f"particles of one size are expected in a run, got {sorted(sizes)}")
+
+
+def table(results: dict[str, dict[str, Any]]) -> str:
+    """Runs' figures in Markdown, a column per run; what is not known is a dash."""
+    lines = ["| | " + " | ".join(results) + " |", "|---" * (len(results) + 1) + "|"]
+    for key in dict.fromkeys(key for figures in results.values() for key in figures):
+        lines.append(f"| {key} | " + " | ".join(_cell(figures.get(key)) for figures in results.values()) + " |")
+    return "\n".join(lines)
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return "\N{EN DASH}"
+    if isinstance(value, list):
+        return " ".join(f"{share:.2f}" for share in value)
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _write_csv(path: Path, rows: dict[str, list[dict]]) -> None:
+    """A row per measurement of every run."""
+    columns = dict.fromkeys(key for measured in rows.values() for row in measured for key in row)
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, ["run", *columns])
+        writer.writeheader()
+        writer.writerows({"run": run, **row} for run, measured in rows.items() for row in measured)
+
+
+def _load_reference(folder: str, saved: list[SavedMeasurement]) -> Tensor:
+    try:
+        files = find_images(folder)
+    except InputError as error:
+        raise InputError(f"--reference must be a folder with images, but none were found at '{folder}'") from error
+    height, width = saved[0].images.shape[-2:]
+    return torch.cat([load_image(file, height, width) for file in files])
+
+
+class _Parser(argparse.ArgumentParser):
+    """Says what is wrong in one line."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"error: {message}\n")
+
+
+def _arguments(arguments: list[str] | None) -> argparse.Namespace:
+    options = _Parser(prog="python -m rlsd_lightning.cli.evaluate", description=__doc__.splitlines()[0])
+    options.add_argument("runs", type=Path, nargs="+", help="folders of runs, or of single measurements")
+    options.add_argument(
+        "--protocol", default="default", choices=PROTOCOLS, help="figures as defined here, or the paper's"
+    )
+    options.add_argument("--features", default=str(EMBEDDED), help="a vision transformer's folder or name on the hub")
+    options.add_argument("--reference", help="a folder of images for FID and KID; the truths if left out")
+    options.add_argument("--json", type=Path, help="also write all figures to this file")
+    options.add_argument("--csv", type=Path, help="also write every measurement's figures to this file")
+    return options.parse_intermixed_args(arguments)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Prints the table; returns the exit code: 1 if an input can't be used."""
+    args = _arguments(arguments)
+    disable_progress_bar()
+    alike = len({run.resolve().name for run in args.runs}) < len(args.runs)
+    try:
+        # runs that were refused or stopped early lie beside the others in outputs/
+        folders = [run for run in args.runs if not run.is_dir() or finished(run)] or args.runs
+        runs = {str(run) if alike else run.resolve().name: load_run(run) for run in folders}
+        networks, notes = load_networks(args.features, args.protocol)
+        notes += [f"left out '{run}': no finished measurement is in it" for run in args.runs if run not in folders]
+        names = [{one.name for one in saved} for saved in runs.values()]
+        if len(shared := set.intersection(*names)) < len(set.union(*names)):
+            notes.append(
+                f"columns are of different measurements, of which {len(shared)} are in all of them: figures don't compare"
+            )
+        results, rows = {}, {}
+        for name, saved in runs.items():
+            reference = _load_reference(args.reference, saved) if args.reference else None
+            results[name], rows[name] = evaluate_run(saved, networks, args.protocol, reference)
+        print(table(results))
+        print("\n".join(["", *notes]) if notes else "")
+        if args.json:
+            every = {name: {"figures": results[name], "measurements": rows[name]} for name in results}
+            written = {"protocol": args.protocol, "features": networks.name, "notes": notes, "runs": every}
+            args.json.write_text(json.dumps(written, indent=2) + "\n")
+        if args.csv:
+            _write_csv(args.csv, rows)
+    except (InputError, OSError) as error:
+        print("error: " + " ".join(str(error).split()), file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    logging.basicConfig(level=logging.WARNING)
+    sys.exit(main())

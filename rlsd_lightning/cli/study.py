@@ -1,0 +1,167 @@
+"""Gathers the runs of a study: one table of what was varied and what came out, and its plots.
+
+python -m rlsd_lightning.cli.study outputs/study/gamma_lambda
+
+`python train.py experiment=study/gamma_lambda` does it at its end. A study's folder holds a run's folder for every
+combination; a run without any result is left out, and the table says how many measurements the others have.
+"""
+
+import argparse
+import csv
+import itertools
+import sys
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import yaml
+from matplotlib.figure import Figure
+
+from rlsd_lightning.errors import InputError
+
+__all__ = ["gather", "pareto_front"]
+
+FIGURES = ("psnr_mean", "psnr_best", "psnr_of_mean", "ssim_mean", "diversity", "residual_sigmas", "seconds")
+SHOWN = ("psnr_mean", "psnr_best", "diversity")
+
+
+def gather(folder: Path) -> list[dict[str, Any]]:
+    """Writes ``study.csv`` and ``study.png`` into a study's folder.
+
+    Args:
+        folder: The study's folder, whose ``multirun.yaml`` names the settings that were varied.
+
+    Returns:
+        The rows: the settings that were varied, the number of measurements, and the means over them of each run.
+
+    Raises:
+        InputError: If there is no study or no result in the folder.
+    """
+    plan = folder / "multirun.yaml"
+    if not plan.is_file():
+        raise InputError(f"a study's folder is expected, but '{folder}' has no multirun.yaml")
+    axes = list(yaml.safe_load(plan.read_text())["hydra"]["sweeper"]["params"] or ())
+    rows = [row for summary in sorted(folder.glob("*/summary.csv")) if (row := _row(summary, axes))]
+    if not axes or not rows:
+        raise InputError(f"'{folder}' has no result of a study")
+    values = {axis: _in_order({row[axis] for row in rows}) for axis in axes}
+    rows.sort(key=lambda row: [values[axis].index(row[axis]) for axis in axes])
+    with (folder / "study.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, fieldnames=[*axes, "measurements", *FIGURES])
+        writer.writeheader()
+        writer.writerows(rows)
+    _plot(rows, values).savefig(folder / "study.png", dpi=110)
+    return rows
+
+
+def _row(summary: Path, axes: Sequence[str]) -> dict[str, Any]:
+    """What a run was asked for and its means; nothing if it is no run of the study, or has no result."""
+    overrides = yaml.safe_load((summary.parent / ".hydra" / "overrides.yaml").read_text())
+    chosen = dict(line.partition("=")[::2] for line in overrides)
+    with summary.open() as file:
+        *measurements, mean = csv.DictReader(file)
+    if not measurements or not chosen.keys() >= set(axes):
+        return {}
+    figures = {name: float(mean[name]) if mean.get(name) else None for name in FIGURES}
+    return {axis: _value(chosen[axis]) for axis in axes} | {"measurements": len(measurements)} | figures
+
+
+def _value(word: str) -> float | str:
+    for kind in (int, float):
+        with suppress(ValueError):
+            return kind(word)
+    return word
+
+
+def _in_order(values: set) -> list:
+    """Numbers by size, words by the alphabet."""
+    numbers = all(isinstance(value, int | float) for value in values)
+    return sorted(values) if numbers else sorted(values, key=str)
+
+
+def pareto_front(points: Sequence[tuple[float, float]]) -> list[int]:
+    """The places, from left to right, of those points that no other one is as good as in both and better in one."""
+    front, best = [], float("-inf")
+    for index in sorted(range(len(points)), key=lambda index: points[index], reverse=True):
+        if points[index][1] > best:
+            front.append(index)
+            best = points[index][1]
+    return front[::-1]
+
+
+def _plot(rows: list[dict[str, Any]], values: dict[str, list]) -> Figure:
+    """A panel a figure: a line over one axis, heat maps over two; and quality against diversity, with its front."""
+    figure = Figure(figsize=(4.2 * (len(SHOWN) + 1), 3.6), layout="constrained")
+    *panels, last = figure.subplots(1, len(SHOWN) + 1)
+    for panel, name in zip(panels, SHOWN, strict=True):
+        panel.set_title(name)
+        if len(values) == 1:
+            _line(panel, rows, next(iter(values)), name)
+        else:
+            _heat_map(figure, panel, rows, values, name)
+    tasks = values.get("task", [None])
+    for task in tasks:  # what one task leaves open says nothing of another
+        _front(
+            last, [row for row in rows if row.get("task") == task], [axis for axis in values if axis != "task"], task
+        )
+    last.set(title="Pareto front", xlabel="diversity", ylabel="psnr_best")
+    if len(tasks) > 1:
+        last.legend(fontsize=7)
+    return figure
+
+
+def _front(panel, rows: list[dict[str, Any]], axes: list[str], label: str | None) -> None:
+    known = [row for row in rows if None not in (row["diversity"], row["psnr_best"])]
+    points = [(row["diversity"], row["psnr_best"]) for row in known]
+    if not points:
+        return
+    drawn = panel.scatter(*zip(*points, strict=True), label=label)
+    front = pareto_front(points)
+    panel.plot(*zip(*(points[i] for i in front), strict=True), linewidth=1, color=drawn.get_facecolor()[0])
+    for i in front:
+        panel.annotate(", ".join(_name(known[i][axis]) for axis in axes), points[i], fontsize=7)
+
+
+def _name(value: float | str) -> str:
+    return value if isinstance(value, str) else f"{value:g}"
+
+
+def _line(panel, rows: list[dict[str, Any]], axis: str, name: str) -> None:
+    known = [(row[axis], row[name]) for row in rows if row[name] is not None]
+    is_number = all(isinstance(value, int | float) for value, _ in known)
+    panel.plot([value for value, _ in known], [figure for _, figure in known], marker="o")
+    panel.set_xlabel(axis)
+    if is_number and all(value > 0 for value, _ in known):
+        panel.set_xscale("log")
+
+
+def _heat_map(figure: Figure, panel, rows: list[dict[str, Any]], values: dict[str, list], name: str) -> None:
+    """Rows are the first axis; columns the others, combined."""
+    first, *others = values
+    columns = list(itertools.product(*(values[axis] for axis in others)))
+    found = {(row[first], tuple(row[axis] for axis in others)): row[name] for row in rows}
+    cells = [[found.get((value, column)) for column in columns] for value in values[first]]
+    filled = [[float("nan") if cell is None else cell for cell in line] for line in cells]
+    figure.colorbar(panel.imshow(filled, aspect="auto"), ax=panel)
+    panel.set(xlabel=", ".join(others), ylabel=first)
+    panel.set_xticks(
+        range(len(columns)), [", ".join(map(_name, column)) for column in columns], rotation=45, ha="right"
+    )
+    panel.set_yticks(range(len(values[first])), [_name(value) for value in values[first]])
+
+
+def main() -> None:
+    """Gathers a study and says where."""
+    options = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    options.add_argument("folder", type=Path, help="a study's folder, such as outputs/study/gamma_lambda")
+    folder = options.parse_args().folder
+    try:
+        rows = gather(folder)
+    except InputError as error:
+        sys.exit(f"error: {error}")
+    print(f"{len(rows)} runs: {folder / 'study.csv'}, {folder / 'study.png'}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Particles and measurements over several processes."""

@@ -1,0 +1,65 @@
+"""Stopping between two steps: on a signal the run saves what it has and ends with a code that asks to be started again."""
+
+import signal
+import threading
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+from lightning.pytorch.callbacks import Callback
+
+from rlsd_lightning.errors import StoppedError
+from rlsd_lightning.methods.base import ParticleModule
+
+__all__ = ["StopOnSignal"]
+
+SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name))
+"""Ctrl-C, a scheduler's wish to end the job, and SLURM's warning before its time is up."""
+
+
+class StopOnSignal(Callback):
+    """Saves a checkpoint after the step in which a signal came, and stops.
+
+    The handler only takes note, so no save is ever under way when it acts. A second signal does what it did before.
+    Particles that are no longer finite are not saved: the last checkpoint is still good.
+
+    Args:
+        folder: Folder of the checkpoint, which is called last.ckpt.
+
+    Raises:
+        StoppedError: When it stops a run.
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        self.folder = Path(folder)
+        self._came: signal.Signals | None = None
+        self._before: dict[signal.Signals, Any] = {}
+
+    def _note(self, number: int, frame: Any) -> None:
+        self._came = signal.Signals(number)
+        self._restore()
+
+    def _restore(self) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+        self._before = {}
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: ParticleModule) -> None:
+        if threading.current_thread() is threading.main_thread():  # only there may handlers be set
+            self._before = {number: signal.signal(number, self._note) for number in SIGNALS}
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: ParticleModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if not pl_module.shard.any(self._came is not None):
+            return
+        if not pl_module.not_finite():
+            trainer.save_checkpoint(self.folder / "last.ckpt")
+        reason = self._came.name if self._came else "a signal to another process"
+        raise StoppedError(f"stopped by {reason} after step {batch_idx + 1} of '{pl_module.name}'")
+
+    def teardown(self, trainer: L.Trainer, pl_module: ParticleModule, stage: str) -> None:
+        self._restore()
+
+    def on_exception(self, trainer: L.Trainer, pl_module: ParticleModule, exception: BaseException) -> None:
+        self._restore()

@@ -1,0 +1,184 @@
+"""Figures of saved particles: those of one measurement, and those of all of a run together.
+
+The paper's own protocol has names of its own, so that nobody mixes the two up.
+"""
+
+from itertools import combinations
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torchmetrics.functional.image import structural_similarity_index_measure
+
+from rlsd_lightning.evaluation.attributes import ATTRIBUTES, SHARES, AttributeClassifier
+from rlsd_lightning.evaluation.distances import SetNetwork, frechet_distance, kernel_distance
+from rlsd_lightning.features import ViTFeatures
+from rlsd_lightning.functional.calibration import calibration, total_calibration
+from rlsd_lightning.functional.metrics import diversity, mode_total_variation, pixel_std, psnr
+from rlsd_lightning.results.store import SavedMeasurement
+
+__all__ = ["Networks", "attribute_figures", "image_figures", "paper_image_figures", "paper_set_figures", "set_figures"]
+
+ROUNDING = 1 / 255
+"""Half a step of the truth's picture of 8 bits."""
+SMALLEST_SSIM = 11
+"""Pixels of the metric's window."""
+FROM_THE_RUN = ("residual", "residual_sigmas", "within_3_sigmas", "seconds")
+
+
+class Networks(NamedTuple):
+    """What images are compared in.
+
+    Attributes:
+        name: Names the figures of diversity, ``diversity_<name>``.
+        features: The vision transformer.
+        sets: What sets of images are compared in.
+        lpips: The metric, if its weights are at hand.
+        classifier: Names attributes of faces, if the features are those of the embedded network.
+    """
+
+    name: str
+    features: ViTFeatures
+    sets: SetNetwork
+    lpips: nn.Module | None = None
+    classifier: AttributeClassifier | None = None
+
+
+def _lpips_each(lpips: nn.Module, images: Tensor, truth: Tensor) -> Tensor:
+    """One value an image; torchmetrics averages over a batch."""
+    return torch.stack([lpips(image[None], truth) for image in images.clamp(-1, 1)])
+
+
+def _ssim_each(images: Tensor, truth: Tensor) -> Tensor:
+    value = structural_similarity_index_measure(
+        images.clamp(-1, 1), truth.expand_as(images).contiguous(), data_range=(-1.0, 1.0), reduction="none"
+    )
+    return value.reshape(len(images))
+
+
+@torch.no_grad()
+def image_figures(saved: SavedMeasurement, networks: Networks) -> dict[str, Any]:
+    """The default protocol's figures of one measurement; docs/evaluation.md has every definition.
+
+    Args:
+        saved: The measurement.
+        networks: What images are compared in.
+
+    Returns:
+        Figures by name; what needs a truth, weights or noise that are not known is None.
+    """
+    lpips, truth = networks.lpips, saved.truth
+    images = saved.images if saved.aligned is None else saved.aligned
+    shown = images.clamp(-1, 1)
+    figures: dict[str, Any] = {"particles": len(images)}
+    metrics = {"psnr": psnr}
+    metrics["ssim"] = _ssim_each if min(images.shape[-2:]) >= SMALLEST_SSIM else None
+    metrics["lpips"] = None if lpips is None else lambda a, b: _lpips_each(lpips, a, b)
+    for name, metric in metrics.items():
+        figures |= dict.fromkeys((f"{name}_mean", f"{name}_best", f"{name}_of_mean"))
+        if metric is not None and truth is not None:
+            each = metric(images, truth)
+            best = each.min() if name == "lpips" else each.max()
+            of_mean = metric(images.mean(dim=0, keepdim=True), truth)
+            values = (each.mean(), best, of_mean.mean())
+            figures |= {f"{name}_{end}": v.item() for end, v in zip(("mean", "best", "of_mean"), values, strict=True)}
+    figures[f"diversity_{networks.name}"] = diversity(networks.features(None, images)).item()
+    hidden = None if saved.observed is None else ~saved.observed
+    figures["pixel_std"] = pixel_std(shown)
+    figures["pixel_std_unobserved"] = None if hidden is None else pixel_std(shown, hidden)
+    figures["lpips_pairs"] = None if lpips is None else _lpips_of_pairs(lpips, shown)
+    if truth is not None:
+        figures["region"] = "all" if hidden is None else "unobserved"
+        figures |= calibration(shown, truth, hidden, ROUNDING)
+        figures |= total_calibration(shown, saved.shared_variance, truth, hidden, ROUNDING)
+    return figures | {name: saved.metrics.get(name) for name in FROM_THE_RUN}
+
+
+def _lpips_of_pairs(lpips: nn.Module, images: Tensor) -> float | None:
+    pairs = list(combinations(range(len(images)), 2))
+    if not pairs:
+        return None
+    return sum(lpips(images[i : i + 1], images[j : j + 1]).item() for i, j in pairs) / len(pairs)
+
+
+def set_figures(images: Tensor, reference: Tensor | None, networks: Networks) -> dict[str, Any]:
+    """Distances of all particles together from a set of images.
+
+    Args:
+        images: The particles of all measurements, with shape :math:`(n, 3, H, W)`.
+        reference: With shape :math:`(m, 3, H, W)`; None, or fewer than two, where there is no such set.
+        networks: What images are compared in.
+    """
+    known = reference is not None and min(len(images), len(reference)) > 1
+    return {
+        f"{name}_{networks.sets.name}": distance(networks.sets, reference, images) if known else None
+        for name, distance in (("fid", frechet_distance), ("kid", kernel_distance))
+    }
+
+
+@torch.no_grad()
+def attribute_figures(images: Tensor, truth: Tensor | None, classifier: AttributeClassifier) -> dict[str, Any]:
+    """Shares of faces' attributes as the embedded classifier names them, against the generator's known ones.
+
+    Args:
+        images: Particles, with shape :math:`(n, 3, H, W)`.
+        truth: The clean images, whose shares have the classifier's errors and the sample's.
+        classifier: Names the attributes.
+
+    Returns:
+        ``<attribute>_shares``, a list in the order of the attribute's values, and ``<attribute>_error``, the total
+        variation between these and the generator's; the same of the truth, named ``<attribute>_shares_truth`` and so on.
+    """
+    sets = {"": images} if truth is None else {"": images, "_truth": truth}
+    labels = {end: torch.cat([classifier.predict(b) for b in faces.split(256)]) for end, faces in sets.items()}
+    figures = {}
+    for name, shares in SHARES.items():
+        for end, every in labels.items():
+            column = every[:, list(ATTRIBUTES).index(name)]
+            counts = torch.bincount(column, minlength=len(shares))
+            figures[f"{name}_shares{end}"] = [round(share, 3) for share in (counts / len(column)).tolist()]
+            figures[f"{name}_error{end}"] = mode_total_variation(column, torch.tensor(shares)).item()
+    return figures
+
+
+def _unit(images: Tensor) -> Tensor:
+    """Images in [0, 1]."""
+    return images.clamp(-1, 1) / 2 + 0.5
+
+
+@torch.no_grad()
+def paper_image_figures(saved: SavedMeasurement, networks: Networks) -> dict[str, Any]:
+    """The figures of one measurement as the paper's authors computed theirs, by names that start with ``paper_``.
+
+    The best particle counts, for each metric by itself. LPIPS and the features see images in [0, 1] at their own size,
+    for which they were not made, so these figures are lower than the usual ones. Forms that an operator can't tell
+    apart are not aligned.
+
+    Args:
+        saved: The measurement, with a truth.
+        networks: What images are compared in; its features take images of any size.
+
+    Returns:
+        ``paper_psnr_max``, ``paper_lpips_min`` (None without weights) and ``paper_diversity_<network>``.
+    """
+    unit, truth = _unit(saved.images), _unit(saved.truth)
+    lpips = None if networks.lpips is None else _lpips_each(networks.lpips, unit, truth).min().item()
+    return {
+        "particles": len(unit),
+        "paper_psnr_max": psnr(saved.images, saved.truth).max().item(),
+        "paper_lpips_min": lpips,
+        f"paper_diversity_{networks.name}": diversity(networks.features(None, unit)).item(),
+    }
+
+
+@torch.no_grad()
+def paper_set_figures(saved: list[SavedMeasurement], reference: Tensor, networks: Networks) -> dict[str, Any]:
+    """The paper's FID: of one particle of each measurement, that with the least LPIPS, or the first without weights."""
+    if networks.lpips is None:
+        chosen, end = [one.images[0] for one in saved], "one_particle"
+    else:
+        best = [_lpips_each(networks.lpips, _unit(one.images), _unit(one.truth)).argmin() for one in saved]
+        chosen, end = [one.images[index] for one, index in zip(saved, best, strict=True)], "best_lpips"
+    known = min(len(chosen), len(reference)) > 1
+    value = frechet_distance(networks.sets, reference, torch.stack(chosen)) if known else None
+    return {f"paper_fid_{networks.sets.name}_{end}": value}

@@ -1,0 +1,1 @@
+"""Particle methods, one paper a file."""

@@ -1,0 +1,113 @@
+r"""Latent diffusion posterior sampling (DPS), and with a gluing term PSLD.
+
+An ancestral step of the prior (:func:`~rlsd_lightning.functional.schedules.reverse_step`; the clean latent itself at the
+end), then one down the gradient in :math:`z_t` of how far the clean latent
+:math:`\hat z = (z_t - \sigma_t \hat\epsilon) / \alpha_t` is from the measurement:
+
+.. math::
+    z_s \sim \mathcal{N}(m_t(z_t, \hat z), \tau_t^2 I), \qquad
+    z_s \leftarrow z_s - \nabla_{z_t} \big[ \zeta \|y - A D(\hat z)\| + \gamma \|\hat z - E(P D(\hat z))\| \big],
+    \quad P x = x + A^\top (y - A x) / \|A\|^2
+
+The published PSLD does not divide by :math:`\|A\|^2`, as for a mask, whose norm is one.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from deepinv.physics import LinearPhysics
+from torch import Tensor, nn
+
+from rlsd_lightning.errors import InputError
+from rlsd_lightning.functional.losses import norms
+from rlsd_lightning.measurement import Measurement
+from rlsd_lightning.methods.base import check_settings
+from rlsd_lightning.methods.sampling import AnnealedModule
+from rlsd_lightning.operators.likelihood import measured
+from rlsd_lightning.priors import Prior
+
+__all__ = ["LatentDPS"]
+
+
+class LatentDPS(AnnealedModule):
+    r"""Independent samples guided by the gradient of the residual's norm.
+
+    A step costs a call of the denoiser and a decode, and the backward pass of both; gluing adds an encode and its
+    backward pass.
+
+    Args:
+        prior: The latent diffusion prior.
+        measurements: What is known: one measurement, or several that are solved side by side.
+        features: Not compared while particles move; the results measure diversity in them.
+        zeta: Step size :math:`\zeta` of the residual, the same for any number of steps.
+        gluing: Step size :math:`\gamma` of the gluing term, which is for linear operators: DPS has none, PSLD 0.1.
+        common: Arguments of :class:`~rlsd_lightning.methods.sampling.AnnealedModule` and
+            :class:`~rlsd_lightning.methods.base.ParticleModule`.
+
+    Raises:
+        InputError: If an argument is out of range, or there is a gluing term for an operator that is not linear.
+
+    References:
+        | Diffusion Posterior Sampling for General Noisy Inverse Problems (Chung et al., 2023)
+        | https://arxiv.org/abs/2209.14687
+        | Solving Linear Inverse Problems Provably via Posterior Sampling with Latent Diffusion Models (Rout et al., 2023)
+        | https://arxiv.org/abs/2307.00619
+    """
+
+    def __init__(
+        self,
+        prior: Prior,
+        measurements: Measurement | Sequence[Measurement],
+        features: nn.Module,
+        *,
+        zeta: float = 3.0,
+        gluing: float = 0.0,
+        **common: Any,
+    ) -> None:
+        super().__init__(prior, measurements, features, **common)
+        check_settings({"zeta": zeta, "gluing": gluing}, {})
+        for measurement in self.measurements if gluing else []:
+            if not isinstance(measurement.physics, LinearPhysics):
+                raise InputError(
+                    "method.gluing is for linear operators, but this one is a "
+                    f"{type(measurement.physics).__name__}; choose method=dps"
+                )
+        self._square_norms: dict[str, Tensor] = {}
+
+    def advance(self, step: int, t: int) -> Tensor:
+        z_t = self.z_t[self.rows].detach().requires_grad_()
+        clean = self.denoised(z_t, t)
+        if not len(z_t):
+            return clean
+        (gradient,) = torch.autograd.grad(self._distance(clean), z_t)
+        clean = clean.detach()
+        if self.next_timestep(step) is None:
+            return clean - gradient
+        self.z_t[self.rows] = self.ancestral(step, t, z_t.detach(), clean) - gradient
+        return clean
+
+    def _distance(self, clean: Tensor) -> Tensor:
+        """The sum over particles of what guidance goes down."""
+        total = clean.new_zeros((), dtype=torch.float32)
+        for measurement, latents, images in self.each_here(clean, self.decode(clean)):
+            physics, y = measurement.physics, measurement.y
+            residual = y - measured(physics, images)
+            total = total + self.hparams.zeta * norms(residual).sum()
+            if self.hparams.gluing:
+                with torch.autocast(images.device.type, enabled=False):
+                    glued = images + physics.A_adjoint(residual) / self._square_norm(measurement)
+                total = total + self.hparams.gluing * norms(latents - self.encode(glued)).sum()
+        return total
+
+    def _square_norm(self, measurement: Measurement) -> Tensor:
+        """The operator's squared norm, with which a projection's adjoint is its pseudo-inverse."""
+        if measurement.name not in self._square_norms:
+            image = torch.zeros(1, *self.prior.image_shape, device=self.device)
+            # power iterations start from random numbers, which must be the same after a restart
+            with torch.random.fork_rng([self.device] if self.device.type == "cuda" else []), torch.no_grad():
+                torch.manual_seed(0)
+                norm = measurement.physics.compute_sqnorm(image, verbose=False)
+            # an operator that sees nothing has the norm zero, or none
+            self._square_norms[measurement.name] = torch.where(norm > 0, norm, 1.0)
+        return self._square_norms[measurement.name]

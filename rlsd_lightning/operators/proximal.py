@@ -1,0 +1,92 @@
+r"""The proximal step of the auxiliary variable: the image nearest to D(z) that explains the measurement."""
+
+import torch
+from deepinv.physics import DecomposablePhysics, Downsampling, LinearPhysics, Physics
+from torch import Tensor
+
+from rlsd_lightning.functional.losses import at_least_float32, square_misfit
+from rlsd_lightning.measurement import Measurement
+from rlsd_lightning.operators.compose import Nothing
+from rlsd_lightning.operators.likelihood import has_square_misfit, misfit, noise_std
+from rlsd_lightning.operators.medical import RealMRI
+
+__all__ = ["RESULT_STEPS", "has_own_step", "noise_share", "proximal_step", "solves_apart"]
+
+RESULT_STEPS = 200
+"""Inner steps of the proximal step that makes the results, and pictures of them, where it has no closed form."""
+
+
+def noise_share(measurement: Measurement, num_values: int) -> float:
+    r"""The proximal weight of an image that is known up to a variance, times that variance: :math:`n / m \cdot s^2`.
+
+    Args:
+        measurement: The measurement, with :math:`m` values and noise of deviation :math:`s`.
+        num_values: The number :math:`n` of an image's values.
+    """
+    values_per_measured = num_values / measurement.y[0].numel()
+    return values_per_measured * noise_std(measurement.physics.noise_model, measurement.y) ** 2
+
+
+def has_own_step(physics: Physics) -> bool:
+    """Whether an operator and its noise have a proximal step of their own; else it is Adam's, which is slow."""
+    return hasattr(physics, "prox_l2") and has_square_misfit(physics.noise_model)
+
+
+def solves_apart(physics: Physics) -> bool:
+    """Whether an image's proximal step is known to be the same whatever others are beside it.
+
+    Closed forms and Adam's steps are. Conjugate gradients, which other linear operators take, stop for all images at once.
+    """
+    if not has_own_step(physics) or not isinstance(physics, LinearPhysics):
+        return True
+    if isinstance(physics, Downsampling):
+        return physics.padding == "circular"
+    return isinstance(physics, DecomposablePhysics | RealMRI | Nothing)
+
+
+@torch.no_grad()
+def proximal_step(
+    physics: Physics, y: Tensor, decoded: Tensor, weight: float, inner_steps: int = 20, inner_lr: float = 0.05
+) -> Tensor:
+    r"""Solves :math:`\arg\min_x \mathrm{misfit}(A(x), y) + \mu \, \mathrm{mean}(x - D(z))^2` for every particle.
+
+    The misfit is that of :func:`~rlsd_lightning.operators.likelihood.misfit`, for Gaussian noise
+    :math:`\mathrm{mean}(y - A(x))^2`. Operators under such noise use their ``prox_l2`` if they have one, as all linear
+    ones do: closed form, or conjugate gradients. Otherwise a few Adam steps are taken from :math:`D(z)`, each of which
+    runs the operator forward and backward.
+
+    Args:
+        physics: The operator :math:`A` with its noise.
+        y: The measurement, with shape :math:`(1, \dots)`, or one for every particle.
+        decoded: The decoded latents :math:`D(z)`, with shape :math:`(N, *\mathrm{image\_shape})`.
+        weight: The weight :math:`\mu > 0` of staying near :math:`D(z)`.
+        inner_steps: Adam steps where there is no closed form.
+        inner_lr: Their first step size, in units of an image in [-1, 1]; it falls to zero in a straight line.
+
+    Returns:
+        The auxiliaries :math:`x`, with the shape of ``decoded``.
+    """
+    # not in half precision: the closed forms multiply rounding errors by 1 / mu
+    with torch.autocast(decoded.device.type, enabled=False):
+        decoded = at_least_float32(decoded.detach())
+        if has_own_step(physics):
+            # deepinv minimises gamma / 2 |Ax - y|^2 + 1/2 |x - z|^2 with sums where we have means
+            gamma = decoded[0].numel() / (y[0].numel() * weight)
+            if not isinstance(physics, LinearPhysics):
+                return physics.prox_l2(decoded, y, gamma)
+            # from zero, as some closed forms drop the part of z that the operator does not see
+            return decoded + physics.prox_l2(torch.zeros_like(decoded), y - physics.A(decoded), gamma)
+        return _descend(physics, y, decoded, weight, inner_steps, inner_lr)
+
+
+def _descend(physics: Physics, y: Tensor, decoded: Tensor, weight: float, inner_steps: int, inner_lr: float) -> Tensor:
+    """A few Adam steps from D(z)."""
+    x = decoded.clone().requires_grad_()
+    optimizer = torch.optim.Adam([x], lr=inner_lr, betas=(0.9, 0.99))
+    with torch.enable_grad():
+        for step in range(inner_steps):
+            optimizer.param_groups[0]["lr"] = inner_lr * (1 - step / inner_steps)
+            error = misfit(physics.noise_model, physics.A(x), y) + weight * square_misfit(x, decoded)
+            (x.grad,) = torch.autograd.grad(error.sum(), x)
+            optimizer.step()
+    return x.detach()

@@ -1,0 +1,208 @@
+"""What a user can get wrong: one line that says what was expected and what came, the right exit code, no traceback."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from PIL import Image
+from support.command import start_train, train
+
+ANSI_ESCAPE = "\x1b["
+
+
+@pytest.fixture
+def small(tiny_prior_folder: Path, tiny_features_folder: Path, tmp_path: Path) -> list[str]:
+    """Overrides for the smallest run; what a test gives after them wins."""
+    return [
+        f"prior.pretrained={tiny_prior_folder}",
+        f"callbacks.results.features.pretrained={tiny_features_folder}",
+        "num_steps=3",
+        "num_particles=2",
+        f"output_dir={tmp_path / 'run'}",
+    ]
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> Path:
+    """A folder of good and bad files."""
+    (tmp_path / "broken.png").write_text("no picture")
+    for size in (32, 20):
+        Image.new("L", (size, size), 255).save(tmp_path / f"mask{size}.png")
+    Image.new("L", (32, 32), 0).save(tmp_path / "black.png")
+    Image.new("RGB", (32, 32), "red").save(tmp_path / "good.png")
+    Image.new("RGB", (20, 20), "red").save(tmp_path / "small.png")
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "half_a_pipeline").mkdir()
+    (tmp_path / "half_a_pipeline" / "model_index.json").write_text('{"_class_name": "StableDiffusionPipeline"}')
+    return tmp_path
+
+
+def error_line(printed: str) -> str:
+    """The only line that reports an error."""
+    assert "Traceback" not in printed
+    (line,) = [line for line in printed.splitlines() if line.startswith("error: ")]
+    assert ANSI_ESCAPE not in line
+    return line
+
+
+BAD_VALUES = [
+    # what is given, and what the line says of what was expected and what came
+    (["data.images={files}/nowhere.png"], ["an image, a folder or a pattern", "{files}/nowhere.png"]),
+    (["data.images={files}/*.jpg"], ["an image, a folder or a pattern", "{files}/*.jpg"]),
+    (["data.images={files}/empty"], ["a folder with images", ".png", "{files}/empty"]),
+    (["data.images={files}/broken.png"], ["{files}/broken.png", "can't be read as an image"]),
+    (["data.images=null"], ["data.images or data.measurement", "neither"]),
+    (["task=super_resolution", "physics.filter=lanczos"], ["bicubic, bilinear, gaussian", "lanczos"]),
+    (["+trainer.strategy=ddp"], ["trainer.strategy can't be set", "parallel"]),
+    (["parallel=both"], ["parallel must be auto, measurements, particles", "both"]),
+    (["measurements_per_batch=0"], ["measurements_per_batch must be at least 1", "0"]),
+    (["method.distillation_weight=-1"], ["method.distillation_weight must be at least 0", "-1"]),
+    (["method=rlsd_paper", "method.gamma=-1"], ["method.gamma must be at least 0", "-1"]),
+    (["method=rlsd_paper", "method.lr_x=0"], ["method.lr_x must be above 0", "0"]),
+    (["data.limit=0"], ["data.limit must be at least 1", "0"]),
+    (["data.mask={files}/mask20.png"], ["32x32", "20x20", "resize"]),
+    (["data.mask={files}/nowhere.png"], ["half, box, free, random", "{files}/nowhere.png"]),
+    (["data.mask={files}/broken.png"], ["{files}/broken.png", "can't be read as an image"]),
+    (["data.mask={files}/black.png"], ["hides every pixel", "white"]),
+    (["task=super_resolution", "data.mask=half"], ["no mask", "data.mask='half'", "leave it out"]),
+    (["task=super_resolution", "physics.factor=5"], ["x5", "32x32", "physics.factor"]),
+    (["task=super_resolution", "physics.factor=16"], ["x16", "at least 64", "32x32"]),
+    (["task=motion_deblur", "data.kernel={files}/nowhere.npy"], ["blur kernel", "{files}/nowhere.npy"]),
+    (["task=motion_deblur", "data.kernel={files}/broken.png"], ["{files}/broken.png", "can't be read"]),
+    (["data.measurement={files}/nowhere.png"], ["image or .npy file", "{files}/nowhere.png"]),
+    (["data.measurement={files}/broken.png"], ["{files}/broken.png", "can't be read"]),
+    (["data.measurement={files}/small.png"], ["(1, 3, 32, 32)", "'small' has shape (1, 3, 20, 20)"]),
+    (["prior.pretrained={files}/empty"], ["diffusers pipeline folder", "{files}/empty", "model_index.json"]),
+    (["prior.pretrained={files}/good.png"], ["diffusers pipeline folder", "{files}/good.png"]),
+    (
+        ["prior.pretrained={files}/half_a_pipeline"],
+        ["complete folder of a StableDiffusionPipeline", "{files}/half_a_pipeline", "no scheduler"],
+    ),
+    (["prior.pretrained={files}/nowhere", "prior.local_files_only=true"], ["prior.pretrained", "{files}/nowhere"]),
+    (["prior.image_size=33"], ["multiple of 4", "33"]),
+    (["features=vit", "features.pretrained={files}/empty"], ["features.pretrained", "ViTModel", "{files}/empty"]),
+    (["num_particles=0"], ["num_particles must be at least 1", "0"]),
+    (["num_steps=0"], ["num_steps must be from 1 to 1000", "0"]),
+    (["num_steps=1001"], ["num_steps must be from 1 to 1000", "1001"]),
+    (["seed=-1"], ["seed", "-1"]),
+    (["physics.sigma=-1"], ["physics.sigma must not be negative", "-1"]),
+    (["method.x_update=sgd"], ["prox or adam", "sgd"]),
+    (["method.gamma_mode=wild"], ["relative or absolute", "wild"]),
+    (["method.weighting=cubic"], ["linear, sqrt, log, square, const", "cubic"]),
+    (["trainer.precision=17"], ["trainer", "17"]),
+    (["trainer.accelerator=abacus"], ["trainer", "abacus"]),
+    (["trainer.devices=0"], ["trainer", "0"]),
+    (["resume={files}/empty"], ["run's folder", "{files}/empty", "resume="]),
+    (["resume={files}/nowhere"], ["run's folder", "{files}/nowhere", "resume="]),
+    (["ckpt_path={files}/a/checkpoints/last.ckpt"], ["checkpoint", "{files}/a/checkpoints/last.ckpt"]),
+]
+
+
+@pytest.mark.parametrize(("given", "said"), BAD_VALUES, ids=[" ".join(given) for given, _ in BAD_VALUES])
+def test_a_bad_value_is_one_line_and_exit_code_1(
+    given: list[str], said: list[str], small: list[str], files: Path
+) -> None:
+    # a resumed run is told where it is by resume= or ckpt_path= alone
+    own_folder = given[0].startswith(("resume", "ckpt_path"))
+    code, printed = train(*(small[:-1] if own_folder else small), *(argument.format(files=files) for argument in given))
+    assert code == 1, printed
+    line = error_line(printed)
+    for words in said:
+        assert words.format(files=files) in line
+    assert not list((files / "run").glob("*/metrics.json"))
+
+
+def test_resuming_no_run_makes_no_folder(files: Path) -> None:
+    code, _ = train(f"resume={files / 'nowhere'}")
+    assert code == 1
+    assert not (files / "nowhere").exists()
+
+
+BAD_COMMANDS = [
+    (["task=paint"], ["task/paint", "inpaint_box", "toy"]),
+    (["method=langevin"], ["method/langevin", "rlsd_paper"]),
+    (["foo=1"], ["foo"]),
+    (["method.gama=1"], ["gama", "did you mean method.gamma?"]),
+    (["metod.gamma=1"], ["metod", "did you mean method.gamma?"]),
+    (["tsk=inpaint"], ["tsk", "did you mean task?"]),
+    (["+method.gama=1"], ["gama"]),
+    (["num_particles=two"], ["num_particles", "two"]),
+    (["num_steps=1.5"], ["num_steps", "1.5"]),
+    (["method.gamma=strong"], ["method.gamma", "float", "strong"]),
+    (["method.augmented=3"], ["method.augmented", "bool", "3"]),
+    (["data.limit=all"], ["data.limit", "int or null", "all"]),
+    (["seed=luck"], ["seed", "int", "luck"]),
+    (["data.images=[a,b]"], ["data.images", "a"]),
+    (["task=toy=2"], ["'='"]),
+    (["no_equals_sign"], ["no_equals_sign"]),
+]
+
+
+@pytest.mark.parametrize(("given", "said"), BAD_COMMANDS, ids=[" ".join(given) for given, _ in BAD_COMMANDS])
+def test_a_bad_command_line_is_one_line_and_exit_code_2(given: list[str], said: list[str], small: list[str]) -> None:
+    code, printed = train(*small[:2], *given, small[-1])
+    assert code == 2, printed
+    line = error_line(printed)
+    for words in said:
+        assert words in line
+
+
+def test_an_unknown_option_is_not_waved_through_with_a_plus(small: list[str]) -> None:
+    # Hydra's own advice is to append a + , which would be accepted and do nothing
+    _, printed = train("foo=1")
+    assert "+foo=1" not in error_line(printed)
+
+
+def test_one_broken_image_does_not_stop_the_others(small: list[str], tmp_path: Path) -> None:
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    for name in ("a", "c"):
+        Image.new("RGB", (32, 32), "red").save(photos / f"{name}.png")
+    (photos / "b.png").write_text("no picture")
+    code, printed = train(*small, f"data.images={photos}", "data.limit=null")
+    assert code == 1
+    assert "Traceback" not in printed
+    (line,) = [line for line in printed.splitlines() if line.startswith("b: ")]
+    assert "can't be read as an image" in line
+    assert str(photos / "b.png") in line
+    assert "results of 2 of 3 measurements" in printed
+    for name, finished in (("a", True), ("b", False), ("c", True)):
+        assert (tmp_path / "run" / name / "metrics.json").is_file() is finished
+    rows = (tmp_path / "run" / "summary.csv").read_text().splitlines()
+    assert [row.split(",")[0] for row in rows] == ["name", "a", "c", "mean"]
+
+
+def test_a_missing_hub_model_says_how_to_get_it(small: list[str]) -> None:
+    code, printed = train("prior.pretrained=nobody/nothing", "prior.local_files_only=true", *small[1:])
+    assert code == 1
+    assert "`hf download nobody/nothing`" in error_line(printed)
+
+
+def in_its_own_process(*arguments: object) -> tuple[int, str]:
+    process = start_train(*arguments)
+    printed, _ = process.communicate(timeout=300)
+    return process.returncode, printed
+
+
+@pytest.mark.parametrize(
+    ("run", "code"),
+    [
+        (lambda files: in_its_own_process("task=paint", f"output_dir={files / 'run'}"), 2),
+        (lambda files: in_its_own_process(f"resume={files / 'empty'}"), 1),
+    ],
+    ids=["command", "value"],
+)
+def test_the_shell_sees_the_exit_code(run: Callable, code: int, files: Path) -> None:
+    before = sorted(os.listdir(files))
+    returned, printed = run(files)
+    assert returned == code, printed
+    error_line(printed)
+    assert sorted(os.listdir(files)) == before
+
+
+def test_help_is_no_error() -> None:
+    code, printed = train("--help")
+    assert code == 0
+    for word in ("inpaint", "super_resolution", "rlsd_paper", "num_particles"):
+        assert word in printed

@@ -1,0 +1,254 @@
+"""Every yaml under configs/ composes, runs end to end on the tiny prior, and says what its keys mean."""
+
+import csv
+import json
+import re
+from pathlib import Path
+
+import pytest
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
+from PIL import Image
+from safetensors.torch import load_file
+from support.command import PROJECT, train
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+CONFIGS = PROJECT / "configs"
+FILES = sorted(CONFIGS.rglob("*.yaml"))
+# studies are many runs: tests/test_study.py
+NAMES = [file.relative_to(CONFIGS).with_suffix("") for file in FILES if file.parent.name not in ("configs", "study")]
+OPTIONS = [(name.parts[0], "/".join(name.parts[1:])) for name in NAMES]
+SHOWN = {  # beside the truth and the particles, where the measurement is no picture
+    "phase_retrieval": set(),
+    **{task: {"pseudo_inverse"} for task in ("compressed_sensing", "single_pixel", "tomography", "mri")},
+}
+IMAGE_METRICS = {
+    "psnr_mean",
+    "psnr_best",
+    "psnr_of_mean",
+    "ssim_mean",
+    "lpips_mean",
+    "diversity",
+    "residual",
+    "num_particles",
+    "num_steps",
+    "seconds",
+}
+
+
+def is_toy(option: str) -> bool:
+    return option in ("toy", "gmm")
+
+
+@pytest.fixture
+def small(tiny_prior_folder: Path, tiny_features_folder: Path, tmp_path: Path) -> list[str]:
+    """Overrides for the smallest run on images."""
+    return [
+        f"prior.pretrained={tiny_prior_folder}",
+        f"callbacks.results.features.pretrained={tiny_features_folder}",
+        "num_steps=3",
+        "num_particles=2",
+        f"output_dir={tmp_path / 'run'}",
+    ]
+
+
+def overrides(group: str, option: str, small: list[str], folders: dict[str, Path]) -> list[str]:
+    """The command line for one option of one group; whatever is called toy only fits the toy problem."""
+    if group == "prior" and option in folders:
+        size = [f"{group}.image_size=null"] if option == "lcm" else []
+        rest = small[1:] if option == "faces" else small[2:]
+        return [f"{group}={option}", f"prior.pretrained={folders[option]}", *size, *rest]
+    chosen = [] if (group, option) == ("task", "toy") else [f"{group}={option}"]
+    if is_toy(option):
+        return ["task=toy", *chosen, *small[2:]]
+    if (group, option) == ("features", "vit") or group == "experiment":
+        chosen.append(small[1].removeprefix("callbacks.results."))
+    if option.startswith("paper/"):
+        return [*chosen, small[0], *small[2:]]
+    if (group, option) == ("data", "prompt"):
+        return ["task=generate", *small]
+    return [*chosen, *small]
+
+
+def check_common(folder: Path, name: str) -> dict:
+    target = folder / name
+    assert (folder / ".hydra" / "config.yaml").is_file()
+    assert "<html" in (folder / "report.html").read_text()
+    rows = list(csv.DictReader((folder / "summary.csv").open()))
+    assert [row["name"] for row in rows] == [name, "mean"]
+    assert (target / "checkpoints" / "last.ckpt").is_file()
+    assert list(target.glob("events.out.tfevents.*"))
+    metrics = json.loads((target / "metrics.json").read_text())
+    assert (metrics["name"], metrics["num_particles"], metrics["num_steps"]) == (name, 2, 3)
+    assert metrics["seconds"] > 0
+    return metrics
+
+
+def check_images(folder: Path) -> None:
+    metrics = check_common(folder, "000")
+    target = folder / "000"
+    assert metrics.keys() >= IMAGE_METRICS
+    assert metrics["psnr_best"] >= metrics["psnr_mean"] > 0
+    task = OmegaConf.load(folder / ".hydra" / "config.yaml").physics._target_.rpartition(".")[2]
+    shown = {"measurement", "pseudo_inverse"} & {file.stem for file in target.glob("*.png")}
+    assert shown == SHOWN.get(task, {"measurement"})
+    for picture in ("truth", *shown, "particles/00", "particles/01", "mean", "std", "grid"):
+        with Image.open(target / f"{picture}.png") as image:
+            image.load()
+    with Image.open(target / "particles" / "00.png") as image:
+        assert (image.size, image.mode) == ((32, 32), "RGB")
+    tensors = load_file(target / "particles.safetensors")
+    assert tensors["x"].shape == (2, 3, 32, 32)
+    assert tensors["z"].shape in ((2, 4, 8, 8), (2, 3, 32, 32))
+
+
+def check_toy(folder: Path) -> None:
+    metrics = check_common(folder, "toy")
+    assert 0 <= metrics["mode_total_variation"] <= 1
+    with Image.open(folder / "toy" / "grid.png") as image:
+        image.load()
+    assert load_file(folder / "toy" / "particles.safetensors")["x"].shape == (2, 2)
+
+
+def check_generated(folder: Path) -> None:
+    metrics = check_common(folder, "generated")
+    assert metrics["psnr_mean"] is None
+    assert metrics["residual"] == 0
+    assert not (folder / "generated" / "measurement.png").exists()
+    assert load_file(folder / "generated" / "particles.safetensors")["x"].shape == (2, 3, 32, 32)
+
+
+@pytest.mark.parametrize(("group", "option"), OPTIONS, ids=map("/".join, OPTIONS))
+def test_every_option_runs_and_leaves_its_results(
+    group: str,
+    option: str,
+    small: list[str],
+    tiny_folders: dict[str, Path],
+    tmp_path: Path,
+    request: pytest.FixtureRequest,
+) -> None:
+    if option == "lpips":
+        request.getfixturevalue("with_alexnet")
+    code, printed = train(*overrides(group, option, small, tiny_folders))
+    assert code == 0, printed
+    assert f"results of 1 of 1 measurements: {tmp_path / 'run' / 'report.html'}" in printed
+    check = check_toy if is_toy(option) else check_generated if option in ("generate", "prompt") else check_images
+    check(tmp_path / "run")
+
+
+def test_the_paper_method_runs_on_the_toy_problem(small: list[str], tmp_path: Path) -> None:
+    code, printed = train("task=toy", "method=rlsd_paper", *small[2:])
+    assert code == 0, printed
+    check_toy(tmp_path / "run")
+
+
+def test_the_command_line_wins_over_a_task(small: list[str], tmp_path: Path) -> None:
+    code, printed = train("task=toy", "method.gamma=0.5", *small[2:])
+    assert code == 0, printed
+    saved = OmegaConf.load(tmp_path / "run" / ".hydra" / "config.yaml")
+    assert (saved.method.gamma, saved.num_steps) == (0.5, 3)
+
+
+def test_a_measured_file_needs_no_truth(small: list[str], tmp_path: Path) -> None:
+    Image.new("RGB", (32, 32), (200, 120, 40)).save(tmp_path / "y.png")
+    mask = Image.new("L", (32, 32), 255)
+    mask.paste(0, (8, 8, 24, 24))
+    mask.save(tmp_path / "mask.png")
+    code, printed = train(f"data.measurement={tmp_path / 'y.png'}", f"data.mask={tmp_path / 'mask.png'}", *small)
+    assert code == 0, printed
+    target = tmp_path / "run" / "y"
+    metrics = json.loads((target / "metrics.json").read_text())
+    assert metrics["psnr_mean"] is metrics["ssim_mean"] is metrics["psnr_best"] is None
+    assert metrics["residual"] >= 0
+    assert metrics["diversity"] >= 0
+    assert (target / "measurement.png").is_file()
+    assert not (target / "truth.png").exists()
+    assert (tmp_path / "run" / "report.html").is_file()
+
+
+@pytest.mark.parametrize("augmented", ["true", "false"])
+@pytest.mark.parametrize("x_update", ["prox", "adam"])
+@pytest.mark.parametrize("num_particles", [1, 3])
+def test_every_form_of_the_method_runs_with_any_number(
+    augmented: str, x_update: str, num_particles: int, small: list[str], tmp_path: Path
+) -> None:
+    form = [f"method.augmented={augmented}", f"method.x_update={x_update}", f"num_particles={num_particles}"]
+    form += ["method.sampling_share=0"] if x_update == "adam" else []
+    code, printed = train(*small[:3], *form, small[-1])
+    assert code == 0, printed
+    assert len(load_file(tmp_path / "run" / "000" / "particles.safetensors")["x"]) == num_particles
+
+
+@pytest.mark.same_bits
+def test_the_same_command_gives_the_same_bits_and_another_seed_does_not(small: list[str], tmp_path: Path) -> None:
+    results = []
+    for run, seed in (("a", 0), ("b", 0), ("c", 1)):
+        assert train(*small[:4], f"seed={seed}", f"output_dir={tmp_path / run}")[0] == 0
+        results.append(load_file(tmp_path / run / "000" / "particles.safetensors"))
+    first, again, other = results
+    assert all(first[name].equal(again[name]) for name in first)
+    assert not first["x"].equal(other["x"])
+    assert not first["y"].equal(other["y"])
+
+
+@pytest.mark.same_bits
+def test_a_measurement_does_not_depend_on_its_company(small: list[str], tmp_path: Path) -> None:
+    heldout = PROJECT / "data" / "faces" / "heldout"
+    assert train(*small[:4], "data.limit=2", f"output_dir={tmp_path / 'both'}")[0] == 0
+    assert train(*small[:4], f"data.images={heldout / '001.png'}", f"output_dir={tmp_path / 'alone'}")[0] == 0
+    both, alone = (load_file(tmp_path / run / "001" / "particles.safetensors") for run in ("both", "alone"))
+    assert all(both[name].equal(alone[name]) for name in both)
+
+
+def test_curves_of_every_measurement_are_its_own(small: list[str], tmp_path: Path) -> None:
+    code, _ = train(*small, "data.limit=2", "trainer.log_every_n_steps=1")
+    assert code == 0
+    for name in ("000", "001"):
+        events = EventAccumulator(str(tmp_path / "run" / name)).Reload()
+        assert len(events.Scalars("loss/total")) == 3
+
+
+def paths_in(file: Path) -> list[str]:
+    return re.findall(r"\$\{project:([^}]+)\}", file.read_text())
+
+
+@pytest.mark.parametrize("path", sorted({path for file in FILES for path in paths_in(file)}))
+def test_files_that_a_config_names_are_shipped(path: str) -> None:
+    assert (PROJECT / path).exists()
+
+
+def uncommented_keys(file: Path) -> list[str]:
+    """Keys that hold a value and have no comment on the line above."""
+    lines = file.read_text().splitlines()
+    found, in_hydra = [], False
+    for above, line in zip(["", *lines], lines, strict=False):
+        match = re.match(r"(\s*)(\w+):(.*)$", line)
+        if match is None:
+            continue
+        indent, key, value = match.groups()
+        if not indent:
+            in_hydra = key == "hydra"
+        # a key without a value names a group; Hydra's own are documented by Hydra
+        exempt = in_hydra or not value.strip() or key in {"_target_", "_partial_", "_convert_", "defaults"}
+        if not exempt and not above.strip().startswith("#"):
+            found.append(key)
+    return found
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(CONFIGS)))
+def test_every_key_has_a_comment(file: Path) -> None:
+    assert uncommented_keys(file) == []
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(CONFIGS)))
+def test_every_file_says_what_it_is(file: Path) -> None:
+    lines = file.read_text().splitlines()
+    assert lines[lines[0] == "# @package _global_"].startswith("# ")
+
+
+@pytest.mark.parametrize("prior", ["sd15", "sd21-base", "sdxl", "sd3", "lcm", "pixel", "faces"])
+def test_the_network_of_cartoon_faces_is_for_their_prior_only(prior: str) -> None:
+    with initialize_config_dir(str(PROJECT / "configs"), version_base="1.3"):
+        cfg = compose("train", [f"prior={prior}"])
+    compared = cfg.features._target_.rpartition(".")[2], cfg.callbacks.results.features is not None
+    assert compared == (("ViTFeatures", True) if prior == "faces" else ("LatentFeatures", False))

@@ -1,0 +1,273 @@
+"""Particles and measurements over processes, for real: spawned, exchanging through gloo, stopped and killed."""
+
+import os
+import random
+import signal
+import subprocess
+import time
+from collections import Counter
+from pathlib import Path
+
+import pytest
+import torch
+from lightning.fabric.accelerators import MPSAccelerator
+from support.command import PROJECT, start_train, train, wait_for
+from support.trainers import assert_same_bits
+
+from rlsd_lightning import InputError
+from rlsd_lightning.distributed.ranks import Ranks, Shard, groups_of
+
+
+@pytest.fixture
+def small(small: list[str]) -> list[str]:
+    """Networks that see one particle at a time compute the same bits however many there are."""
+    return [*small, "trainer.accelerator=cpu", "method.particle_chunk=1", "num_particles=5"]
+
+
+def ended(process: subprocess.Popen, seconds: float = 120) -> str:
+    """What a process printed, once it has ended."""
+    try:
+        return process.communicate(timeout=seconds)[0]
+    finally:
+        process.kill()
+
+
+def children(process: subprocess.Popen) -> list[int]:
+    listed = subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True, check=False).stdout
+    return [int(line) for line in listed.split()]
+
+
+def test_a_run_on_apples_gpu_is_one_process_without_ddp(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(MPSAccelerator, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    ranks = Ranks("auto", 1)
+    assert (ranks.device.type, ranks.size, ranks.is_first) == ("mps", 1, True)
+    assert Ranks("cpu", 1).device.type == "cpu"
+
+
+# --- the same result everywhere ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("devices", "settings"),
+    [
+        (2, ["features=vit", "features.pretrained={features}", "method.renew_every=2"]),
+        (3, ["num_particles=2", "method.room=3", "method.sampling_share=0"]),  # one process has no particle at all
+        (3, ["method.x_update=adam", "method.sampling_share=0"]),
+        (2, ["method=rlsd_paper", "features=vit", "features.pretrained={features}"]),
+        (4, ["data.limit=2", "measurements_per_batch=2", "method.room=3", "method.sampling_share=0"]),
+        (2, ["trainer.precision=bf16-mixed"]),
+    ],
+    ids=["vit", "empty", "adam", "paper", "batch", "bf16"],
+)
+def test_particles_over_processes_end_with_the_same_bits(
+    devices: int, settings: list[str], small: list[str], tiny_features_folder: Path, tmp_path: Path
+) -> None:
+    settings = [setting.format(features=tiny_features_folder) for setting in settings]
+    command = [*small, "num_steps=12", *settings]
+    many = start_train(*command, f"trainer.devices={devices}", "parallel=particles", f"output_dir={tmp_path / 'many'}")
+    code, printed = train(*command, f"output_dir={tmp_path / 'one'}")
+    assert code == 0, printed
+    printed = ended(many)
+    assert many.returncode == 0, printed
+    assert f"{devices} processes: 1 groups of {devices}, as parallel=particles" in printed
+    for folder in (tmp_path / "one").glob("*/particles.safetensors"):
+        assert_same_bits(folder.parent, tmp_path / "many" / folder.parent.name)
+
+
+def test_measurements_over_processes_end_with_the_same_bits(small: list[str], tmp_path: Path) -> None:
+    command = [*small, "num_steps=10", "data.limit=3", "trainer.log_every_n_steps=5"]
+    many = start_train(*command, "trainer.devices=2", f"output_dir={tmp_path / 'many'}")
+    assert train(*command, f"output_dir={tmp_path / 'one'}")[0] == 0
+    printed = ended(many)
+    assert many.returncode == 0, printed
+    assert "2 processes: 2 groups of 1, as parallel=auto with 3 batches" in printed
+    for name in ("000", "001", "002"):
+        assert_same_bits(tmp_path / "one" / name, tmp_path / "many" / name)
+        assert len(list((tmp_path / "many" / name).glob("events.*"))) == 1
+    rows = (tmp_path / "many" / "summary.csv").read_text().splitlines()
+    assert [row.split(",")[0] for row in rows] == ["name", "000", "001", "002", "mean"]
+
+
+def test_float16_on_a_cpu_is_bfloat16_and_says_so(small: list[str], tmp_path: Path) -> None:
+    for precision in ("16-mixed", "bf16-mixed"):
+        settings = ("num_steps=5", f"trainer.precision={precision}", f"output_dir={tmp_path / precision}")
+        code, printed = train(*small, *settings)
+        assert code == 0, printed
+        assert ("a CPU computes trainer.precision=16-mixed as bf16-mixed" in printed) == (precision == "16-mixed")
+    assert_same_bits(tmp_path / "16-mixed" / "000", tmp_path / "bf16-mixed" / "000")
+
+
+# --- stopped and killed --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("to", ["first", "other"])
+def test_a_signal_to_any_process_saves_and_the_run_goes_on_with_another_number(
+    to: str, small: list[str], tmp_path: Path
+) -> None:
+    command = [*small, "num_steps=60"]
+    run, whole = tmp_path / "run", tmp_path / "whole"
+    process = start_train(*command, "trainer.devices=2", f"output_dir={run}")
+    wait_for((run / "000" / "checkpoints" / "last.ckpt").is_file, process)
+    os.kill(process.pid if to == "first" else children(process)[0], signal.SIGTERM)
+    printed = ended(process, 60)
+    assert process.returncode == 75, printed
+    assert "go on with: python train.py resume=" in printed
+    assert "Traceback" not in printed
+    assert train(f"resume={run}", "trainer.devices=1")[0] == 0
+    assert train(*command, f"output_dir={whole}")[0] == 0
+    assert_same_bits(run / "000", whole / "000")
+
+
+def test_a_signal_to_one_lone_process_leaves_the_others_work_alone(small: list[str], tmp_path: Path) -> None:
+    command = [*small, "num_steps=60", "data.limit=2", "parallel=measurements"]
+    run, whole = tmp_path / "run", tmp_path / "whole"
+    process = start_train(*command, "trainer.devices=2", f"output_dir={run}")
+    wait_for((run / "001" / "checkpoints" / "last.ckpt").is_file, process)
+    os.kill(children(process)[0], signal.SIGTERM)
+    printed = ended(process, 60)
+    assert process.returncode == 1, printed
+    assert "results of 1 of 2 measurements" in printed
+    assert "process 1: stopped by SIGTERM after step" in printed
+    assert "Traceback" not in printed
+    assert (run / "000" / "metrics.json").is_file()
+    assert not (run / "001" / "metrics.json").is_file()
+    code, printed = train(f"resume={run}", "trainer.devices=1")
+    assert code == 0, printed
+    assert "000: finished before, left as it is" in printed
+    assert "001: going on from" in printed
+    assert train(*command, f"output_dir={whole}")[0] == 0
+    for name in ("000", "001"):
+        assert_same_bits(run / name, whole / name)
+
+
+@pytest.mark.parametrize("to", ["first", "other"])
+def test_a_killed_process_takes_the_run_down_and_nothing_is_lost(to: str, small: list[str], tmp_path: Path) -> None:
+    command = [*small, "num_steps=60"]
+    run, whole = tmp_path / "run", tmp_path / "whole"
+    process = start_train(*command, "trainer.devices=2", f"output_dir={run}")
+    wait_for((run / "000" / "checkpoints" / "last.ckpt").is_file, process)
+    others = children(process)
+    os.kill(process.pid if to == "first" else others[0], signal.SIGKILL)
+    ended(process, 60)
+    assert process.returncode != 0
+    deadline = time.monotonic() + 60
+    while any(Path(f"/proc/{other}").exists() for other in others):
+        assert time.monotonic() < deadline, "a process outlived the run"
+        time.sleep(0.1)
+    again = start_train(f"resume={run}", "trainer.devices=3")
+    assert train(*command, f"output_dir={whole}")[0] == 0
+    printed = ended(again)
+    assert again.returncode == 0, printed
+    assert_same_bits(run / "000", whole / "000")
+
+
+def test_those_that_a_killed_process_started_end_with_it_before_all_have_met(small: list[str], tmp_path: Path) -> None:
+    process = start_train(*small, "num_steps=60", "trainer.devices=3", f"output_dir={tmp_path / 'run'}")
+    wait_for(lambda: len(children(process)) == 2, process)
+    os.kill(process.pid, signal.SIGKILL)  # the others still import
+    assert "error: the process that started it is gone" in ended(process, 60)
+
+
+@pytest.mark.parametrize(("kind", "position"), [("bug", 1), ("disk", 0)])
+def test_a_process_that_fails_says_why_and_ends_the_run_within_seconds(
+    kind: str, position: int, small: list[str], tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    fault = [f"kind={kind}", f"position={position}", "step=12"]
+    process = start_train(
+        *small,
+        "num_steps=60",
+        "trainer.devices=2",
+        f"output_dir={run}",
+        "+callbacks.fault._target_=support.faults.Fault",
+        *(f"+callbacks.fault.{setting}" for setting in fault),
+        PYTHONPATH=os.pathsep.join([str(PROJECT), str(PROJECT / "tests")]),
+    )
+    wait_for((run / "000" / "checkpoints" / "last.ckpt").is_file, process)
+    printed = ended(process, 30)  # far below the patience of ten minutes
+    assert process.returncode == 1, printed
+    failed, other = ("", "process 1: ") if position == 0 else ("process 1: ", "")
+    assert f"{other}error: lost touch with the other processes (" in printed
+    if kind == "disk":
+        assert f"{failed}error: '{run}' can't be written to ([Errno 28] No space left on device)" in printed
+        assert "Traceback" not in printed
+    else:
+        assert printed.count("RuntimeError: a fault of its own") == 1
+    assert printed.count(f"python train.py resume={run}") == (2 if kind == "disk" else 1)
+
+
+def test_a_foreign_checkpoint_is_one_error_and_not_a_hang(small: list[str], tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    assert train(*small, "num_steps=5", f"output_dir={run}")[0] == 0
+    (run / "000" / "metrics.json").unlink()
+    process = start_train(f"resume={run}", "data.mask=box", "trainer.devices=2")
+    printed = ended(process, 60)
+    assert process.returncode == 1, printed
+    assert "error: the checkpoint belongs to measurement '000'" in printed
+    assert "Traceback" not in printed
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("number", "times"), [(signal.SIGKILL, 50), (signal.SIGTERM, 20)])
+def test_signals_at_random_moments_lose_and_change_nothing(
+    number: signal.Signals, times: int, small: list[str], tmp_path: Path
+) -> None:
+    command = [*small, "num_steps=60", "data.limit=2"]
+    assert train(*command, f"output_dir={tmp_path / 'whole'}")[0] == 0
+    chance, moments = random.Random(int(number)), Counter()
+    for turn in range(times):
+        run = tmp_path / f"{turn}"
+        process = start_train(*command, f"trainer.devices={chance.randint(1, 4)}", f"output_dir={run}")
+        time.sleep(chance.uniform(1, 15))  # from its first imports to its last results
+        begun = (run / ".hydra" / "config.yaml").is_file()
+        if process.poll() is None:
+            os.kill(chance.choice([process.pid, *children(process)]), number)
+            saved, done = (len(list(run.glob(file))) for file in ("*/checkpoints/last.ckpt", "*/metrics.json"))
+            moments[f"{saved} checkpoints, {done} results" if begun else "before the run began"] += 1
+        else:
+            moments["after its end"] += 1
+        ended(process, 60)
+        begun = (run / ".hydra" / "config.yaml").is_file()
+        how = [f"resume={run}"] if begun else [*command, f"output_dir={run}"]
+        again = start_train(*how, f"trainer.devices={chance.randint(1, 4)}")
+        printed = ended(again, 180)
+        assert again.returncode == 0, f"turn {turn}: {printed}"
+        for name in ("000", "001"):
+            assert_same_bits(run / name, tmp_path / "whole" / name)
+        print(f"{turn + 1} of {times} {number.name}: {dict(moments)}", flush=True)
+
+
+# --- who does what -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("total", [0, 1, 2, 5, 8, 13])
+@pytest.mark.parametrize("size", [1, 2, 3, 4, 7])
+def test_shares_cover_all_particles_once_and_evenly(total: int, size: int) -> None:
+    shares = [Shard(position, size).rows(total) for position in range(size)]
+    assert [row for share in shares for row in range(share.start, share.stop)] == list(range(total))
+    counts = [share.stop - share.start for share in shares]
+    assert max(counts) - min(counts) <= 1
+
+
+@pytest.mark.parametrize(
+    ("parallel", "ranks", "batches", "groups"),
+    [
+        ("auto", 4, 100, 4),
+        ("auto", 4, 1, 1),
+        ("auto", 4, 3, 2),
+        ("auto", 6, 4, 3),
+        ("auto", 1, 0, 1),
+        ("measurements", 4, 1, 4),
+        ("particles", 4, 9, 1),
+        ("2x4", 8, 1, 2),
+    ],
+)
+def test_groups(parallel: str, ranks: int, batches: int, groups: int) -> None:
+    assert groups_of(parallel, ranks, batches)[0] == groups
+
+
+@pytest.mark.parametrize("parallel", ["2x3", "both", "4", ""])
+def test_groups_that_do_not_fit_are_refused(parallel: str) -> None:
+    with pytest.raises(InputError, match="G times P = 8"):
+        groups_of(parallel, 8, 1)

@@ -1,0 +1,103 @@
+"""Who has finished, who has left and who is lost, between threads that share a store."""
+
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
+
+import pytest
+from torch.distributed import HashStore
+
+from rlsd_lightning import InputError
+from rlsd_lightning.distributed.heartbeat import Attendance
+from rlsd_lightning.distributed.ranks import Ranks
+from rlsd_lightning.errors import LostError
+
+
+def attend(size: int, seconds: float = 60) -> list[Attendance]:
+    store = HashStore()
+    return [Attendance(store, rank, size, timedelta(seconds=seconds)) for rank in range(size)]
+
+
+def test_all_learn_the_sum_of_all() -> None:
+    with ThreadPoolExecutor(4) as pool:
+        assert list(pool.map(lambda one, value: one.sum_of_all(value), attend(4), (1, 20, 300, 4000))) == [4321] * 4
+
+
+def test_one_that_works_for_longer_than_the_patience_is_waited_for() -> None:
+    first, other = attend(2, seconds=0.3)
+    with ThreadPoolExecutor(1) as pool:
+        total = pool.submit(first.sum_of_all, 1)
+        time.sleep(1)
+        assert not total.done()
+        assert other.sum_of_all(2) == total.result(5) == 3
+
+
+def test_one_that_left_is_not_waited_for() -> None:
+    first, other = attend(2)
+    other.leave()
+    assert first.sum_of_all(7) == 7
+
+
+def test_one_without_a_sign_of_life_is_named() -> None:
+    first = Attendance(HashStore(), 0, 3, timedelta(seconds=0.3))
+    with pytest.raises(LostError, match=r"process 1, 2 gave no sign of life for 0\.3 seconds"):
+        first.sum_of_all(0)
+
+
+@pytest.mark.parametrize("silent", [True, False], ids=["silent", "closed"])
+def test_a_first_that_does_not_answer_is_lost(silent: bool) -> None:
+    class Gone(HashStore):
+        def add(self, name: str, value: int) -> int:
+            if silent:
+                time.sleep(1)
+            raise RuntimeError("Connection reset by peer")
+
+    with pytest.raises(
+        LostError, match="process 0 did not answer for" if silent else "process 0 does not answer: Conn"
+    ):
+        Attendance(Gone(), 1, 2, timedelta(seconds=0.3)).sum_of_all(0)
+
+
+def test_an_interpreter_that_ends_while_signs_are_given_does_not_abort() -> None:
+    script = (
+        "from datetime import timedelta; from torch.distributed import HashStore;"
+        "from rlsd_lightning.distributed.heartbeat import Attendance;"
+        "store = HashStore();"
+        "kept = [Attendance(store, rank, 40, timedelta(milliseconds=3)) for rank in range(40)]"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_closed_one_gives_no_more_signs() -> None:
+    store = HashStore()
+    one = Attendance(store, 0, 2, timedelta(seconds=0.1))
+    time.sleep(0.2)
+    one.close()
+    signs = store.add("sign 0", 0)
+    time.sleep(0.2)
+    assert signs == store.add("sign 0", 0) > 0
+
+
+@pytest.mark.parametrize("patience", [0, -1, float("nan"), float("inf"), "long"])
+def test_a_patience_that_is_none_is_refused(patience: object) -> None:
+    with pytest.raises(InputError, match="patience must be a number of seconds, at least 1, got"):
+        Ranks("cpu", patience=patience)
+
+
+def test_one_that_starts_alone_says_whom_it_missed() -> None:
+    script = (
+        "import datetime, rlsd_lightning.distributed.ranks as ranks; ranks.START = datetime.timedelta(seconds=2);"
+        "ranks.Ranks('cpu', 1, 2, patience=1)"
+    )
+    environment = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0", "LOCAL_RANK": "0", "NODE_RANK": "0"}
+    done = subprocess.run(
+        ["env", *(f"{name}={value}" for name, value in environment.items()), sys.executable, "-c", script],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert "InputError: the 2 processes of this run did not find each other (Timed out after" in done.stderr

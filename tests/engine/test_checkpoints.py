@@ -1,0 +1,170 @@
+"""A run stopped at an exact step goes on to the bits of one that never was; foreign checkpoints are refused."""
+
+import copy
+import signal
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+from lightning.pytorch.callbacks import Callback
+from support.trainers import StopAt, StopError, Visited, assert_same_bits, trainer_with
+
+from rlsd_lightning import (
+    RLSD,
+    InputError,
+    LatentFeatures,
+    Measurement,
+    RLSDPaper,
+    StableDiffusionPrior,
+    operators,
+)
+from rlsd_lightning.engine.signals import StopOnSignal
+from rlsd_lightning.errors import StoppedError
+from rlsd_lightning.identity import nearly_agree
+from rlsd_lightning.methods.base import ParticleModule
+
+
+@pytest.mark.parametrize("stop", [1, 2, 4, 5])
+@pytest.mark.parametrize(
+    ("method", "settings"),
+    [
+        (RLSD, {}),
+        (RLSD, {"renew_every": 3}),
+        (RLSD, {"x_update": "adam", "sampling_share": 0.0}),
+        (RLSD, {"augmented": False}),
+        (RLSDPaper, {"num_particles": 3}),
+    ],
+    ids=["prox", "held", "adam", "plain", "paper"],
+)
+def test_stopped_at_any_step_it_visits_the_rest_and_ends_the_same(
+    stop: int, method: type[ParticleModule], settings: dict, tiny_prior, tiny_features, measurement, tmp_path: Path
+) -> None:
+    def module() -> ParticleModule:
+        return method(tiny_prior, measurement, tiny_features, **{"num_steps": 6, "num_particles": 2, **settings})
+
+    whole, rest = module(), module()
+    trainer_with(tmp_path / "whole").fit(whole)
+    with pytest.raises(StopError):
+        trainer_with(tmp_path / "cut", StopAt(stop)).fit(module())
+    visited = Visited()
+    last = tmp_path / "cut" / "checkpoints" / "last.ckpt"
+    trainer_with(tmp_path / "cut", visited).fit(rest, ckpt_path=last, weights_only=True)
+    assert visited.steps == list(range(stop, 6))
+    assert rest.z.equal(whole.z)
+    assert rest.x.equal(whole.x)
+    assert_same_bits(tmp_path / "cut" / "noise", tmp_path / "whole" / "noise")
+
+
+def test_steps_after_the_last_checkpoint_are_taken_again(
+    tiny_prior, tiny_features, measurement, tmp_path: Path
+) -> None:
+    def module() -> RLSD:
+        return RLSD(tiny_prior, measurement, tiny_features, num_steps=8, num_particles=2)
+
+    trainer_with(tmp_path / "whole", every=3).fit(module())
+    with pytest.raises(StopError):
+        trainer_with(tmp_path / "cut", StopAt(5), every=3).fit(module())
+    visited = Visited()
+    last = tmp_path / "cut" / "checkpoints" / "last.ckpt"
+    trainer_with(tmp_path / "cut", visited, every=3).fit(module(), ckpt_path=last, weights_only=True)
+    assert visited.steps == [3, 4, 5, 6, 7]
+    assert_same_bits(tmp_path / "cut" / "noise", tmp_path / "whole" / "noise")
+
+
+def test_a_checkpoint_holds_particles_and_no_weights(tiny_prior, tiny_features, measurement, tmp_path: Path) -> None:
+    module = RLSD(tiny_prior, measurement, tiny_features, num_steps=2, num_particles=2)
+    trainer_with(tmp_path).fit(module)
+    state = torch.load(tmp_path / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
+    assert state.keys() >= {"z", "x"}
+    assert not [name for name in state if name.split(".")[0] in {"vae", "unet", "prior", "_frozen", "features"}]
+
+
+def test_a_stopped_run_does_not_save_particles_that_are_no_longer_finite(
+    tiny_prior, tiny_features, measurement, tmp_path: Path
+) -> None:
+    class Raise(Callback):
+        def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx: int) -> None:
+            if batch_idx == 5:
+                pl_module.z.data[0, 0, 0, 0] = float("nan")
+                signal.raise_signal(signal.SIGTERM)
+
+    module = RLSD(tiny_prior, measurement, tiny_features, num_steps=9, num_particles=2)
+    trainer = trainer_with(tmp_path, Raise(), StopOnSignal(tmp_path / "checkpoints"), every=3)
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(StoppedError, match=r"SIGTERM after step 6 of"):
+        trainer.fit(module)
+    assert signal.getsignal(signal.SIGTERM) is before
+    saved = torch.load(tmp_path / "checkpoints" / "last.ckpt", weights_only=True)
+    assert saved["state_dict"]["z"].isfinite().all()
+    assert saved["global_step"] == 3
+
+
+def test_a_foreign_checkpoint_is_refused(tiny_prior, tiny_features, measurement, tmp_path: Path) -> None:
+    module = RLSD(tiny_prior, measurement, tiny_features, num_steps=2, num_particles=2)
+    trainer_with(tmp_path / "one").fit(module)
+    other = RLSD(tiny_prior, measurement._replace(name="other"), tiny_features, num_steps=2, num_particles=2)
+    last = tmp_path / "one" / "checkpoints" / "last.ckpt"
+    with pytest.raises(InputError, match=r"belongs to measurement 'noise' .* than 'other' here"):
+        trainer_with(tmp_path / "two").fit(other, ckpt_path=last, weights_only=True)
+
+
+@pytest.mark.parametrize(
+    ("make", "other"),
+    [
+        (partial(operators.jpeg, quality=10), partial(operators.jpeg, quality=50)),
+        (partial(operators.quantization, levels=4), partial(operators.quantization, levels=8)),
+        (operators.compressed_sensing, partial(operators.compressed_sensing, operator_seed=1)),
+        (operators.hdr, partial(operators.hdr, scale=2.1)),
+    ],
+)
+def test_a_checkpoint_of_another_operator_is_refused_whatever_y_was(make, other, tiny_prior, tiny_features) -> None:
+    y, saved = make(tiny_prior.image_shape).A(torch.zeros(1, *tiny_prior.image_shape)), {"state_dict": {}}
+
+    def module(physics) -> RLSD:
+        return RLSD(tiny_prior, Measurement("m", y, physics), tiny_features, num_steps=4)
+
+    module(make(tiny_prior.image_shape)).on_save_checkpoint(saved)
+    module(make(tiny_prior.image_shape)).on_load_checkpoint(saved)
+    with pytest.raises(InputError, match="another measurement, operator"):
+        module(other(tiny_prior.image_shape)).on_load_checkpoint(saved)
+
+
+def test_a_checkpoint_of_another_machine_goes_on_and_one_of_another_prompt_does_not(
+    tiny_prior_folder, tiny_features, measurement
+) -> None:
+    def make(prompt: str) -> RLSD:
+        prior = StableDiffusionPrior(str(tiny_prior_folder), prompt=prompt, local_files_only=True)
+        return RLSD(prior, measurement, tiny_features, num_steps=4, num_particles=2)
+
+    module, checkpoint = make("a beard"), {"state_dict": {}}
+    module.on_save_checkpoint(checkpoint)
+    elsewhere = make("a beard")
+    for name in ("alphas", "sigmas", *elsewhere.prior.condition_names):
+        getattr(elsewhere.prior, name).mul_(1 + 1e-6)  # processors round in their own ways
+    elsewhere.check_checkpoint(checkpoint)
+    with pytest.raises(InputError, match="belongs to measurement 'noise'"):
+        make("a face").check_checkpoint(checkpoint)
+    elsewhere.prior.alphas.mul_(1 + 1e-3)
+    with pytest.raises(InputError, match="belongs to measurement 'noise'"):
+        elsewhere.check_checkpoint(checkpoint)
+    with pytest.raises(InputError, match="made by another version"):
+        module.check_checkpoint({"state_dict": {}, "evidence": {}})
+
+
+@pytest.mark.parametrize(("dtype", "accepted"), [(torch.float32, 1e-6), (torch.float16, 1e-3), (torch.bfloat16, 8e-3)])
+def test_computed_tensors_agree_up_to_their_types_rounding(dtype: torch.dtype, accepted: float) -> None:
+    one = {"prompt": torch.randn(1000, generator=torch.Generator().manual_seed(0)).to(dtype)}
+    assert nearly_agree(one, {"prompt": (one["prompt"].double() * (1 + accepted)).to(dtype)})
+    assert not nearly_agree(one, {"prompt": one["prompt"] * 1.2})
+    assert not nearly_agree(one, {})
+
+
+def test_a_checkpoint_of_another_feature_network_is_refused(tiny_prior, tiny_features, measurement) -> None:
+    saved = {"state_dict": {}}
+    RLSD(tiny_prior, measurement, tiny_features, num_steps=4).on_save_checkpoint(saved)
+    retrained = copy.deepcopy(tiny_features)
+    next(retrained.parameters()).data.add_(0.1)
+    for features in (LatentFeatures(), retrained):
+        with pytest.raises(InputError, match="features"):
+            RLSD(tiny_prior, measurement, features, num_steps=4).on_load_checkpoint(saved)

@@ -1,0 +1,311 @@
+"""A run that was stopped anywhere goes on to the bits of one that never was."""
+
+import json
+import re
+import shutil
+import signal
+from pathlib import Path
+
+import pytest
+import torch
+from omegaconf import OmegaConf
+from PIL import Image
+from safetensors.torch import load_file
+from support.command import start_train, train, wait_for
+from support.trainers import assert_same_bits
+
+from rlsd_lightning.engine.locking import only_run_in
+from rlsd_lightning.priors import StableDiffusionPrior
+
+
+@pytest.mark.same_bits
+def test_a_killed_run_goes_on_to_the_same_bits(small: list[str], tmp_path: Path) -> None:
+    killed, whole = tmp_path / "killed", tmp_path / "whole"
+    command = [*small, "num_steps=40", "data.limit=2"]
+    process = start_train(*command, f"output_dir={killed}")
+    try:
+        wait_for((killed / "001" / "checkpoints" / "last.ckpt").is_file, process)
+    finally:
+        process.kill()  # SIGKILL: nothing of the program's own runs any more
+        process.communicate()
+    assert not (killed / "001" / "metrics.json").exists()
+    finished = {file: file.stat().st_mtime_ns for file in (killed / "000").rglob("*") if file.is_file()}
+    assert killed / "000" / "metrics.json" in finished
+
+    code, printed = train(f"resume={killed}")
+    assert code == 0, printed
+    assert "000: finished before, left as it is" in printed
+    assert "001: going on from" in printed
+    assert {file: file.stat().st_mtime_ns for file in finished} == finished
+
+    assert train(*command, f"output_dir={whole}")[0] == 0
+    for name in ("000", "001"):
+        assert_same_bits(killed / name, whole / name)
+    rows = (killed / "summary.csv").read_text().splitlines()
+    assert [row.split(",")[0] for row in rows] == ["name", "000", "001", "mean"]
+
+
+@pytest.mark.same_bits
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1])
+def test_a_signal_stops_between_steps_and_asks_to_be_started_again(
+    number: signal.Signals, small: list[str], tmp_path: Path
+) -> None:
+    stopped, whole = tmp_path / "stopped", tmp_path / "whole"
+    command = [*small, "num_steps=60"]
+    process = start_train(*command, f"output_dir={stopped}")
+    try:
+        wait_for((stopped / "000" / "checkpoints" / "last.ckpt").is_file, process)
+        process.send_signal(number)
+        printed, _ = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert process.returncode == 75, printed
+    said = re.search(
+        rf"^stopped by {number.name} after step (\d+) of '000'; go on with: .* resume=", printed, re.MULTILINE
+    )
+    done = int(said[1])
+    saved = torch.load(stopped / "000" / "checkpoints" / "last.ckpt", weights_only=True)
+    assert saved["global_step"] == done  # not a step is lost
+    assert "Traceback" not in printed
+    assert train(f"resume={stopped}")[0] == 0
+    assert train(*command, f"output_dir={whole}")[0] == 0
+    assert_same_bits(stopped / "000", whole / "000")
+
+
+def test_a_second_run_in_the_same_folder_is_refused(small: list[str], tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    run.mkdir()
+    with only_run_in(run):
+        code, printed = train(*small, "num_steps=2", f"output_dir={run}")
+        assert code == 1
+        assert f"another run is working in '{run}'" in printed
+        assert not (run / "000").exists()
+    code, printed = train(*small, "num_steps=2", f"output_dir={run}")
+    assert code == 0, printed
+
+
+@pytest.mark.same_bits
+@pytest.mark.parametrize("method", ["rlsd", "rlsd_paper"])
+def test_results_that_went_missing_after_the_last_step_come_back(method: str, small: list[str], tmp_path: Path) -> None:
+    # as if the kill had come between the last checkpoint and the results
+    run, whole = tmp_path / "run", tmp_path / "whole"
+    command = [*small, f"method={method}", "num_steps=10"]
+    for folder in (run, whole):
+        assert train(*command, f"output_dir={folder}")[0] == 0
+    for file in ("metrics.json", "particles.safetensors", "grid.png"):
+        (run / "000" / file).unlink()
+    code, printed = train(f"resume={run}")
+    assert code == 0, printed
+    assert_same_bits(run / "000", whole / "000")
+    again, first = (json.loads((folder / "000" / "metrics.json").read_text()) for folder in (run, whole))
+    again.pop("seconds"), first.pop("seconds")
+    assert again == first
+
+
+def test_a_finished_run_is_left_as_it_is(small: list[str], tmp_path: Path) -> None:
+    assert train(*small, "num_steps=5", f"output_dir={tmp_path / 'run'}")[0] == 0
+    before = {file: file.stat().st_mtime_ns for file in (tmp_path / "run" / "000").rglob("*") if file.is_file()}
+    code, printed = train(f"resume={tmp_path / 'run'}")
+    assert code == 0, printed
+    after = {file: file.stat().st_mtime_ns for file in (tmp_path / "run" / "000").rglob("*") if file.is_file()}
+    assert after == before
+
+
+@pytest.mark.same_bits
+def test_a_resumed_run_keeps_the_settings_it_was_started_with(small: list[str], tmp_path: Path) -> None:
+    run, whole = tmp_path / "run", tmp_path / "whole"
+    command = ["task=inpaint_box", *small, "num_steps=5", "seed=3", "method.gamma=0.7", "data.limit=2"]
+    for folder in (run, whole):
+        assert train(*command, f"output_dir={folder}")[0] == 0
+    settings, started_by = (run / ".hydra" / "config.yaml").read_text(), (run / ".hydra" / "command.txt").read_text()
+    # a measurement that was never begun, and nothing of it on disk
+    for file in sorted((run / "001").rglob("*"), reverse=True):
+        file.unlink() if file.is_file() else file.rmdir()
+    code, printed = train(f"resume={run}")
+    assert code == 0, printed
+    assert_same_bits(run / "001", whole / "001")
+    assert (run / ".hydra" / "config.yaml").read_text() == settings
+    assert (run / ".hydra" / "command.txt").read_text() == started_by
+
+
+@pytest.mark.same_bits
+def test_ckpt_path_goes_on_with_that_measurement_only(small: list[str], tmp_path: Path) -> None:
+    run, whole = tmp_path / "run", tmp_path / "whole"
+    command = [*small, "num_steps=5", "data.limit=2"]
+    for folder in (run, whole):
+        assert train(*command, f"output_dir={folder}")[0] == 0
+    for name in ("000", "001"):
+        (run / name / "metrics.json").unlink()
+        (run / name / "particles.safetensors").unlink()
+    code, printed = train(f"ckpt_path={run / '001' / 'checkpoints' / 'last.ckpt'}")
+    assert code == 0, printed
+    assert_same_bits(run / "001", whole / "001")
+    assert (run / "001" / "metrics.json").is_file()
+    assert not (run / "000" / "metrics.json").exists()
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        "num_particles=3",
+        "num_steps=7",
+        "method.gamma=0.9",
+        "seed=1",
+        "physics.sigma=0.2",
+        "prior.prompt=a beard",
+        "prior.guidance_scale=2",
+        "data.mask=box",
+    ],
+)
+def test_a_resume_with_other_settings_of_the_results_is_refused(other: str, small: list[str], tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    assert train(*small, "num_steps=5", f"output_dir={run}")[0] == 0
+    (run / "000" / "metrics.json").unlink()
+    checkpoint = (run / "000" / "checkpoints" / "last.ckpt").read_bytes()
+    code, printed = train(f"resume={run}", other)
+    assert code == 1
+    (line,) = [line for line in printed.splitlines() if line.startswith("error: ")]
+    if other == "data.mask=box":  # there may be more data, so what is refused is the checkpoint
+        assert "the checkpoint belongs to measurement '000'" in line
+        assert "resume with the settings it was made with" in line
+    else:
+        name, value = other.split("=")
+        assert re.search(rf"error: {name} was .* when the run was started and can't change to '?{value}", line)
+    assert "Traceback" not in printed
+    assert (run / "000" / "checkpoints" / "last.ckpt").read_bytes() == checkpoint
+
+
+def test_a_checkpoint_of_another_y_is_refused(small: list[str], tmp_path: Path) -> None:
+    Image.new("RGB", (32, 32), "red").save(tmp_path / "a.png")
+    run = tmp_path / "run"
+    assert train(*small, "num_steps=5", f"data.images={tmp_path / 'a.png'}", f"output_dir={run}")[0] == 0
+    (run / "a" / "metrics.json").unlink()
+    Image.new("RGB", (32, 32), "blue").save(tmp_path / "a.png")
+    code, printed = train(f"resume={run}")
+    assert code == 1
+    assert "error: the checkpoint belongs to measurement 'a' of a run with another measurement" in printed
+    assert "Traceback" not in printed
+
+
+def test_a_folder_that_holds_another_run_is_left_alone(small: list[str], tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    assert train(*small, "num_steps=5", f"output_dir={run}")[0] == 0
+    before = (run / ".hydra" / "config.yaml").read_text()
+    code, printed = train(*small, "num_steps=6", f"output_dir={run}")
+    assert code == 1
+    assert f"'{run}' holds a run with other settings" in printed
+    assert (run / ".hydra" / "config.yaml").read_text() == before
+    code, printed = train(*small, "num_steps=5", f"output_dir={run}")  # the same settings go on
+    assert code == 0
+    assert "finished before" in printed
+
+
+def test_a_run_that_the_trainer_stops_early_is_not_finished(small: list[str], tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    code, printed = train(*small, "num_steps=8", "+trainer.limit_train_batches=3", f"output_dir={run}")
+    assert code == 1
+    assert "000: stopped after 3 of 8 steps" in printed
+    assert not (run / "000" / "metrics.json").exists()
+
+
+@pytest.mark.parametrize("other", ["method=rlsd_paper", "task=hdr"])
+def test_a_resume_with_another_group_is_refused(other: str, small: list[str], tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    assert train(*small, "num_steps=3", f"output_dir={run}")[0] == 0
+    code, printed = train(f"resume={run}", other)
+    assert code == 1
+    assert f"'{other.split('=')[0]}' was chosen when the run was started" in printed
+
+
+def test_a_resume_may_say_again_what_was_chosen_and_how_it_is_computed(small: list[str], tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    assert train(*small, "num_steps=3", f"output_dir={run}")[0] == 0
+    code, printed = train(f"resume={run}", "num_steps=3", "method.particle_chunk=1", "trainer.log_every_n_steps=1")
+    assert code == 0, printed
+
+
+def test_a_damaged_checkpoint_is_one_line(small: list[str], tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    assert train(*small, "num_steps=5", f"output_dir={run}")[0] == 0
+    (run / "000" / "metrics.json").unlink()
+    checkpoint = run / "000" / "checkpoints" / "last.ckpt"
+    checkpoint.write_bytes(checkpoint.read_bytes()[:1000])
+    code, printed = train(f"resume={run}")
+    assert code == 1
+    assert "Traceback" not in printed
+    assert str(checkpoint) in printed
+    (line,) = [line for line in printed.splitlines() if line.startswith("error: ")]
+    assert "can't be read" in line
+
+
+@pytest.fixture
+def no_number(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A denoiser that fails, as one that overflows in half precision does."""
+    monkeypatch.setattr(StableDiffusionPrior, "evaluate", lambda self, z_t, t, text: torch.full_like(z_t, torch.nan))
+
+
+def test_a_run_that_diverges_ends_with_one(no_number: None, small: list[str], tmp_path: Path) -> None:
+    code, printed = train(*small, "num_steps=10", "data.limit=2", f"output_dir={tmp_path / 'run'}")
+    assert code == 1
+    for name in ("000", "001"):
+        assert f"particles of '{name}' are no longer finite" in printed
+        assert not (tmp_path / "run" / name / "metrics.json").exists()
+    assert "results of 0 of 2 measurements" in printed
+    assert "Traceback" not in printed
+
+
+def test_a_lone_diverging_measurement_ends_with_one(no_number: None, small: list[str], tmp_path: Path) -> None:
+    code, printed = train(*small, "num_steps=10", f"output_dir={tmp_path / 'run'}")
+    assert code == 1
+    assert "particles of '000' are no longer finite" in printed
+    assert "Traceback" not in printed
+
+
+def test_a_run_with_relative_files_is_resumed_from_another_folder(
+    small: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pictures = tmp_path / "pictures"
+    pictures.mkdir()
+    Image.new("RGB", (32, 32), "red").save(pictures / "one.png")
+    Image.new("L", (32, 32), 255).save(pictures / "mask.png")
+    Image.new("RGB", (32, 32), "blue").save(pictures / "two.png")
+    monkeypatch.chdir(pictures)
+    run = tmp_path / "run"
+    files = ["data.images=*o*.png", "data.mask=mask.png", "data.limit=1"]
+    assert train(*small, *files, "num_steps=5", f"output_dir={run}")[0] == 0
+    monkeypatch.chdir(tmp_path)
+    code, printed = train(f"resume={run}", "data.limit=2")
+    assert code == 0, printed
+    assert (run / "one" / "metrics.json").is_file() and (run / "two" / "metrics.json").is_file()
+
+
+def test_a_run_that_ended_before_its_results_were_written_writes_them(small: list[str], tmp_path: Path) -> None:
+    # too short for a checkpoint on the way: there is only that of the end
+    command = [*small, "num_steps=3", f"output_dir={tmp_path}"]
+    assert train(*command)[0] == 0
+    folder = tmp_path / "000"
+    before = load_file(folder / "particles.safetensors")
+    (folder / "metrics.json").unlink()
+    code, printed = train(*command)
+    assert code == 0, printed
+    assert f"000: going on from {folder / 'checkpoints' / 'last.ckpt'}" in printed
+    after = load_file(folder / "particles.safetensors")
+    assert all(after[name].equal(before[name]) for name in before)
+
+
+@pytest.mark.same_bits
+def test_a_run_from_before_a_setting_goes_on_as_it_began(small: list[str], tmp_path: Path) -> None:
+    command, older = [*small, "num_steps=4", "data.limit=2"], tmp_path / "older"
+    began = ["method.room=0", "method.sampling_share=0", "method.antithetic=false"]
+    assert train(*command, *began, f"output_dir={older}")[0] == 0
+    before = load_file(older / "001" / "particles.safetensors")
+    settings = older / ".hydra" / "config.yaml"
+    cfg = OmegaConf.load(settings)
+    for name in ("room", "sampling_share", "antithetic"):
+        del cfg.method[name]
+    OmegaConf.save(cfg, settings)
+    shutil.rmtree(older / "001")
+    code, printed = train(f"resume={older}")
+    assert code == 0, printed
+    after = load_file(older / "001" / "particles.safetensors")
+    assert all(before[name].equal(after[name]) for name in before)

@@ -1,0 +1,142 @@
+"""Laws that every method keeps whose particles go down the noise levels, and the mixture form of the default method."""
+
+from pathlib import Path
+
+import pytest
+from deepinv.physics import Blur, Downsampling, LinearPhysics, Physics
+from support.command import start_train, train
+from support.operator_cases import EVERY
+from support.trainers import StopAt, StopError, assert_same_bits, trainer_with
+from torch import Generator, Tensor, cat, ones, rand
+from torch.testing import assert_close
+
+from rlsd_lightning import (
+    RLSD,
+    LatentDAPS,
+    LatentDPS,
+    LatentFeatures,
+    Measurement,
+    MixtureDistillation,
+    TwistedFilter,
+)
+from rlsd_lightning.distributed.ranks import Shard
+from rlsd_lightning.methods import sampling
+from rlsd_lightning.methods.base import ParticleModule
+from rlsd_lightning.operators import denoising, inpainting
+from rlsd_lightning.operators.proximal import proximal_step
+
+FORMS = {
+    "twisted": (TwistedFilter, {}),
+    "twisted that always draws anew": (TwistedFilter, {"decoder_std": 0.0, "resample_below": 1.0}),
+    "dps": (LatentDPS, {}),
+    "psld": (LatentDPS, {"gluing": 0.1}),
+    "daps": (LatentDAPS, {"ode_steps": 2, "langevin_steps": 2}),
+    "mixture": (MixtureDistillation, {}),
+    "rlsd": (RLSD, {"sampling_share": 0.5}),
+    "not augmented": (RLSD, {"augmented": False}),
+}
+
+
+def make(form: str, prior, measurement: Measurement, **numbers: int) -> ParticleModule:
+    method, settings = FORMS[form]
+    return method(prior, measurement, LatentFeatures(), **numbers, **settings)
+
+
+def seen_by(physics: Physics, shape: tuple[int, ...]) -> Measurement:
+    return Measurement("m", physics.A(rand(1, *shape, generator=Generator().manual_seed(0))), physics)
+
+
+@pytest.mark.parametrize("count", [1, 3])
+@pytest.mark.parametrize("form", ["twisted", "dps", "daps", "rlsd"])
+@pytest.mark.parametrize("name", EVERY)
+def test_every_operator_with_any_number(name: str, form: str, count: int, tiny_prior, tmp_path: Path):
+    physics = EVERY[name](tiny_prior.image_shape)
+    if form == "dps" and isinstance(physics, LinearPhysics):
+        form = "psld"  # is all of dps and more
+    measurement = seen_by(physics, tiny_prior.image_shape)
+    module = make(form, tiny_prior, measurement, num_particles=count, num_steps=4)
+    trainer_with(tmp_path).fit(module)
+    images, decoded = module.reconstructions()
+    assert images.shape == decoded.shape == (count, *tiny_prior.image_shape)
+    assert images.isfinite().all()
+
+
+@pytest.mark.parametrize("stop", [1, 3, 5])
+@pytest.mark.parametrize("form", FORMS)
+def test_stopped_at_any_step_it_ends_the_same(stop: int, form: str, tiny_prior, measurement, tmp_path: Path):
+    whole, cut, rest = (make(form, tiny_prior, measurement, num_steps=6, num_particles=3) for _ in range(3))
+    trainer_with(tmp_path / "whole").fit(whole)
+    with pytest.raises(StopError):
+        trainer_with(tmp_path / "cut", StopAt(stop)).fit(cut)
+    last = tmp_path / "cut" / "checkpoints" / "last.ckpt"
+    trainer_with(tmp_path / "cut").fit(rest, ckpt_path=last, weights_only=True)
+    for name, value in whole.state_dict().items():
+        assert rest.state_dict()[name].equal(value), name
+    assert_same_bits(tmp_path / "cut" / "noise", tmp_path / "whole" / "noise")
+
+
+@pytest.mark.parametrize("method", ["twisted", "dps", "daps", "mixture", "rlsd"])
+def test_particles_over_processes_end_with_the_same_bits(method: str, small: list[str], tmp_path: Path):
+    command = [*small, f"method={method}", "method.particle_chunk=1", "num_steps=12"]
+    command += ["method.resample_below=0.9"] if method == "twisted" else []
+    command += ["trainer.accelerator=cpu", "num_particles=5", "data.limit=2", "measurements_per_batch=2"]
+    many = start_train(*command, "trainer.devices=2", "parallel=particles", f"output_dir={tmp_path / 'many'}")
+    try:
+        code, printed = train(*command, f"output_dir={tmp_path / 'one'}")
+        assert code == 0, printed
+        printed = many.communicate(timeout=120)[0]
+    finally:
+        many.kill()
+    assert many.returncode == 0, printed
+    for name in ("000", "001"):
+        assert_same_bits(tmp_path / "one" / name, tmp_path / "many" / name)
+
+
+def test_neighbours_under_one_operator_are_solved_for_at_once(tiny_prior, monkeypatch: pytest.MonkeyPatch):
+    shape, count = tiny_prior.image_shape, 2
+    masked, other, photons = inpainting(shape, "half"), inpainting(shape, "box"), denoising(shape, 0.2, "poisson")
+    # conjugate gradients, which stop for all images at once
+    solved = [Blur(filter=ones(1, 1, 3, 3) / 9, padding="valid"), Downsampling(shape, "bicubic", 2, padding="reflect")]
+    operators = [
+        masked,
+        masked,
+        other,
+        masked,
+        *(o for o in solved for _ in range(2)),
+        photons,
+        photons,
+        masked,
+        masked,
+    ]
+    truths = rand(len(operators), *shape, generator=Generator().manual_seed(0)) * 2 - 1
+    measurements = [
+        Measurement(f"{index}", physics.A(truth[None]), physics)
+        for index, (physics, truth) in enumerate(zip(operators, truths, strict=True))
+    ]
+    module = make("rlsd", tiny_prior, measurements, num_particles=count, num_steps=4)
+    decoded = rand(count * len(operators), *shape, generator=Generator().manual_seed(1)) * 2 - 1
+    apart = cat([proximal_step(m.physics, m.y, particles, module.mu(m, 0.01)) for m, particles in module.each(decoded)])
+    sizes = []
+
+    def counted(physics: Physics, y: Tensor, images: Tensor, *args, **settings) -> Tensor:
+        sizes.append(len(images))
+        return proximal_step(physics, y, images, *args, **settings)
+
+    monkeypatch.setattr(sampling, "proximal_step", counted)
+    assert module.proximal_steps(decoded, 0.01).equal(apart)
+    assert sizes == [4, 2, 2, 2, 2, 2, 2, 2, 2, 4]  # two measurements of photons are never equally noisy
+    for processes in (3, 5, 7):
+        for position in range(processes):  # a process's share begins and ends anywhere
+            module.shard = Shard(position, processes)
+            mine = module.proximal_steps(decoded[module.rows], 0.01)
+            assert_close(mine, apart[module.rows], rtol=1e-5, atol=1e-5)
+
+
+def test_where_memory_is_saved_each_measurement_is_solved_for_by_itself(tiny_prior, monkeypatch: pytest.MonkeyPatch):
+    physics = inpainting(tiny_prior.image_shape, "half")
+    measurements = [seen_by(physics, tiny_prior.image_shape)._replace(name=name) for name in "abc"]
+    module = make("rlsd", tiny_prior, measurements, num_particles=2, num_steps=4, particle_chunk=1)
+    sizes = []
+    monkeypatch.setattr(sampling, "proximal_step", lambda _, __, images, *args: sizes.append(len(images)) or images)
+    module.proximal_steps(module.x.detach(), 0.01)
+    assert sizes == [2, 2, 2]

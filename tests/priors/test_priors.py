@@ -1,0 +1,293 @@
+"""Every family of priors behind the one contract, from tiny pipelines in their own on-disk formats."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import (
+    DDIMPipeline,
+    LatentConsistencyModelPipeline,
+    StableDiffusion3Pipeline,
+    StableDiffusionPipeline,
+    StableDiffusionXLPipeline,
+)
+from torch import Tensor
+from torch._dynamo.testing import CompileCounter
+
+from rlsd_lightning import GaussianMixturePrior, InputError, LatentFeatures, Measurement
+from rlsd_lightning.methods.rlsd import RLSD
+from rlsd_lightning.operators import inpainting
+from rlsd_lightning.priors import (
+    PixelPrior,
+    Prior,
+    StableDiffusion3Prior,
+    StableDiffusionPrior,
+    StableDiffusionXLPrior,
+)
+
+T = 400
+CLASSES: dict[str, Callable[..., Prior]] = {
+    "faces": StableDiffusionPrior,
+    "lcm": StableDiffusionPrior,
+    "sdxl": StableDiffusionXLPrior,
+    "sd3": StableDiffusion3Prior,
+    "pixel": PixelPrior,
+}
+FAMILIES = pytest.mark.parametrize("family", CLASSES)
+GUIDED = pytest.mark.parametrize("family", ["faces", "sdxl", "sd3"])
+
+
+def load(folders: dict[str, Path], family: str, **settings) -> Prior:
+    return CLASSES[family](str(folders[family]), local_files_only=True, **settings)
+
+
+def noisy(prior: Prior, count: int = 3) -> Tensor:
+    return torch.randn(count, *prior.latent_shape, generator=torch.Generator().manual_seed(0))
+
+
+def edited(folder: Path, copy: Path, config: str, **values) -> Path:
+    """A copy of a pipeline folder with some values of a configuration changed."""
+    shutil.copytree(folder, copy)
+    file = copy / config
+    file.write_text(json.dumps({**json.loads(file.read_text()), **values}))
+    return copy
+
+
+@FAMILIES
+def test_a_family_keeps_the_contract(family: str, tiny_folders: dict[str, Path]):
+    prior = load(tiny_folders, family)
+    z = noisy(prior)
+    assert prior.image_shape == (3, 32, 32)
+    assert prior.latent_shape == ((3, 32, 32) if family == "pixel" else (4, 8, 8))
+    assert not any(parameter.requires_grad for parameter in prior.parameters())
+    assert (prior.alphas.diff() < 0).all()
+    assert (prior.sigmas.diff() > 0).all()
+    with torch.no_grad():
+        noise = prior.predict_noise(z, T)
+        assert noise.shape == prior.encode(prior.decode(z)).shape == z.shape
+        torch.testing.assert_close(prior.predict_noise(z[1:2], T), noise[1:2], atol=1e-4, rtol=1e-3)
+        assert not torch.equal(prior.predict_noise(z, T // 2), noise)
+    leaf = z.clone().requires_grad_()
+    prior.decode(leaf).square().sum().backward()
+    assert leaf.grad.norm() > 0
+
+
+@GUIDED
+def test_guidance_combines_what_two_prompts_give(family: str, tiny_folders: dict[str, Path]):
+    prompts = {"prompt": "a beard", "negative_prompt": "a face, light skin"}
+    guided = load(tiny_folders, family, **prompts, guidance_scale=3.0)
+    z = noisy(guided)
+    with torch.no_grad():
+        towards = load(tiny_folders, family, prompt=prompts["prompt"]).network(z, T)
+        away = load(tiny_folders, family, prompt=prompts["negative_prompt"]).network(z, T)
+        torch.testing.assert_close(guided.network(z, T), away + 3 * (towards - away), atol=1e-5, rtol=1e-3)
+    assert not torch.allclose(towards, away, atol=1e-5)
+
+
+def one_step(pipeline, **settings) -> Tensor:
+    """The latent that a pipeline has after the first of its sampling steps, and what it started from."""
+    seen = {}
+
+    def callback(pipeline, step, timestep, kwargs):
+        seen.setdefault("latents", kwargs["latents"])
+        return kwargs
+
+    pipeline.set_progress_bar_config(disable=True)
+    pipeline(prompt="a beard", output_type="latent", callback_on_step_end=callback, **settings)
+    return seen["latents"]
+
+
+def test_velocity_becomes_the_noise_that_diffusers_steps_along(tiny_folders: dict[str, Path]):
+    """One Euler step of the pipeline is a step along the velocity that our noise implies."""
+    pipeline = StableDiffusion3Pipeline.from_pretrained(
+        tiny_folders["sd3"], text_encoder_3=None, tokenizer_3=None, local_files_only=True
+    )
+    prior = load(tiny_folders, "sd3", prompt="a beard")
+    z = noisy(prior, 1)
+    after = one_step(pipeline, latents=z, guidance_scale=1.0, num_inference_steps=4, height=32, width=32)
+    sigmas = pipeline.scheduler.sigmas
+    t = int((prior.sigmas - sigmas[0]).abs().argmin())
+    assert prior.sigmas[t].item() == pytest.approx(sigmas[0].item(), abs=1e-5)
+    with torch.no_grad():
+        noise = prior.predict_noise(z, t)
+    clean = (z - prior.sigma(t) * prior.network(z, t)).detach()
+    velocity = noise - clean
+    torch.testing.assert_close(after, z + (sigmas[1] - sigmas[0]) * velocity, atol=1e-4, rtol=1e-3)
+
+
+def test_sdxl_sees_the_same_conditions_as_its_pipeline(tiny_folders: dict[str, Path]):
+    pipeline = StableDiffusionXLPipeline.from_pretrained(tiny_folders["sdxl"], local_files_only=True)
+    prior = load(tiny_folders, "sdxl", prompt="a beard")
+    z, seen = noisy(prior, 1), {}
+
+    def spy(module, arguments, keywords, output):
+        seen.setdefault("output", output[0])
+        seen.setdefault("input", arguments[0])
+        seen.setdefault("t", int(arguments[1]))
+
+    pipeline.unet.register_forward_hook(spy, with_kwargs=True)
+    one_step(pipeline, latents=z, guidance_scale=1.0, num_inference_steps=2, height=32, width=32)
+    with torch.no_grad():
+        torch.testing.assert_close(prior.network(seen["input"], seen["t"]), seen["output"], atol=1e-5, rtol=1e-4)
+
+
+def test_a_consistency_model_is_told_the_guidance_as_by_its_pipeline(tiny_folders: dict[str, Path]):
+    pipeline = LatentConsistencyModelPipeline.from_pretrained(tiny_folders["lcm"], local_files_only=True)
+    prior, seen = load(tiny_folders, "lcm", prompt="a beard", guidance_scale=8.5), {}
+    assert len(prior.text) == 1  # one network call
+
+    def spy(module, arguments, keywords, output):
+        seen.setdefault("output", output[0])
+        seen.setdefault("input", arguments[0])
+        seen.setdefault("t", int(arguments[1]))
+
+    pipeline.unet.register_forward_hook(spy, with_kwargs=True)
+    pipeline.set_progress_bar_config(disable=True)
+    pipeline("a beard", height=32, width=32, guidance_scale=8.5, num_inference_steps=1, output_type="latent")
+    with torch.no_grad():
+        torch.testing.assert_close(prior.network(seen["input"], seen["t"]), seen["output"], atol=1e-5, rtol=1e-4)
+
+
+def test_pixel_prior_is_the_network_of_its_pipeline(tiny_folders: dict[str, Path]):
+    unet = DDIMPipeline.from_pretrained(tiny_folders["pixel"], local_files_only=True).unet
+    prior = load(tiny_folders, "pixel")
+    z = noisy(prior)
+    with torch.no_grad():
+        torch.testing.assert_close(prior.predict_noise(z, T), unet(z, T).sample)
+    assert prior.decode(z) is z
+
+
+def test_zero_terminal_snr_is_taken_from_the_configuration(tiny_folders: dict[str, Path], tmp_path: Path):
+    file = "scheduler/scheduler_config.json"
+    settings = {"rescale_betas_zero_snr": True, "prediction_type": "v_prediction"}
+    prior = StableDiffusionPrior(str(edited(tiny_folders["faces"], tmp_path / "v", file, **settings)))
+    assert prior.alphas[-1] == 0
+    assert prior.sigmas[-1] == 1
+    z = noisy(prior)
+    with torch.no_grad():
+        torch.testing.assert_close(prior.predict_noise(z, 999), z)  # pure noise is all noise
+    for sampling_share in (0.0, 1.0):
+        settings = {"num_steps": 500, "num_particles": 2, "sampling_share": sampling_share}
+        module = RLSD(prior, measurement(prior), LatentFeatures(), **settings)
+        assert module.timesteps[0] == 999
+        take_first_step(module)
+    wrong = edited(tiny_folders["faces"], tmp_path / "eps", file, rescale_betas_zero_snr=True)
+    with pytest.raises(InputError, match="rescale_betas_zero_snr"):
+        StableDiffusionPrior(str(wrong))
+
+
+def measurement(prior: Prior) -> Measurement:
+    physics = inpainting(prior.image_shape, mask="half")
+    return Measurement("m", physics.A(torch.zeros(1, *prior.image_shape)), physics)
+
+
+def take_first_step(module: RLSD) -> None:
+    """Takes a step, and finds everything that it moves finite and moved."""
+    z, z_t = module.z.detach().clone(), module.z_t.clone()
+    module.training_step((0, module.timesteps[0]), 0).backward()
+    for value in (module.z, module.z.grad, module.z_t, module.x):
+        assert torch.isfinite(value).all()
+    if module.sampling_steps:
+        assert not torch.isclose(module.z_t, z_t).all()
+        assert not torch.isclose(module.z, z).all()
+    else:
+        assert module.z.grad.abs().max() > 0
+
+
+@pytest.mark.parametrize("sampling_share", [0.0, 1.0])
+@pytest.mark.parametrize("family", ["faces", "sdxl", "sd3"])
+def test_images_need_not_be_square(family: str, sampling_share: float, tiny_folders: dict[str, Path]):
+    prior = load(tiny_folders, family, image_size=(32, 48))
+    assert prior.image_shape == (3, 32, 48)
+    settings = {"num_steps": 2, "num_particles": 2, "sampling_share": sampling_share}
+    take_first_step(RLSD(prior, measurement(prior), LatentFeatures(), **settings))
+
+
+@pytest.mark.parametrize("gamma", [0.0, 0.5])
+@pytest.mark.parametrize("sampling_share", [0.0, 1.0])
+@FAMILIES
+def test_chunks_of_particles_take_the_same_step(
+    family: str, sampling_share: float, gamma: float, tiny_folders: dict[str, Path]
+):
+    prior = load(tiny_folders, family)
+    moves = []
+    # the last does not pull
+    for chunk, zeta in ((None, 1.0), (1, 1.0), (2, 1.0), (None, 0.0)):
+        settings = {"num_steps": 4, "num_particles": 3, "gamma": gamma, "sampling_share": sampling_share}
+        module = RLSD(prior, measurement(prior), LatentFeatures(), particle_chunk=chunk, zeta=zeta, **settings)
+        module.training_step((0, module.timesteps[0]), 0).backward()
+        moves.append(module.z_t if sampling_share else module.z.grad)
+    unmoved = moves.pop() if sampling_share else torch.zeros_like(moves.pop())
+    assert not torch.allclose(moves[0], unmoved, atol=1e-3 if sampling_share else 1e-6)
+    for chunked in moves[1:]:
+        torch.testing.assert_close(chunked, moves[0], atol=1e-4 if sampling_share else 1e-6, rtol=1e-4)
+
+
+def test_memory_options_do_not_change_what_is_decoded(tiny_folders: dict[str, Path]):
+    plain = load(tiny_folders, "faces")
+    saving = load(tiny_folders, "faces", decoder_checkpointing=True, vae_tiling=True)
+    gradients = []
+    for prior in (plain, saving):
+        leaf = noisy(prior).requires_grad_()
+        prior.decode(leaf).square().sum().backward()
+        gradients.append(leaf.grad)
+    torch.testing.assert_close(*gradients)
+    assert saving.vae.use_tiling
+
+
+@pytest.mark.parametrize("weights", ["float16", "bfloat16"])
+@FAMILIES
+def test_weights_may_be_held_in_half_precision(family: str, weights: str, tiny_folders: dict[str, Path]):
+    full, half = load(tiny_folders, family), load(tiny_folders, family, weights=weights)
+    z = noisy(full)
+    with torch.no_grad():
+        torch.testing.assert_close(half.predict_noise(z, T), full.predict_noise(z, T), atol=0.1, rtol=0.1)
+        assert half.decode(z).dtype == torch.float32
+    assert {parameter.dtype for parameter in half.parameters()} == {getattr(torch, weights)}
+
+
+def test_an_unknown_type_of_weights_is_refused(tiny_folders: dict[str, Path]):
+    with pytest.raises(InputError, match=r"prior\.weights must be one of float32, .* got 'int8'"):
+        load(tiny_folders, "faces", weights="int8")
+
+
+def test_pickled_weights_are_taken_only_when_trusted(tiny_folders: dict[str, Path], tmp_path: Path):
+    pipeline = StableDiffusionPipeline.from_pretrained(tiny_folders["faces"], local_files_only=True)
+    pipeline.save_pretrained(tmp_path / "pickled", safe_serialization=False)
+    for file in (tmp_path / "pickled").rglob("*.safetensors"):  # transformers writes these whatever it is told
+        torch.save(pipeline.text_encoder.state_dict(), file.with_name("pytorch_model.bin"))
+        file.unlink()
+    with pytest.raises(InputError, match=r"prior\.allow_pickle=true"):
+        StableDiffusionPrior(str(tmp_path / "pickled"))
+    trusted = StableDiffusionPrior(str(tmp_path / "pickled"), allow_pickle=True)
+    z = noisy(trusted)
+    with torch.no_grad():
+        expected = load(tiny_folders, "faces").predict_noise(z, T)
+        torch.testing.assert_close(trusted.predict_noise(z, T), expected)
+
+
+@pytest.mark.parametrize(
+    ("family", "folder"), [("faces", "sdxl"), ("sdxl", "faces"), ("sd3", "sdxl"), ("faces", "sd3")]
+)
+def test_a_folder_of_another_family_is_refused(family: str, folder: str, tiny_folders: dict[str, Path]):
+    with pytest.raises(InputError, match=r"sdxl|complete folder of a"):
+        CLASSES[family](str(tiny_folders[folder]), local_files_only=True)
+
+
+@FAMILIES
+def test_compiled_networks_are_one_graph_each_for_all_timesteps(family: str, tiny_folders: dict[str, Path]):
+    torch.compiler.reset()
+    plain, compiled, counter = load(tiny_folders, family), load(tiny_folders, family), CompileCounter()
+    compiled.compile_networks(backend=counter, fullgraph=True)
+    for t in (300, 200, 20):
+        torch.testing.assert_close(compiled.predict_noise(noisy(plain), t), plain.predict_noise(noisy(plain), t))
+    torch.testing.assert_close(compiled.decode(noisy(plain)), plain.decode(noisy(plain)))
+    assert counter.frame_count == (1 if family == "pixel" else 2)
+
+
+def test_a_prior_without_networks_can_not_be_compiled():
+    with pytest.raises(InputError, match="GaussianMixturePrior has none"):
+        GaussianMixturePrior(means=[[0.0, 1.0]], std=0.1).compile_networks()

@@ -1,0 +1,183 @@
+"""Frames and slices whose particles start from each other."""
+
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+from support.command import train
+
+from rlsd_lightning import RLSD, InputError, LatentFeatures, Measurement
+from rlsd_lightning.data import ImageMeasurements
+from rlsd_lightning.images import fit, load_volume
+from rlsd_lightning.operators import denoising
+from rlsd_lightning.results.video import write_sequence
+
+STEPS = 8
+
+
+@pytest.fixture
+def frames(tmp_path: Path) -> Path:
+    """Three frames of a square that moves."""
+    folder = tmp_path / "frames"
+    folder.mkdir()
+    for index in range(3):
+        frame = Image.new("RGB", (32, 32), (200, 180, 160))
+        frame.paste((20, 40, 200), (4 + 4 * index, 8, 16 + 4 * index, 20))
+        frame.save(folder / f"{index}.png")
+    return folder
+
+
+def arguments(prior: Path, features: Path, run: Path, images: Path, *more: str) -> list[str]:
+    return [
+        f"prior.pretrained={prior}",
+        f"callbacks.results.features.pretrained={features}",
+        f"num_steps={STEPS}",
+        "num_particles=2",
+        f"data.images={images}",
+        "data.limit=null",
+        "data.sequence=true",
+        f"output_dir={run}",
+        *more,
+    ]
+
+
+def module(prior, measurement: Measurement, **settings) -> RLSD:
+    return RLSD(prior, measurement, LatentFeatures(), num_particles=2, num_steps=STEPS, **settings)
+
+
+def blank(prior, **fields) -> Measurement:
+    physics = denoising(prior.image_shape)
+    return Measurement("frame", torch.zeros(1, *prior.image_shape), physics, **fields)
+
+
+def test_frames_start_from_each_other_and_become_a_film(
+    frames: Path, tmp_path: Path, tiny_prior_folder: Path, tiny_features_folder: Path
+):
+    run = tmp_path / "run"
+    code, printed = train(*arguments(tiny_prior_folder, tiny_features_folder, run, frames))
+    assert code == 0, printed
+    story = np.load(run / "sequence.npy")
+    assert story.shape == (2, 3, 3, 32, 32)
+    for index in range(3):
+        saved = load_file(run / str(index) / "particles.safetensors")["x"].clamp(-1, 1)
+        assert np.array_equal(story[:, index], saved.numpy())
+    with av.open(str(run / "sequence.mp4")) as film:
+        shown = [frame.to_ndarray(format="rgb24") for frame in film.decode(video=0)]
+    assert len(shown) == 3
+    assert shown[0].shape == (128, 4 * 128, 3)  # truth, two particles, mean, enlarged
+    truth = np.asarray(Image.open(frames / "1.png").resize((128, 128), Image.Resampling.NEAREST)).astype(float)
+    assert np.abs(shown[1][:, :128] - truth).mean() < 12  # the codec loses a little
+
+
+def test_a_stopped_sequence_goes_on_to_the_same_bits(
+    frames: Path, tmp_path: Path, tiny_prior_folder: Path, tiny_features_folder: Path
+):
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    first = arguments(tiny_prior_folder, tiny_features_folder, whole, frames)
+    assert train(*first)[0] == 0
+    second = arguments(tiny_prior_folder, tiny_features_folder, parts, frames, "data.limit=1")
+    assert train(*second)[0] == 0
+    assert train(f"resume={parts}", "data.limit=null")[0] == 0
+    assert np.array_equal(np.load(whole / "sequence.npy"), np.load(parts / "sequence.npy"))
+
+
+def test_a_given_start_takes_the_last_share_of_the_schedule(tiny_prior):
+    generator = torch.Generator().manual_seed(0)
+    start = tuple(torch.randn(2, *shape, generator=generator) for shape in (tiny_prior.latent_shape, (3, 32, 32)))
+    cold, warm = (
+        module(tiny_prior, blank(tiny_prior)),
+        module(tiny_prior, blank(tiny_prior, start=start), warm_share=0.25),
+    )
+    assert warm.z.equal(start[0])
+    assert warm.x.equal(start[1])
+    assert warm.timesteps == cold.timesteps[-2:]
+    assert warm.noise(0).equal(cold.noise(6))
+    assert [warm.repulsion_is_on(step, 800) for step in (0, 1)] == [cold.repulsion_is_on(step, 800) for step in (6, 7)]
+    rates = [m.configure_optimizers()["lr_scheduler"]["scheduler"].lr_lambdas[0](0) for m in (cold, warm)]
+    assert rates == pytest.approx([1, 0.5 * (1 + np.cos(0.75 * np.pi))])
+    moved = module(tiny_prior, blank(tiny_prior, start=(start[0] + 1, start[1])), warm_share=0.25)
+    saved = {"state_dict": {}}
+    warm.on_save_checkpoint(saved)
+    warm.on_load_checkpoint(saved)
+    with pytest.raises(InputError, match="belongs to"):
+        moved.on_load_checkpoint(saved)
+
+
+def test_items_of_a_series_share_their_particles_noise_but_not_the_measurements(tiny_prior, frames: Path):
+    data = ImageMeasurements(tiny_prior.image_shape, denoising(tiny_prior.image_shape), frames, sequence=True)
+    first, second = (module(tiny_prior, data[index]) for index in (0, 1))
+    assert first.z.equal(second.z)
+    assert first.noise(3).equal(second.noise(3))
+    errors = [item.y - item.truth for item in (data[0], data[1])]
+    assert not errors[0].equal(errors[1])
+    apart = ImageMeasurements(tiny_prior.image_shape, denoising(tiny_prior.image_shape), frames)
+    assert not module(tiny_prior, apart[0]).z.equal(module(tiny_prior, apart[1]).z)
+
+
+def test_a_volume_is_a_sequence_of_its_slices(tmp_path: Path, tiny_prior_folder: Path, tiny_features_folder: Path):
+    rng = np.random.default_rng(0)
+    np.save(tmp_path / "volume.npy", rng.integers(0, 2**16, (2, 32, 32), dtype=np.uint16))
+    run = tmp_path / "run"
+    code, printed = train(*arguments(tiny_prior_folder, tiny_features_folder, run, tmp_path / "volume.npy"))
+    assert code == 0, printed
+    assert np.load(run / "sequence.npy").shape == (2, 2, 3, 32, 32)
+    assert (run / "0001" / "grid.png").is_file()
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        (np.array([[[0, 255]]], dtype=np.uint8), [-1, 1]),
+        (np.array([[[0.0, 0.25]]]), [-1, -0.5]),
+    ],
+)
+def test_a_volumes_values_are_scaled_by_their_type(values: np.ndarray, expected: list, tmp_path: Path):
+    np.save(tmp_path / "v.npy", values)
+    volume = load_volume(tmp_path / "v.npy")
+    assert volume.shape == (1, 3, 1, 2)
+    assert volume[0, 1, 0].tolist() == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        (np.zeros((4, 4)), r"\(T, H, W\).*\(4, 4\)"),
+        (np.zeros((2, 4, 4, 2)), r"\(2, 4, 4, 2\)"),
+        (np.full((2, 4, 4), 7.0), r"from 0 to 1 is expected.* from 7 to 7; rescale"),
+        (np.full((2, 4, 4), np.nan), r"from 0 to 1"),
+    ],
+)
+def test_a_volume_that_can_not_be_is_refused(values: np.ndarray, message: str, tmp_path: Path):
+    np.save(tmp_path / "v.npy", values)
+    with pytest.raises(InputError, match=message):
+        load_volume(tmp_path / "v.npy")
+
+
+def test_fit_crops_the_centre():
+    image = torch.zeros(1, 3, 8, 16)
+    image[..., 4:12] = 1
+    assert (fit(image, 4, 4) > 0.9).all()
+    assert fit(image, 8, 16) is image
+
+
+@pytest.mark.parametrize("share", [0, 1.5])
+def test_a_share_of_the_schedule_out_of_range_is_refused(share: float, tiny_prior):
+    with pytest.raises(InputError, match=rf"method\.warm_share .*got {share}"):
+        module(tiny_prior, blank(tiny_prior), warm_share=share)
+
+
+def test_a_start_of_another_shape_is_refused(tiny_prior):
+    with pytest.raises(InputError, match=r"\(2, 4, 8, 8\) are expected, got \(3, 4, 8, 8\)"):
+        module(tiny_prior, blank(tiny_prior, start=(torch.zeros(3, 4, 8, 8), torch.zeros(3, 3, 32, 32))))
+
+
+def test_a_film_of_odd_sides_loses_a_row(tmp_path: Path):
+    (tmp_path / "a").mkdir()
+    save_file({"x": torch.zeros(1, 3, 129, 131)}, tmp_path / "a" / "particles.safetensors")
+    write_sequence(tmp_path, ["a"])
+    with av.open(str(tmp_path / "sequence.mp4")) as film:
+        assert next(film.decode(video=0)).to_ndarray(format="rgb24").shape == (128, 262, 3)
