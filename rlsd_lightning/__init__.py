@@ -1,34 +1,43 @@
 """Repulsive Latent Score Distillation on PyTorch Lightning: diverse solutions of inverse problems."""
 
-from rlsd_lightning.errors import InputError, NonFiniteError
-from rlsd_lightning.features import LatentFeatures, LPIPSFeatures, PixelFeatures, VAEFeatures, ViTFeatures
-from rlsd_lightning.measurement import Measurement
-from rlsd_lightning.methods.daps import LatentDAPS
-from rlsd_lightning.methods.dps import LatentDPS
-from rlsd_lightning.methods.dwgf import MixtureDistillation
-from rlsd_lightning.methods.rlsd import RLSD
-from rlsd_lightning.methods.rlsd_paper import RLSDPaper
-from rlsd_lightning.methods.twisted import TwistedFilter
-from rlsd_lightning.priors import GaussianMixturePrior, Prior, StableDiffusionPrior
-from rlsd_lightning.solve import solve
+from importlib import import_module
+from typing import Any
 
-__all__ = [
-    "RLSD",
-    "GaussianMixturePrior",
-    "InputError",
-    "LPIPSFeatures",
-    "LatentDAPS",
-    "LatentDPS",
-    "LatentFeatures",
-    "Measurement",
-    "MixtureDistillation",
-    "NonFiniteError",
-    "PixelFeatures",
-    "Prior",
-    "RLSDPaper",
-    "StableDiffusionPrior",
-    "TwistedFilter",
-    "VAEFeatures",
-    "ViTFeatures",
-    "solve",
-]
+_WHERE = {
+    "DWGF": "methods.dwgf",
+    "Distilled": "methods.distilled",
+    "Features": "features",
+    "GaussianMixturePrior": "priors",
+    "InputError": "errors",
+    "LPIPSFeatures": "features",
+    "LatentDAPS": "methods.daps",
+    "LatentDPS": "methods.dps",
+    "LatentFeatures": "features",
+    "Measurement": "measurement",
+    "NonFiniteError": "errors",
+    "ParticleStrategy": "distributed.strategy",
+    "PixelFeatures": "features",
+    "Prior": "priors",
+    "RLSD": "methods.rlsd",
+    "RLSDPaper": "methods.rlsd_paper",
+    "StableDiffusionPrior": "priors",
+    "TwistedFilter": "methods.twisted",
+    "VAEFeatures": "features",
+    "ViTFeatures": "features",
+    "solve": "solve",
+}
+"""The module of each public name, which is imported when the name is first used: torch and Lightning take seconds."""
+
+__all__ = sorted(_WHERE)  # noqa: PLE0605
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _WHERE:
+        raise AttributeError(f"module '{__name__}' has no attribute '{name}'")
+    value = getattr(import_module(f"{__name__}.{_WHERE[name]}"), name)
+    globals()[name] = value  # solve is a module too, which its import has put here
+    return value
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -1,10 +1,7 @@
-r"""Features :math:`\phi` in which the kernel compares particles.
+r"""Features :math:`\phi` that the kernel compares.
 
-Each is a module called with latents and decoded images that returns one vector per particle, with shape
-:math:`(N, D)`, differentiably. One that does not look at the images may say so with ``needs_images = False``, and then
-gets None instead of them, and all particles at once. Its ``strength``, 1 if it has none, multiplies relative repulsion while
-particles are sampled, so that the same gamma suits all: of a step in pixels or latents the denoiser keeps far more than of
-one in a vision transformer's features, which is mostly texture that no clean image has.
+A feature network returns one vector for each particle, with shape :math:`(N, D)`, differentiably in the latents or in
+the decoded images.
 """
 
 import copy
@@ -19,7 +16,7 @@ from torch.nn.functional import interpolate
 from rlsd_lightning.errors import LOADING_ERRORS, InputError, first_line
 from rlsd_lightning.functional.losses import at_least_float32
 
-__all__ = ["LPIPSFeatures", "LatentFeatures", "PixelFeatures", "VAEFeatures", "ViTFeatures", "load_lpips"]
+__all__ = ["Features", "LPIPSFeatures", "LatentFeatures", "PixelFeatures", "VAEFeatures", "ViTFeatures", "load_lpips"]
 
 CACHED = "alexnet-owt-*.pth"
 """AlexNet's weights in torch's cache."""
@@ -39,27 +36,57 @@ def load_lpips(fetch: bool = False) -> nn.Module | None:
     return LearnedPerceptualImagePatchSimilarity(net_type="alex")
 
 
-class PixelFeatures(nn.Module):
-    """The decoded image itself, flattened."""
+class Features(nn.Module):
+    r"""The base of feature networks.
 
-    strength = 0.1
+    Args:
+        gamma_scale: Factor of a relative ``gamma`` while particles are sampled, above 0. The denoiser keeps far more of a
+            step in pixels or latents than of one in a vision transformer's features, so these need less.
+    """
+
+    of_latents = False
+    """Whether the features are those of the latents; if not, of the decoded images."""
+
+    def __init__(self, gamma_scale: float = 1.0) -> None:
+        super().__init__()
+        self.gamma_scale = gamma_scale
+
+    def forward(self, z: Tensor, images: Tensor) -> Tensor:
+        """Features of latents and their decoded images, with shape :math:`(N, D)`."""
+        raise TypeError(f"{type(self).__name__} must define forward(z, images)")
+
+
+class PixelFeatures(Features):
+    """The decoded image itself, flattened.
+
+    Args:
+        gamma_scale: See :class:`Features`.
+    """
+
+    def __init__(self, gamma_scale: float = 0.1) -> None:
+        super().__init__(gamma_scale)
 
     def forward(self, z: Tensor, images: Tensor) -> Tensor:
         return images.flatten(1)
 
 
-class LatentFeatures(nn.Module):
-    """The latent itself, flattened; needs no derivative of the decoder."""
+class LatentFeatures(Features):
+    """The latent itself, flattened; needs no gradient through the decoder.
 
-    needs_images = False
-    """In distillation every process has all latents, but decodes its own only: these features need not be exchanged."""
-    strength = 0.1
+    Args:
+        gamma_scale: See :class:`Features`.
+    """
 
-    def forward(self, z: Tensor, images: Tensor | None = None) -> Tensor:
+    of_latents = True
+
+    def __init__(self, gamma_scale: float = 0.1) -> None:
+        super().__init__(gamma_scale)
+
+    def forward(self, z: Tensor, images: Tensor) -> Tensor:
         return z.flatten(1)
 
 
-class VAEFeatures(nn.Module):
+class VAEFeatures(Features):
     r"""What the encoder of a diffusion pipeline's VAE sees: the activations after each of its resolutions.
 
     Half the squared distance of two images' features is the cosine distance of their activations, a mean over places and
@@ -69,15 +96,16 @@ class VAEFeatures(nn.Module):
         pretrained: A local folder in the diffusers format with a ``vae``, or the name of a model on the hub.
         variant: Weights' variant on the hub, such as ``fp16``.
         local_files_only: Never reach for the hub.
+        gamma_scale: See :class:`Features`.
 
     Raises:
         InputError: If there is no such network.
     """
 
-    strength = 0.3
-
-    def __init__(self, pretrained: str, variant: str | None = None, local_files_only: bool = False) -> None:
-        super().__init__()
+    def __init__(
+        self, pretrained: str, variant: str | None = None, local_files_only: bool = False, gamma_scale: float = 0.3
+    ) -> None:
+        super().__init__(gamma_scale)
         from diffusers import AutoencoderKL  # takes seconds to import, and pixels and latents don't need it
 
         try:
@@ -91,8 +119,8 @@ class VAEFeatures(nn.Module):
             )
         except LOADING_ERRORS as error:
             raise InputError(
-                f"features.pretrained must be a diffusers folder with a vae in safetensors, or a model's name, got "
-                f"'{pretrained}' ({first_line(error)}); check the path and features.variant, or choose features=vit, pixels or latents"
+                f"pretrained must be a diffusers folder with a vae in safetensors, or a model's name, got "
+                f"'{pretrained}' ({first_line(error)}); check the path and the variant, or choose features=vit, pixels or latents"
             ) from error
         self.encoder = vae.encoder
         self.eval().requires_grad_(False)
@@ -107,11 +135,12 @@ class VAEFeatures(nn.Module):
             yield seen
 
 
-class LPIPSFeatures(nn.Module):
+class LPIPSFeatures(Features):
     """AlexNet's activations with the learned weights of LPIPS: the squared distance of two images' features IS their LPIPS.
 
     Args:
-        local_files_only: Never reach for AlexNet's weights but in torch's cache.
+        local_files_only: Take AlexNet's weights from torch's cache only.
+        gamma_scale: See :class:`Features`.
 
     Raises:
         InputError: If AlexNet's weights are not in torch's cache and can't be fetched.
@@ -121,11 +150,8 @@ class LPIPSFeatures(nn.Module):
         | https://arxiv.org/abs/1801.03924
     """
 
-    strength = 0.3
-    """Not measured; that of the VAE's, which are of the same kind."""
-
-    def __init__(self, local_files_only: bool = False) -> None:
-        super().__init__()
+    def __init__(self, local_files_only: bool = False, gamma_scale: float = 0.3) -> None:
+        super().__init__(gamma_scale)
         try:
             lpips = load_lpips(fetch=not local_files_only)
             reason = "are not in torch's cache"
@@ -145,7 +171,7 @@ class LPIPSFeatures(nn.Module):
         return _perceptual(zip(activations, weights, strict=True))
 
 
-class ViTFeatures(nn.Module):
+class ViTFeatures(Features):
     """The class token of a vision transformer from a transformers folder: DINO, or the embedded one for faces.
 
     Args:
@@ -153,6 +179,7 @@ class ViTFeatures(nn.Module):
         image_size: Height and width that images are resized to; the network's own if left out, 0 for no resizing
             (positional encodings are then interpolated, as the official code does at 512).
         local_files_only: Never reach for the hub.
+        gamma_scale: See :class:`Features`.
 
     Raises:
         InputError: If there is no such network.
@@ -162,8 +189,14 @@ class ViTFeatures(nn.Module):
         | https://arxiv.org/abs/2104.14294
     """
 
-    def __init__(self, pretrained: str, image_size: int | None = None, local_files_only: bool = False) -> None:
-        super().__init__()
+    def __init__(
+        self,
+        pretrained: str,
+        image_size: int | None = None,
+        local_files_only: bool = False,
+        gamma_scale: float = 1.0,
+    ) -> None:
+        super().__init__(gamma_scale)
         # transformers takes a second to import, and pixels and latents don't need it
         from transformers import ViTModel
 
@@ -172,7 +205,7 @@ class ViTFeatures(nn.Module):
         except (OSError, ValueError) as error:
             kind = "folder" if Path(pretrained).exists() else "folder or model name"
             raise InputError(
-                f"features.pretrained must be a {kind} of a transformers ViTModel, got '{pretrained}'; "
+                f"pretrained must be a {kind} of a transformers ViTModel, got '{pretrained}'; "
                 f"check the path, or fetch it with `hf download {pretrained}`"
             ) from error
         self.image_size = self.vit.config.image_size if image_size is None else image_size

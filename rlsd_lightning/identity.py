@@ -1,6 +1,9 @@
-"""What tells two runs apart: enough of their networks, operators and measurements to compare, and little to keep."""
+"""Checkpoint identity: what a checkpoint must agree with before a run resumes from it."""
 
+import functools
+import hashlib
 import math
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -8,7 +11,99 @@ from torch import Tensor, nn
 from rlsd_lightning.errors import InputError
 from rlsd_lightning.measurement import Measurement
 
-__all__ = ["agree", "computed_samples", "description", "nearly_agree", "samples"]
+__all__ = [
+    "CheckpointIdentity",
+    "agree",
+    "computed_samples",
+    "keep_particles",
+    "nearly_agree",
+    "samples",
+    "saved_samples",
+]
+
+
+class CheckpointIdentity:
+    """What a checkpoint holds of its run, to be compared with the run that resumes from it.
+
+    Args:
+        settings: Plain values with a ``repr`` of their own.
+        networks: The frozen networks by name: their classes, plain attributes, and samples of their weights count.
+        measurements: Samples of each, of what its operator makes of a pattern, and of its start count.
+        image_shape: Shape of an image.
+
+    Raises:
+        InputError: If an operator does not fit images of this shape, or its measurement.
+    """
+
+    def __init__(
+        self,
+        settings: object,
+        networks: Mapping[str, nn.Module],
+        measurements: Iterable[Measurement],
+        image_shape: tuple[int, ...],
+    ) -> None:
+        self._settings, self._networks = repr(settings).encode(), networks
+        self.samples = {measurement.name: samples(measurement, image_shape) for measurement in measurements}
+
+    @functools.cached_property
+    def digest(self) -> str:
+        """Of the settings and the networks, in hexadecimal."""
+        digest = hashlib.sha256(self._settings)
+        for network in self._networks.values():
+            digest.update(description(network))
+        return digest.hexdigest()
+
+    def _computed(self) -> dict[str, Tensor]:
+        return {
+            f"{kind}.{name}": value
+            for kind, network in self._networks.items()
+            for name, value in computed_samples(network).items()
+        }
+
+    def save(self, checkpoint: dict) -> None:
+        """Adds the identity to a checkpoint."""
+        checkpoint |= {"identity": self.digest, "samples": self.samples, "computed": self._computed()}
+
+    def check(self, checkpoint: dict) -> None:
+        """Compares a checkpoint; it may hold further measurements.
+
+        Raises:
+            InputError: If it belongs to another run.
+        """
+        saved = saved_samples(checkpoint)
+        alike = all(name in saved and agree(saved[name], here) for name, here in self.samples.items())
+        alike = alike and nearly_agree(checkpoint["computed"], self._computed())
+        if checkpoint["identity"] != self.digest or not alike:
+            raise InputError(
+                f"the checkpoint belongs to measurement '{', '.join(saved)}' of a run with another measurement, "
+                "operator, prior, features, method or number of particles or steps than "
+                f"'{', '.join(self.samples)}' here; resume with the settings it was made with"
+            )
+
+
+def saved_samples(checkpoint: dict) -> dict[str, dict[str, Tensor]]:
+    """The samples of a checkpoint's measurements, by their names.
+
+    Raises:
+        InputError: If the checkpoint was not made by this version.
+    """
+    if not {"samples", "computed", "identity"} <= checkpoint.keys():
+        raise InputError(
+            "the checkpoint was made by another version of rlsd_lightning or another program; remove it to begin again"
+        )
+    return checkpoint["samples"]
+
+
+def keep_particles(checkpoint: dict, names: Iterable[str], num_particles: int) -> None:
+    """Keeps the particles of some of a checkpoint's measurements, in the order of ``names``, and drops the others."""
+    saved = list(checkpoint["samples"])
+    rows = torch.cat([saved.index(name) * num_particles + torch.arange(num_particles) for name in names])
+    states = [checkpoint["state_dict"]]
+    states += [state for each in checkpoint.get("optimizer_states", []) for state in each["state"].values()]
+    for state in states:
+        for name, value in state.items():
+            if isinstance(value, Tensor) and value.ndim:  # all but Adam's counters have a row for each particle
+                state[name] = value[rows.to(value.device)]
 
 
 def description(module: nn.Module) -> bytes:

@@ -5,11 +5,13 @@ from typing import NamedTuple
 from deepinv.physics import Physics
 from torch import Tensor
 
+from rlsd_lightning.functional.noise import measurement_key
+
 __all__ = ["Measurement", "MeasurementList"]
 
 
 class Measurement(NamedTuple):
-    """What is known about one image.
+    """One inverse problem: a measurement, its operator, and what else is known about the image.
 
     Attributes:
         name: Names the folder of the results.
@@ -17,7 +19,7 @@ class Measurement(NamedTuple):
         physics: The operator :math:`A` and the noise model.
         truth: The clean image in [-1, 1] with shape :math:`(1, C, H, W)`, if it is known.
         series: Keys the particles' noise, which the measurements of one sequence share; the name if left out.
-        start: Latents and images that the particles start from, each with shape :math:`(N, ...)`; drawn if left out.
+        start: Initial latents and images of the particles, each with shape :math:`(N, ...)`; drawn if left out.
     """
 
     name: str
@@ -27,9 +29,14 @@ class Measurement(NamedTuple):
     series: str | None = None
     start: tuple[Tensor, Tensor] | None = None
 
+    @property
+    def noise_key(self) -> int:
+        """The key of the particles' noise, for :func:`~rlsd_lightning.functional.noise.keyed_normal`."""
+        return measurement_key(self.series or self.name)
+
 
 class MeasurementList(list[Measurement]):
-    """Measurements that are at hand, with their ``names``."""
+    """Measurements in memory, with their ``names``."""
 
     @property
     def names(self) -> list[str]:

@@ -16,6 +16,7 @@ __all__ = [
     "mean_square_difference",
     "median_bandwidth",
     "official_repulsion",
+    "sets_at_a_time",
     "squared_distances",
     "thumbnails",
 ]
@@ -42,6 +43,11 @@ def squared_distances(features: Tensor, others: Tensor) -> Tensor:
     # not torch.cdist: its gradient at distance zero, and its matrix product's rounding, are worse
     parts = features.split(_rows_at_a_time(others), dim=-2)
     return torch.cat([(part[..., :, None, :] - others[..., None, :, :]).square().sum(-1) for part in parts], dim=-2)
+
+
+def sets_at_a_time(features: Tensor, count: int) -> int:
+    """Number of sets of ``count`` particles whose differences are held at once; features have shape (n, D)."""
+    return max(1, MOST_DIFFERENCES // (count * count * features.shape[-1]))
 
 
 def _rows_at_a_time(others: Tensor) -> int:

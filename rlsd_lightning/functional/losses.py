@@ -18,6 +18,7 @@ __all__ = [
     "norms",
     "photon_misfit",
     "square_misfit",
+    "square_norms",
 ]
 
 DARKEST = 1e-4
@@ -49,6 +50,11 @@ def gradients_of_mean(loss: Tensor, inputs: Sequence[Tensor], count: int) -> lis
 def norms(value: Tensor) -> Tensor:
     """Every particle's Euclidean norm, with shape (N,): it has a gradient at zero, and half precision can hold it."""
     return (at_least_float32(value).flatten(1).square().sum(dim=1) + 1e-12).sqrt()
+
+
+def square_norms(value: Tensor) -> Tensor:
+    """Every particle's squared norm, with shape (N,)."""
+    return at_least_float32(value).square().flatten(1).sum(dim=1)
 
 
 def half_mean_square(error: Tensor) -> Tensor:

@@ -6,13 +6,15 @@ after any restart.
 """
 
 import hashlib
-from collections.abc import Iterable
+import math
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["STREAMS", "keyed_normal", "keyed_uniform", "measurement_key"]
+__all__ = ["STREAMS", "keyed_normal", "keyed_uniform", "measurement_key", "particle_noise"]
 
 STREAMS = {
     "z_init": 0,
@@ -63,6 +65,34 @@ def keyed_normal(
         generator = np.random.Generator(np.random.Philox(key=key, counter=counter))
         draws.append(generator.standard_normal(shape, dtype=np.float32))
     return torch.from_numpy(np.stack(draws)) if draws else torch.empty(0, *shape)
+
+
+def particle_noise(
+    shape: tuple[int, ...], particles: Sequence[int], num_particles: int, *, antithetic: bool, **key: Any
+) -> Tensor:
+    r"""Standard normal noise for some of a measurement's particles, independent or antithetic.
+
+    Antithetic noise of all :math:`N` particles sums to zero: each has the distribution of independent noise, and any two
+    have the correlation :math:`-1 / (N - 1)`. Each process draws the whole antithetic set, so no communication is needed.
+
+    Args:
+        shape: Shape of one particle's noise.
+        particles: Indices of the particles, from 0 to :math:`N - 1`.
+        num_particles: The number :math:`N` of the measurement's particles.
+        antithetic: Whether all particles' noise sums to zero.
+        key: Further arguments of :func:`keyed_normal`.
+
+    Returns:
+        Float32 on the CPU, with shape :math:`(n, *\mathrm{shape})`.
+
+    References:
+        | Antithetic Noise in Diffusion Models (Jia et al., 2025)
+        | https://arxiv.org/abs/2506.06185
+    """
+    if not antithetic or num_particles == 1:
+        return keyed_normal(shape, particles, **key)
+    every = keyed_normal(shape, range(num_particles), **key)
+    return math.sqrt(num_particles / (num_particles - 1)) * (every - every.mean(dim=0))[list(particles)]
 
 
 def keyed_uniform(*, seed: int, measurement: int, stream: str, step: int = 0) -> float:

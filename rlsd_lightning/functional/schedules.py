@@ -5,6 +5,8 @@ models have :math:`\alpha_t = \sqrt{\bar\alpha_t}` and :math:`\sigma_t = \sqrt{1
 :math:`\alpha_t = 1 - \sigma_t`.
 """
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -12,14 +14,18 @@ __all__ = [
     "PREDICTION_TYPES",
     "PRIOR_WEIGHTS",
     "add_noise",
+    "clean_and_noise",
+    "cosine_decay",
     "ddim_timesteps",
-    "noise_from_output",
+    "fresh_noise_share",
     "prior_weight",
     "reverse_step",
 ]
 
 PREDICTION_TYPES = ("epsilon", "v_prediction", "sample", "flow")
 PRIOR_WEIGHTS = ("linear", "sqrt", "log", "square", "const")
+LEAST_ALPHA = 1e-4
+"""Lower bound of the signal level where it is a divisor."""
 LEAST_SIGNAL = 0.03
 """Signal levels below count as this one in the weight, which is infinite at the end of a schedule of pure noise."""
 
@@ -56,6 +62,36 @@ def reverse_step(alpha: Tensor, sigma: Tensor, next_alpha: Tensor, next_sigma: T
     return ratio * kept, next_alpha * gone, next_sigma.square() * gone
 
 
+def fresh_noise_share(alpha: Tensor, sigma: Tensor, next_alpha: Tensor, next_sigma: Tensor, eta: float = 1.0) -> Tensor:
+    r"""Share :math:`\eta_t` of a latent's noise that a step draws anew: :math:`e \leftarrow \sqrt{1 - \eta_t^2} \, \hat\epsilon + \eta_t n`.
+
+    .. math:: \eta_t = \min\big( 1, \eta \sqrt{1 - (\alpha_t \sigma_s / (\alpha_s \sigma_t))^2} \big)
+
+    Args:
+        alpha: Signal level :math:`\alpha_t`.
+        sigma: Noise level :math:`\sigma_t`.
+        next_alpha: Signal level :math:`\alpha_s` of the next, less noisy timestep.
+        next_sigma: Its noise level :math:`\sigma_s`.
+        eta: DDIM's :math:`\eta`: 0 is deterministic (DDIM), 1 ancestral (DDPM), infinity draws all noise anew.
+
+    Returns:
+        With shape :math:`()`; 0 between two timesteps of one noise level.
+
+    References:
+        | Denoising Diffusion Implicit Models (Song et al., 2021), Eq. 16
+        | https://arxiv.org/abs/2010.02502
+    """
+    # two steps of one level, neither of which has any signal, are the same step
+    ratio = torch.where(next_alpha > 0, alpha / next_alpha, torch.ones_like(alpha))
+    gone = (1 - (ratio * next_sigma / sigma).square()).clamp_min(0)
+    return torch.where(gone > 0, eta * gone.sqrt(), 0.0).clamp(max=1)
+
+
+def cosine_decay(step: int, num_steps: int) -> float:
+    r"""Factor :math:`(1 + \cos(\pi k / K)) / 2` of a step size in step :math:`k` of :math:`K`."""
+    return 0.5 * (1 + math.cos(math.pi * step / num_steps))
+
+
 def ddim_timesteps(num_train_timesteps: int, num_steps: int, offset: int = 1) -> list[int]:
     r"""Timesteps :math:`t_0 > t_1 > \dots`, evenly spaced over the training schedule ("leading" spacing).
 
@@ -78,19 +114,22 @@ def ddim_timesteps(num_train_timesteps: int, num_steps: int, offset: int = 1) ->
     return [min(t, num_train_timesteps - 1) for t in spaced]
 
 
-def noise_from_output(output: Tensor, z_t: Tensor, alpha: Tensor, sigma: Tensor, prediction_type: str) -> Tensor:
-    r"""Turns what a network predicts into the noise :math:`\hat\epsilon`.
+def clean_and_noise(
+    output: Tensor, z_t: Tensor, alpha: Tensor, sigma: Tensor, prediction_type: str
+) -> tuple[Tensor, Tensor]:
+    r"""Clean latents :math:`\hat z` and noise :math:`\hat\epsilon` from what a network predicts.
 
-    - ``epsilon``: the noise itself
-    - ``v_prediction``: :math:`v = \alpha_t \epsilon - \sigma_t z`, so :math:`\hat\epsilon = \sigma_t z_t + \alpha_t v`
-    - ``sample``: the clean latent, so :math:`\hat\epsilon = (z_t - \alpha_t \hat z) / \sigma_t`
-    - ``flow``: the velocity :math:`u = \epsilon - z`, so
-      :math:`\hat\epsilon = (z_t + \alpha_t u) / (\alpha_t + \sigma_t)`
+    Both solve :math:`z_t = \alpha_t \hat z + \sigma_t \hat\epsilon` together with
+
+    - ``epsilon``: :math:`\hat\epsilon` is the output
+    - ``v_prediction``: the output is :math:`\alpha_t \hat\epsilon - \sigma_t \hat z`, with :math:`\alpha_t^2 + \sigma_t^2 = 1`
+    - ``sample``: :math:`\hat z` is the output
+    - ``flow``: the output is :math:`\hat\epsilon - \hat z`
 
     Args:
-        output: What the network predicts, with shape :math:`(N, \dots)`.
+        output: The network's output, with shape :math:`(N, \dots)`.
         z_t: The noisy latents, with the same shape.
-        alpha: Signal level :math:`\alpha_t`, with shape :math:`()`.
+        alpha: Signal level :math:`\alpha_t`, with shape :math:`()`; may be 0 unless the output is noise.
         sigma: Noise level :math:`\sigma_t > 0`, with shape :math:`()`.
         prediction_type: One of :data:`PREDICTION_TYPES`.
 
@@ -104,13 +143,13 @@ def noise_from_output(output: Tensor, z_t: Tensor, alpha: Tensor, sigma: Tensor,
         | https://arxiv.org/abs/2210.02747
     """
     if prediction_type == "epsilon":
-        return output
+        return (z_t - sigma * output) / alpha.clamp_min(LEAST_ALPHA), output
     if prediction_type == "v_prediction":
-        return sigma * z_t + alpha * output
+        return alpha * z_t - sigma * output, sigma * z_t + alpha * output
     if prediction_type == "sample":
-        return (z_t - alpha * output) / sigma
+        return output, (z_t - alpha * output) / sigma
     if prediction_type == "flow":
-        return (z_t + alpha * output) / (alpha + sigma)
+        return (z_t - sigma * output) / (alpha + sigma), (z_t + alpha * output) / (alpha + sigma)
     raise ValueError(f"prediction_type must be one of {', '.join(PREDICTION_TYPES)}, got '{prediction_type}'")
 
 

@@ -18,20 +18,23 @@ from itertools import pairwise
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+from torch.optim import SGD
 
+from rlsd_lightning.checks import require_at_least_zero, require_positive
 from rlsd_lightning.errors import InputError
+from rlsd_lightning.features import Features
 from rlsd_lightning.functional.schedules import add_noise
 from rlsd_lightning.measurement import Measurement
-from rlsd_lightning.methods.base import check_settings
-from rlsd_lightning.methods.sampling import AnnealedModule
+from rlsd_lightning.methods.base import ParticleModule
+from rlsd_lightning.methods.sampling import noisy_start, towards
 from rlsd_lightning.operators.likelihood import measured, misfit, noise_std
 from rlsd_lightning.priors import Prior
 
 __all__ = ["LatentDAPS"]
 
 
-class LatentDAPS(AnnealedModule):
+class LatentDAPS(ParticleModule):
     r"""Independent samples that may correct earlier steps: nothing but noise ties a level to the one before.
 
     A step costs ``ode_steps`` calls of the denoiser, and ``langevin_steps`` decodes with their backward passes.
@@ -47,8 +50,7 @@ class LatentDAPS(AnnealedModule):
         gain: The squared gain :math:`d` of the measured decoder :math:`A D` in its steepest directions.
         likelihood_std: The noise level :math:`s`, for a measurement with less noise.
         latent_std: Standard deviation :math:`\sqrt{v}` of the prior's clean latents.
-        common: Arguments of :class:`~rlsd_lightning.methods.sampling.AnnealedModule` and
-            :class:`~rlsd_lightning.methods.base.ParticleModule`.
+        common: Further arguments of :class:`~rlsd_lightning.methods.base.ParticleModule`.
 
     Raises:
         InputError: If an argument is out of range.
@@ -62,7 +64,7 @@ class LatentDAPS(AnnealedModule):
         self,
         prior: Prior,
         measurements: Measurement | Sequence[Measurement],
-        features: nn.Module,
+        features: Features,
         *,
         ode_steps: int = 5,
         langevin_steps: int = 5,
@@ -73,27 +75,27 @@ class LatentDAPS(AnnealedModule):
         **common: Any,
     ) -> None:
         super().__init__(prior, measurements, features, **common)
-        check_settings(
-            {"langevin_steps": langevin_steps, "likelihood_std": likelihood_std},
-            {"step_size": step_size, "gain": gain, "latent_std": latent_std},
-        )
+        require_at_least_zero(langevin_steps=langevin_steps, likelihood_std=likelihood_std)
+        require_positive(step_size=step_size, gain=gain, latent_std=latent_std)
         if ode_steps < 1:
-            raise InputError(f"method.ode_steps must be at least 1, got {ode_steps}")
+            raise InputError(f"ode_steps must be at least 1, got {ode_steps}")
+        self.register_buffer("z_t", noisy_start(self))
         self.stds = {
             measurement.name: max(noise_std(measurement.physics.noise_model, measurement.y), likelihood_std)
             for measurement in self.measurements
         }
         if not all(self.stds.values()):
-            raise InputError("method.likelihood_std must be above 0 for a measurement without noise, got 0")
+            raise InputError("likelihood_std must be above 0 for a measurement without noise, got 0")
 
-    def advance(self, step: int, t: int) -> Tensor:
+    def training_step(self, batch: tuple[int, int], batch_idx: int) -> Tensor:
+        step, t, s = self.begin(batch, batch_idx)
         start = self._integrated(self.z_t[self.rows].detach(), t)
         z = self._langevin(start, step, t)
-        following = self.next_timestep(step)
-        if following is not None and len(z):
-            alpha, sigma = self.prior.alpha(following), self.prior.sigma(following)
-            self.z_t[self.rows] = add_noise(z, self.noise(step), alpha, sigma)
-        return z
+        if s is not None:
+            self.z_t[self.rows] = add_noise(z, self.noise(step), self.prior.alpha(s), self.prior.sigma(s))
+        if self.logs(batch_idx):
+            self.log("noise_level", self.prior.sigma(t))
+        return towards(self.z[self.rows], z)
 
     @torch.no_grad()
     def _integrated(self, z_t: Tensor, t: int) -> Tensor:
@@ -101,10 +103,10 @@ class LatentDAPS(AnnealedModule):
         count = self.hparams.ode_steps
         levels = sorted({t - k * t // count for k in range(count)}, reverse=True)
         for level, following in pairwise(levels):
-            clean = self.denoised(z_t, level)
+            clean, _ = self.denoise(z_t, level)
             noise = (z_t - self.prior.alpha(level) * clean) / self.prior.sigma(level)
             z_t = add_noise(clean, noise, self.prior.alpha(following), self.prior.sigma(following))
-        return self.denoised(z_t, levels[-1])
+        return self.denoise(z_t, levels[-1])[0]
 
     def _langevin(self, start: Tensor, step: int, t: int) -> Tensor:
         z, settings = start, self.hparams
@@ -120,9 +122,11 @@ class LatentDAPS(AnnealedModule):
         noise = self.keyed_noise("langevin", step, (settings.langevin_steps,))
         for inner in range(settings.langevin_steps):
             z = z.detach().requires_grad_()
-            (pull,) = torch.autograd.grad(self._energy(self.decode(z)), z)
+            decoded = self.decode(z)
+            (pull,) = torch.autograd.grad(self._energy(decoded), z)
             z = z.detach() - step_size * (pull + (z.detach() - start) / left_open)
             z = z + (2 * step_size).sqrt() * noise[:, inner]
+        self.show(decoded, decoded)
         return z.detach()
 
     def _energy(self, decoded: Tensor) -> Tensor:
@@ -133,3 +137,6 @@ class LatentDAPS(AnnealedModule):
             errors = misfit(physics.noise_model, measured(physics, images), y)
             total = total + y[0].numel() / (2 * self.stds[measurement.name] ** 2) * errors.sum()
         return total
+
+    def configure_optimizers(self) -> SGD:
+        return SGD([self.z], lr=1.0)

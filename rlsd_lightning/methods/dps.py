@@ -17,20 +17,23 @@ from typing import Any
 
 import torch
 from deepinv.physics import LinearPhysics
-from torch import Tensor, nn
+from torch import Tensor
+from torch.optim import SGD
 
+from rlsd_lightning.checks import require_at_least_zero
 from rlsd_lightning.errors import InputError
+from rlsd_lightning.features import Features
 from rlsd_lightning.functional.losses import norms
 from rlsd_lightning.measurement import Measurement
-from rlsd_lightning.methods.base import check_settings
-from rlsd_lightning.methods.sampling import AnnealedModule
+from rlsd_lightning.methods.base import ParticleModule
+from rlsd_lightning.methods.sampling import ancestral_step, noisy_start, towards
 from rlsd_lightning.operators.likelihood import measured
 from rlsd_lightning.priors import Prior
 
 __all__ = ["LatentDPS"]
 
 
-class LatentDPS(AnnealedModule):
+class LatentDPS(ParticleModule):
     r"""Independent samples guided by the gradient of the residual's norm.
 
     A step costs a call of the denoiser and a decode, and the backward pass of both; gluing adds an encode and its
@@ -40,10 +43,9 @@ class LatentDPS(AnnealedModule):
         prior: The latent diffusion prior.
         measurements: What is known: one measurement, or several that are solved side by side.
         features: Not compared while particles move; the results measure diversity in them.
-        zeta: Step size :math:`\zeta` of the residual, the same for any number of steps.
-        gluing: Step size :math:`\gamma` of the gluing term, which is for linear operators: DPS has none, PSLD 0.1.
-        common: Arguments of :class:`~rlsd_lightning.methods.sampling.AnnealedModule` and
-            :class:`~rlsd_lightning.methods.base.ParticleModule`.
+        guidance_scale: Step size :math:`\zeta` of the residual, the same for any number of steps.
+        gluing: Step size :math:`\gamma` of the gluing term, for linear operators only: 0 in DPS, 0.1 in PSLD.
+        common: Further arguments of :class:`~rlsd_lightning.methods.base.ParticleModule`.
 
     Raises:
         InputError: If an argument is out of range, or there is a gluing term for an operator that is not linear.
@@ -59,41 +61,46 @@ class LatentDPS(AnnealedModule):
         self,
         prior: Prior,
         measurements: Measurement | Sequence[Measurement],
-        features: nn.Module,
+        features: Features,
         *,
-        zeta: float = 3.0,
+        guidance_scale: float = 3.0,
         gluing: float = 0.0,
         **common: Any,
     ) -> None:
         super().__init__(prior, measurements, features, **common)
-        check_settings({"zeta": zeta, "gluing": gluing}, {})
+        require_at_least_zero(guidance_scale=guidance_scale, gluing=gluing)
+        self.register_buffer("z_t", noisy_start(self))
         for measurement in self.measurements if gluing else []:
             if not isinstance(measurement.physics, LinearPhysics):
                 raise InputError(
-                    "method.gluing is for linear operators, but this one is a "
+                    "gluing must be 0 for an operator that is not linear, but this one is a "
                     f"{type(measurement.physics).__name__}; choose method=dps"
                 )
         self._square_norms: dict[str, Tensor] = {}
 
-    def advance(self, step: int, t: int) -> Tensor:
+    def training_step(self, batch: tuple[int, int], batch_idx: int) -> Tensor:
+        step, t, s = self.begin(batch, batch_idx)
         z_t = self.z_t[self.rows].detach().requires_grad_()
-        clean = self.denoised(z_t, t)
-        if not len(z_t):
-            return clean
-        (gradient,) = torch.autograd.grad(self._distance(clean), z_t)
-        clean = clean.detach()
-        if self.next_timestep(step) is None:
-            return clean - gradient
-        self.z_t[self.rows] = self.ancestral(step, t, z_t.detach(), clean) - gradient
-        return clean
+        z_hat, _ = self.denoise(z_t, t)
+        distance, gradient = self.distance(z_hat), torch.zeros_like(z_t)
+        if len(z_t):
+            (gradient,) = torch.autograd.grad(distance, z_t)
+        z_hat = z_hat.detach()
+        if s is None:
+            z_hat = z_hat - gradient
+        elif len(z_t):
+            self.z_t[self.rows] = ancestral_step(self, step, t, s, z_t.detach(), z_hat) - gradient
+        self.log_terms({"guidance": distance}, batch_idx)
+        return towards(self.z[self.rows], z_hat)
 
-    def _distance(self, clean: Tensor) -> Tensor:
-        """The sum over particles of what guidance goes down."""
-        total = clean.new_zeros((), dtype=torch.float32)
-        for measurement, latents, images in self.each_here(clean, self.decode(clean)):
+    def distance(self, z_hat: Tensor) -> Tensor:
+        """The guidance term, summed over particles."""
+        total, decoded = z_hat.new_zeros((), dtype=torch.float32), self.decode(z_hat)
+        self.show(decoded, decoded)
+        for measurement, latents, images in self.each_here(z_hat, decoded):
             physics, y = measurement.physics, measurement.y
             residual = y - measured(physics, images)
-            total = total + self.hparams.zeta * norms(residual).sum()
+            total = total + self.hparams.guidance_scale * norms(residual).sum()
             if self.hparams.gluing:
                 with torch.autocast(images.device.type, enabled=False):
                     glued = images + physics.A_adjoint(residual) / self._square_norm(measurement)
@@ -111,3 +118,6 @@ class LatentDPS(AnnealedModule):
             # an operator that sees nothing has the norm zero, or none
             self._square_norms[measurement.name] = torch.where(norm > 0, norm, 1.0)
         return self._square_norms[measurement.name]
+
+    def configure_optimizers(self) -> SGD:
+        return SGD([self.z], lr=1.0)

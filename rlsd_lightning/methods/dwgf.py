@@ -1,84 +1,107 @@
-r"""Score distillation of the particles' mixture instead of each particle alone.
+r"""Gradient flow of the particles' mixture (DWGF): score distillation of all particles together.
 
-The noisy latents of one particle have the score :math:`-\epsilon / \sigma_t`, which score distillation holds against the
-prior's. All particles together are a mixture, whose noisy latents have another:
+The noisy latents of one particle have the score :math:`-\epsilon / \sigma_t`, which score distillation compares with the
+prior's. The noisy latents of all particles of a measurement are a mixture with another score:
 
 .. math::
     r_i = \hat\epsilon(z_{t,i}, t) - \tfrac{1}{\sigma_t} \big( z_{t,i} - \alpha_t \textstyle\sum_j w_{ij} z_j \big),
     \qquad w_{ij} \propto \exp\big( -\|z_{t,i} - \alpha_t z_j\|^2 / (2 \sigma_t^2) \big)
 
-Where noise joins particles, this keeps them apart, without a strength to choose; where one has :math:`w_{ii} = 1`, it is
+Where noise joins particles, this residual keeps them apart, without a strength to choose. With :math:`w_{ii} = 1` it is
 score distillation.
+
+References:
+    | A Gradient Flow Approach to Solving Inverse Problems with Latent Diffusion Models (Wang & Akyildiz, 2025)
+    | https://arxiv.org/abs/2509.19276
 """
 
 from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from rlsd_lightning.checks import require_at_least_zero, require_one_of, require_positive
+from rlsd_lightning.features import Features
 from rlsd_lightning.functional.kernels import squared_distances
 from rlsd_lightning.functional.losses import at_least_float32
-from rlsd_lightning.functional.schedules import add_noise
+from rlsd_lightning.functional.schedules import PRIOR_WEIGHTS, add_noise
 from rlsd_lightning.measurement import Measurement
-from rlsd_lightning.methods.rlsd import RLSD
+from rlsd_lightning.methods.base import ParticleModule
+from rlsd_lightning.methods.sampling import (
+    adam_with_decay,
+    coupling_term,
+    distillation_term,
+    score_residual,
+    through_decoder,
+)
 from rlsd_lightning.priors import Prior
 
-__all__ = ["MixtureDistillation"]
+__all__ = ["DWGF", "mixture_mean"]
 
 
-class MixtureDistillation(RLSD):
-    """RLSD with the score of the particles' mixture in place of the kernel's repulsion.
+class DWGF(ParticleModule):
+    r"""Particles that follow the prior's score minus that of their own mixture.
 
     Args:
         prior: The latent diffusion prior.
-        measurements: What is known: one measurement, or several that are solved side by side.
-        features: What the kernel compares, where ``gamma`` is not 0.
-        gamma: Strength of the kernel's repulsion besides.
-        sampling_share: Share of the timesteps in which particles are sampled first; DWGF distils in all.
-        antithetic: Whether a measurement's particles have noise that sums to zero; DWGF's is independent.
-        settings: Other arguments of :class:`~rlsd_lightning.methods.rlsd.RLSD`.
+        measurements: One measurement, or several that are solved side by side.
+        features: Compared in the results only.
+        distillation_weight: Weight :math:`\lambda` of score distillation.
+        weighting: Its course :math:`w(t)`, see :func:`~rlsd_lightning.functional.schedules.prior_weight`.
+        lr_z: First step size of Adam; it falls along half a cosine to zero.
+        common: Further arguments of :class:`~rlsd_lightning.methods.base.ParticleModule`.
 
     Raises:
         InputError: If an argument is out of range.
-
-    References:
-        | A Gradient Flow Approach to Solving Inverse Problems with Latent Diffusion Models (Wang & Akyildiz, 2025)
-        | https://arxiv.org/abs/2509.19276
     """
 
     def __init__(
         self,
         prior: Prior,
         measurements: Measurement | Sequence[Measurement],
-        features: nn.Module,
+        features: Features,
         *,
-        gamma: float = 0.0,
-        sampling_share: float = 0.0,
-        antithetic: bool = False,
-        **settings: Any,
+        distillation_weight: float = 0.05,
+        weighting: str = "log",
+        lr_z: float = 0.5,
+        **common: Any,
     ) -> None:
-        given = {"gamma": gamma, "sampling_share": sampling_share, "antithetic": antithetic}
-        super().__init__(prior, measurements, features, **given, **settings)
+        super().__init__(prior, measurements, features, **common)
+        require_at_least_zero(distillation_weight=distillation_weight)
+        require_positive(lr_z=lr_z, decoder_std=self.decoder_std)
+        require_one_of(PRIOR_WEIGHTS, weighting=weighting)
+
+    def training_step(self, batch: tuple[int, int], batch_idx: int) -> Tensor:
+        step, t, _ = self.begin(batch, batch_idx)
+        z = self.z[self.rows]
+        denoising = distillation_term(self, z, self.mixture_residual(z, self.noise(step), t), t)
+        coupling = coupling_term(self, self.decode(z))
+        self.log_terms({"denoising": denoising, "coupling": coupling}, batch_idx)
+        return denoising + through_decoder(coupling, z, self)
 
     @torch.no_grad()
-    def score(self, z: Tensor, eps: Tensor, t: int) -> Tensor:
+    def mixture_residual(self, z: Tensor, eps: Tensor, t: int) -> Tensor:
+        """The residual :math:`r_i` of this process's particles."""
         alpha, sigma = self.prior.alpha(t), self.prior.sigma(t)
-        score = super().score(z, eps, t)
         every = {measurement.name: particles for measurement, particles in self.each(self.z.detach())}
         means = [
             mixture_mean(noisy, every[measurement.name], alpha, sigma)
             for measurement, noisy in self.each_here(add_noise(z, eps, alpha, sigma))
         ]
-        return score - alpha / sigma * (z - torch.cat(means)) if means else score
+        residual = score_residual(self, z, eps, t)
+        return residual - alpha / sigma * (z - torch.cat(means)) if means else residual
+
+    def configure_optimizers(self) -> dict:
+        return adam_with_decay(self)
 
 
 def mixture_mean(z_t: Tensor, z: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
-    r"""The mean :math:`\sum_j w_{ij} z_j` of the clean latent given a noisy one, if each particle is as likely.
+    r"""The mean :math:`\sum_j w_{ij} z_j` of the clean latent given a noisy one, under equal weights of the particles.
 
     Args:
         z_t: Noisy latents, with shape :math:`(n, \dots)`.
-        z: All particles' clean latents, with shape :math:`(N, \dots)`.
+        z: Clean latents of all particles, with shape :math:`(N, \dots)`.
         alpha: Signal level :math:`\alpha_t`, with shape :math:`()`.
         sigma: Noise level :math:`\sigma_t`, with shape :math:`()`.
 

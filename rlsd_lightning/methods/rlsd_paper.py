@@ -17,17 +17,22 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from lightning.pytorch.core.optimizer import LightningOptimizer
 from torch import Tensor, nn
 from torch.optim import Adam
 
+from rlsd_lightning.checks import require_at_least_zero, require_positive, require_share
 from rlsd_lightning.errors import InputError
+from rlsd_lightning.features import Features
 from rlsd_lightning.functional.kernels import official_repulsion
 from rlsd_lightning.functional.losses import coupling, distillation, gradients_of_mean, half_mean_square
 from rlsd_lightning.functional.schedules import prior_weight
 from rlsd_lightning.measurement import Measurement
-from rlsd_lightning.methods.base import ParticleModule, check_settings
+from rlsd_lightning.methods.base import ParticleModule
+from rlsd_lightning.methods.sampling import score_residual
 from rlsd_lightning.operators.likelihood import has_square_misfit, measured
 from rlsd_lightning.priors import Prior
+from rlsd_lightning.repulsion import repulsive_steps
 
 __all__ = ["RLSDPaper"]
 
@@ -41,7 +46,7 @@ class RLSDPaper(ParticleModule):
         features: Called with latents and images, returns what the kernel compares.
         num_steps: The number :math:`K` of timesteps.
         gamma: Absolute strength :math:`\gamma` of the repulsion; zero for two particles or fewer.
-        sigma_break: Repulsion acts in the first so many thousandths of the steps.
+        repulsion_until: Share of the steps, from the first, that have repulsion, in [0, 1].
         rho: Weight of the coupling in the auxiliaries' loss.
         distillation_weight: The weight :math:`\lambda`.
         lr_z: Step size of Adam on the latents.
@@ -60,81 +65,80 @@ class RLSDPaper(ParticleModule):
         self,
         prior: Prior,
         measurements: Measurement | Sequence[Measurement],
-        features: nn.Module,
+        features: Features,
         *,
         num_steps: int = 999,
         gamma: float = 50.0,
-        sigma_break: int = 999,
+        repulsion_until: float = 0.999,
         rho: float = 0.07,
         distillation_weight: float = 0.15,
         lr_z: float = 0.8,
         lr_x: float = 0.4,
         **common: Any,
     ) -> None:
-        super().__init__(prior, measurements, features, num_steps=num_steps, **common)
-        check_settings(
-            {"gamma": gamma, "sigma_break": sigma_break, "rho": rho, "distillation_weight": distillation_weight},
-            {"lr_z": lr_z, "lr_x": lr_x},
-        )
+        super().__init__(
+            prior, measurements, features, num_steps=num_steps, decoder_std=0.0, **common
+        )  # the results are x
+        require_share(repulsion_until=repulsion_until)
+        require_at_least_zero(gamma=gamma, rho=rho, distillation_weight=distillation_weight)
+        require_positive(lr_z=lr_z, lr_x=lr_x)
+        self.x.requires_grad_()
         for measurement in self.measurements:
             if not has_square_misfit(measurement.physics.noise_model):
                 raise InputError(
-                    "method=rlsd_paper knows Gaussian noise only, but this operator's is "
-                    f"{type(measurement.physics.noise_model).__name__}; choose method=rlsd"
+                    "RLSDPaper expects Gaussian noise, but this operator's is "
+                    f"{type(measurement.physics.noise_model).__name__}; choose RLSD (method=rlsd)"
                 )
         self.automatic_optimization = False
 
     def training_step(self, batch: tuple[int, int], batch_idx: int) -> None:
-        step, t = batch
-        assert step == batch_idx, f"step {step} came as batch {batch_idx}: the schedule was not restored"
+        step, t, _ = self.begin(batch, batch_idx)
         optimizer_z, optimizer_x = self.optimizers()
-        losses = self.latent_losses(step, t)
-        self._descend(optimizer_z, self.z, sum(losses.values()))
+        latent_terms = self.latent_terms(step, t)
+        self._descend(optimizer_z, self.z, sum(latent_terms.values()))
         with torch.no_grad():
             decoded = self.decode(self.z[self.rows])
-        losses_x = self.auxiliary_losses(decoded)
-        self._descend(optimizer_x, self.x, sum(losses_x.values()))
-        losses |= losses_x
-        self.log_losses(losses, batch_idx)
+        image_terms = self.image_terms(decoded)
+        self._descend(optimizer_x, self.x, sum(image_terms.values()))
+        self.show(self.x[self.rows], decoded)
+        self.log_terms(latent_terms | image_terms, batch_idx)
 
-    def latent_losses(self, step: int, t: int) -> dict[str, Tensor]:
+    def latent_terms(self, step: int, t: int) -> dict[str, Tensor]:
         """The terms of the latents' loss; the repulsion's is a surrogate with its gradient."""
-        alpha, sigma = self.prior.alpha(t), self.prior.sigma(t)
         z = self.z[self.rows]
-        score = self.score(z, self.noise(step), t)
+        residual = score_residual(self, z, self.noise(step), t)
         decoded = self.decode(z)
-        weight = self.hparams.distillation_weight * prior_weight(alpha, sigma)
-        losses = {
+        weight = self.hparams.distillation_weight * prior_weight(self.prior.alpha(t), self.prior.sigma(t))
+        return {
             "coupling": coupling(self.x.detach()[self.rows], decoded) / self.num_particles,
-            "distillation": weight * distillation(score, z) / self.num_particles,
+            "denoising": weight * distillation(residual, z) / self.num_particles,
+            "repulsion": self.repulsion_term(step, t, weight, z, decoded),
         }
-        # the published push is zero for one particle and for two
-        repels = self.hparams.gamma and self.num_particles > 2
-        if repels and self.repulsion_is_on(step, self.hparams.sigma_break):
-            features = self.compared(z, decoded)
-            every = self.gather(features.detach())
-            push = torch.cat([official_repulsion(particles) for _, particles in self.each(every)])[self.rows]
-            scale = self.hparams.gamma * sigma / (self.num_particles * self.z[0].numel())
-            losses["repulsion"] = -weight * scale * torch.sum(push * features)
-        elif self.hparams.gamma:  # a curve that ends would go on with its last value
-            losses["repulsion"] = torch.zeros_like(losses["coupling"])
-        return losses
 
-    def auxiliary_losses(self, decoded: Tensor) -> dict[str, Tensor]:
-        """The terms of the auxiliaries' loss."""
+    def repulsion_term(self, step: int, t: int, weight: Tensor, z: Tensor, decoded: Tensor) -> Tensor:
+        """The surrogate of the published repulsion, which is zero for one particle and for two."""
+        repels = self.hparams.gamma and self.num_particles > 2
+        if not repels or self.first_step + step >= repulsive_steps(self.hparams.repulsion_until, self.num_steps):
+            return decoded.new_zeros(())
+        features = self.compared(z, decoded)
+        every = self.gather(features.detach())
+        push = torch.cat([official_repulsion(particles) for _, particles in self.each(every)])[self.rows]
+        scale = self.hparams.gamma * self.prior.sigma(t) / (self.num_particles * self.z[0].numel())
+        return -weight * scale * torch.sum(push * features)
+
+    def image_terms(self, decoded: Tensor) -> dict[str, Tensor]:
+        """The terms of the images' loss."""
         x = self.x[self.rows]
-        errors = [y - measured(physics, particles) for (_, y, physics, *_), particles in self.each_here(x)]
+        errors = [each.y - measured(each.physics, images) for each, images in self.each_here(x)]
         fidelity = sum((half_mean_square(error) for error in errors), x.new_zeros(()))
         return {
             "fidelity": fidelity / self.num_particles,
             "coupling_x": self.hparams.rho * coupling(x, decoded) / self.num_particles,
         }
 
-    def _descend(self, optimizer: Adam, particles: nn.Parameter, loss: Tensor) -> None:
-        optimizer.zero_grad()
+    def _descend(self, optimizer: LightningOptimizer, particles: nn.Parameter, loss: Tensor) -> None:
         (gradient,) = gradients_of_mean(loss, [particles], self.x[0].numel())
-        self.manual_backward(torch.sum(gradient * particles))
-        optimizer.step()
+        self.descend(optimizer, torch.sum(gradient * particles))
 
     @torch.no_grad()
     def reconstructions(self) -> tuple[Tensor, Tensor]:

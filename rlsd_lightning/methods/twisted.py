@@ -19,16 +19,19 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+from torch.optim import SGD
 
+from rlsd_lightning.checks import require_positive, require_share
 from rlsd_lightning.errors import InputError
+from rlsd_lightning.features import Features
 from rlsd_lightning.functional.losses import at_least_float32, square_misfit
 from rlsd_lightning.functional.noise import keyed_normal, keyed_uniform
 from rlsd_lightning.functional.resampling import effective_share, systematic_ancestors
 from rlsd_lightning.functional.schedules import reverse_step
 from rlsd_lightning.measurement import Measurement
-from rlsd_lightning.methods.base import check_settings, noise_key
-from rlsd_lightning.methods.sampling import AnnealedModule
+from rlsd_lightning.methods.base import ParticleModule
+from rlsd_lightning.methods.sampling import noisy_start, towards
 from rlsd_lightning.operators.likelihood import has_square_misfit, measured, misfit, noise_std
 from rlsd_lightning.operators.proximal import proximal_step
 from rlsd_lightning.priors import Prior
@@ -36,7 +39,7 @@ from rlsd_lightning.priors import Prior
 __all__ = ["TwistedFilter"]
 
 
-class TwistedFilter(AnnealedModule):
+class TwistedFilter(ParticleModule):
     r"""Weighted, resampled particles of each measurement's posterior.
 
     A step costs one call of the denoiser, one decode and two encodes.
@@ -52,8 +55,7 @@ class TwistedFilter(AnnealedModule):
             the end.
         evidence_values: Weights count as if so many values had been measured where there are more: a few particles
             can't represent thousands of measured values. Fewer values count in full.
-        common: Arguments of :class:`~rlsd_lightning.methods.sampling.AnnealedModule` and
-            :class:`~rlsd_lightning.methods.base.ParticleModule`; with ``decoder_std=0`` the results are draws with all their
+        common: Further arguments of :class:`~rlsd_lightning.methods.base.ParticleModule`; with ``decoder_std=0`` the results are draws with all their
             noise, and ``min_mu`` is in effect the least noise.
 
     Raises:
@@ -70,7 +72,7 @@ class TwistedFilter(AnnealedModule):
         self,
         prior: Prior,
         measurements: Measurement | Sequence[Measurement],
-        features: nn.Module,
+        features: Features,
         *,
         latent_std: float = 1.0,
         image_std: float = 0.5,
@@ -79,32 +81,33 @@ class TwistedFilter(AnnealedModule):
         **common: Any,
     ) -> None:
         super().__init__(prior, measurements, features, **common)
-        check_settings(
-            {"resample_below": resample_below},
-            {"latent_std": latent_std, "image_std": image_std, "evidence_values": evidence_values},
-        )
+        require_share(resample_below=resample_below)
+        require_positive(latent_std=latent_std, image_std=image_std, evidence_values=evidence_values)
         if self.hparams.antithetic:
-            raise InputError(
-                "method.antithetic must be false with method=twisted, whose draws are chosen independently"
-            )
-        if resample_below > 1:
-            raise InputError(f"method.resample_below must be at most 1, got {resample_below}")
+            raise InputError("antithetic must be false for TwistedFilter, which resamples independent draws")
+        self.register_buffer("z_t", noisy_start(self))
         self.register_buffer("log_weights", torch.zeros(len(self.z)))
 
+    def training_step(self, batch: tuple[int, int], batch_idx: int) -> Tensor:
+        step, t, s = self.begin(batch, batch_idx)
+        return towards(self.z[self.rows], self.advance(step, t, s))
+
     @torch.no_grad()
-    def advance(self, step: int, t: int) -> Tensor:
-        last = self.next_timestep(step) is None
+    def advance(self, step: int, t: int, s: int | None) -> Tensor:
+        """Takes this process's noisy latents to the next timestep; returns the clean ones."""
+        last = s is None
         z_t = self.z_t[self.rows]
-        clean = self.denoised(z_t, t)
+        clean, _ = self.denoise(z_t, t)
         shift, log_twist = self._guide(clean, self._spreads(t)[1], self._measured())
         self.log_weights[self.rows] += log_twist
         shares = self._select(step, last, z_t, clean, shift, log_twist)
         if last:
             clean, shift = self._last_draw(clean, shift, step, t)
         else:
-            self._move(step, t, z_t, clean, shift, log_twist)
+            self._move(step, t, s, z_t, clean, shift, log_twist)
         if self.logs(step):
             self.log("effective_share", shares.mean(), prog_bar=True)
+            self.log("noise_level", self.prior.sigma(t))
         return clean + shift
 
     def _spreads(self, t: int) -> tuple[Tensor, Tensor]:
@@ -167,13 +170,12 @@ class TwistedFilter(AnnealedModule):
         return shares
 
     def _uniform(self, measurement: Measurement, step: int) -> float:
-        key = noise_key(measurement)
+        key = measurement.noise_key
         return keyed_uniform(seed=self.seed, measurement=key, stream="resample", step=self.first_step + step)
 
-    def _move(self, step: int, t: int, z_t: Tensor, clean: Tensor, shift: Tensor, log_twist: Tensor) -> None:
+    def _move(self, step: int, t: int, s: int, z_t: Tensor, clean: Tensor, shift: Tensor, log_twist: Tensor) -> None:
         """To the next noise level, with what that and leaving this one does to the weights."""
-        following = self.timesteps[step + 1]
-        levels = (self.prior.alpha(t), self.prior.sigma(t), self.prior.alpha(following), self.prior.sigma(following))
+        levels = (self.prior.alpha(t), self.prior.sigma(t), self.prior.alpha(s), self.prior.sigma(s))
         from_noisy, from_clean, variance = reverse_step(*levels)
         variance = variance + from_clean**2 * self._spreads(t)[0]
         noise, guided = variance.sqrt() * self.noise(step), from_clean * shift
@@ -200,8 +202,11 @@ class TwistedFilter(AnnealedModule):
         for measurement, indices in self.each_here(self._index[self.rows]):
             y, noise_model = measurement.y, measurement.physics.noise_model
             if has_square_misfit(noise_model):
-                key = {"seed": self.seed, "measurement": noise_key(measurement), "step": self.first_step + step}
+                key = {"seed": self.seed, "measurement": measurement.noise_key, "step": self.first_step + step}
                 noise = keyed_normal(tuple(y.shape[1:]), indices.tolist(), stream="last_y", **key)
                 y = y + noise_std(noise_model, y) * noise.to(y)
             ys.append(y)
         return ys
+
+    def configure_optimizers(self) -> SGD:
+        return SGD([self.z], lr=1.0)

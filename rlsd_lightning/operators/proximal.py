@@ -1,5 +1,9 @@
 r"""The proximal step of the auxiliary variable: the image nearest to D(z) that explains the measurement."""
 
+from collections.abc import Iterable, Mapping
+from itertools import groupby
+from typing import Any
+
 import torch
 from deepinv.physics import DecomposablePhysics, Downsampling, LinearPhysics, Physics
 from torch import Tensor
@@ -10,7 +14,7 @@ from rlsd_lightning.operators.compose import Nothing
 from rlsd_lightning.operators.likelihood import has_square_misfit, misfit, noise_std
 from rlsd_lightning.operators.medical import RealMRI
 
-__all__ = ["RESULT_STEPS", "has_own_step", "noise_share", "proximal_step", "solves_apart"]
+__all__ = ["RESULT_STEPS", "has_own_step", "noise_share", "proximal_step", "proximal_steps", "solves_apart"]
 
 RESULT_STEPS = 200
 """Inner steps of the proximal step that makes the results, and pictures of them, where it has no closed form."""
@@ -77,6 +81,41 @@ def proximal_step(
             # from zero, as some closed forms drop the part of z that the operator does not see
             return decoded + physics.prox_l2(torch.zeros_like(decoded), y - physics.A(decoded), gamma)
         return _descend(physics, y, decoded, weight, inner_steps, inner_lr)
+
+
+def proximal_steps(
+    pairs: Iterable[tuple[Measurement, Tensor]], weights: Mapping[str, float], together: bool = True, **settings: Any
+) -> Tensor:
+    r"""The proximal steps of several measurements' particles.
+
+    Neighbours with one operator and one weight are solved in one call: many small operations cost a GPU as much as one of
+    their size together.
+
+    Args:
+        pairs: Measurements, and their particles' decoded latents with shape :math:`(n, *\mathrm{image\_shape})`.
+        weights: The weight :math:`\mu` of every measurement, by name.
+        together: Whether neighbours may share a call; False needs less memory.
+        settings: Further arguments of :func:`proximal_step`.
+
+    Returns:
+        The auxiliaries of all pairs, in their order.
+    """
+
+    def kind(pair: tuple[Measurement, Tensor]) -> tuple:
+        measurement = pair[0]
+        alike = together and solves_apart(measurement.physics)
+        return (
+            (id(measurement.physics), weights[measurement.name], measurement.y.shape) if alike else (measurement.name,)
+        )
+
+    solved = []
+    for _, group in groupby(pairs, kind):
+        measurements, parts = zip(*group, strict=True)
+        first = measurements[0]
+        ys = [each.y.expand(len(part), *each.y.shape[1:]) for each, part in zip(measurements, parts, strict=True)]
+        y = torch.cat(ys) if len(parts) > 1 else first.y
+        solved.append(proximal_step(first.physics, y, torch.cat(parts), weights[first.name], **settings))
+    return torch.cat(solved)
 
 
 def _descend(physics: Physics, y: Tensor, decoded: Tensor, weight: float, inner_steps: int, inner_lr: float) -> Tensor:

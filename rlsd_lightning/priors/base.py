@@ -1,4 +1,4 @@
-"""The contract of a prior: a frozen network that predicts noise, between an encoder and a decoder."""
+"""The contract of a prior: a frozen denoiser of latents, between an encoder and a decoder."""
 
 from abc import ABC, abstractmethod
 from typing import Any
@@ -6,7 +6,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from rlsd_lightning.errors import InputError
-from rlsd_lightning.functional.schedules import PREDICTION_TYPES, noise_from_output
+from rlsd_lightning.functional.schedules import PREDICTION_TYPES, clean_and_noise
 
 __all__ = ["Prior"]
 
@@ -70,14 +70,17 @@ class Prior(nn.Module, ABC):
         r"""Noise level :math:`\sigma_t`, with shape :math:`()`."""
         return self.sigmas[t]
 
-    def predict_noise(self, z_t: Tensor, t: int) -> Tensor:
-        r"""The noise :math:`\hat\epsilon(z_t, t, c)` in noisy latents, with the shape of ``z_t``.
+    def denoise(self, z_t: Tensor, t: int) -> tuple[Tensor, Tensor]:
+        r"""Clean latents :math:`\hat z(z_t, t)` and the noise :math:`\hat\epsilon`, with :math:`z_t = \alpha_t \hat z + \sigma_t \hat\epsilon`.
 
         Args:
-            z_t: Noisy latents :math:`\alpha_t z + \sigma_t \epsilon`, with shape :math:`(N, *\mathrm{latent\_shape})`.
+            z_t: Noisy latents, with shape :math:`(N, *\mathrm{latent\_shape})`.
             t: The timestep, from 0 to :math:`T - 1`.
+
+        Returns:
+            Two tensors with the shape of ``z_t``.
         """
-        return noise_from_output(self.network(z_t, t), z_t, self.alpha(t), self.sigma(t), self.prediction_type)
+        return clean_and_noise(self.network(z_t, t), z_t, self.alpha(t), self.sigma(t), self.prediction_type)
 
     @abstractmethod
     def network(self, z_t: Tensor, t: int) -> Tensor:

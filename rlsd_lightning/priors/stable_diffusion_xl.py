@@ -28,7 +28,10 @@ class StableDiffusionXLPrior(PipelinePrior):
     ) -> dict[str, Tensor]:
         guided = guidance_scale != 1
         text, negative, pooled, negative_pooled = pipeline.encode_prompt(
-            prompt, do_classifier_free_guidance=guided, negative_prompt=negative_prompt
+            # None, as diffusers' own pipeline: zeros in place of the encoded empty text
+            prompt,
+            do_classifier_free_guidance=guided,
+            negative_prompt=negative_prompt or None,
         )
         if guided:
             text, pooled = torch.cat((negative, text)), torch.cat((negative_pooled, pooled))

@@ -1,0 +1,68 @@
+"""Checks of settings."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rlsd_lightning.errors import InputError
+from rlsd_lightning.measurement import Measurement
+from rlsd_lightning.priors import Prior
+
+__all__ = ["check_particles", "require_at_least_zero", "require_one_of", "require_positive", "require_share"]
+
+
+def require_at_least_zero(**settings: float) -> None:
+    """Raises an InputError for a setting that is negative or not a number."""
+    for name, value in settings.items():
+        if not value >= 0:
+            raise InputError(f"{name} must be at least 0, got {value}")
+
+
+def require_positive(**settings: float) -> None:
+    """Raises an InputError for a setting that is not above 0."""
+    for name, value in settings.items():
+        if not value > 0:
+            raise InputError(f"{name} must be above 0, got {value}")
+
+
+def require_share(**settings: float) -> None:
+    """Raises an InputError for a setting that is not in [0, 1]."""
+    for name, value in settings.items():
+        if not 0 <= value <= 1:
+            raise InputError(f"{name} must be from 0 to 1, got {value}")
+
+
+def require_one_of(choices: Sequence[str], **settings: str) -> None:
+    """Raises an InputError for a setting that is none of the choices."""
+    for name, value in settings.items():
+        if value not in choices:
+            raise InputError(f"{name} must be one of {', '.join(choices)}, got '{value}'")
+
+
+def check_particles(settings: Mapping[str, Any], measurements: Sequence[Measurement], prior: Prior) -> None:
+    """Checks the settings that all methods share, and that the measurements can be solved side by side.
+
+    Raises:
+        InputError: If they can't.
+    """
+    for name in ("num_particles", "particle_chunk"):
+        if settings[name] is not None and settings[name] < 1:
+            raise InputError(f"{name} must be at least 1, got {settings[name]}")
+    if not 1 <= settings["num_steps"] <= prior.num_train_timesteps:
+        raise InputError(
+            f"num_steps must be from 1 to {prior.num_train_timesteps}, the prior's schedule, got {settings['num_steps']}"
+        )
+    if not 0 <= settings["seed"] < 2**64:
+        raise InputError(f"seed must be from 0 to 2^64 - 1, got {settings['seed']}")
+    if not 0 < settings["warm_share"] <= 1:
+        raise InputError(f"warm_share must be above 0 and at most 1, got {settings['warm_share']}")
+    require_at_least_zero(decoder_std=settings["decoder_std"])
+    require_positive(min_mu=settings["min_mu"])
+    names, starts = [each.name for each in measurements], [each.start for each in measurements]
+    if not names or len(set(names)) < len(names):
+        raise InputError(f"measurements with different names are expected, got {names}")
+    if len({start is None for start in starts}) > 1:
+        raise InputError("either all measurements or none must have a start, got some of both")
+    shape = (settings["num_particles"], *prior.latent_shape)
+    for start in starts:
+        if start is not None and start[0].shape != shape:
+            raise InputError(f"a start with latents of shape {shape} is expected, got {tuple(start[0].shape)}")

@@ -1,0 +1,133 @@
+r"""Repulsive score distillation in every step: the paper's objective with a proximal step.
+
+.. math::
+    x &= \arg\min_x \mathrm{misfit}(A(x), y) + \mu \, \mathrm{mean}(x - D(z))^2 \\
+    r &= \hat\epsilon(\alpha_t z + \sigma_t \epsilon, t) - \epsilon + \gamma_i \nabla_z \log \textstyle\sum_j k(\phi_i, \phi_j),
+        \qquad \epsilon \sim \mathcal{N}(0, I) \\
+    z &\leftarrow \mathrm{Adam} \big[ \tfrac{1 + \mu}{2} \mathrm{mean}(x - D(z))^2 + \lambda w(t) \, \mathrm{mean}(\mathrm{sg}[r] z) \big]
+
+Without repulsion this is score distillation (SDS).
+
+References:
+    | Repulsive Latent Score Distillation for Solving Inverse Problems (Zilberstein et al., 2025)
+    | https://arxiv.org/abs/2406.16683
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rlsd_lightning.checks import require_at_least_zero, require_one_of, require_positive
+from rlsd_lightning.features import Features
+from rlsd_lightning.functional.kernels import mean_square_difference, thumbnails
+from rlsd_lightning.functional.losses import at_least_float32, square_norms
+from rlsd_lightning.functional.schedules import PRIOR_WEIGHTS
+from rlsd_lightning.measurement import Measurement
+from rlsd_lightning.methods.base import ParticleModule
+from rlsd_lightning.methods.sampling import (
+    adam_with_decay,
+    coupling_term,
+    distillation_term,
+    distillation_weight,
+    score_residual,
+    through_decoder,
+)
+from rlsd_lightning.priors import Prior
+from rlsd_lightning.repulsion import Repulsion
+
+__all__ = ["Distilled"]
+
+GAIN_EVERY = 10
+"""Steps between two measurements of the decoder's gain, each of which costs one more backward pass."""
+
+
+class Distilled(ParticleModule):
+    r"""Particles that are distilled in every step, with fresh noise.
+
+    Args:
+        prior: The latent diffusion prior.
+        measurements: One measurement, or several that are solved side by side.
+        features: The features :math:`\phi` that the kernel compares.
+        gamma: Strength of the repulsion beside the score; 0 switches it off.
+        gamma_mode: ``relative`` or ``absolute``, see :class:`~rlsd_lightning.repulsion.Repulsion`.
+        repulsion_until: Share of the steps, from the first, that have repulsion, in [0, 1].
+        repulsion_saturation: Image distance at which relative repulsion saturates, in units of an image in [-1, 1]; below it,
+            strength scales with (distance / saturation)^2. 0: full strength everywhere.
+        distillation_weight: Weight :math:`\lambda` of score distillation.
+        weighting: Its course :math:`w(t)`, see :func:`~rlsd_lightning.functional.schedules.prior_weight`.
+        lr_z: First step size of Adam; it falls along half a cosine to zero.
+        common: Further arguments of :class:`~rlsd_lightning.methods.base.ParticleModule`.
+
+    Raises:
+        InputError: If an argument is out of range.
+    """
+
+    def __init__(
+        self,
+        prior: Prior,
+        measurements: Measurement | Sequence[Measurement],
+        features: Features,
+        *,
+        gamma: float = 0.5,
+        gamma_mode: str = "relative",
+        repulsion_until: float = 0.5,
+        repulsion_saturation: float = 0.4,
+        distillation_weight: float = 0.05,
+        weighting: str = "log",
+        lr_z: float = 0.5,
+        **common: Any,
+    ) -> None:
+        super().__init__(prior, measurements, features, **common)
+        require_at_least_zero(distillation_weight=distillation_weight, repulsion_saturation=repulsion_saturation)
+        require_positive(lr_z=lr_z, decoder_std=self.decoder_std)
+        require_one_of(PRIOR_WEIGHTS, weighting=weighting)
+        self.repulsion = Repulsion(features, gamma, gamma_mode, repulsion_until)
+        self.register_buffer("decoder_gain", torch.ones(len(self.z)))
+
+    def training_step(self, batch: tuple[int, int], batch_idx: int) -> Tensor:
+        step, t, _ = self.begin(batch, batch_idx)
+        z = self.z[self.rows]
+        residual = score_residual(self, z, self.noise(step), t)
+        denoising = distillation_term(self, z, residual, t)
+        decoded = self.decode(z)
+        coupling = coupling_term(self, decoded)
+        repulsion = distillation_weight(self, t) * self.repulsion_term(step, t, z, decoded, residual)
+        self.log_terms({"denoising": denoising, "coupling": coupling, "repulsion": repulsion}, batch_idx)
+        return denoising + through_decoder(coupling + repulsion, z, self)
+
+    def repulsion_term(self, step: int, t: int, z: Tensor, decoded: Tensor, residual: Tensor) -> Tensor:
+        r"""A surrogate whose gradient in the latents is :math:`\gamma_i \nabla_z \log q(\phi_i)` over their number of elements.
+
+        The gradient goes through the decoder together with the coupling's. Its norm in the latents, which a relative
+        strength needs, is its norm in the image times the decoder's gain, which is measured now and then.
+        """
+        if not self.repulsion.acts(self.first_step + step, self.num_steps, self.num_particles):
+            return decoded.new_zeros(())
+        density, saturation = self.repulsion.gradient(self, z, decoded), self.saturation(decoded)
+        if not len(z):
+            return z.sum()
+        norm, score = square_norms(density.gradient).sqrt(), square_norms(residual).sqrt()
+        gain = self.decoder_gain[self.rows]
+        if not self.features.of_latents and step % GAIN_EVERY == 0:
+            (in_latents,) = torch.autograd.grad(decoded, z, density.gradient, retain_graph=True)
+            gain.copy_(torch.where(norm > 0, square_norms(in_latents).sqrt() / norm, gain))
+        gamma = self.repulsion.strength(norm * gain, score, self.prior.sigma(t), saturation)
+        ratio = torch.where(score > 0, gamma * norm * gain / score, 0.0)
+        self.repulsion_ratios.append(ratio.sum().detach() / self.num_particles)
+        weights = (gamma / z[0].numel()).view(-1, *[1] * (density.gradient.ndim - 1))
+        return torch.sum(weights * density.gradient * (z if self.features.of_latents else decoded))
+
+    def saturation(self, decoded: Tensor) -> Tensor | float:
+        """Each particle's share of the full strength by its image's distance to the others', with shape (n,)."""
+        reach = self.hparams.repulsion_saturation
+        if not reach or not self.repulsion.relative:
+            return 1.0
+        # every process sums over all particles: sums over some would be rounded differently
+        seen = self.gather(at_least_float32(thumbnails(decoded.detach())))
+        squares = torch.cat([mean_square_difference(particles) for _, particles in self.each(seen)])
+        return (squares[self.rows] / reach**2).clamp(max=1)
+
+    def configure_optimizers(self) -> dict:
+        return adam_with_decay(self)
