@@ -138,7 +138,7 @@ class RLSD(ParticleModule):
         denoising = 0.5 * (z - z_hat.detach()).square().sum()  # SDS: its gradient is z - z_hat
         coupling = self.coupling(decoded, t)  # zeta |x - D(z_hat)|, with x solved for
         gradient, repulsion = self.guidance(step, t, z_t, z_hat, decoded, coupling)  # G, gamma log sum k
-        pull = torch.sum(self.over_alpha(gradient, s) * z)  # a surrogate: its gradient is G / alpha_s
+        pull = torch.sum(self.over_alpha(gradient, step, s) * z)  # a surrogate: its gradient is G / alpha_s
 
         self.log_all(step, denoising=denoising, coupling=coupling.sum(), repulsion=repulsion.sum())
         self.descend(denoising + pull)
@@ -190,9 +190,11 @@ class RLSD(ParticleModule):
         self.repulsion_ratios.append((gamma * norm / beside).sum().detach() / self.num_particles)
         return gradient + gamma.view(-1, *[1] * (gradient.ndim - 1)) * density.gradient, gamma * density.value
 
-    def over_alpha(self, gradient: Tensor, s: int | None) -> Tensor:
-        r""":math:`G / \alpha_s`; zero where nothing is left of the signal, G itself after the last timestep."""
-        alpha = self.prior.alpha(s) if s is not None else torch.ones_like(self.prior.alpha(0))
+    def over_alpha(self, gradient: Tensor, step: int, s: int | None) -> Tensor:
+        r""":math:`G / \alpha_s`; zero where nothing is left of the signal, and in the loop's last step, which ends at :math:`\hat z`."""
+        if s is None or step + 1 == self.refine_from:
+            return torch.zeros_like(gradient)
+        alpha = self.prior.alpha(s)
         return torch.where(alpha > 0, gradient / alpha, 0.0)
 
     @torch.no_grad()
