@@ -11,7 +11,6 @@ from safetensors.torch import load_file
 from support.command import train
 from torch import Tensor, nn
 
-from rlsd_lightning.engine.callbacks import ImageResults
 from rlsd_lightning.functional.calibration import calibration, total_calibration
 from rlsd_lightning.measurement import Measurement
 from rlsd_lightning.operators import as_physics, hdr, phase_retrieval, quantization, super_resolution
@@ -19,6 +18,7 @@ from rlsd_lightning.operators.compose import Nothing
 from rlsd_lightning.operators.noise import PoissonNoise
 from rlsd_lightning.operators.proximal import noise_share, proximal_step
 from rlsd_lightning.results.store import load_run
+from rlsd_lightning.results.writer import ImageResults
 from rlsd_lightning.uncertainty import DecoderError, decoder_error
 
 SHAPE = (3, 64, 64)

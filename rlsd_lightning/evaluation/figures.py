@@ -8,21 +8,19 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torchmetrics.functional.image import structural_similarity_index_measure
 
 from rlsd_lightning.evaluation.attributes import ATTRIBUTES, SHARES, AttributeClassifier
 from rlsd_lightning.evaluation.distances import SetNetwork, frechet_distance, kernel_distance
+from rlsd_lightning.evaluation.scores import SMALLEST_SSIM, ssim_each
 from rlsd_lightning.features import ViTFeatures
 from rlsd_lightning.functional.calibration import calibration, total_calibration
 from rlsd_lightning.functional.metrics import diversity, mode_total_variation, pixel_std, psnr
-from rlsd_lightning.results.store import SavedMeasurement
+from rlsd_lightning.measurement import SavedMeasurement
 
 __all__ = ["Networks", "attribute_figures", "image_figures", "paper_image_figures", "paper_set_figures", "set_figures"]
 
 ROUNDING = 1 / 255
 """Half a step of the truth's picture of 8 bits."""
-SMALLEST_SSIM = 11
-"""Pixels of the metric's window."""
 FROM_THE_RUN = ("residual", "residual_sigmas", "within_3_sigmas", "seconds")
 
 
@@ -49,13 +47,6 @@ def _lpips_each(lpips: nn.Module, images: Tensor, truth: Tensor) -> Tensor:
     return torch.stack([lpips(image[None], truth) for image in images.clamp(-1, 1)])
 
 
-def _ssim_each(images: Tensor, truth: Tensor) -> Tensor:
-    value = structural_similarity_index_measure(
-        images.clamp(-1, 1), truth.expand_as(images).contiguous(), data_range=(-1.0, 1.0), reduction="none"
-    )
-    return value.reshape(len(images))
-
-
 @torch.no_grad()
 def image_figures(saved: SavedMeasurement, networks: Networks) -> dict[str, Any]:
     """The default protocol's figures of one measurement; docs/evaluation.md has every definition.
@@ -72,7 +63,7 @@ def image_figures(saved: SavedMeasurement, networks: Networks) -> dict[str, Any]
     shown = images.clamp(-1, 1)
     figures: dict[str, Any] = {"particles": len(images)}
     metrics = {"psnr": psnr}
-    metrics["ssim"] = _ssim_each if min(images.shape[-2:]) >= SMALLEST_SSIM else None
+    metrics["ssim"] = ssim_each if min(images.shape[-2:]) >= SMALLEST_SSIM else None
     metrics["lpips"] = None if lpips is None else lambda a, b: _lpips_each(lpips, a, b)
     for name, metric in metrics.items():
         figures |= dict.fromkeys((f"{name}_mean", f"{name}_best", f"{name}_of_mean"))

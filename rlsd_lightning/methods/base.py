@@ -171,6 +171,10 @@ class ParticleModule(L.LightningModule):
     def reconstructions(self) -> tuple[Tensor, Tensor]:
         """The particles as images, and their decoded latents, both with shape :math:`(M N, *image_shape)`."""
 
+    def current_images(self) -> tuple[Tensor, Tensor] | None:
+        """Particles as images and their decoded latents of the last step; None where it decoded none."""
+        return self.reconstructions()  # TODO(lead): the step's own decode instead of another
+
     def pictures(self) -> tuple[Tensor, Tensor]:
         """The reconstructions; those after the last step, which several look at, are made once."""
         if self.steps_done < len(self.timesteps):

@@ -16,10 +16,10 @@ from rlsd_lightning.cli import evaluate
 from rlsd_lightning.evaluation.attributes import ATTRIBUTES, SHARES
 from rlsd_lightning.evaluation.distances import frechet_distance, kernel_distance, vit_network
 from rlsd_lightning.evaluation.figures import Networks, attribute_figures, image_figures
+from rlsd_lightning.measurement import SavedMeasurement
 from rlsd_lightning.operators import denoising, inpainting, mri, nothing, phase_retrieval
 from rlsd_lightning.operators.observed import data_fit, observed_pixels
-from rlsd_lightning.results.store import SavedMeasurement, load_run
-from rlsd_lightning.results.writer import read_metrics
+from rlsd_lightning.results.store import load_run, read_metrics
 
 NAME = "tiny"
 
@@ -373,7 +373,7 @@ def test_points_are_no_images(tmp_path: Path, capsys) -> None:
 
 def test_phase_retrieval_keeps_the_forms_nearest_to_the_truth(tmp_path: Path) -> None:
     from rlsd_lightning import Measurement
-    from rlsd_lightning.results.writer import write_images
+    from rlsd_lightning.results.pictures import write_images
 
     physics = phase_retrieval(SHAPE)
     truth = torch.rand(1, *SHAPE, generator=torch.Generator().manual_seed(0)) * 2 - 1
