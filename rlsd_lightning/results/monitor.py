@@ -65,13 +65,8 @@ class Monitor(Callback):
         for logger in _tensorboards(trainer):
             logger.experiment.file_writer.add_event(start)
 
-    def on_save_checkpoint(self, trainer: L.Trainer, pl_module: ParticleModule, checkpoint: dict[str, Any]) -> None:
-        _flush(trainer)
-
     def on_train_batch_start(self, trainer: L.Trainer, pl_module: ParticleModule, batch: Any, batch_idx: int) -> None:
         self._next_step = batch_idx + 1
-        if batch_idx % trainer.log_every_n_steps == 0:
-            _flush(trainer)  # Lightning logs a step after its checkpoint
         if self._last_timing is None:
             self._last_timing = (batch_idx, time.perf_counter())
 
@@ -104,12 +99,6 @@ class Monitor(Callback):
         self.log("seconds_per_step", seconds)
         self.log("particle_steps_per_second", particles / seconds)
         self._last_timing = (done, now)
-
-
-def _flush(trainer: L.Trainer) -> None:
-    """Write the curves up to here, which a killed run would take with it though a resumed one does not log them."""
-    for logger in _tensorboards(trainer):
-        logger.experiment.flush()
 
 
 def _tensorboards(trainer: L.Trainer) -> list[TensorBoardLogger]:
