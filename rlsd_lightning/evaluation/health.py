@@ -14,7 +14,7 @@ from rlsd_lightning.methods.base import ParticleModule
 from rlsd_lightning.operators.likelihood import has_square_misfit, noise_std
 from rlsd_lightning.operators.observed import data_fit
 
-__all__ = ["HealthMetrics", "health_metrics", "health_warnings", "mean_metrics", "module_health", "null_space"]
+__all__ = ["HealthMetrics", "health_metrics", "health_settings", "health_warnings", "mean_metrics", "null_space"]
 
 MIN_DIVERSITY = 0.01
 """Diversity of collapsed particles is below it: they look the same."""
@@ -143,19 +143,12 @@ def _sharpness(images: Tensor, reference: Tensor) -> float | None:
     return (energy / of_reference).item() if of_reference else None
 
 
-def module_health(
-    module: ParticleModule,
-    measurement: Measurement,
-    images: Tensor,
-    decoded: Tensor,
-    z: Tensor,
-    features: Tensor,
-    repulsion_ratio: float | None,
-) -> HealthMetrics:
-    """:func:`health_metrics` with a method's prior and settings."""
-    decoder_std = module.hparams.get("decoder_std", DECODER_STD)
-    white = module.prior.white_latents
-    return health_metrics(measurement, images, decoded, z, features, white, repulsion_ratio, decoder_std)
+def health_settings(module: ParticleModule) -> dict[str, float]:
+    """A method's arguments of :func:`health_metrics`."""
+    return {
+        "white_latents": module.prior.white_latents,
+        "decoder_std": module.hparams.get("decoder_std", DECODER_STD),
+    }
 
 
 def mean_metrics(every: Sequence[HealthMetrics]) -> dict[str, float]:

@@ -11,7 +11,7 @@ from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 from torch import Tensor
 from torchvision.utils import make_grid
 
-from rlsd_lightning.evaluation.health import HealthMetrics, mean_metrics, module_health
+from rlsd_lightning.evaluation.health import HealthMetrics, health_metrics, health_settings, mean_metrics
 from rlsd_lightning.evaluation.scores import aligned
 from rlsd_lightning.functional.metrics import psnr
 from rlsd_lightning.measurement import Measurement
@@ -96,6 +96,7 @@ class Monitor(Callback):
         step, start = self._last_timing
         now = time.perf_counter()
         seconds = (now - start) / (done - step)
+        self.log("step", float(done - 1))  # otherwise Lightning adds a curve of the epoch, which is always 0
         self.log("seconds_per_step", seconds)
         self.log("particle_steps_per_second", particles / seconds)
         self._last_timing = (done, now)
@@ -109,10 +110,11 @@ def _tensorboards(trainer: L.Trainer) -> list[TensorBoardLogger]:
 def _figures(module: ParticleModule, images: Tensor, decoded: Tensor, repulsion: float | None) -> dict[str, float]:
     """Health metrics and, where a truth is known, PSNR: means over measurements."""
     health: list[HealthMetrics] = []
+    settings = health_settings(module) | {"repulsion_ratio": repulsion}
     ratios: list[Tensor] = []
     for measurement, particles, at_z, z in module.each(images, decoded, module.z.detach()):
         features = module.compared(z, at_z)
-        health.append(module_health(module, measurement, particles, at_z, z, features, repulsion))
+        health.append(health_metrics(measurement, particles, at_z, z, features, **settings))
         if measurement.truth is not None:
             truth = measurement.truth.to(particles)
             ratios.append(psnr(aligned(particles, truth, measurement.physics), truth))

@@ -12,7 +12,7 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor, nn
 
-from rlsd_lightning.evaluation.health import health_warnings, module_health
+from rlsd_lightning.evaluation.health import health_metrics, health_settings, health_warnings
 from rlsd_lightning.evaluation.scores import aligned, score
 from rlsd_lightning.features import load_lpips
 from rlsd_lightning.measurement import Measurement
@@ -28,9 +28,9 @@ log = logging.getLogger(__name__)
 
 
 class Results(Callback):
-    """Writes the results of finished measurements.
+    """Writes the results of finished measurements, metrics.json last: it marks a finished measurement.
 
-    metrics.json is written last, so it marks a finished measurement.
+    Thumbnails of the moments are part of a checkpoint, so a resumed run has its whole filmstrip.
 
     Args:
         folder: The run's folder; each measurement has a subfolder of its name.
@@ -47,18 +47,31 @@ class Results(Callback):
         self._seconds_before = 0.0
         self._start = 0.0
         self._repulsion: float | None = None
+        self._moments: dict[str, list[tuple[int, Tensor]]] = {}
 
     def state_dict(self) -> dict[str, Any]:
-        return {"seconds": self._seconds()}
+        return {"seconds": self._seconds(), "moments": self._moments}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self._seconds_before = state["seconds"]
+        self._seconds_before, self._moments = state["seconds"], state["moments"]
 
     def _seconds(self) -> float:
         return self._seconds_before + time.perf_counter() - self._start
 
     def on_train_start(self, trainer: L.Trainer, pl_module: ParticleModule) -> None:
         self._start = time.perf_counter()
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: ParticleModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        done = batch_idx + 1
+        if done not in moments(len(pl_module.timesteps)):
+            return
+        seen = images_at(pl_module, done)
+        if seen is None or seen[0].ndim != 4 or pl_module.shard.position:
+            return
+        for measurement, images in pl_module.each(seen[0]):
+            self._moments.setdefault(measurement.name, []).append((done, thumbnails(images)))
 
     def on_train_end(self, trainer: L.Trainer, pl_module: ParticleModule) -> None:
         if pl_module.steps_done < len(pl_module.timesteps):
@@ -99,35 +112,7 @@ class Results(Callback):
 
 
 class ImageResults(Results):
-    """Writes pictures, tensors, figures, health warnings and a filmstrip of image-shaped particles.
-
-    The filmstrip's thumbnails are part of a checkpoint, so a resumed run has the whole strip.
-    """
-
-    def __init__(
-        self, folder: str | Path, features: nn.Module | None = None, prior_diversity: float | None = None
-    ) -> None:
-        super().__init__(folder, features, prior_diversity)
-        self._moments: dict[str, list[tuple[int, Tensor]]] = {}
-
-    def state_dict(self) -> dict[str, Any]:
-        return super().state_dict() | {"moments": self._moments}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        super().load_state_dict(state)
-        self._moments = state["moments"]
-
-    def on_train_batch_end(
-        self, trainer: L.Trainer, pl_module: ParticleModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        done = batch_idx + 1
-        if done not in moments(len(pl_module.timesteps)):
-            return
-        seen = images_at(pl_module, done)
-        if seen is None or pl_module.shard.position:
-            return
-        for measurement, images in pl_module.each(seen[0]):
-            self._moments.setdefault(measurement.name, []).append((done, thumbnails(images)))
+    """Writes pictures, tensors, figures, health warnings and a filmstrip of image-shaped particles."""
 
     def results(
         self,
@@ -146,7 +131,8 @@ class ImageResults(Results):
         features = None if self.features is None else self.features.to(images.device)
         with torch.no_grad():
             compared = pl_module.compared(z, aligned(images, images[:1], physics), features)
-        metrics = module_health(pl_module, measurement, images, decoded, z, compared, self._repulsion)
+        settings = health_settings(pl_module) | {"repulsion_ratio": self._repulsion}
+        metrics = health_metrics(measurement, images, decoded, z, compared, **settings)
         warnings = health_warnings(metrics, self.prior_diversity, pl_module.hparams)
         for sentence in warnings:
             log.warning("%s: %s", measurement.name, sentence)

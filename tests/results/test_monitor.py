@@ -112,6 +112,10 @@ def test_monitored_figures_are_positive(events: EventAccumulator, name: str) -> 
     assert events.Scalars(name)
 
 
+def test_there_is_no_curve_of_the_only_epoch(events: EventAccumulator) -> None:
+    assert not {"epoch", "step"} & set(events.Tags()["scalars"])
+
+
 @pytest.mark.parametrize("name", ["particles", "decoded"])
 def test_pictures_show_the_particles_as_they_evolve(events: EventAccumulator, name: str) -> None:
     pictures = events.Images(name)
