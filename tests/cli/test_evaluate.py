@@ -333,7 +333,7 @@ def unfinish(folder: Path) -> None:
         (spoil_particles, "is incomplete or damaged"),
         (spoil_metrics, "is incomplete or damaged"),
         (spoil_truth, "can't be read as an image"),
-        (lose_truth, "truth.png' is missing, though the run knew it"),
+        (lose_truth, "truth.png' is missing, though the run had a truth"),
         (unfinish, "no finished measurement"),
         (shutil.rmtree, "there is no such folder"),
     ],
@@ -368,7 +368,7 @@ def test_points_are_no_images(tmp_path: Path, capsys) -> None:
     save_file({"x": torch.zeros(4, 2)}, tmp_path / "particles.safetensors")
     (tmp_path / "metrics.json").write_text("{}")
     assert evaluate.main([str(tmp_path)]) == 1
-    assert "particles that are images are expected" in capsys.readouterr().err
+    assert "particles of shape (N, C, H, W) are expected" in capsys.readouterr().err
 
 
 def test_phase_retrieval_keeps_the_forms_nearest_to_the_truth(tmp_path: Path) -> None:
