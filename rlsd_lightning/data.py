@@ -15,7 +15,7 @@ from rlsd_lightning.measurement import Measurement, MeasurementList
 from rlsd_lightning.operators.compose import make_physics
 from rlsd_lightning.operators.observed import MASKED
 
-__all__ = ["ImageMeasurements", "load_measured", "measure", "measurements", "unobserved"]
+__all__ = ["ImageMeasurements", "load_measured", "measure", "measurements", "point_measurement", "unobserved"]
 
 
 def measure(physics: Physics, image: Tensor, seed: int) -> Tensor:
@@ -191,3 +191,18 @@ def unobserved(
     """
     operator = make_physics(physics, image_shape)
     return MeasurementList([Measurement(name, operator.A(torch.zeros(1, *image_shape)), operator)])
+
+
+def point_measurement(
+    image_shape: tuple[int, ...], physics: Callable[..., Physics], value: float = 0.0
+) -> MeasurementList:
+    """One measurement of a point's first coordinate.
+
+    Args:
+        image_shape: Shape of a point, :math:`(d,)`.
+        physics: Makes the operator from the point's shape.
+        value: Measured value.
+    """
+    y = torch.zeros(1, *image_shape)
+    y[0, 0] = value
+    return MeasurementList([Measurement("toy", y, physics(image_shape))])

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from rlsd_lightning.functional.noise import measurement_key
 
-__all__ = ["Measurement", "MeasurementList"]
+__all__ = ["Measurement", "MeasurementList", "SavedMeasurement"]
 
 
 class Measurement(NamedTuple):
@@ -42,3 +42,25 @@ class MeasurementList(list[Measurement]):
     def names(self) -> list[str]:
         """The measurements' names."""
         return [measurement.name for measurement in self]
+
+
+class SavedMeasurement(NamedTuple):
+    """A finished measurement as it was read back from its folder.
+
+    Attributes:
+        name: Name of its folder.
+        images: Particles, about in [-1, 1], with shape :math:`(N, C, H, W)`.
+        metrics: Content of metrics.json.
+        truth: Clean image with shape :math:`(1, C, H, W)`, if known.
+        observed: Boolean mask of the values that the operator leaves unchanged, with shape :math:`(C, H, W)`.
+        aligned: Particles in their equivalent forms nearest to the truth, for operators with such forms.
+        shared_variance: Variance of the error that all particles share, with shape :math:`(C, H, W)`, if estimated.
+    """
+
+    name: str
+    images: Tensor
+    metrics: dict
+    truth: Tensor | None = None
+    observed: Tensor | None = None
+    aligned: Tensor | None = None
+    shared_variance: Tensor | None = None

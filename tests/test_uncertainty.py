@@ -11,7 +11,6 @@ from safetensors.torch import load_file
 from support.command import train
 from torch import Tensor, nn
 
-from rlsd_lightning.engine.callbacks import ImageResults
 from rlsd_lightning.functional.calibration import calibration, total_calibration
 from rlsd_lightning.measurement import Measurement
 from rlsd_lightning.operators import as_physics, hdr, phase_retrieval, quantization, super_resolution
@@ -19,6 +18,7 @@ from rlsd_lightning.operators.compose import Nothing
 from rlsd_lightning.operators.noise import PoissonNoise
 from rlsd_lightning.operators.proximal import noise_share, proximal_step
 from rlsd_lightning.results.store import load_run
+from rlsd_lightning.results.writer import ImageResults
 from rlsd_lightning.uncertainty import DecoderError, decoder_error
 
 SHAPE = (3, 64, 64)
@@ -42,19 +42,18 @@ def curve(noise: float) -> Physics:
 
 def photons(noise: float) -> Physics:
     physics = mask(noise)
-    physics.noise_model = PoissonNoise(noise**2 / 4)
+    physics.noise_model = PoissonNoise(math.sqrt(2) * noise)  # noise at mid-grey, around which images are
     return physics
 
 
 def estimated(
-    physics: Physics, std: float, noise: float, decoded: Tensor | None = None, **settings: int
+    physics: Physics, std: float, decoded: Tensor | None = None, **settings: int
 ) -> tuple[DecoderError | None, Tensor, Tensor]:
     """The estimate for a truth that is off all decoded images by errors of a deviation, that truth, and the images."""
     if decoded is None:
         decoded = 0.5 * torch.rand(1, *SHAPE) - 0.25
     truth = decoded[:1] + std * torch.randn(1, *SHAPE)
-    y = physics.A(truth)
-    y = y + noise * torch.randn_like(y)
+    y = physics.noise_model(physics.A(truth))
     measurement = Measurement("one", y, physics)
     weight = max(noise_share(measurement, truth.numel()) / IMAGE_VAR, 1e-3)
     images = proximal_step(physics, y, decoded, weight, inner_steps=200)
@@ -66,11 +65,20 @@ def estimated(
 @pytest.mark.parametrize("make", [mask, averages, curve, photons])
 def test_errors_of_any_size_are_found(make: Callable[[float], Physics], noise: float, std: float) -> None:
     torch.manual_seed(0)
-    found, truth, images = estimated(make(noise), std, noise)
+    found, truth, images = estimated(make(noise), std)
     # averages of 16 values have a quarter of the errors' deviation; 768 of them tell it to 2.6 %, without noise
     assert found.std == pytest.approx(std, rel=0.15)
     error = (truth - images).square().mean().sqrt()
     assert found.variance.mean().sqrt().item() == pytest.approx(error.item(), rel=0.15)
+
+
+@pytest.mark.parametrize("make", [mask, photons])
+def test_noise_as_large_as_the_errors_is_told_apart(make: Callable[[float], Physics]) -> None:
+    torch.manual_seed(0)
+    physics = make(0.1)
+    assert physics.noise_model(torch.zeros(1, *SHAPE)).std().item() == pytest.approx(0.1, rel=0.05)
+    found, _, _ = estimated(physics, 0.1)
+    assert found.std == pytest.approx(0.1, rel=0.15)  # with the noise, errors are 0.14
 
 
 @pytest.mark.parametrize(
@@ -82,7 +90,7 @@ def test_errors_of_any_size_are_found(make: Callable[[float], Physics], noise: f
 def test_operators_that_are_not_linear_near_an_image(make: Callable[[], Physics], std: float) -> None:
     torch.manual_seed(0)
     decoded = (1.6 * torch.rand(1, *SHAPE) - 0.8).expand(4, *SHAPE)
-    found, truth, images = estimated(make(), std, 0.001, decoded)
+    found, truth, images = estimated(make(), std, decoded)
     error = (truth - images).square().mean().sqrt()
     assert found.std == pytest.approx(std, rel=0.15)
     assert found.variance.mean().sqrt().item() == pytest.approx(error.item(), rel=0.2)
@@ -93,7 +101,7 @@ def found_on_average(noise: float, std: float, runs: int = 10) -> float:
     found = []
     for seed in range(runs):
         torch.manual_seed(seed)
-        found.append(estimated(mask(noise), std, noise)[0].std)
+        found.append(estimated(mask(noise), std)[0].std)
     return math.sqrt(sum(each**2 for each in found) / runs)
 
 
@@ -130,7 +138,7 @@ def test_errors_are_no_larger_than_images() -> None:
 def test_forms_that_an_operator_cannot_tell_apart_share_a_variance() -> None:
     torch.manual_seed(0)
     physics = phase_retrieval(SHAPE)
-    found, _, _ = estimated(physics, 0.05, 0.001)
+    found, _, _ = estimated(physics, 0.05)
     assert found.std == pytest.approx(0.05, rel=0.3)
     forms = physics.equivalents(found.variance[None])
     torch.testing.assert_close(forms, found.variance.expand_as(forms))
@@ -140,7 +148,7 @@ def test_hidden_and_seen_values_have_their_own_variance() -> None:
     torch.manual_seed(0)
     std, noise = 0.1, 0.1
     physics = mask(noise)
-    found, _, _ = estimated(physics, std, noise)
+    found, _, _ = estimated(physics, std)
     seen = physics.mask[0].expand(SHAPE) > 0
     assert found.variance[~seen].mean().sqrt().item() == pytest.approx(std, rel=0.1)
     # a step that takes the error to be 0.08 goes a share of the way to the measurement
@@ -154,7 +162,7 @@ def test_errors_are_larger_where_images_have_details() -> None:
     physics = mask(0.001)
     decoded = torch.zeros(2, *SHAPE)
     decoded[..., :32] = 0.4 * torch.rand(3, 64, 32)
-    found, _, _ = estimated(physics, 0.05, 0.001, decoded)
+    found, _, _ = estimated(physics, 0.05, decoded)
     hidden = physics.mask[0].expand(SHAPE) == 0
     left, right = found.variance[..., :28], found.variance[..., 36:]
     assert left[hidden[..., :28]].mean() > 20 * right[hidden[..., 36:]].mean() > 0
@@ -164,7 +172,7 @@ def test_memory_and_repetition_change_nothing() -> None:
     found = []
     for settings in ({}, {}, {"at_once": 1}, {"at_once": 3}):
         torch.manual_seed(0)
-        found.append(estimated(mask(0.01), 0.05, 0.01, **settings)[0])
+        found.append(estimated(mask(0.01), 0.05, **settings)[0])
     assert torch.equal(found[0].variance, found[1].variance)
     for other in found[1:]:
         assert other.std == pytest.approx(found[0].std, rel=1e-5)
@@ -175,9 +183,9 @@ def test_memory_and_repetition_change_nothing() -> None:
 def test_there_is_none_for_noise_that_is_not_simulated(noise_model: NoiseModel) -> None:
     torch.manual_seed(0)
     physics = mask(0.1)
-    assert estimated(physics, 0.1, 0.1)[0] is not None
+    assert estimated(physics, 0.1)[0] is not None
     physics.noise_model = noise_model
-    assert estimated(physics, 0.1, 0.1)[0] is None
+    assert estimated(physics, 0.1)[0] is None
 
 
 def test_there_is_none_where_nothing_is_measured_and_of_complex_measurements() -> None:

@@ -32,7 +32,8 @@ from rlsd_lightning.evaluation.figures import (
 )
 from rlsd_lightning.features import ViTFeatures, load_lpips
 from rlsd_lightning.images import find_images, load_image
-from rlsd_lightning.results.store import SavedMeasurement, finished, load_run
+from rlsd_lightning.measurement import SavedMeasurement
+from rlsd_lightning.results.store import finished, load_run
 
 __all__ = ["evaluate_run", "load_networks", "main", "table"]
 

@@ -17,8 +17,8 @@ from rlsd_lightning.measurement import Measurement
 from rlsd_lightning.identity import saved_samples
 from rlsd_lightning.methods.base import ParticleModule
 from rlsd_lightning.results.report import write_report
-from rlsd_lightning.results.video import last_particles, write_sequence
-from rlsd_lightning.results.writer import is_damaged, read_metrics, write_summary
+from rlsd_lightning.results.store import is_damaged, last_particles, read_metrics, write_summary
+from rlsd_lightning.results.video import write_sequence
 
 __all__ = ["run_measurements"]
 

@@ -1,1 +1,1 @@
-"""Figures of finished runs."""
+"""Figures of merit, health metrics and feature networks."""

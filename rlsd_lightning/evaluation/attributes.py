@@ -1,4 +1,4 @@
-"""The embedded classifier of the cartoon faces' attributes."""
+"""Classifier of the cartoon faces' attributes."""
 
 from pathlib import Path
 
@@ -18,7 +18,7 @@ ATTRIBUTES: dict[str, tuple[str, ...]] = {
     "headwear": ("none", "cap", "santa", "headband"),
     "smile": ("no", "yes"),
 }
-"""Every attribute of a face and its values, in the order of the feature network's heads."""
+"""Values of each attribute, in the order of the network's heads."""
 
 SHARES: dict[str, tuple[float, ...]] = {
     "facial_hair": (0.45, 0.15, 0.15, 0.25),
@@ -26,16 +26,16 @@ SHARES: dict[str, tuple[float, ...]] = {
     "glasses": (0.7, 0.3),
     "smile": (0.5, 0.5),
 }
-"""The shares of some attributes' values among generated faces: WORLD in data/faces/generator/generate.mjs."""
+"""Shares of attribute values among generated faces, from WORLD in data/faces/generator/generate.mjs."""
 
 HEADS_FILE = "heads.safetensors"
 
 
 class AttributeClassifier(nn.Module):
-    """Names the attributes of a face.
+    """Linear classifiers of face attributes on a vision transformer's class token.
 
     Args:
-        vit: The network whose class token is classified.
+        vit: Vision transformer.
     """
 
     def __init__(self, vit: ViTModel) -> None:
@@ -46,27 +46,27 @@ class AttributeClassifier(nn.Module):
         )
 
     def features(self, images: Tensor) -> Tensor:
-        """Class tokens of images in [-1, 1] with shape :math:`(n, 3, H, W)`, with shape :math:`(n, D)`."""
+        """Class tokens, with shape :math:`(n, D)`, of images in [-1, 1] with shape :math:`(n, 3, H, W)`."""
         return self.vit(pixel_values=images).last_hidden_state[:, 0]
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
-        """Logits of every attribute, each with shape :math:`(n, values)`."""
+        """Logits by attribute, each with shape :math:`(n, values)`."""
         features = self.features(images)
         return {name: head(features) for name, head in self.heads.items()}
 
     @torch.no_grad()
     def predict(self, images: Tensor) -> Tensor:
-        """Index of the most likely value of every attribute, with shape :math:`(n, 7)`."""
+        """Index of the most likely value of each attribute, with shape :math:`(n, 7)`."""
         return torch.stack([logits.argmax(-1) for logits in self(images).values()], dim=-1)
 
     def save(self, folder: Path) -> None:
-        """Writes a transformers folder that ``ViTModel.from_pretrained`` loads, and the heads beside it."""
+        """Write a folder for ``ViTModel.from_pretrained``, and the heads beside it."""
         self.vit.save_pretrained(folder)
         save_file(self.heads.state_dict(), folder / HEADS_FILE)
 
 
 def load_classifier(folder: str | Path) -> AttributeClassifier:
-    """Loads what :meth:`AttributeClassifier.save` wrote, frozen and in evaluation mode."""
+    """Load a frozen classifier that :meth:`AttributeClassifier.save` wrote."""
     classifier = AttributeClassifier(ViTModel.from_pretrained(folder, add_pooling_layer=False, local_files_only=True))
     classifier.heads.load_state_dict(load_file(Path(folder) / HEADS_FILE))
     return classifier.eval().requires_grad_(False)

@@ -1,4 +1,4 @@
-"""Distances between two sets of images in the features of a network whose name is part of the figure's."""
+"""Distances between two sets of images in a network's features."""
 
 import warnings
 from importlib.util import find_spec
@@ -13,17 +13,17 @@ from torchmetrics.image.kid import KernelInceptionDistance
 __all__ = ["SetNetwork", "frechet_distance", "kernel_distance", "load_inception", "vit_network"]
 
 SUBSETS, SUBSET_SIZE = 20, 1000
-"""Of the kernel distance, which is a mean over subsets; one subset if both sets are no larger than it."""
+"""Subsets that the kernel distance averages over, and their size; small sets are one subset."""
 BATCH = 256
+"""Images a forward pass."""
 
 
 class SetNetwork(NamedTuple):
-    """What sets of images are compared in.
+    """Feature network for sets of images.
 
     Attributes:
-        name: Names the figures, ``fid_<name>`` and ``kid_<name>``.
-        feature: What torchmetrics takes as its network: one that is called with images in [-1, 1], or the number of
-            Inception's features.
+        name: Suffix of the figures ``fid_<name>`` and ``kid_<name>``.
+        feature: The ``feature`` argument of torchmetrics: a network of images in [-1, 1], or Inception's feature count.
     """
 
     name: str
@@ -31,7 +31,7 @@ class SetNetwork(NamedTuple):
 
 
 class _ClassToken(nn.Module):
-    """A vision transformer in the form that torchmetrics calls."""
+    """Adapter of a vision transformer for torchmetrics."""
 
     def __init__(self, features: nn.Module, width: int) -> None:
         super().__init__()
@@ -43,12 +43,12 @@ class _ClassToken(nn.Module):
 
 
 def vit_network(name: str, features: nn.Module, width: int) -> SetNetwork:
-    """A network that turns images in [-1, 1] into vectors of a width."""
+    """Feature network from a module that maps images in [-1, 1] to vectors of a width."""
     return SetNetwork(name, _ClassToken(features, width))
 
 
 def load_inception() -> SetNetwork | None:
-    """The network of the usual FID, if torch-fidelity and its weights are here; never reaches for the network."""
+    """Inception, if torch-fidelity and its weights are installed; nothing is downloaded."""
     cache = Path(torch.hub.get_dir()) / "checkpoints"
     if find_spec("torch_fidelity") is None or not list(cache.glob("weights-inception-2015-12-05-*.pth")):
         return None
@@ -58,19 +58,19 @@ def load_inception() -> SetNetwork | None:
 def _updated(metric: nn.Module, network: SetNetwork, a: Tensor, b: Tensor) -> nn.Module:
     for images, real in ((a, True), (b, False)):
         for batch in images.clamp(-1, 1).split(BATCH):
-            # Inception is called with numbers from 0 to 1, as its metrics are told
+            # the metric of Inception takes [0, 1] (normalize=True)
             metric.update(batch / 2 + 0.5 if isinstance(network.feature, int) else batch, real=real)
     return metric
 
 
 @torch.no_grad()
 def frechet_distance(network: SetNetwork, a: Tensor, b: Tensor) -> float:
-    r"""The distance :math:`|\mu_a - \mu_b|^2 + \mathrm{tr}(C_a + C_b - 2 \sqrt{C_a C_b})` of means and covariances.
+    r"""Frechet distance :math:`|\mu_a - \mu_b|^2 + \mathrm{tr}(C_a + C_b - 2 \sqrt{C_a C_b})` of feature means and covariances.
 
     Args:
-        network: What images are compared in.
-        a: Images in [-1, 1], with shape :math:`(n, 3, H, W)`, at least two.
-        b: Others.
+        network: Feature network.
+        a: Images in [-1, 1], with shape :math:`(n, 3, H, W)`, :math:`n \ge 2`.
+        b: Images of the other set.
 
     References:
         | GANs Trained by a Two Time-Scale Update Rule Converge to a Local Nash Equilibrium (Heusel et al., 2017)
@@ -82,14 +82,12 @@ def frechet_distance(network: SetNetwork, a: Tensor, b: Tensor) -> float:
 
 @torch.no_grad()
 def kernel_distance(network: SetNetwork, a: Tensor, b: Tensor) -> float:
-    r"""The squared maximum mean discrepancy under :math:`k(f, g) = (f \cdot g / D + 1)^3`, without bias.
-
-    An unbiased estimate scatters around zero for two sets of one distribution, so it can be negative.
+    r"""Unbiased squared maximum mean discrepancy with :math:`k(f, g) = (f \cdot g / D + 1)^3`; it can be negative.
 
     Args:
-        network: What images are compared in.
-        a: Images in [-1, 1], with shape :math:`(n, 3, H, W)`, at least two.
-        b: Others.
+        network: Feature network.
+        a: Images in [-1, 1], with shape :math:`(n, 3, H, W)`, :math:`n \ge 2`.
+        b: Images of the other set.
 
     References:
         | Demystifying MMD GANs (Binkowski et al., 2018)
@@ -98,11 +96,11 @@ def kernel_distance(network: SetNetwork, a: Tensor, b: Tensor) -> float:
     size = min(len(a), len(b), SUBSET_SIZE)
     subsets = 1 if size == len(a) == len(b) else SUBSETS
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # that it keeps all features: they are few
+        warnings.simplefilter("ignore", UserWarning)  # about its memory
         metric = KernelInceptionDistance(
             feature=network.feature, subsets=subsets, subset_size=size, normalize=isinstance(network.feature, int)
         )
     _updated(metric, network, a, b)
-    with torch.random.fork_rng(devices=[]):  # the subsets are drawn from torch's own generator
+    with torch.random.fork_rng(devices=[]):  # draws the subsets
         torch.manual_seed(0)
         return metric.compute()[0].item()

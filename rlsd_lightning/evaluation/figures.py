@@ -1,6 +1,6 @@
-"""Figures of saved particles: those of one measurement, and those of all of a run together.
+"""Figures of saved particles, by measurement and by run.
 
-The paper's own protocol has names of its own, so that nobody mixes the two up.
+Figures of the paper's protocol have the prefix ``paper_``.
 """
 
 from itertools import combinations
@@ -8,33 +8,32 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torchmetrics.functional.image import structural_similarity_index_measure
 
 from rlsd_lightning.evaluation.attributes import ATTRIBUTES, SHARES, AttributeClassifier
 from rlsd_lightning.evaluation.distances import SetNetwork, frechet_distance, kernel_distance
+from rlsd_lightning.evaluation.scores import SMALLEST_SSIM, ssim_each
 from rlsd_lightning.features import ViTFeatures
 from rlsd_lightning.functional.calibration import calibration, total_calibration
 from rlsd_lightning.functional.metrics import diversity, mode_total_variation, pixel_std, psnr
-from rlsd_lightning.results.store import SavedMeasurement
+from rlsd_lightning.measurement import SavedMeasurement
 
 __all__ = ["Networks", "attribute_figures", "image_figures", "paper_image_figures", "paper_set_figures", "set_figures"]
 
 ROUNDING = 1 / 255
-"""Half a step of the truth's picture of 8 bits."""
-SMALLEST_SSIM = 11
-"""Pixels of the metric's window."""
+"""Largest rounding error of an 8-bit truth in [-1, 1]."""
 FROM_THE_RUN = ("residual", "residual_sigmas", "within_3_sigmas", "seconds")
+"""Figures that are copied from metrics.json."""
 
 
 class Networks(NamedTuple):
-    """What images are compared in.
+    """Networks that images are compared with.
 
     Attributes:
-        name: Names the figures of diversity, ``diversity_<name>``.
-        features: The vision transformer.
-        sets: What sets of images are compared in.
-        lpips: The metric, if its weights are at hand.
-        classifier: Names attributes of faces, if the features are those of the embedded network.
+        name: Suffix of ``diversity_<name>``.
+        features: Vision transformer.
+        sets: Feature network for sets of images.
+        lpips: LPIPS metric, if its weights are available.
+        classifier: Attribute classifier of the embedded features, if those are used.
     """
 
     name: str
@@ -45,34 +44,27 @@ class Networks(NamedTuple):
 
 
 def _lpips_each(lpips: nn.Module, images: Tensor, truth: Tensor) -> Tensor:
-    """One value an image; torchmetrics averages over a batch."""
+    """LPIPS of each image, with shape :math:`(N,)`; torchmetrics would average."""
     return torch.stack([lpips(image[None], truth) for image in images.clamp(-1, 1)])
-
-
-def _ssim_each(images: Tensor, truth: Tensor) -> Tensor:
-    value = structural_similarity_index_measure(
-        images.clamp(-1, 1), truth.expand_as(images).contiguous(), data_range=(-1.0, 1.0), reduction="none"
-    )
-    return value.reshape(len(images))
 
 
 @torch.no_grad()
 def image_figures(saved: SavedMeasurement, networks: Networks) -> dict[str, Any]:
-    """The default protocol's figures of one measurement; docs/evaluation.md has every definition.
+    """Figures of one measurement in the default protocol, which docs/evaluation.md defines.
 
     Args:
-        saved: The measurement.
-        networks: What images are compared in.
+        saved: Finished measurement.
+        networks: Networks that images are compared with.
 
     Returns:
-        Figures by name; what needs a truth, weights or noise that are not known is None.
+        Figures by name; None where the truth, weights or the noise are unknown.
     """
     lpips, truth = networks.lpips, saved.truth
     images = saved.images if saved.aligned is None else saved.aligned
     shown = images.clamp(-1, 1)
     figures: dict[str, Any] = {"particles": len(images)}
     metrics = {"psnr": psnr}
-    metrics["ssim"] = _ssim_each if min(images.shape[-2:]) >= SMALLEST_SSIM else None
+    metrics["ssim"] = ssim_each if min(images.shape[-2:]) >= SMALLEST_SSIM else None
     metrics["lpips"] = None if lpips is None else lambda a, b: _lpips_each(lpips, a, b)
     for name, metric in metrics.items():
         figures |= dict.fromkeys((f"{name}_mean", f"{name}_best", f"{name}_of_mean"))
@@ -102,12 +94,12 @@ def _lpips_of_pairs(lpips: nn.Module, images: Tensor) -> float | None:
 
 
 def set_figures(images: Tensor, reference: Tensor | None, networks: Networks) -> dict[str, Any]:
-    """Distances of all particles together from a set of images.
+    """Distances of all particles of a run from a reference set; None without one.
 
     Args:
-        images: The particles of all measurements, with shape :math:`(n, 3, H, W)`.
-        reference: With shape :math:`(m, 3, H, W)`; None, or fewer than two, where there is no such set.
-        networks: What images are compared in.
+        images: Particles of all measurements, with shape :math:`(n, 3, H, W)`.
+        reference: Reference images, with shape :math:`(m, 3, H, W)`; at least two are needed.
+        networks: Networks that images are compared with.
     """
     known = reference is not None and min(len(images), len(reference)) > 1
     return {
@@ -118,16 +110,16 @@ def set_figures(images: Tensor, reference: Tensor | None, networks: Networks) ->
 
 @torch.no_grad()
 def attribute_figures(images: Tensor, truth: Tensor | None, classifier: AttributeClassifier) -> dict[str, Any]:
-    """Shares of faces' attributes as the embedded classifier names them, against the generator's known ones.
+    """Shares of faces' attribute values as classified, compared with the generator's.
 
     Args:
         images: Particles, with shape :math:`(n, 3, H, W)`.
-        truth: The clean images, whose shares have the classifier's errors and the sample's.
-        classifier: Names the attributes.
+        truth: Clean images; their errors show those of the classifier and of a finite sample.
+        classifier: Attribute classifier.
 
     Returns:
-        ``<attribute>_shares``, a list in the order of the attribute's values, and ``<attribute>_error``, the total
-        variation between these and the generator's; the same of the truth, named ``<attribute>_shares_truth`` and so on.
+        ``<attribute>_shares``, in the order of the attribute's values, and ``<attribute>_error``, their total variation
+        from the generator's shares; with the suffix ``_truth``, the same of the truth.
     """
     sets = {"": images} if truth is None else {"": images, "_truth": truth}
     labels = {end: torch.cat([classifier.predict(b) for b in faces.split(256)]) for end, faces in sets.items()}
@@ -148,15 +140,14 @@ def _unit(images: Tensor) -> Tensor:
 
 @torch.no_grad()
 def paper_image_figures(saved: SavedMeasurement, networks: Networks) -> dict[str, Any]:
-    """The figures of one measurement as the paper's authors computed theirs, by names that start with ``paper_``.
+    """Figures of one measurement as the paper's authors computed them.
 
-    The best particle counts, for each metric by itself. LPIPS and the features see images in [0, 1] at their own size,
-    for which they were not made, so these figures are lower than the usual ones. Forms that an operator can't tell
-    apart are not aligned.
+    Each metric takes its own best particle, without alignment. LPIPS and the features see images in [0, 1] at their own
+    size, so these figures are lower than the default protocol's.
 
     Args:
-        saved: The measurement, with a truth.
-        networks: What images are compared in; its features take images of any size.
+        saved: Finished measurement with a truth.
+        networks: Networks that images are compared with; the features take images of any size.
 
     Returns:
         ``paper_psnr_max``, ``paper_lpips_min`` (None without weights) and ``paper_diversity_<network>``.
@@ -173,7 +164,7 @@ def paper_image_figures(saved: SavedMeasurement, networks: Networks) -> dict[str
 
 @torch.no_grad()
 def paper_set_figures(saved: list[SavedMeasurement], reference: Tensor, networks: Networks) -> dict[str, Any]:
-    """The paper's FID: of one particle of each measurement, that with the least LPIPS, or the first without weights."""
+    """The paper's FID, over each measurement's particle of least LPIPS, or its first one without LPIPS weights."""
     if networks.lpips is None:
         chosen, end = [one.images[0] for one in saved], "one_particle"
     else:

@@ -10,7 +10,7 @@ from rlsd_lightning.operators.filters import blur, gaussian_blur, load_kernel, m
 from rlsd_lightning.operators.medical import mri, tomography
 from rlsd_lightning.operators.noise import NOISES, PoissonNoise, make_noise
 from rlsd_lightning.operators.nonlinear import hdr, jpeg, nonlinear_blur, phase_retrieval, quantization
-from rlsd_lightning.operators.pixels import colorization, demosaicing, denoising, inpainting
+from rlsd_lightning.operators.pixels import colorization, demosaicing, denoising, first_coordinate, inpainting
 
 __all__ = [
     "NOISES",
@@ -23,6 +23,7 @@ __all__ = [
     "custom",
     "demosaicing",
     "denoising",
+    "first_coordinate",
     "gaussian_blur",
     "hdr",
     "inpainting",

@@ -1,12 +1,13 @@
 """Operators that act on every pixel by itself: missing pixels, missing colours, or noise alone."""
 
-from deepinv.physics import Decolorize, Demosaicing, Denoising, Inpainting
+import torch
+from deepinv.physics import Decolorize, Demosaicing, Denoising, GaussianNoise, Inpainting
 
 from rlsd_lightning.errors import InputError
 from rlsd_lightning.operators.masks import load_mask
 from rlsd_lightning.operators.noise import make_noise
 
-__all__ = ["colorization", "demosaicing", "denoising", "inpainting"]
+__all__ = ["colorization", "demosaicing", "denoising", "first_coordinate", "inpainting"]
 
 
 def inpainting(image_shape: tuple[int, ...], mask: str, sigma: float = 0.001, noise: str = "gaussian") -> Inpainting:
@@ -58,3 +59,15 @@ def demosaicing(image_shape: tuple[int, ...], sigma: float = 0.001, noise: str =
     if image_shape[0] != 3 or image_shape[1] % 2 or image_shape[2] % 2:
         raise InputError(f"demosaicing needs images of three channels and even sides, got shape {tuple(image_shape)}")
     return Demosaicing(image_shape, pattern="bayer", noise_model=make_noise(noise, sigma))
+
+
+def first_coordinate(image_shape: tuple[int, ...], sigma: float = 0.1) -> Inpainting:
+    """Observes a point's first coordinate.
+
+    Args:
+        image_shape: Shape of a point, :math:`(d,)`.
+        sigma: Standard deviation of the noise.
+    """
+    mask = torch.zeros(image_shape)
+    mask[0] = 1
+    return Inpainting(image_shape, mask=mask, noise_model=GaussianNoise(sigma=float(sigma)))

@@ -1,1 +1,1 @@
-"""What a run leaves behind."""
+"""Results of a run: files, pictures, report, film, TensorBoard."""

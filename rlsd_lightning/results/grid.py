@@ -1,4 +1,4 @@
-"""The labelled grid of a measurement's pictures."""
+"""Labelled grids of pictures."""
 
 import math
 from collections.abc import Sequence
@@ -11,23 +11,21 @@ from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from PIL import Image
 
-__all__ = ["write_grid"]
+__all__ = ["write_filmstrip", "write_grid"]
 
-PANEL, MARGIN, TITLE, BAR = 160, 6, 22, 64
-"""Pixels of a panel's longer side, of the space between panels, and of the titles' and the colour bar's share."""
+PANEL, FRAME, MARGIN, TITLE, BAR = 160, 96, 6, 22, 64
+"""Pixels: longer side of the grid's and the filmstrip's pictures, gap, height of a title, width of the colour bar."""
 DPI = 100
 
 
 def write_grid(path: Path, panels: Sequence[tuple[str, Image.Image]], std: np.ndarray, columns: int = 8) -> None:
-    """Writes pictures with their titles, and the uncertainty in colours with their scale.
-
-    Every picture is placed by itself, without axes, which would take ten times as long to draw.
+    """Write titled pictures, and the uncertainty as a colour map with its scale.
 
     Args:
-        path: The file to write.
+        path: File to write.
         panels: Titles and pictures.
-        std: The uncertainty, with shape :math:`(H, W)`.
-        columns: The most pictures in a row.
+        std: Uncertainty, with shape :math:`(H, W)`.
+        columns: Most pictures in a row.
     """
     highest = float(std.max()) or 1.0
     colours = ScalarMappable(Normalize(0, highest), colormaps["magma"])
@@ -35,25 +33,48 @@ def write_grid(path: Path, panels: Sequence[tuple[str, Image.Image]], std: np.nd
     columns = min(columns, len(panels))
     rows = math.ceil(len(panels) / columns)
     width, height = columns * (PANEL + MARGIN) + MARGIN + BAR, rows * (PANEL + TITLE + MARGIN)
-    figure = Figure(figsize=((width + 0.5) / DPI, (height + 0.5) / DPI), dpi=DPI)  # matplotlib cuts off fractions
+    figure = _figure(width, height)
     for index, (title, picture) in enumerate(panels):
         row, column = divmod(index, columns)
         left, bottom = MARGIN + column * (PANEL + MARGIN), height - (row + 1) * (PANEL + TITLE + MARGIN) + MARGIN
-        pixels = _fitted(picture)
-        shown_height, shown_width = pixels.shape[:2]
-        figure.figimage(pixels, left + (PANEL - shown_width) // 2, bottom + (PANEL - shown_height) // 2, origin="upper")
+        _place(figure, picture, left, bottom, PANEL)
         centre, above = left + PANEL / 2, bottom + PANEL + 4
         figure.text(centre / width, above / height, title, ha="center", va="bottom", fontsize=9)
-    # beside the last panel, which is the uncertainty's
+    # beside the last panel, the uncertainty
     scale = figure.add_axes(((left + PANEL + 4) / width, (bottom + 20) / height, 8 / width, (PANEL - 40) / height))
     figure.colorbar(colours, cax=scale, format=lambda value, _: f"{value:.3g}").ax.tick_params(labelsize=7)
     figure.savefig(path)
 
 
-def _fitted(picture: Image.Image) -> np.ndarray:
-    """A picture's pixels, as large as a panel: enlarged ones are seen as squares, reduced ones are averaged."""
-    share = PANEL / max(picture.size)
-    size = tuple(max(1, round(share * side)) for side in picture.size)
-    return np.asarray(
-        picture.convert("RGB").resize(size, Image.Resampling.NEAREST if share > 1 else Image.Resampling.BOX)
-    )
+def write_filmstrip(path: Path, columns: Sequence[tuple[str, Sequence[Image.Image]]]) -> None:
+    """Write titled columns of pictures.
+
+    Args:
+        path: File to write.
+        columns: Titles and pictures, the same number in every column.
+    """
+    rows = len(columns[0][1])
+    width, height = MARGIN + len(columns) * (FRAME + MARGIN), TITLE + rows * (FRAME + MARGIN)
+    figure = _figure(width, height)
+    for column, (title, pictures) in enumerate(columns):
+        left = MARGIN + column * (FRAME + MARGIN)
+        centre, above = left + FRAME / 2, height - TITLE + 4
+        figure.text(centre / width, above / height, title, ha="center", va="bottom", fontsize=9)
+        for row, picture in enumerate(pictures):
+            _place(figure, picture, left, height - TITLE - row * (FRAME + MARGIN) - FRAME, FRAME)
+    figure.savefig(path)
+
+
+def _figure(width: int, height: int) -> Figure:
+    """An empty figure of a size in pixels; the half pixels make up for matplotlib's truncation."""
+    return Figure(figsize=((width + 0.5) / DPI, (height + 0.5) / DPI), dpi=DPI)
+
+
+def _place(figure: Figure, picture: Image.Image, left: int, bottom: int, side: int) -> None:
+    """Centre a picture in a square; figimage draws ten times as fast as axes do."""
+    scale = side / max(picture.size)
+    size = [max(1, round(scale * length)) for length in picture.size]
+    # enlarged pixels stay visible squares, reduced ones are averaged
+    resampling = Image.Resampling.NEAREST if scale > 1 else Image.Resampling.BOX
+    pixels = np.asarray(picture.convert("RGB").resize(size, resampling))
+    figure.figimage(pixels, left + (side - size[0]) // 2, bottom + (side - size[1]) // 2, origin="upper")

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import jinja2
 
-from rlsd_lightning.results.writer import means_where_known, write_atomically
+from rlsd_lightning.results.store import mean_figures, write_atomically
 
 __all__ = ["write_report"]
 
-MOST_PICTURES = 200
-"""Measurements whose pictures are embedded; the table always has all of them."""
+MAX_PICTURES = 200
+"""Measurements with embedded pictures, which bounds the page's size; the table has all measurements."""
 
 
 def _picture(path: Path) -> str | None:
@@ -26,14 +26,14 @@ def _text(path: Path) -> str:
 
 
 def write_report(folder: Path, rows: list[dict]) -> Path:
-    """Writes report.html: pictures, table, settings, and the command that made them.
+    """Write report.html: table, warnings, pictures, settings and command of a run.
 
     Args:
         folder: The run's folder, with .hydra/ and the measurements' folders.
-        rows: The metrics of the finished measurements.
+        rows: Metrics of the finished measurements.
 
     Returns:
-        The page's path.
+        Path of the page.
     """
     known = dict.fromkeys(key for row in rows for key, value in row.items() if value is not None)
     columns = [key for key in known if key not in ("name", "warnings")]
@@ -47,10 +47,13 @@ def write_report(folder: Path, rows: list[dict]) -> Path:
         settings=_text(folder / ".hydra" / "config.yaml"),
         columns=columns,
         rows=rows,
-        means=means_where_known(rows),
+        means=mean_figures(rows),
         warnings=[(row["name"], sentence) for row in rows for sentence in row.get("warnings") or ()],
-        pictures=[(row["name"], _picture(folder / row["name"] / "grid.png")) for row in rows[:MOST_PICTURES]],
-        left_out=max(0, len(rows) - MOST_PICTURES),
+        pictures=[
+            (row["name"], *(_picture(folder / row["name"] / file) for file in ("grid.png", "filmstrip.png")))
+            for row in rows[:MAX_PICTURES]
+        ],
+        left_out=max(0, len(rows) - MAX_PICTURES),
     )
     path = folder / "report.html"
     write_atomically(path, page)

@@ -1,4 +1,4 @@
-"""Sequences: each item starts from the particles of the one before, and all become a film."""
+"""Film of a sequence of measurements."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -7,52 +7,43 @@ import av
 import numpy as np
 import torch
 from safetensors.torch import load_file
-from torch import Tensor
 from torch.nn.functional import interpolate
 
 from rlsd_lightning.images import load_image, to_pil
+from rlsd_lightning.results.store import PARTICLES_FILE
 
-__all__ = ["last_particles", "write_sequence"]
+__all__ = ["write_sequence"]
 
-LEAST_HEIGHT = 128
-"""Smaller frames are enlarged to about this many pixels: players blur what is smaller."""
-
-
-def last_particles(folder: Path) -> tuple[Tensor, Tensor] | None:
-    """Latents and images of a finished measurement, with shape :math:`(N, ...)`; None if it is not finished."""
-    file = folder / "particles.safetensors"
-    if not file.is_file() or not (folder / "metrics.json").is_file():
-        return None
-    saved = load_file(file)
-    return saved["z"], saved["x"]
+MIN_HEIGHT = 128
+"""Approximate minimum height of a frame in pixels; players blur smaller frames."""
 
 
 def write_sequence(folder: Path, names: Sequence[str], frames_per_second: int = 8) -> None:
-    """Writes sequence.mp4, and sequence.npy with all particles.
+    """Write sequence.mp4, and sequence.npy with all particles.
 
-    A frame of the film shows the truth if there is one, every particle, and their mean. The array is in [-1, 1] and has
-    the shape :math:`(N, T, C, H, W)`: particle i is one coherent story.
+    A frame shows the truth, if known, every particle, and their mean. The array is in [-1, 1] and has shape
+    :math:`(N, T, C, H, W)`; particle i is one coherent sequence.
 
     Args:
         folder: The run's folder.
-        names: Its finished measurements, in their order.
-        frames_per_second: The film's speed.
+        names: Finished measurements in temporal order.
+        frames_per_second: Frame rate of the film.
     """
-    stories, film = [], []
+    sequences, film = [], []
     for name in names:
-        particles = load_file(folder / name / "particles.safetensors")["x"].clamp(-1, 1)
-        stories.append(particles)
+        particles = load_file(folder / name / PARTICLES_FILE)["x"].clamp(-1, 1)
+        sequences.append(particles)
         truth = folder / name / "truth.png"
         panels = [load_image(truth, *particles.shape[-2:])[0]] if truth.is_file() else []
         row = torch.cat([*panels, *particles, particles.mean(dim=0)], dim=-1)
-        scale = max(1, round(LEAST_HEIGHT / row.shape[-2]))
+        scale = max(1, round(MIN_HEIGHT / row.shape[-2]))
         film.append(np.asarray(to_pil(interpolate(row[None], scale_factor=scale, mode="nearest")[0])))
-    np.save(folder / "sequence.npy", torch.stack(stories, dim=1).numpy())
+    np.save(folder / "sequence.npy", torch.stack(sequences, dim=1).numpy())
     _write_film(folder / "sequence.mp4", film, frames_per_second)
 
 
 def _write_film(path: Path, frames: list[np.ndarray], frames_per_second: int) -> None:
-    height, width = (side - side % 2 for side in frames[0].shape[:2])  # the codec halves the colours' resolution
+    height, width = (side - side % 2 for side in frames[0].shape[:2])  # the codec subsamples colours by two
     with av.open(str(path), "w") as container:
         stream = container.add_stream("libx264", rate=frames_per_second, options={"crf": "16"})
         stream.height, stream.width, stream.pix_fmt = height, width, "yuv420p"

@@ -1,235 +1,157 @@
-"""What a finished measurement leaves on disk, and how a run is summed up."""
+"""Callbacks that write the results of finished measurements."""
 
-import csv
-import json
-import math
-import os
-from collections.abc import Mapping, Sequence
+import logging
+import time
+from abc import abstractmethod
 from pathlib import Path
+from typing import Any
 
+import lightning as L
 import torch
-from deepinv.physics import LinearPhysics, Physics
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor, nn
-from torchmetrics.functional.image import structural_similarity_index_measure
 
-from rlsd_lightning.functional.metrics import diversity, psnr, residual_rms
-from rlsd_lightning.images import to_pil
+from rlsd_lightning.evaluation.health import health_metrics, health_settings, health_warnings
+from rlsd_lightning.evaluation.scores import aligned, score
+from rlsd_lightning.features import load_lpips
 from rlsd_lightning.measurement import Measurement
-from rlsd_lightning.operators.compose import Nothing
-from rlsd_lightning.operators.observed import data_fit, observed_pixels
-from rlsd_lightning.results.grid import write_grid
+from rlsd_lightning.methods.base import ParticleModule
+from rlsd_lightning.results.monitor import images_at, moments
+from rlsd_lightning.results.pictures import thumbnails, write_evolution, write_images
+from rlsd_lightning.results.store import mean_figures, write_metrics
+from rlsd_lightning.uncertainty import DecoderError
 
-__all__ = [
-    "METRICS_FILE",
-    "PARTICLES_FILE",
-    "aligned",
-    "is_damaged",
-    "means_where_known",
-    "pseudo_inverse",
-    "read_metrics",
-    "score",
-    "write_atomically",
-    "write_images",
-    "write_metrics",
-    "write_summary",
-]
+__all__ = ["ImageResults", "Results"]
 
-METRICS_FILE = "metrics.json"
-PARTICLES_FILE = "particles.safetensors"
+log = logging.getLogger(__name__)
 
 
-def write_atomically(path: Path, content: str | bytes) -> None:
-    """Writes a file that is either complete or not there."""
-    partial = path.with_name(path.name + ".partial")
-    with partial.open("wb") as file:
-        file.write(content.encode() if isinstance(content, str) else content)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(partial, path)
+class Results(Callback):
+    """Writes the results of finished measurements, metrics.json last: it marks a finished measurement.
 
-
-@torch.no_grad()
-def pseudo_inverse(physics: Physics, y: Tensor) -> Tensor | None:
-    r"""The image :math:`A^+ y` that a linear operator alone would give, without any prior; None for other operators."""
-    if not isinstance(physics, LinearPhysics) or isinstance(physics, Nothing):
-        return None
-    return physics.A_dagger(y)
-
-
-def aligned(images: Tensor, reference: Tensor, physics: Physics) -> Tensor:
-    """Each particle in the form that is nearest to a reference, where the operator can't tell its forms apart.
+    Thumbnails of the moments are part of a checkpoint, so a resumed run has its whole filmstrip.
 
     Args:
-        images: The particles, with shape :math:`(N, C, H, W)`.
-        reference: With shape :math:`(1, C, H, W)`.
-        physics: The operator; if it has ``equivalents``, that is called with the particles and returns their forms,
-            with shape :math:`(K, N, C, H, W)`.
+        folder: The run's folder; each measurement has a subfolder of its name.
+        features: Feature network of the diversity; what the kernel compares if left out.
+        prior_diversity: Diversity of the prior's samples in these features, if known.
     """
-    if not hasattr(physics, "equivalents"):
-        return images
-    forms = physics.equivalents(images)
-    nearest = (forms - reference).square().flatten(2).mean(dim=2).argmin(dim=0)
-    return forms[nearest, torch.arange(len(images), device=images.device)]
+
+    def __init__(
+        self, folder: str | Path, features: nn.Module | None = None, prior_diversity: float | None = None
+    ) -> None:
+        self.folder = Path(folder)
+        self.features = features
+        self.prior_diversity = prior_diversity
+        self._seconds_before = 0.0
+        self._start = 0.0
+        self._repulsion: float | None = None
+        self._moments: dict[str, list[tuple[int, Tensor]]] = {}
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"seconds": self._seconds(), "moments": self._moments}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._seconds_before, self._moments = state["seconds"], state["moments"]
+
+    def _seconds(self) -> float:
+        return self._seconds_before + time.perf_counter() - self._start
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: ParticleModule) -> None:
+        self._start = time.perf_counter()
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: ParticleModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        done = batch_idx + 1
+        if done not in moments(len(pl_module.timesteps)):
+            return
+        seen = images_at(pl_module, done)
+        if seen is None or seen[0].ndim != 4 or pl_module.shard.position:
+            return
+        for measurement, images in pl_module.each(seen[0]):
+            self._moments.setdefault(measurement.name, []).append((done, thumbnails(images)))
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: ParticleModule) -> None:
+        if pl_module.steps_done < len(pl_module.timesteps):
+            return  # stopped early: not finished
+        seconds = self._seconds() / len(pl_module.measurements)
+        images, decoded = pl_module.pictures()
+        self._repulsion = pl_module.repulsion_ratio()
+        if pl_module.shard.position:
+            return  # the first process of a group writes
+        written = []
+        for measurement, x, at_z, z in pl_module.each(images, decoded, pl_module.z.detach()):
+            folder = self.folder / measurement.name
+            folder.mkdir(parents=True, exist_ok=True)
+            metrics = {
+                "name": measurement.name,
+                **self.results(folder, pl_module, measurement, x, at_z, z),
+                "num_particles": pl_module.num_particles,
+                "num_steps": len(pl_module.timesteps),
+                "seconds": round(seconds, 3),
+            }
+            write_metrics(folder, metrics)
+            written.append({f"final/{name}": value for name, value in metrics.items() if isinstance(value, float)})
+        for logger in trainer.loggers:
+            if isinstance(logger, TensorBoardLogger):
+                logger.log_hyperparams(dict(pl_module.hparams), mean_figures(written))
+
+    @abstractmethod
+    def results(
+        self,
+        folder: Path,
+        pl_module: ParticleModule,
+        measurement: Measurement,
+        images: Tensor,
+        decoded: Tensor,
+        z: Tensor,
+    ) -> dict[str, Any]:
+        """Write the files of one measurement's particles to its folder; returns their figures."""
 
 
-@torch.no_grad()
-def score(
-    images: Tensor, y: Tensor, physics: Physics, truth: Tensor | None, features: Tensor, lpips: nn.Module | None
-) -> dict[str, float | None]:
-    """Figures of one measurement's particles.
+class ImageResults(Results):
+    """Writes pictures, tensors, figures, health warnings and a filmstrip of image-shaped particles."""
 
-    Args:
-        images: The particles in [-1, 1], with shape :math:`(N, C, H, W)`.
-        y: The measurement, with shape :math:`(1, ...)`.
-        physics: The operator.
-        truth: The clean image, if known, with shape :math:`(1, C, H, W)`.
-        features: The particles' features, with shape :math:`(N, D)`.
-        lpips: The metric, if its weights are at hand.
-
-    Returns:
-        ``psnr_mean``, ``psnr_best`` and ``psnr_of_mean`` in decibels, ``ssim_mean``, ``lpips_mean``, ``diversity``
-        (one minus the mean cosine of features), ``residual`` (root mean square, in units of the measurement),
-        ``residual_sigmas`` and ``within_3_sigmas`` (see :func:`~rlsd_lightning.operators.observed.data_fit`), and for
-        a linear operator ``psnr_pseudo_inverse``. What needs the truth, a noise level, or weights that are missing, is
-        None. Where the operator can't tell forms of an image apart, each particle counts in the form nearest to the
-        truth.
-    """
-    names = ("psnr_mean", "psnr_best", "psnr_of_mean", "psnr_pseudo_inverse", "ssim_mean", "lpips_mean")
-    scores: dict[str, float | None] = dict.fromkeys(names)
-    scores["residual"] = residual_rms(physics.A(images), y).item()
-    scores |= data_fit(physics, images, y)
-    if truth is not None:
-        images = aligned(images, truth, physics)
-        without_prior = pseudo_inverse(physics, y)
-        if without_prior is not None:
-            scores["psnr_pseudo_inverse"] = psnr(without_prior, truth).item()
-        each = psnr(images, truth)
-        scores["psnr_mean"], scores["psnr_best"] = each.mean().item(), each.max().item()
-        scores["psnr_of_mean"] = psnr(images.mean(dim=0, keepdim=True), truth).item()
-        if min(images.shape[-2:]) >= 11:  # the size of the metric's window
-            ssim = structural_similarity_index_measure(
-                images.clamp(-1, 1), truth.expand_as(images).contiguous(), data_range=(-1.0, 1.0)
-            )
-            scores["ssim_mean"] = ssim.item()
-        if lpips is not None:
-            lpips = lpips.to(images.device)
-            scores["lpips_mean"] = lpips(images.clamp(-1, 1), truth.expand_as(images).contiguous()).item()
-    scores["diversity"] = diversity(features).item()
-    return scores
+    def results(
+        self,
+        folder: Path,
+        pl_module: ParticleModule,
+        measurement: Measurement,
+        images: Tensor,
+        decoded: Tensor,
+        z: Tensor,
+    ) -> dict[str, Any]:
+        physics, truth = measurement.physics, measurement.truth
+        shared = _shared_error(pl_module, measurement, images, decoded)
+        write_images(folder, images, z, measurement, None if shared is None else shared.variance)
+        if measurement.name in self._moments:
+            write_evolution(folder / "filmstrip.png", self._moments[measurement.name])
+        features = None if self.features is None else self.features.to(images.device)
+        with torch.no_grad():
+            compared = pl_module.compared(z, aligned(images, images[:1], physics), features)
+        settings = health_settings(pl_module) | {"repulsion_ratio": self._repulsion}
+        metrics = health_metrics(measurement, images, decoded, z, compared, **settings)
+        warnings = health_warnings(metrics, self.prior_diversity, pl_module.hparams)
+        for sentence in warnings:
+            log.warning("%s: %s", measurement.name, sentence)
+        truth = None if truth is None else truth.to(images)
+        figures = score(images, measurement.y, physics, truth, compared, load_lpips())
+        return figures | {"decoder_error": None if shared is None else shared.std, "warnings": warnings}
 
 
-def write_metrics(folder: Path, metrics: Mapping) -> None:
-    """Writes metrics.json, the mark of a finished measurement; numbers that JSON has not become null."""
-    clean = {
-        key: None if isinstance(value, float) and not math.isfinite(value) else value for key, value in metrics.items()
-    }
-    write_atomically(folder / METRICS_FILE, json.dumps(clean, indent=2) + "\n")
-
-
-def read_metrics(folder: Path) -> dict | None:
-    """The metrics of a finished measurement, or None if it is not finished or its particles are damaged."""
+def _shared_error(
+    module: ParticleModule, measurement: Measurement, images: Tensor, decoded: Tensor
+) -> DecoderError | None:
+    """The particles' shared error; None if it can't be estimated, as a failed estimate must not cost the result."""
     try:
-        metrics = json.loads((folder / METRICS_FILE).read_text())
-        with safe_open(folder / PARTICLES_FILE, "pt"):  # holds the file's length against its header
-            return metrics
-    except (FileNotFoundError, ValueError, SafetensorError):
-        return None
-
-
-def is_damaged(folder: Path) -> bool:
-    """Whether a measurement was finished once, and its results can't be read any more."""
-    return (folder / METRICS_FILE).is_file() and read_metrics(folder) is None
-
-
-def _is_picture(y: Tensor, physics: Physics) -> bool:
-    return y.ndim == 4 and y.shape[1] in (1, 3) and getattr(physics, "measures_images", True)
-
-
-def write_images(
-    folder: Path, images: Tensor, z: Tensor, measurement: Measurement, shared: Tensor | None = None
-) -> None:
-    """Writes the particles as pictures and tensors, their mean, the uncertainty, and a labelled grid.
-
-    The uncertainty ``std`` is the root of the particles' variance and the decoder's together, a mean over the colours. Beside
-    the particles' tensors lie ``shared_variance``, the decoder's part, ``observed``, which values of the image a mask passes on, and
-    ``aligned``, the particles in their forms nearest to the truth where the operator can't tell forms apart and the truth is
-    known.
-
-    Where the operator can't tell forms of an image apart, mean and deviation are of the forms nearest to the first
-    particle's. A measurement that is not a picture is shown as its pseudo-inverse if the operator is linear.
-
-    Args:
-        folder: The measurement's folder.
-        images: The particles in [-1, 1], with shape :math:`(N, C, H, W)`.
-        z: Their latents.
-        measurement: What they explain.
-        shared: The variance of the error that all particles share, with shape :math:`(C, H, W)`, if it is known; see
-            :func:`~rlsd_lightning.uncertainty.decoder_error`.
-    """
-    (folder / "particles").mkdir(parents=True, exist_ok=True)
-    physics, y, truth = measurement.physics, measurement.y, measurement.truth
-    without_prior = pseudo_inverse(physics, y)
-    alike = aligned(images, images[:1], physics).detach().cpu().clamp(-1, 1)
-    images = images.detach().cpu()
-    mean = alike.mean(dim=0)
-    # the population's variance: zero, not undefined, for one particle
-    variance = alike.var(dim=0, correction=0)
-    if shared is not None:
-        shared = shared.detach().cpu()
-        variance = variance + shared
-    std = variance.mean(dim=0).sqrt()
-    pictures: dict[str, tuple[str, Tensor]] = {}  # their titles and pixels by the files' names
-    if truth is not None:
-        pictures["truth"] = ("truth", truth[0])
-    if _is_picture(y, physics):
-        pictures["measurement"] = ("measurement", y[0])
-    elif without_prior is not None:
-        pictures["pseudo_inverse"] = ("pseudo-inverse", without_prior[0])
-    pictures |= {f"particles/{i:02d}": (f"particle {i}", image) for i, image in enumerate(images)}
-    pictures["mean"] = ("mean", mean)
-    panels = []
-    for name, (title, pixels) in pictures.items():
-        picture = to_pil(pixels)
-        picture.save(folder / f"{name}.png")
-        panels.append((title, picture))
-    # full white is a standard deviation of a quarter of the range
-    to_pil((std * 4 - 1)[None]).save(folder / "std.png")
-    write_grid(folder / "grid.png", panels, std.numpy())
-    tensors = {"x": images, "z": z.detach().cpu(), "y": y.detach().cpu(), "mean": mean, "std": std}
-    if shared is not None:
-        tensors["shared_variance"] = shared
-    observed = observed_pixels(physics, images.shape[1:])
-    if observed is not None:
-        tensors["observed"] = observed.cpu()
-    if truth is not None and hasattr(physics, "equivalents"):
-        tensors["aligned"] = aligned(images.to(y.device), truth.to(y.device), physics).cpu()
-    # copies: where the latent is the image, both may be one tensor
-    copies = {name: tensor.clone(memory_format=torch.contiguous_format) for name, tensor in tensors.items()}
-    write_atomically(folder / PARTICLES_FILE, save(copies))
-
-
-def means_where_known(rows: Sequence[Mapping]) -> dict[str, float]:
-    """The mean of every figure over those rows that know it; what no row knows as a number is left out."""
-    known: dict[str, list[float]] = {}
-    for row in rows:
-        for name, value in row.items():
-            if isinstance(value, int | float) and not isinstance(value, bool):
-                known.setdefault(name, []).append(value)
-    return {name: sum(values) / len(values) for name, values in known.items()}
-
-
-def write_summary(folder: Path, rows: list[dict]) -> None:
-    """Writes summary.csv: a row per measurement, then the mean of every numeric column; lists of sentences stay out."""
-    if not rows:
-        return
-    rows = [{key: value for key, value in row.items() if not isinstance(value, list)} for row in rows]
-    columns = list(dict.fromkeys(key for row in rows for key in row))
-    mean = {"name": "mean", **means_where_known(rows)}
-    partial = folder / "summary.csv.partial"
-    with partial.open("w", newline="") as file:
-        writer = csv.DictWriter(file, columns)
-        writer.writeheader()
-        writer.writerows([*rows, mean])
-    os.replace(partial, folder / "summary.csv")
+        shared = module.decoder_error(measurement, images, decoded)
+    except Exception as error:  # noqa: BLE001  an operator may refuse a batch, or memory run out
+        reason = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
+    else:
+        if shared is None or shared.variance.isfinite().all():
+            return shared
+        reason = "the operator is not finite near the decoded images"
+    log.warning("%s: std.png leaves out the decoder's error, which can't be estimated (%s)", measurement.name, reason)
+    return None

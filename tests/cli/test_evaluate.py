@@ -16,10 +16,10 @@ from rlsd_lightning.cli import evaluate
 from rlsd_lightning.evaluation.attributes import ATTRIBUTES, SHARES
 from rlsd_lightning.evaluation.distances import frechet_distance, kernel_distance, vit_network
 from rlsd_lightning.evaluation.figures import Networks, attribute_figures, image_figures
+from rlsd_lightning.measurement import SavedMeasurement
 from rlsd_lightning.operators import denoising, inpainting, mri, nothing, phase_retrieval
 from rlsd_lightning.operators.observed import data_fit, observed_pixels
-from rlsd_lightning.results.store import SavedMeasurement, load_run
-from rlsd_lightning.results.writer import read_metrics
+from rlsd_lightning.results.store import load_run, read_metrics
 
 NAME = "tiny"
 
@@ -333,7 +333,7 @@ def unfinish(folder: Path) -> None:
         (spoil_particles, "is incomplete or damaged"),
         (spoil_metrics, "is incomplete or damaged"),
         (spoil_truth, "can't be read as an image"),
-        (lose_truth, "truth.png' is missing, though the run knew it"),
+        (lose_truth, "truth.png' is missing, though the run had a truth"),
         (unfinish, "no finished measurement"),
         (shutil.rmtree, "there is no such folder"),
     ],
@@ -368,12 +368,12 @@ def test_points_are_no_images(tmp_path: Path, capsys) -> None:
     save_file({"x": torch.zeros(4, 2)}, tmp_path / "particles.safetensors")
     (tmp_path / "metrics.json").write_text("{}")
     assert evaluate.main([str(tmp_path)]) == 1
-    assert "particles that are images are expected" in capsys.readouterr().err
+    assert "particles of shape (N, C, H, W) are expected" in capsys.readouterr().err
 
 
 def test_phase_retrieval_keeps_the_forms_nearest_to_the_truth(tmp_path: Path) -> None:
     from rlsd_lightning import Measurement
-    from rlsd_lightning.results.writer import write_images
+    from rlsd_lightning.results.pictures import write_images
 
     physics = phase_retrieval(SHAPE)
     truth = torch.rand(1, *SHAPE, generator=torch.Generator().manual_seed(0)) * 2 - 1

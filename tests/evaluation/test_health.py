@@ -1,22 +1,17 @@
-"""Every way to fail is noticed on particles made for it and on runs made to fail, and nothing else is."""
+"""Health metrics and warnings, on particles and on runs that are made to fail."""
 
-import csv
 import json
 import logging
 from pathlib import Path
 
 import pytest
 import torch
-from lightning.pytorch.loggers import TensorBoardLogger
 from support.command import train
-from support.page import Page
 from support.trainers import fit
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch.nn.functional import avg_pool2d
 
 from rlsd_lightning import RLSD, LatentFeatures, Measurement
-from rlsd_lightning.engine.callbacks import ImageResults, Monitor
-from rlsd_lightning.evaluation.health import Signs, advice, left_open, means, signs
+from rlsd_lightning.evaluation.health import HealthMetrics, health_metrics, health_warnings, mean_metrics, null_space
 from rlsd_lightning.operators import (
     colorization,
     denoising,
@@ -28,7 +23,7 @@ from rlsd_lightning.operators import (
     super_resolution,
 )
 from rlsd_lightning.priors import GaussianMixturePrior, StableDiffusionPrior
-from rlsd_lightning.results.report import write_report
+from rlsd_lightning.results.writer import ImageResults
 
 SHAPE = (3, 32, 32)
 GENERATOR = torch.Generator()
@@ -51,14 +46,16 @@ def measured(operator, truth: torch.Tensor, **settings) -> Measurement:
 
 
 def look(measurement: Measurement, images: torch.Tensor, decoded: torch.Tensor | None = None, **more) -> list[str]:
-    """The advice on particles whose features are their pixels."""
+    """Warnings on particles whose features are their pixels."""
     z = torch.randn(len(images), 4, 8, 8, generator=GENERATOR)
     z = z / z.flatten(1).square().mean(dim=1).sqrt().view(-1, 1, 1, 1) * more.pop("norm", 1.0)
     decoded = images if decoded is None else decoded
-    return advice(signs(measurement, images, decoded, z, images.flatten(1), white_latents=True, **more))
+    return health_warnings(
+        health_metrics(measurement, images, decoded, z, images.flatten(1), white_latents=True, **more)
+    )
 
 
-# --- what an operator leaves open ----------------------------------------------------------------------------------
+# --- null space ----------------------------------------------------------------------------------------------------
 
 
 def energy(v: torch.Tensor) -> float:
@@ -67,44 +64,44 @@ def energy(v: torch.Tensor) -> float:
 
 def test_a_mask_leaves_the_energy_of_the_hidden_pixels() -> None:
     images, physics = smooth(4), inpainting(SHAPE, "half")
-    share, used = left_open(physics, images, physics.A(images[:1]))
+    share, spread = null_space(physics, images, physics.A(images[:1]))
     centred = images.mean(dim=0) - images.mean(dim=0).mean(dim=(-2, -1), keepdim=True)
     assert share == pytest.approx(energy(centred[:, 16:]) / energy(centred), rel=1e-3)
     deviation = images[..., 16:, :].var(dim=0).sum().item()
-    assert used == pytest.approx((deviation / energy(centred[:, 16:])) ** 0.5, rel=1e-3)
+    assert spread == pytest.approx((deviation / energy(centred[:, 16:])) ** 0.5, rel=1e-3)
 
 
 @pytest.mark.parametrize("sigma", [0.05, 0.2, 1.0])
 def test_noise_leaves_what_shrinks_towards_zero(sigma: float) -> None:
     images, physics = smooth(4), denoising(SHAPE, sigma)
-    share, _ = left_open(physics, images, images[:1])
+    share, _ = null_space(physics, images, images[:1])
     assert share == pytest.approx((sigma**2 / (1 + sigma**2)) ** 2, rel=1e-3)
 
 
 def test_nothing_leaves_everything_and_one_particle_uses_nothing_that_is_known() -> None:
     physics = nothing(SHAPE)
-    assert left_open(physics, smooth(1), torch.zeros(1, 1)) == (pytest.approx(1), None)
+    assert null_space(physics, smooth(1), torch.zeros(1, 1)) == (pytest.approx(1), None)
 
 
 def test_grey_leaves_the_colours() -> None:
     images = smooth(4)
     grey = images.mean(dim=1, keepdim=True).expand(-1, 3, -1, -1)
     physics = colorization(SHAPE)
-    assert left_open(physics, grey, physics.A(grey[:1]))[0] == pytest.approx(0, abs=1e-3)
-    assert left_open(physics, images, physics.A(images[:1]))[0] > 0.3
+    assert null_space(physics, grey, physics.A(grey[:1]))[0] == pytest.approx(0, abs=1e-3)
+    assert null_space(physics, images, physics.A(images[:1]))[0] > 0.3
 
 
 @pytest.mark.parametrize("operator", [super_resolution, mri, gaussian_blur])
 def test_other_linear_operators_leave_a_share(operator) -> None:
     images, physics = smooth(3), operator(SHAPE)
-    share, used = left_open(physics, images, physics.A(images[:1]))
+    share, spread = null_space(physics, images, physics.A(images[:1]))
     assert 0 < share < 1
-    assert used > 0
+    assert spread > 0
 
 
 def test_of_nonlinear_operators_nothing_is_known() -> None:
     physics = hdr(SHAPE)
-    assert left_open(physics, smooth(2), smooth(1)) is None
+    assert null_space(physics, smooth(2), smooth(1)) is None
 
 
 # --- particles made to fail ----------------------------------------------------------------------------------------
@@ -129,8 +126,8 @@ def test_healthy_particles_are_left_alone() -> None:
 def test_particles_that_are_alike_are_noticed_where_there_is_room() -> None:
     truth = smooth()
     (said,) = look(measured(inpainting, truth, mask="half"), alike(truth))
-    assert "the particles are nearly alike" in said
-    assert "raise method.gamma" in said
+    assert "the particles have collapsed" in said
+    assert "raise gamma" in said
 
 
 @pytest.mark.parametrize(
@@ -153,16 +150,16 @@ def test_a_lone_particle_is_not_alike() -> None:
 
 
 def test_a_priors_own_diversity_moves_the_limit() -> None:
-    seen = Signs(diversity=0.02, left_open=0.5, used=0.05)
-    assert advice(seen) == advice(seen, prior_diversity=0.3) == []
-    assert len(advice(seen, prior_diversity=0.6)) == 1
+    seen = HealthMetrics(diversity=0.02, null_space_energy=0.5, null_space_spread=0.05)
+    assert health_warnings(seen) == health_warnings(seen, prior_diversity=0.3) == []
+    assert len(health_warnings(seen, prior_diversity=0.6)) == 1
 
 
 @pytest.mark.parametrize(("sigma", "noticed"), [(0.0005, True), (0.01, False)])
 def test_reconstructions_far_from_the_data_are_noticed(sigma: float, noticed: bool) -> None:
     truth = smooth()
     said = look(measured(denoising, truth, sigma=sigma), alike(truth) + 0.005)
-    assert [line for line in said if "standard deviations of the noise away" in line] == said
+    assert [line for line in said if "standard deviations of the noise" in line] == said
     assert bool(said) is noticed
 
 
@@ -175,7 +172,7 @@ def test_latents_that_do_not_follow_a_sharp_image_are_noticed() -> None:
     truth = 0.5 * torch.randn(1, *SHAPE, generator=GENERATOR).clamp(-1, 1)
     blurred = avg_pool2d(truth, 3, stride=1, padding=1).expand(4, -1, -1, -1)
     (said,) = look(measured(denoising, truth), alike(truth), blurred)
-    assert "the latents do not follow it" in said
+    assert "the latents do not follow the images" in said
 
 
 def test_blurred_reconstructions_are_noticed_where_the_truth_is_known() -> None:
@@ -191,12 +188,12 @@ def test_blurred_reconstructions_are_noticed_where_the_truth_is_known() -> None:
 def test_latents_that_left_the_prior_are_noticed(norm: float) -> None:
     truth = smooth()
     (said,) = look(measured(denoising, truth), alike(truth), norm=norm)
-    assert f"their norm is {norm:.3g} times" in said
+    assert f"{norm:.3g} times the norm of the prior's samples" in said
 
 
 def test_only_white_latents_have_a_shell() -> None:
     truth, z = smooth(), 20 * torch.ones(4, 4, 8, 8)
-    seen = signs(measured(denoising, truth), alike(truth), alike(truth), z, alike(truth).flatten(1))
+    seen = health_metrics(measured(denoising, truth), alike(truth), alike(truth), z, alike(truth).flatten(1))
     assert seen.latent_norm is None
     assert StableDiffusionPrior.white_latents
     assert not GaussianMixturePrior.white_latents
@@ -205,8 +202,8 @@ def test_only_white_latents_have_a_shell() -> None:
 @pytest.mark.parametrize(
     ("ratio", "shift", "said"),
     [
-        (1.5, 0.0, "the repulsion is 1.5 times as strong as what else moves the particles"),
-        (0.5, 0.3, "the repulsion costs quality, or the steps are few: x is 3.75 times as far from D(z)"),
+        (1.5, 0.0, "the repulsion is 1.5 times as strong as the data gradient or score"),
+        (0.5, 0.3, "the repulsion is too strong or the steps too few: RMS(x - D(z)) is 3.75 decoder errors"),
         (0.5, 0.05, None),
         (0.0, 0.3, None),
         (None, 0.3, None),
@@ -221,9 +218,11 @@ def test_repulsion_that_is_too_strong_is_noticed(ratio: float | None, shift: flo
 
 
 def test_means_are_of_what_is_known() -> None:
-    assert means([Signs(diversity=0.2, left_open=None), Signs(diversity=0.4, left_open=0.5)]) == {
+    assert mean_metrics(
+        [HealthMetrics(diversity=0.2, null_space_energy=None), HealthMetrics(diversity=0.4, null_space_energy=0.5)]
+    ) == {
         "diversity": pytest.approx(0.3),
-        "left_open": 0.5,
+        "null_space_energy": 0.5,
     }
 
 
@@ -236,24 +235,24 @@ def warnings_of(module: RLSD, folder: Path, **options) -> list[str]:
 
 
 FAILURES = {
-    "nearly alike": {"gamma": 0.0, "sampling_share": 0.0, "lr_z": 1e-6},
-    "standard deviations of the noise away": {"x_update": "adam", "sampling_share": 0.0, "lr_x": 1e-6},
-    "the latents do not follow it": {"x_update": "adam", "sampling_share": 0.0, "lr_x": 1e-6},
-    "have left the prior's shell": {"sampling_share": 0.0, "lr_z": 20.0},
-    "times as strong as what else moves the particles": {"sampling_share": 0.0, "gamma": 3.0},
+    "have collapsed": {"gamma": 0.0, "sampling_share": 0.0, "lr_z": 1e-6},
+    "standard deviations of the noise": {"x_update": "adam", "sampling_share": 0.0, "lr_x": 1e-6},
+    "the latents do not follow the images": {"x_update": "adam", "sampling_share": 0.0, "lr_x": 1e-6},
+    "have left the prior's distribution": {"sampling_share": 0.0, "lr_z": 20.0},
+    "times as strong as the data gradient or score": {"sampling_share": 0.0, "gamma": 3.0},
 }
 
 
-def test_advice_names_no_setting_that_the_method_lacks() -> None:
-    seen = Signs(residual_sigmas=50.0, sharpness_to_truth=0.1, latent_norm=9.0)
-    every = advice(seen)
+def test_remedies_name_only_settings_of_the_method() -> None:
+    seen = HealthMetrics(residual_sigmas=50.0, sharpness_to_truth=0.1, latent_norm=9.0)
+    every = health_warnings(seen)
     assert [text.partition("; ")[2] for text in every] == [
-        "check physics.sigma, take more num_steps, lower method.gamma or lower method.min_mu",
-        "take more num_steps, raise method.lr_z or lower method.distillation_weight",
-        "lower method.lr_z, lower method.gamma or raise method.distillation_weight",
+        "check sigma, take more num_steps, lower gamma or lower min_mu",
+        "take more num_steps, raise lr_z or lower distillation_weight",
+        "lower lr_z, lower gamma or raise distillation_weight",
     ]
-    assert [text.partition("; ")[2] for text in advice(seen, settings={"zeta", "min_mu"})] == [
-        "check physics.sigma, take more num_steps or lower method.min_mu",
+    assert [text.partition("; ")[2] for text in health_warnings(seen, settings={"zeta", "min_mu"})] == [
+        "check sigma, take more num_steps or lower min_mu",
         "take more num_steps",
         "",
     ]
@@ -262,7 +261,7 @@ def test_advice_names_no_setting_that_the_method_lacks() -> None:
 @pytest.mark.parametrize("said", FAILURES)
 def test_a_run_that_fails_says_how(said: str, tiny_prior, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     start = None
-    if said == "nearly alike":
+    if said == "have collapsed":
         z = torch.randn(1, *tiny_prior.latent_shape, generator=GENERATOR).expand(3, -1, -1, -1).clone()
         start = (z, torch.zeros(3, *SHAPE))
     measurement = measured(inpainting, 0.5 * smooth(), mask="half")._replace(start=start)
@@ -270,7 +269,7 @@ def test_a_run_that_fails_says_how(said: str, tiny_prior, tmp_path: Path, caplog
     with caplog.at_level(logging.WARNING, "rlsd_lightning"):
         lines = warnings_of(module, tmp_path)
     assert any(said in line for line in lines)
-    assert [record.getMessage() for record in caplog.records if record.name == "rlsd_lightning.engine.callbacks"] == [
+    assert [record.getMessage() for record in caplog.records if record.name == "rlsd_lightning.results.writer"] == [
         f"m: {line}" for line in lines
     ]
 
@@ -283,38 +282,6 @@ def test_the_ratio_of_the_repulsion_is_that_of_the_steps_with_it(tiny_prior, tmp
     fit(module, tmp_path)
     assert len(module.repulsion_ratios) == 3
     assert module.repulsion_ratio() == pytest.approx(0.4, rel=1e-3)
-
-
-def test_signs_are_curves_at_the_pictures_interval(tiny_prior, tmp_path: Path) -> None:
-    measurement = measured(inpainting, smooth(), mask="half")
-    module = RLSD(tiny_prior, measurement, LatentFeatures(), num_steps=6, num_particles=3)
-    fit(module, tmp_path, Monitor(every_n_steps=4), logger=TensorBoardLogger(tmp_path, "", ""), log_every_n_steps=2)
-    events = EventAccumulator(str(tmp_path)).Reload()
-    for name in Signs._fields:
-        points = events.Scalars(f"diagnosis/{name}")
-        assert [point.step for point in points] == [4, 6]
-        assert all(torch.isfinite(torch.tensor(point.value)) for point in points)
-
-
-def test_the_report_says_what_has_gone_wrong_and_the_summary_does_not(small: list[str], tmp_path: Path) -> None:
-    code, printed = train(*small, "num_steps=5", "method.gamma=3", "data.limit=1", f"output_dir={tmp_path / 'run'}")
-    assert code == 0, printed
-    said = "000: the repulsion is 3 times as strong as what else moves the particles; lower method.gamma"
-    assert said in printed
-    assert said in (tmp_path / "run" / "train.log").read_text()
-    assert "the repulsion is 3 times as strong" in (tmp_path / "run" / "report.html").read_text()
-    (row, _) = csv.DictReader((tmp_path / "run" / "summary.csv").open(newline=""))
-    assert "warnings" not in row
-
-
-def test_a_sentence_is_text_and_a_healthy_report_has_none(tmp_path: Path) -> None:
-    rows = [{"name": "<i>a", "residual": 1.0, "warnings": ["<i>too</i> far"]}]
-    document = write_report(tmp_path, rows).read_text()
-    assert "&lt;i&gt;too" in document
-    assert not [tag for tag, _ in Page(document).tags if tag == "i"]
-    assert Page(document).table[0] == ["measurement", "residual"]
-    rows[0]["warnings"] = []
-    assert "What has gone wrong" not in write_report(tmp_path, rows).read_text()
 
 
 @pytest.mark.slow

@@ -20,7 +20,7 @@ from rlsd_lightning import (
 from rlsd_lightning.functional.metrics import mode_total_variation, within_mode_spread
 from rlsd_lightning.methods.dwgf import mixture_mean
 from rlsd_lightning.operators import inpainting, nonlinear_blur
-from rlsd_lightning.toy import exact_posterior
+from rlsd_lightning.results.density import exact_posterior
 
 EXACT = {"decoder_std": 0.0, "num_steps": 200, "num_particles": 1000}
 QUIET = {"accelerator": "cpu", "enable_progress_bar": False}

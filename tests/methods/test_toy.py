@@ -11,7 +11,7 @@ from torch import Tensor
 from rlsd_lightning.functional.metrics import mode_total_variation
 from rlsd_lightning.measurement import Measurement
 from rlsd_lightning.priors import GaussianMixture, GaussianMixturePrior
-from rlsd_lightning.toy import exact_posterior
+from rlsd_lightning.results.density import exact_posterior
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 

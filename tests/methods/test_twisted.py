@@ -13,11 +13,11 @@ from support.trainers import trainer_with
 from torch import Tensor
 
 from rlsd_lightning import GaussianMixturePrior, InputError, LatentFeatures, Measurement, TwistedFilter
-from rlsd_lightning.engine.callbacks import ImageResults
 from rlsd_lightning.functional.metrics import mode_total_variation, within_mode_spread
 from rlsd_lightning.operators import make_noise
 from rlsd_lightning.priors import GaussianMixture
-from rlsd_lightning.toy import exact_posterior
+from rlsd_lightning.results.density import exact_posterior
+from rlsd_lightning.results.writer import ImageResults
 
 EXACT = {"decoder_std": 0.0, "min_mu": 1e-9, "num_steps": 200}
 

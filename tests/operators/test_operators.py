@@ -17,9 +17,9 @@ from support.operator_cases import EVERY, LINEAR, SHAPE, SMOOTH, STEPS, images
 from torch import Tensor, nn
 
 from rlsd_lightning import InputError, operators, solve
+from rlsd_lightning.evaluation.scores import aligned, pseudo_inverse
 from rlsd_lightning.operators import as_physics, make_physics
 from rlsd_lightning.operators.filters import draw_motion_kernel
-from rlsd_lightning.results.writer import aligned, pseudo_inverse
 
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
 

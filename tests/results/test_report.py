@@ -16,7 +16,7 @@ from support.command import train
 from support.page import Page
 
 from rlsd_lightning.results.report import write_report
-from rlsd_lightning.results.writer import read_metrics, write_metrics, write_summary
+from rlsd_lightning.results.store import read_metrics, write_metrics, write_summary
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 
@@ -26,7 +26,15 @@ def opened(page: Path, scratch: Path) -> str:
     browser = next(filter(None, map(shutil.which, BROWSERS)), None)
     if browser is None:
         pytest.skip(f"none of {', '.join(BROWSERS)} is installed")
-    command = [browser, "--headless", "--no-sandbox", "--disable-gpu", "--dump-dom", "--virtual-time-budget=2000"]
+    command = [
+        browser,
+        "--headless",
+        "--no-sandbox",
+        "--disable-gpu",
+        "--dump-dom",
+        "--virtual-time-budget=2000",
+        "--window-size=1300,900",
+    ]
     finished = subprocess.run(
         [*command, f"--user-data-dir={scratch / 'profile'}", page.resolve().as_uri()],
         capture_output=True,
@@ -78,29 +86,28 @@ def page(request: pytest.FixtureRequest, run: tuple[Path, list[str]]) -> Page:
 def test_the_table_has_every_measurement_and_the_mean(run: tuple[Path, list[str]], page: Page) -> None:
     header, *rows, mean = page.table
     assert header[0] == "measurement"
-    assert {"psnr_mean", "psnr_best", "diversity", "residual", "seconds"} <= set(header)
+    assert {"psnr mean", "psnr best", "diversity", "residual", "seconds"} <= set(header)
     assert [row[0] for row in rows] == NAMES
     assert mean[0] == "mean"
-    column = header.index("psnr_mean")
+    column = header.index("psnr mean")
     values = [read_metrics(run[0] / name)["psnr_mean"] for name in NAMES]
     assert [row[column] for row in (*rows, mean)] == [f"{value:.4g}" for value in (*values, sum(values) / 2)]
 
 
 def test_figures_that_are_not_known_of_any_measurement_have_no_column(page: Page) -> None:
-    assert "lpips_mean" not in page.table[0]
+    assert "lpips mean" not in page.table[0]
     assert "diversity" in page.table[0]
 
 
 def test_pictures_are_embedded_and_decode(run: tuple[Path, list[str]], page: Page) -> None:
-    sources = page.having("img", "src")
-    assert len(sources) == len(NAMES)
-    for name, source in zip(NAMES, sources, strict=True):
+    files = [run[0] / name / file for name in NAMES for file in ("grid.png", "filmstrip.png")]
+    for file, source in zip(files, page.having("img", "src"), strict=True):
         kind, _, data = source.partition(",")
         assert kind == "data:image/png;base64"
         embedded = Image.open(io.BytesIO(base64.b64decode(data, validate=True)))
         embedded.load()
-        with Image.open(run[0] / name / "grid.png") as grid:
-            assert embedded.tobytes() == grid.tobytes()
+        with Image.open(file) as picture:
+            assert embedded.tobytes() == picture.tobytes()
 
 
 def test_the_command_and_the_settings_are_there(run: tuple[Path, list[str]], page: Page) -> None:
@@ -159,7 +166,7 @@ def test_a_figure_that_some_measurements_lack_is_averaged_over_the_rest(tmp_path
     *_, mean = csv.DictReader((tmp_path / "summary.csv").open(newline=""))
     assert float(mean["psnr_mean"]) == 25
     page = Page(write_report(tmp_path, rows).read_text())
-    assert [row[1] for row in page.table] == ["psnr_mean", "20", "\N{EN DASH}", "30", "25"]
+    assert [row[1] for row in page.table] == ["psnr mean", "20", "\N{EN DASH}", "30", "25"]
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
@@ -181,3 +188,45 @@ def test_a_report_without_pictures_or_settings_is_still_one(tmp_path: Path) -> N
     assert page.table[1] == ["a", "0.25"]
     assert not page.having("img", "src")
     assert "command" not in page.texts
+
+
+def test_warnings_are_in_the_log_and_the_report_but_not_in_the_summary(small: list[str], tmp_path: Path) -> None:
+    code, printed = train(*small, "num_steps=5", "method.gamma=3", "data.limit=1", f"output_dir={tmp_path / 'run'}")
+    assert code == 0, printed
+    said = "000: the repulsion is 3 times as strong as the data gradient or score; lower gamma"
+    assert said in printed
+    assert said in (tmp_path / "run" / "train.log").read_text()
+    assert "the repulsion is 3 times as strong" in (tmp_path / "run" / "report.html").read_text()
+    (row, _) = csv.DictReader((tmp_path / "run" / "summary.csv").open(newline=""))
+    assert "warnings" not in row
+
+
+def test_a_sentence_is_text_and_a_healthy_report_has_none(tmp_path: Path) -> None:
+    rows = [{"name": "<i>a", "residual": 1.0, "warnings": ["<i>too</i> far"]}]
+    document = write_report(tmp_path, rows).read_text()
+    assert "&lt;i&gt;too" in document
+    assert not [tag for tag, _ in Page(document).tags if tag == "i"]
+    assert Page(document).table[0] == ["measurement", "residual"]
+    rows[0]["warnings"] = []
+    assert "Warnings" not in write_report(tmp_path, rows).read_text()
+
+
+def test_the_table_breaks_between_words_and_fits_a_screen(run: tuple[Path, list[str]], tmp_path: Path) -> None:
+    document = (run[0] / "report.html").read_text()
+    assert "<wbr>" not in document
+    page = tmp_path / "measured.html"
+    script = """<script>
+    const words = [...document.querySelectorAll("th")].flatMap(cell => {
+      const text = cell.firstChild, range = document.createRange();
+      return [...text.data.matchAll(/\\S+/g)].map(word => {
+        range.setStart(text, word.index); range.setEnd(text, word.index + word[0].length);
+        return range.getClientRects().length;
+      });
+    });
+    document.body.insertAdjacentHTML("beforeend", `<pre id="lines">${Math.max(...words)}</pre>` +
+      `<pre id="width">${document.documentElement.scrollWidth - innerWidth}</pre>`);
+    </script>"""
+    page.write_text(document.replace("</body>", script + "</body>"))
+    texts = Page(opened(page, tmp_path)).texts
+    assert texts["lines"] == "1"  # of one word
+    assert int(texts["width"]) <= 0  # the page itself needs no scrolling sideways

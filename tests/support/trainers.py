@@ -6,8 +6,8 @@ import lightning as L
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from safetensors.torch import load_file
 
-from rlsd_lightning.engine.callbacks import ImageResults
 from rlsd_lightning.engine.checkpoints import AtomicCheckpointIO
+from rlsd_lightning.results.writer import ImageResults
 
 
 class StopError(Exception):
@@ -62,13 +62,11 @@ def assert_same_bits(first: Path, second: Path) -> None:
 
 
 def fit(module: L.LightningModule, folder: Path, *callbacks: Callback, **options) -> None:
-    """Fits a module on the CPU without checkpoints."""
+    """Fits a module on the CPU, without checkpoints or a bar unless the options say so."""
     L.Trainer(
-        **{"logger": False, **options},
+        **{"logger": False, "enable_checkpointing": False, "enable_progress_bar": False, **options},
         accelerator="cpu",
         max_epochs=1,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
         enable_model_summary=False,
         use_distributed_sampler=False,
         default_root_dir=folder,

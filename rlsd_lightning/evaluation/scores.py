@@ -1,0 +1,91 @@
+"""Figures of one measurement's particles at the end of a run."""
+
+import torch
+from deepinv.physics import LinearPhysics, Physics
+from torch import Tensor, nn
+from torchmetrics.functional.image import structural_similarity_index_measure
+
+from rlsd_lightning.functional.metrics import diversity, psnr, residual_rms
+from rlsd_lightning.operators.compose import Nothing
+from rlsd_lightning.operators.observed import data_fit
+
+__all__ = ["SMALLEST_SSIM", "aligned", "pseudo_inverse", "score", "ssim_each"]
+
+SMALLEST_SSIM = 11
+"""Pixels of the window of SSIM; smaller images have none."""
+
+
+@torch.no_grad()
+def pseudo_inverse(physics: Physics, y: Tensor) -> Tensor | None:
+    r"""The image :math:`A^+ y`, a reconstruction without a prior; None unless the operator is linear."""
+    if not isinstance(physics, LinearPhysics) or isinstance(physics, Nothing):
+        return None
+    return physics.A_dagger(y)
+
+
+def aligned(images: Tensor, reference: Tensor, physics: Physics) -> Tensor:
+    """Each particle's equivalent form nearest to a reference, with shape :math:`(N, C, H, W)`.
+
+    Args:
+        images: Particles, with shape :math:`(N, C, H, W)`.
+        reference: Image with shape :math:`(1, C, H, W)`.
+        physics: Operator. Its optional ``equivalents`` maps particles to the forms that it can't tell apart, with
+            shape :math:`(K, N, C, H, W)`; without it the particles are returned unchanged.
+    """
+    if not hasattr(physics, "equivalents"):
+        return images
+    forms = physics.equivalents(images)
+    nearest = (forms - reference).square().flatten(2).mean(dim=2).argmin(dim=0)
+    return forms[nearest, torch.arange(len(images), device=images.device)]
+
+
+def ssim_each(images: Tensor, truth: Tensor) -> Tensor:
+    """Structural similarity of each image to the truth, with shape :math:`(N,)`."""
+    value = structural_similarity_index_measure(
+        images.clamp(-1, 1), truth.expand_as(images).contiguous(), data_range=(-1.0, 1.0), reduction="none"
+    )
+    return value.reshape(len(images))
+
+
+@torch.no_grad()
+def score(
+    images: Tensor, y: Tensor, physics: Physics, truth: Tensor | None, features: Tensor, lpips: nn.Module | None
+) -> dict[str, float | None]:
+    """Figures of one measurement's particles; None where the truth, a noise level or weights are missing.
+
+    Args:
+        images: Particles in [-1, 1], with shape :math:`(N, C, H, W)`.
+        y: Measurement, with shape :math:`(1, ...)`.
+        physics: Operator.
+        truth: Clean image with shape :math:`(1, C, H, W)`, if known.
+        features: Features of the particles, with shape :math:`(N, D)`.
+        lpips: LPIPS metric, if its weights are available.
+
+    Returns:
+        PSNR in decibels (``psnr_*``), ``ssim_mean`` and ``lpips_mean`` of particles aligned with the truth;
+        ``residual``, the RMS of :math:`y - A(x)`; the figures of
+        :func:`~rlsd_lightning.operators.observed.data_fit`; ``diversity``, one minus the mean cosine of two features.
+    """
+    names = ("psnr_mean", "psnr_best", "psnr_of_mean", "psnr_pseudo_inverse", "ssim_mean", "lpips_mean")
+    scores: dict[str, float | None] = dict.fromkeys(names)
+    scores["residual"] = residual_rms(physics.A(images), y).item()
+    scores |= data_fit(physics, images, y)
+    if truth is not None:
+        scores |= _against(truth, aligned(images, truth, physics), lpips)
+        without_prior = pseudo_inverse(physics, y)
+        if without_prior is not None:
+            scores["psnr_pseudo_inverse"] = psnr(without_prior, truth).item()
+    return scores | {"diversity": diversity(features).item()}
+
+
+def _against(truth: Tensor, images: Tensor, lpips: nn.Module | None) -> dict[str, float]:
+    """Figures of aligned particles against the truth."""
+    each = psnr(images, truth)
+    figures = {"psnr_mean": each.mean(), "psnr_best": each.max()}
+    figures["psnr_of_mean"] = psnr(images.mean(dim=0, keepdim=True), truth)
+    if min(images.shape[-2:]) >= SMALLEST_SSIM:
+        figures["ssim_mean"] = ssim_each(images, truth).mean()
+    if lpips is not None:
+        same_shape = truth.expand_as(images).contiguous()
+        figures["lpips_mean"] = lpips.to(images.device)(images.clamp(-1, 1), same_shape)
+    return {name: value.item() for name, value in figures.items()}
