@@ -17,8 +17,8 @@ from torchmetrics.functional.image import structural_similarity_index_measure
 from rlsd_lightning.functional.metrics import diversity, psnr, residual_rms
 from rlsd_lightning.images import to_pil
 from rlsd_lightning.measurement import Measurement
-from rlsd_lightning.operators.compose import Nothing
-from rlsd_lightning.operators.observed import data_fit, observed_pixels
+from rlsd_lightning.operators.compose import NullOperator
+from rlsd_lightning.operators.likelihood import data_fit, observed_pixels
 from rlsd_lightning.results.grid import write_grid
 
 __all__ = [
@@ -53,7 +53,7 @@ def write_atomically(path: Path, content: str | bytes) -> None:
 @torch.no_grad()
 def pseudo_inverse(physics: Physics, y: Tensor) -> Tensor | None:
     r"""The image :math:`A^+ y` that a linear operator alone would give, without any prior; None for other operators."""
-    if not isinstance(physics, LinearPhysics) or isinstance(physics, Nothing):
+    if not isinstance(physics, LinearPhysics) or isinstance(physics, NullOperator):
         return None
     return physics.A_dagger(y)
 
@@ -91,7 +91,7 @@ def score(
     Returns:
         ``psnr_mean``, ``psnr_best`` and ``psnr_of_mean`` in decibels, ``ssim_mean``, ``lpips_mean``, ``diversity``
         (one minus the mean cosine of features), ``residual`` (root mean square, in units of the measurement),
-        ``residual_sigmas`` and ``within_3_sigmas`` (see :func:`~rlsd_lightning.operators.observed.data_fit`), and for
+        ``residual_sigmas`` and ``within_3_sigmas`` (see :func:`~rlsd_lightning.operators.likelihood.data_fit`), and for
         a linear operator ``psnr_pseudo_inverse``. What needs the truth, a noise level, or weights that are missing, is
         None. Where the operator can't tell forms of an image apart, each particle counts in the form nearest to the
         truth.

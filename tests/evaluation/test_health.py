@@ -18,13 +18,13 @@ from rlsd_lightning import RLSD, LatentFeatures, Measurement
 from rlsd_lightning.engine.callbacks import ImageResults, Monitor
 from rlsd_lightning.evaluation.health import Signs, advice, left_open, means, signs
 from rlsd_lightning.operators import (
+    NullOperator,
     colorization,
     denoising,
     gaussian_blur,
     hdr,
     inpainting,
     mri,
-    nothing,
     super_resolution,
 )
 from rlsd_lightning.priors import GaussianMixturePrior, StableDiffusionPrior
@@ -82,7 +82,7 @@ def test_noise_leaves_what_shrinks_towards_zero(sigma: float) -> None:
 
 
 def test_nothing_leaves_everything_and_one_particle_uses_nothing_that_is_known() -> None:
-    physics = nothing(SHAPE)
+    physics = NullOperator(SHAPE)
     assert left_open(physics, smooth(1), torch.zeros(1, 1)) == (pytest.approx(1), None)
 
 
