@@ -168,7 +168,7 @@ def measurements(
         y = load_measured(measurement, operator, image_shape)
         return MeasurementList([Measurement(Path(measurement).stem, y, operator)])
     if images is None:
-        raise InputError("images or a measurement is expected, got neither")
+        raise InputError("images=null and measurement=null give nothing to solve; set one of them")
     return ImageMeasurements(image_shape, operator, images, limit, seed, sequence, tile)
 
 

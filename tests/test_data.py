@@ -284,7 +284,7 @@ def test_a_measured_file_that_cannot_be_read_is_named(tmp_path: Path, name: str)
 
 
 def test_neither_images_nor_a_measurement_is_an_error() -> None:
-    with pytest.raises(InputError, match=r"images or a measurement is expected"):
+    with pytest.raises(InputError, match=r"images=null and measurement=null"):
         measurements(SHAPE, super_resolution)
 
 

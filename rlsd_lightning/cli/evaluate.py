@@ -1,8 +1,8 @@
 """Scores finished runs again, side by side, without touching them.
 
-python -m rlsd_lightning.cli.evaluate outputs/inpaint/2026-11-24_12-00-00
-python -m rlsd_lightning.cli.evaluate outputs/half/none outputs/half/repulsion --json half.json --csv half.csv
-python -m rlsd_lightning.cli.evaluate outputs/photos --protocol paper --features facebook/dino-vits16
+python train.py evaluate outputs/inpaint/2026-11-24_12-00-00
+python train.py evaluate outputs/half/none outputs/half/repulsion --json half.json --csv half.csv
+python train.py evaluate outputs/photos --protocol paper --features facebook/dino-vits16
 
 Prints a table in Markdown, a column per run. docs/evaluation.md defines every figure.
 """
@@ -10,7 +10,6 @@ Prints a table in Markdown, a column per run. docs/evaluation.md defines every f
 import argparse
 import csv
 import json
-import logging
 import sys
 from pathlib import Path
 from typing import Any, NoReturn
@@ -19,6 +18,7 @@ import torch
 from torch import Tensor
 from transformers.utils.logging import disable_progress_bar
 
+from rlsd_lightning.cli import PROJECT
 from rlsd_lightning.errors import InputError
 from rlsd_lightning.evaluation.attributes import HEADS_FILE, load_classifier
 from rlsd_lightning.evaluation.distances import load_inception, vit_network
@@ -36,7 +36,7 @@ from rlsd_lightning.results.store import SavedMeasurement, finished, load_run
 
 __all__ = ["evaluate_run", "load_networks", "main", "table"]
 
-EMBEDDED = Path(__file__).resolve().parents[2] / "data" / "features" / "faces"
+EMBEDDED = PROJECT / "data" / "features" / "faces"
 PROTOCOLS = ("default", "paper")
 
 
@@ -157,7 +157,7 @@ class _Parser(argparse.ArgumentParser):
 
 
 def _arguments(arguments: list[str] | None) -> argparse.Namespace:
-    options = _Parser(prog="python -m rlsd_lightning.cli.evaluate", description=__doc__.splitlines()[0])
+    options = _Parser(prog="train.py evaluate", description=__doc__.splitlines()[0])
     options.add_argument("runs", type=Path, nargs="+", help="folders of runs, or of single measurements")
     options.add_argument(
         "--protocol", default="default", choices=PROTOCOLS, help="figures as defined here, or the paper's"
@@ -201,8 +201,3 @@ def main(arguments: list[str] | None = None) -> int:
         print("error: " + " ".join(str(error).split()), file=sys.stderr)
         return 1
     return 0
-
-
-if __name__ == "__main__":
-    logging.basicConfig(level=logging.WARNING)
-    sys.exit(main())

@@ -1,14 +1,15 @@
 """Gathers the runs of a study: one table of what was varied and what came out, and its plots.
 
-python -m rlsd_lightning.cli.study outputs/study/gamma_lambda
+python train.py study outputs/study/gamma_lambda
 
 `python train.py experiment=study/gamma_lambda` does it at its end. A study's folder holds a run's folder for every
-combination; a run without any result is left out, and the table says how many measurements the others have.
+combination; runs without a result are left out, and the table has each run's number of measurements.
 """
 
 import argparse
 import csv
 import itertools
+import logging
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
@@ -16,11 +17,15 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from hydra.experimental.callback import Callback
 from matplotlib.figure import Figure
+from omegaconf import DictConfig
 
 from rlsd_lightning.errors import InputError
 
-__all__ = ["gather", "pareto_front"]
+__all__ = ["Study", "gather", "pareto_front"]
+
+log = logging.getLogger("train")
 
 FIGURES = ("psnr_mean", "psnr_best", "psnr_of_mean", "ssim_mean", "diversity", "residual_sigmas", "seconds")
 SHOWN = ("psnr_mean", "psnr_best", "diversity")
@@ -151,17 +156,28 @@ def _heat_map(figure: Figure, panel, rows: list[dict[str, Any]], values: dict[st
     panel.set_yticks(range(len(values[first])), [_name(value) for value in values[first]])
 
 
-def main() -> None:
-    """Gathers a study and says where."""
-    options = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+class Study(Callback):
+    """Gathers a study when its last run has ended."""
+
+    def on_multirun_end(self, config: DictConfig, **kwargs: object) -> None:
+        try:
+            log.info("%s", _gathered(Path(config.hydra.sweep.dir)))
+        except InputError as error:
+            log.error("error: %s", error)
+
+
+def _gathered(folder: Path) -> str:
+    """Gathers a study; returns a line with its files."""
+    return f"{len(gather(folder))} runs: {folder / 'study.csv'}, {folder / 'study.png'}"
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Gathers a study and prints its files; returns the exit code."""
+    options = argparse.ArgumentParser(prog="train.py study", description=__doc__.splitlines()[0])
     options.add_argument("folder", type=Path, help="a study's folder, such as outputs/study/gamma_lambda")
-    folder = options.parse_args().folder
     try:
-        rows = gather(folder)
+        print(_gathered(options.parse_args(arguments).folder))
     except InputError as error:
-        sys.exit(f"error: {error}")
-    print(f"{len(rows)} runs: {folder / 'study.csv'}, {folder / 'study.png'}")
-
-
-if __name__ == "__main__":
-    main()
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
