@@ -11,7 +11,7 @@ import logging
 import os
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -31,6 +31,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from torch import nn
 
 from rlsd_lightning.cli import CONFIGS, PROJECT
 from rlsd_lightning.cli.messages import REQUEUE, explain, failure, in_short
@@ -47,6 +48,9 @@ from rlsd_lightning.engine.checkpoints import AtomicCheckpointIO
 from rlsd_lightning.engine.locking import only_run_in
 from rlsd_lightning.engine.runner import run_measurements
 from rlsd_lightning.errors import InputError, StoppedError
+from rlsd_lightning.measurement import Measurement
+from rlsd_lightning.methods.base import ParticleModule
+from rlsd_lightning.priors import Prior
 
 failed: list[str] = []
 """Folders of the runs of this process's multirun that have failed."""
@@ -115,6 +119,17 @@ def settings_of(cfg: DictConfig, folder: Path) -> DictConfig:
     return cfg
 
 
+def parts_of(cfg: DictConfig) -> tuple[Prior, nn.Module, Callable[..., ParticleModule], Sequence[Measurement]]:
+    """Prior, features, method and measurements."""
+    prior, features = instantiate(cfg.prior), instantiate(cfg.features)
+    if cfg.compile:
+        prior.compile_networks(fullgraph=True)
+    data = instantiate(cfg.data)(prior.image_shape, instantiate(cfg.physics))
+    if data.available > len(data) and rank_zero_only.rank == 0:
+        log.info("%d of %d images, as data.limit says; data.limit=null takes all", len(data), data.available)
+    return prior, features, instantiate(cfg.method), data
+
+
 def run(cfg: DictConfig, folder: Path) -> int:
     """Solves the measurements of one configuration; returns the exit code."""
     asked, cfg = cfg, settings_of(cfg, folder)
@@ -122,13 +137,7 @@ def run(cfg: DictConfig, folder: Path) -> int:
     chosen = checkpoint and (checkpoint.parents[1].name, checkpoint)
     # noise is keyed by the seed; this only fixes what libraries draw, and takes 32 bits
     L.seed_everything(cfg.seed % 2**32, verbose=False)
-    prior, features = instantiate(cfg.prior), instantiate(cfg.features)
-    if cfg.compile:
-        prior.compile_networks(fullgraph=True)
-    method = instantiate(cfg.method)
-    data = instantiate(cfg.data)(prior.image_shape, instantiate(cfg.physics))
-    if data.available > len(data) and rank_zero_only.rank == 0:
-        log.info("%d of %d images, as data.limit says; data.limit=null takes all", len(data), data.available)
+    prior, features, method, data = parts_of(cfg)
     ranks = Ranks(cfg.trainer.accelerator, cfg.trainer.devices, cfg.trainer.num_nodes, cfg.patience)
     if ranks.is_first and ranks.device.type == "cpu" and cfg.trainer.precision == "16-mixed":
         log.warning("a CPU computes trainer.precision=16-mixed as bf16-mixed")  # Lightning's own warning is not shown

@@ -11,7 +11,7 @@ from support.command import PROJECT, train
 from rlsd_lightning import InputError
 from rlsd_lightning.cli.study import gather, pareto_front
 
-STUDIES = {file.stem: file for file in sorted((PROJECT / "configs/experiment/study").glob("*.yaml"))}
+STUDIES = {file.stem: file for file in sorted((PROJECT / "configs/experiment/study").glob("[!_]*.yaml"))}
 
 
 @pytest.fixture
