@@ -10,7 +10,7 @@ from rlsd_lightning.cli.settings import (
     OTHER_FILES,
     SETTINGS,
     make_paths_absolute,
-    move_operator_keys,
+    move_older,
     overridden,
 )
 from rlsd_lightning.errors import InputError
@@ -66,8 +66,8 @@ def resumed(cfg: DictConfig) -> DictConfig:
     started = _load(folder)
     chosen_before = OmegaConf.load(folder / CHOICES) if (folder / CHOICES).is_file() else {}
     chosen = HydraConfig.get().runtime.choices
-    move_operator_keys(started)
-    move_operator_keys(cfg)
+    move_older(started)
+    move_older(cfg, overridden())
     make_paths_absolute(cfg)
     for name, removed in overridden().items():
         is_choice = name in chosen

@@ -5,9 +5,10 @@ import glob
 import inspect
 import itertools
 import os
+import re
 import shlex
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Container, Iterable
 from pathlib import Path
 from typing import get_args
 
@@ -25,9 +26,10 @@ __all__ = [
     "check_trainer",
     "keep_settings",
     "make_paths_absolute",
-    "move_operator_keys",
+    "move_older",
     "near_miss",
     "overridden",
+    "with_present_names",
 ]
 
 SETTINGS = ".hydra/config.yaml"
@@ -51,30 +53,41 @@ def near_miss(name: str, siblings: Iterable[str]) -> str | None:
     return f"{group}{dot}{near[0]}" if near else None
 
 
-def overridden() -> dict[str, bool]:
-    """Names of the settings and choices of this command line, and whether each is removed (``~name``)."""
-    items = {item.lstrip("+~").split("=")[0]: item.startswith("~") for item in HydraConfig.get().overrides.task}
-    return {OLDER.get(name, name): removed for name, removed in items.items()}
-
-
-def move_operator_keys(cfg: DictConfig) -> None:
-    """Moves ``mask`` and ``kernel`` from ``data``, their older place, to ``physics``.
+def with_present_names(arguments: list[str]) -> list[str]:
+    """Command-line arguments with older names of settings replaced.
 
     Raises:
-        InputError: If the operator does not take them, or ``physics`` has another value from the command line.
+        InputError: If an older and the present name have different values.
     """
-    given = {item.split("=")[0] for item in HydraConfig.get().overrides.task}
+    for older, name in OLDER.items():
+        values = {
+            spelling: {
+                value
+                for option, _, value in (item.lstrip("+").partition("=") for item in arguments)
+                if option == spelling
+            }
+            for spelling in (older, name)
+        }
+        if values[older] and values[name] and values[older] != values[name]:
+            both = (f"{spelling}={', '.join(sorted(values[spelling]))}" for spelling in (older, name))
+            raise InputError(f"{older} is the older name of {name}, got {' and '.join(both)}; leave one of them out")
+        # added by force, as operators that the configs do not know may take it
+        arguments = [re.sub(rf"^\+*{re.escape(older)}=", f"++{name}=", item) for item in arguments]
+    return arguments
+
+
+def overridden() -> dict[str, bool]:
+    """Names of the settings and choices of this command line, and whether each is removed (``~name``)."""
+    return {item.lstrip("+~").split("=")[0]: item.startswith("~") for item in HydraConfig.get().overrides.task}
+
+
+def move_older(cfg: DictConfig, kept: Container[str] = ()) -> None:
+    """Moves settings that a file has under older names to the present ones, except to those that are kept."""
     with open_dict(cfg):
         for older, name in OLDER.items():
-            key = name.rpartition(".")[2]
-            value, present = cfg.data.pop(key, None), cfg.physics.get(key)
-            if value is None:
-                continue
-            if name in given and present != value:
-                raise InputError(f"{older}='{value}' is {name}, but {name}='{present}' was also given; leave one out")
-            if key not in cfg.physics and key not in inspect.signature(get_object(cfg.physics._target_)).parameters:
-                raise InputError(f"this task's operator has no {key}, but {older}='{value}' was given; leave it out")
-            cfg.physics[key] = value
+            value = cfg.data.pop(older.removeprefix("data."), None)
+            if value is not None and name not in kept:
+                OmegaConf.update(cfg, name, value, force_add=True)
 
 
 def make_paths_absolute(cfg: DictConfig) -> None:

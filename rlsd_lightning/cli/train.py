@@ -2,7 +2,7 @@
 
 python train.py task=inpaint                                      # the embedded prior and one held-out face
 python train.py task=inpaint data.images=photos data.limit=null   # your own images
-python train.py task=inpaint data.measurement=y.png data.mask=mask.png
+python train.py task=inpaint data.measurement=y.png physics.mask=mask.png
 python train.py resume=outputs/inpaint/2026-11-24_12-00-00        # go on with a stopped run
 python train.py task=inpaint --help                               # every choice, and the settings of this one
 """
@@ -41,7 +41,9 @@ from rlsd_lightning.cli.settings import (
     check_trainer,
     keep_settings,
     make_paths_absolute,
-    move_operator_keys,
+    move_older,
+    overridden,
+    with_present_names,
 )
 from rlsd_lightning.distributed.ranks import Ranks
 from rlsd_lightning.engine.checkpoints import AtomicCheckpointIO
@@ -110,7 +112,7 @@ def settings_of(cfg: DictConfig, folder: Path) -> DictConfig:
         cfg = resumed(cfg)
     else:
         cfg.output_dir = str(folder)
-        move_operator_keys(cfg)
+        move_older(cfg, overridden())
         make_paths_absolute(cfg)
     check_settings(cfg)
     check_trainer(cfg)
@@ -198,8 +200,9 @@ def main(cfg: DictConfig) -> None:
 def command() -> None:
     """Hydra's application: one run, or a multirun."""
     try:
+        sys.argv[1:] = with_present_names(sys.argv[1:])
         main()
-    except (HydraException, OmegaConfBaseException) as error:
+    except (InputError, HydraException, OmegaConfBaseException) as error:
         reason, code = explain(error)
         print(f"error: {reason}", file=sys.stderr)
         sys.exit(code)
