@@ -151,12 +151,8 @@ def measurements(
     Args:
         image_shape: Shape of the prior's images.
         physics: Factory of the operator, see :func:`~rlsd_lightning.operators.make_physics`.
-        images: Clean images.
-        limit: Number of images to use; all by default.
-        measurement: A measured file.
-        seed: Seed of the measurements' noise.
-        sequence: Whether the images are frames or slices in order.
-        tile: Height and width of tiles in pixels, for mosaics of images.
+        images: Clean images, with ``limit``, ``seed``, ``sequence`` and ``tile`` as in :class:`ImageMeasurements`.
+        measurement: A measured file, as in :func:`load_measured`.
 
     Raises:
         InputError: If images and measurement are missing or can't be read.

@@ -39,9 +39,6 @@ SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".gif")
 def find_images(images: str | Path) -> list[Path]:
     """Image files of a file, folder or glob pattern, in natural order (frame2 before frame10).
 
-    Args:
-        images: A file, folder or glob pattern.
-
     Raises:
         InputError: If no file is found.
     """
@@ -131,13 +128,8 @@ def to_pil(image: Tensor) -> Image.Image:
 def load_image(path: str | Path, height: int, width: int) -> Tensor:
     """Picture of any size and mode, centre-cropped and resized.
 
-    Args:
-        path: The picture.
-        height: Height of the result in pixels.
-        width: Width of the result in pixels.
-
     Returns:
-        In [-1, 1], with shape :math:`(1, 3, H, W)`.
+        Values in [-1, 1], with shape :math:`(1, 3, H, W)`.
 
     Raises:
         InputError: If the file is missing or can't be read.

@@ -1,6 +1,5 @@
 """Entry of the command line: ``train.py evaluate RUN...`` is a subcommand, everything else is a run."""
 
-import difflib
 import importlib
 import logging
 import re
@@ -23,11 +22,6 @@ def command() -> None:
         logging.basicConfig(level=logging.WARNING)
         sys.exit(importlib.import_module(f"rlsd_lightning.cli.{word}").main(sys.argv[2:]))
     else:
-        near = difflib.get_close_matches(word, SUBCOMMANDS, n=1)
-        meant = f"did you mean {near[0]}? " if near else ""
-        print(
-            f"error: there is no subcommand '{word}'; {meant}Subcommands are {', '.join(SUBCOMMANDS)}; a run's options "
-            "have the form name=value",
-            file=sys.stderr,
-        )
+        known = ", ".join(SUBCOMMANDS)
+        print(f"error: there is no subcommand '{word}', only {known}; options of a run are name=value", file=sys.stderr)
         sys.exit(2)

@@ -57,20 +57,11 @@ def with_present_names(arguments: list[str]) -> list[str]:
     """Command-line arguments with older names of settings replaced.
 
     Raises:
-        InputError: If an older and the present name have different values.
+        InputError: If an older and the present name are given.
     """
     for older, name in OLDER.items():
-        values = {
-            spelling: {
-                value
-                for option, _, value in (item.lstrip("+").partition("=") for item in arguments)
-                if option == spelling
-            }
-            for spelling in (older, name)
-        }
-        if values[older] and values[name] and values[older] != values[name]:
-            both = (f"{spelling}={', '.join(sorted(values[spelling]))}" for spelling in (older, name))
-            raise InputError(f"{older} is the older name of {name}, got {' and '.join(both)}; leave one of them out")
+        if all(any(item.lstrip("+").startswith(f"{one}=") for item in arguments) for one in (older, name)):
+            raise InputError(f"{older} is the older name of {name}, but both were given; leave one of them out")
         # added by force, as operators that the configs do not know may take it
         arguments = [re.sub(rf"^\+*{re.escape(older)}=", f"++{name}=", item) for item in arguments]
     return arguments

@@ -1,4 +1,4 @@
-"""Gathers the runs of a study: one table of what was varied and what came out, and its plots.
+"""Gathers the runs of a study into one table and its plots.
 
 python train.py study outputs/study/gamma_lambda
 
@@ -61,7 +61,7 @@ def gather(folder: Path) -> list[dict[str, Any]]:
 
 
 def _row(summary: Path, axes: Sequence[str]) -> dict[str, Any]:
-    """What a run was asked for and its means; nothing if it is no run of the study, or has no result."""
+    """A run's varied settings and mean figures; empty if it is no run of the study or has no result."""
     overrides = yaml.safe_load((summary.parent / ".hydra" / "overrides.yaml").read_text())
     chosen = dict(line.partition("=")[::2] for line in overrides)
     with summary.open() as file:
@@ -80,13 +80,13 @@ def _value(word: str) -> float | str:
 
 
 def _in_order(values: set) -> list:
-    """Numbers by size, words by the alphabet."""
+    """Numbers by size, words alphabetically."""
     numbers = all(isinstance(value, int | float) for value in values)
     return sorted(values) if numbers else sorted(values, key=str)
 
 
 def pareto_front(points: Sequence[tuple[float, float]]) -> list[int]:
-    """The places, from left to right, of those points that no other one is as good as in both and better in one."""
+    """Indices of the Pareto-optimal points (both coordinates maximised), from left to right."""
     front, best = [], float("-inf")
     for index in sorted(range(len(points)), key=lambda index: points[index], reverse=True):
         if points[index][1] > best:
@@ -96,7 +96,7 @@ def pareto_front(points: Sequence[tuple[float, float]]) -> list[int]:
 
 
 def _plot(rows: list[dict[str, Any]], values: dict[str, list]) -> Figure:
-    """A panel a figure: a line over one axis, heat maps over two; and quality against diversity, with its front."""
+    """One panel for each figure (a line over one axis, a heat map over more), and the Pareto front."""
     figure = Figure(figsize=(4.2 * (len(SHOWN) + 1), 3.6), layout="constrained")
     *panels, last = figure.subplots(1, len(SHOWN) + 1)
     for panel, name in zip(panels, SHOWN, strict=True):
@@ -106,7 +106,7 @@ def _plot(rows: list[dict[str, Any]], values: dict[str, list]) -> Figure:
         else:
             _heat_map(figure, panel, rows, values, name)
     tasks = values.get("task", [None])
-    for task in tasks:  # what one task leaves open says nothing of another
+    for task in tasks:  # diversities of different tasks do not compare
         _front(
             last, [row for row in rows if row.get("task") == task], [axis for axis in values if axis != "task"], task
         )
@@ -142,7 +142,7 @@ def _line(panel, rows: list[dict[str, Any]], axis: str, name: str) -> None:
 
 
 def _heat_map(figure: Figure, panel, rows: list[dict[str, Any]], values: dict[str, list], name: str) -> None:
-    """Rows are the first axis; columns the others, combined."""
+    """Heat map over the first axis (rows) and all combinations of the others (columns)."""
     first, *others = values
     columns = list(itertools.product(*(values[axis] for axis in others)))
     found = {(row[first], tuple(row[axis] for axis in others)): row[name] for row in rows}

@@ -11,7 +11,7 @@ import logging
 import os
 import sys
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -31,7 +31,6 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from torch import nn
 
 from rlsd_lightning.cli import CONFIGS, PROJECT
 from rlsd_lightning.cli.messages import REQUEUE, explain, failure, in_short
@@ -50,9 +49,6 @@ from rlsd_lightning.engine.checkpoints import AtomicCheckpointIO
 from rlsd_lightning.engine.locking import only_run_in
 from rlsd_lightning.engine.runner import run_measurements
 from rlsd_lightning.errors import InputError, StoppedError
-from rlsd_lightning.measurement import Measurement
-from rlsd_lightning.methods.base import ParticleModule
-from rlsd_lightning.priors import Prior
 
 failed: list[str] = []
 """Folders of the runs of this process's multirun that have failed."""
@@ -121,8 +117,8 @@ def settings_of(cfg: DictConfig, folder: Path) -> DictConfig:
     return cfg
 
 
-def parts_of(cfg: DictConfig) -> tuple[Prior, nn.Module, Callable[..., ParticleModule], Sequence[Measurement]]:
-    """Prior, features, method and measurements."""
+def parts_of(cfg: DictConfig) -> tuple:
+    """Prior, features, the method's factory, and measurements."""
     prior, features = instantiate(cfg.prior), instantiate(cfg.features)
     if cfg.compile:
         prior.compile_networks(fullgraph=True)

@@ -1,7 +1,11 @@
 """Forward operators as configured: ``deepinv.physics`` with names, files and numbers turned into tensors.
 
 Each factory takes the prior's ``image_shape`` first, so that one configuration serves priors of any size. It returns a
-:class:`deepinv.physics.Physics` that acts on images in [-1, 1].
+:class:`deepinv.physics.Physics` that acts on images in [-1, 1]. All share these arguments:
+
+- ``image_shape``: Shape of an image, :math:`(C, H, W)`.
+- ``sigma``: Standard deviation of the noise, in units of an image in [-1, 1] unless the factory says otherwise.
+- ``noise``: Name of the noise, see :func:`make_noise`.
 """
 
 from rlsd_lightning.operators.compose import NullOperator, as_physics, compose, custom, make_physics

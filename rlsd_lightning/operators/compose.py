@@ -70,12 +70,9 @@ def custom(
     """Operator from a function.
 
     Args:
-        image_shape: Shape of an image, :math:`(C, H, W)`.
         function: Dotted path of the function, such as ``my_module.my_function``; called with images in [-1, 1] of shape
             :math:`(N, C, H, W)`, it returns their measurements, differentiably.
         linear: Whether it is linear; the proximal step then uses conjugate gradients, else Adam.
-        sigma: Standard deviation of the noise, in units of the measurement.
-        noise: Its kind, see :func:`~rlsd_lightning.operators.make_noise`.
 
     Raises:
         InputError: If the function can't be imported.
@@ -102,10 +99,7 @@ def compose(
     """Composition of operators, with noise at the end only.
 
     Args:
-        image_shape: Shape of an image, :math:`(C, H, W)`.
         operators: Factories of the operators, in the order in which they act; their own noise is ignored.
-        sigma: Standard deviation of the noise, in units of the measurement.
-        noise: Its kind, see :func:`~rlsd_lightning.operators.make_noise`.
 
     Raises:
         InputError: If the list is empty, or the shapes do not fit.

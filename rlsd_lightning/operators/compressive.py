@@ -32,11 +32,8 @@ def compressed_sensing(
     """Random signs, a sine transform and a subset of its coefficients, for each channel.
 
     Args:
-        image_shape: Shape of an image, :math:`(C, H, W)`.
         ratio: Share of coefficients that are kept, in (0, 1].
         operator_seed: Seed of the signs.
-        sigma: Standard deviation of the noise, in units of an image in [-1, 1].
-        noise: Its kind, see :func:`~rlsd_lightning.operators.make_noise`.
 
     Raises:
         InputError: If the ratio is out of range.
@@ -66,8 +63,6 @@ def single_pixel(
     Args:
         image_shape: Shape of an image, :math:`(C, H, W)`, with sides that are powers of two.
         ratio: Number of patterns over number of pixels, in (0, 1].
-        sigma: Standard deviation of the noise, in units of an image in [-1, 1].
-        noise: Its kind, see :func:`~rlsd_lightning.operators.make_noise`.
 
     Raises:
         InputError: If the ratio is out of range or a side is not a power of two.

@@ -30,11 +30,8 @@ def super_resolution(
     """Low-pass filter and subsampling of both axes.
 
     Args:
-        image_shape: Shape of an image, :math:`(C, H, W)`.
         factor: Subsampling factor of both axes; by default 4 below 256 pixels, else 8.
         filter: ``average`` (of factor x factor pixels), ``bicubic``, ``bilinear`` or ``gaussian``.
-        sigma: Standard deviation of the noise, in units of an image in [-1, 1].
-        noise: Its kind, see :func:`~rlsd_lightning.operators.make_noise`.
 
     Raises:
         InputError: If the factor does not fit the image's size, or the filter is unknown.
@@ -59,10 +56,7 @@ def blur(image_shape: tuple[int, ...], kernel: str, sigma: float = 0.001, noise:
     """Convolution with a kernel from a file.
 
     Args:
-        image_shape: Shape of an image, :math:`(C, H, W)`.
         kernel: A file that :func:`load_kernel` reads.
-        sigma: Standard deviation of the noise, in units of an image in [-1, 1].
-        noise: Its kind, see :func:`~rlsd_lightning.operators.make_noise`.
 
     Raises:
         InputError: If the kernel can't be used or is larger than the image.
@@ -76,10 +70,7 @@ def gaussian_blur(
     """Convolution with a Gaussian.
 
     Args:
-        image_shape: Shape of an image, :math:`(C, H, W)`.
         std: The Gaussian's standard deviation in pixels; by default a fortieth of the shorter side.
-        sigma: Standard deviation of the noise, in units of an image in [-1, 1].
-        noise: Its kind, see :func:`~rlsd_lightning.operators.make_noise`.
 
     Raises:
         InputError: If the Gaussian is larger than the image.
@@ -101,12 +92,9 @@ def motion_blur(
     """Motion blur: a kernel from a file, or of a random camera path.
 
     Args:
-        image_shape: Shape of an image, :math:`(C, H, W)`.
         kernel: A file that :func:`load_kernel` reads; a path is drawn if left out.
         size: Height and width of the drawn kernel in pixels; by default a third of the shorter side, at most 61.
         kernel_seed: Seed of the drawn path.
-        sigma: Standard deviation of the noise, in units of an image in [-1, 1].
-        noise: Its kind, see :func:`~rlsd_lightning.operators.make_noise`.
 
     Raises:
         InputError: If the kernel can't be used or is larger than the image.

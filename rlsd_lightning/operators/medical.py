@@ -63,7 +63,6 @@ def mri(
         acceleration: Reciprocal of the share of columns that are measured, from 1 (all) to half the width.
         operator_seed: Seed of the choice of columns.
         sigma: Standard deviation of the noise of real and imaginary parts, under an orthonormal transform.
-        noise: Its kind, see :func:`~rlsd_lightning.operators.make_noise`.
 
     Raises:
         InputError: If the acceleration is out of range.
@@ -88,7 +87,6 @@ def tomography(
         image_shape: Shape of an image, :math:`(C, H, H)`; each channel is measured separately.
         angles: Number of directions.
         sigma: Standard deviation of the noise, for the operator scaled to norm one.
-        noise: Its kind, see :func:`~rlsd_lightning.operators.make_noise`.
 
     Raises:
         InputError: If the image is not square or there is no direction.

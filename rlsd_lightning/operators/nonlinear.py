@@ -67,10 +67,8 @@ def phase_retrieval(
     """The magnitude of the padded image's Fourier transform; see :class:`FourierMagnitude`.
 
     Args:
-        image_shape: Shape of an image, :math:`(C, H, W)`.
         oversampling: Zero padding on each side, in eighths of the image's side.
         sigma: Standard deviation of the noise of magnitudes.
-        noise: Its kind, see :func:`~rlsd_lightning.operators.make_noise`.
 
     Raises:
         InputError: If the oversampling is negative.
@@ -114,10 +112,7 @@ def hdr(image_shape: tuple[int, ...], scale: float = 2.0, sigma: float = 0.001, 
     """High dynamic range: bright and dark values saturate; see :class:`Saturation`.
 
     Args:
-        image_shape: Shape of an image, :math:`(C, H, W)`.
         scale: The factor :math:`c > 0`.
-        sigma: Standard deviation of the noise, in units of an image in [-1, 1].
-        noise: Its kind, see :func:`~rlsd_lightning.operators.make_noise`.
 
     Raises:
         InputError: If the scale is not positive.
@@ -170,13 +165,10 @@ def nonlinear_blur(
     and stores it with the inverse curve. A network, such as the blur kernel space's (BKSE), is a TorchScript file.
 
     Args:
-        image_shape: Shape of an image, :math:`(C, H, W)`.
         kernel: File of the camera's blur kernel; a Gaussian if left out.
         exposure: Factor of the light; above 1 the brightest parts saturate.
         network: A TorchScript file that replaces the camera, called with images in [0, 1] and the code.
         code: A .npy file with the network's second argument, of shape :math:`(\dots)` or :math:`(1, \dots)`.
-        sigma: Standard deviation of the noise, in units of an image in [-1, 1].
-        noise: Its kind, see :func:`~rlsd_lightning.operators.make_noise`.
 
     Raises:
         InputError: If a number is out of range or a file can't be used.
@@ -259,10 +251,8 @@ def quantization(
     """Rounding to a few levels; see :class:`Quantization`.
 
     Args:
-        image_shape: Shape of an image, :math:`(C, H, W)`.
         levels: The number of levels, evenly spaced from -1 to 1.
         sigma: Standard deviation of the noise after rounding, in units of an image in [-1, 1].
-        noise: Its kind, see :func:`~rlsd_lightning.operators.make_noise`.
 
     Raises:
         InputError: If there are fewer than two levels.
@@ -279,7 +269,6 @@ def jpeg(image_shape: tuple[int, ...], quality: int = 10, sigma: float = 0.0, no
         image_shape: Shape of an image, :math:`(C, H, W)` with one or three channels.
         quality: From 1 to 100.
         sigma: Standard deviation of the noise after decompression, in units of an image in [-1, 1].
-        noise: Its kind, see :func:`~rlsd_lightning.operators.make_noise`.
 
     Raises:
         InputError: If the quality or the number of channels is out of range.

@@ -97,34 +97,19 @@ def inpainting(image_shape: tuple[int, ...], mask: str, sigma: float = 0.001, no
     """Inpainting: some pixels are missing.
 
     Args:
-        image_shape: Shape of an image, :math:`(C, H, W)`.
         mask: A name or file, see :func:`load_mask`.
-        sigma: Standard deviation of the noise, in units of an image in [-1, 1].
-        noise: Its kind, see :func:`~rlsd_lightning.operators.make_noise`.
     """
     pixels = load_mask(mask, *image_shape[-2:])
     return Inpainting(image_shape, mask=pixels.expand(image_shape).clone(), noise_model=make_noise(noise, sigma))
 
 
 def denoising(image_shape: tuple[int, ...], sigma: float = 0.2, noise: str = "gaussian") -> Denoising:
-    """Identity with noise.
-
-    Args:
-        image_shape: Shape of an image, :math:`(C, H, W)`.
-        sigma: Standard deviation of the noise, in units of an image in [-1, 1].
-        noise: Its kind, see :func:`~rlsd_lightning.operators.make_noise`.
-    """
+    """Identity with noise."""
     return Denoising(noise_model=make_noise(noise, sigma))
 
 
 def colorization(image_shape: tuple[int, ...], sigma: float = 0.001, noise: str = "gaussian") -> Decolorize:
-    """Mean of the channels (brightness).
-
-    Args:
-        image_shape: Shape of an image, :math:`(C, H, W)`.
-        sigma: Standard deviation of the noise, in units of an image in [-1, 1].
-        noise: Its kind, see :func:`~rlsd_lightning.operators.make_noise`.
-    """
+    """Mean of the channels (brightness)."""
     return Decolorize(channels=image_shape[0], srf="flat", noise_model=make_noise(noise, sigma))
 
 
@@ -133,8 +118,6 @@ def demosaicing(image_shape: tuple[int, ...], sigma: float = 0.001, noise: str =
 
     Args:
         image_shape: Shape of an image, :math:`(3, H, W)` with even sides.
-        sigma: Standard deviation of the noise, in units of an image in [-1, 1].
-        noise: Its kind, see :func:`~rlsd_lightning.operators.make_noise`.
 
     Raises:
         InputError: If the image has other than three channels, or odd sides.

@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 from support.command import PROJECT, train
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from rlsd_lightning.cli.settings import accepted_parameters
+from rlsd_lightning.cli.settings import accepted_parameters, move_older, with_present_names
 
 CONFIGS = PROJECT / "configs"
 FILES = sorted(CONFIGS.rglob("*.yaml"))
@@ -172,6 +172,20 @@ def test_a_measured_file_needs_no_truth(small: list[str], tmp_path: Path) -> Non
     assert (target / "measurement.png").is_file()
     assert not (target / "truth.png").exists()
     assert (tmp_path / "run" / "report.html").is_file()
+
+
+def test_older_names_in_files_and_on_the_command_line_are_translated() -> None:
+    def moved(kept: tuple[str, ...] = ()) -> dict:
+        cfg = OmegaConf.create({"data": {"mask": "box", "kernel": None, "limit": 1}, "physics": {"mask": "half"}})
+        OmegaConf.set_struct(cfg, True)
+        move_older(cfg, kept)
+        return OmegaConf.to_container(cfg)
+
+    assert moved() == {"data": {"limit": 1}, "physics": {"mask": "box"}}
+    assert moved(kept=("physics.mask",)) == {"data": {"limit": 1}, "physics": {"mask": "half"}}
+    arguments = ["task=inpaint", "data.mask=a,b", "+data.kernel=k.npy", "data.images=data.mask=x"]
+    expected = ["task=inpaint", "++physics.mask=a,b", "++physics.kernel=k.npy", "data.images=data.mask=x"]
+    assert with_present_names(arguments) == expected
 
 
 @pytest.mark.parametrize("augmented", ["true", "false"])

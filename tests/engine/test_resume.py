@@ -285,7 +285,7 @@ def test_a_run_that_diverges_ends_with_one(no_number: None, small: list[str], tm
     for name in ("000", "001"):
         assert f"particles of '{name}' are no longer finite" in printed
         assert not (tmp_path / "run" / name / "metrics.json").exists()
-    assert "results of 0 of 2 measurements" in printed
+    assert f"results of 0 of 2 measurements: {tmp_path / 'run'}\n" in printed
     assert "Traceback" not in printed
 
 
