@@ -20,7 +20,7 @@ import torch
 from safetensors.torch import load_file
 
 from rlsd_lightning.images import load_image, to_pil
-from rlsd_lightning.operators.masks import box_mask
+from rlsd_lightning.operators.pixels import box_mask
 
 PROJECT = Path(__file__).resolve().parents[1]
 SIZE = 64

@@ -45,8 +45,8 @@ FORMS = {
     "DAPS": ["method=daps", "num_steps=20"],  # each calls the denoiser five times
     "published": ["method=rlsd_paper"],
     "every 2nd": ["method.renew_every=2"],
-    "fast": ["preset=fast"],
-    "paper steps": ["preset=paper"],
+    "fast": ["num_steps=50"],
+    "paper steps": ["num_steps=999"],
 }
 """What a form sets."""
 

@@ -1,4 +1,4 @@
-"""Measurements from files: the user's own images, measured by simulation, or data measured without a truth."""
+"""Measurements from files: clean images with simulated measurements, or measured data without a truth."""
 
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -13,24 +13,24 @@ from rlsd_lightning.functional.noise import measurement_key
 from rlsd_lightning.images import find_images, fit, load_array, load_image, load_values, load_volume
 from rlsd_lightning.measurement import Measurement, MeasurementList
 from rlsd_lightning.operators.compose import make_physics
-from rlsd_lightning.operators.observed import MASKED
+from rlsd_lightning.operators.likelihood import MASKED
 
 __all__ = ["ImageMeasurements", "load_measured", "measure", "measurements", "point_measurement", "unobserved"]
 
 
 def measure(physics: Physics, image: Tensor, seed: int) -> Tensor:
-    """Draws :math:`y = A(x) + n` with a seed of its own, leaving every other generator as it was."""
+    """Draws :math:`y = A(x) + n` from a seed; the global generator is left unchanged."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed % 2**63)
         return physics(image)
 
 
 def load_measured(path: str | Path, physics: Physics, image_shape: tuple[int, ...]) -> Tensor:
-    """Reads a measurement: a .npy file of its values, or a picture scaled to [-1, 1]; missing pixels become zero.
+    """Measurement from a .npy file or a picture scaled to [-1, 1]; missing pixels become zero.
 
     Args:
-        path: The file; an array has the shape that the operator gives, and may lack axes of length one before the others.
-        physics: The operator, whose mask is applied; a grey picture has one channel where the operator gives one.
+        path: The file; an array has the shape of :math:`A(x)`, and may lack leading axes of length one.
+        physics: The operator; its mask is applied, and a grey picture gets as many channels as :math:`A(x)` has.
         image_shape: Shape of the prior's images.
 
     Raises:
@@ -38,12 +38,12 @@ def load_measured(path: str | Path, physics: Physics, image_shape: tuple[int, ..
     """
     path = Path(path)
     if not path.is_file():
-        raise InputError(f"data.measurement must be an image or .npy file, but there is none at '{path}'")
+        raise InputError(f"measurement must be an image or .npy file, but there is none at '{path}'")
     y = torch.from_numpy(load_array(path)).float() if path.suffix == ".npy" else load_values(path)
     try:
         expected = physics.A(torch.zeros(1, *image_shape)).shape
     except (RuntimeError, ValueError, IndexError):
-        return y  # the method says what does not fit
+        return y  # the method reports the shapes
     y = y[(None,) * (len(expected) - y.ndim)]
     if y.ndim == 4 and expected[1] == 1 and torch.equal(y, y[:, :1].expand_as(y)):
         y = y[:, :1]
@@ -54,7 +54,7 @@ def load_measured(path: str | Path, physics: Physics, image_shape: tuple[int, ..
 
 
 def _folder_names(files: list[Path]) -> list[str]:
-    """A name for each file and no two alike: its stem; where stems are shared its suffix and then a number follow."""
+    """Unique names of files: the stem; for shared stems suffix and number are appended."""
     shared = Counter(file.stem for file in files)
     taken = {stem for stem, count in shared.items() if count == 1}
     names = []
@@ -71,22 +71,22 @@ def _folder_names(files: list[Path]) -> list[str]:
 
 
 class ImageMeasurements(Sequence[Measurement]):
-    r"""Clean images, each measured once by simulation, read when they are asked for.
+    r"""Clean images with simulated measurements, read on access.
 
     Args:
         image_shape: Shape of the prior's images, :math:`(C, H, W)`.
         physics: The operator :math:`A` and its noise.
         images: A file, folder or glob of clean images, or a .npy file that
             :func:`~rlsd_lightning.images.load_volume` reads.
-        limit: How many of them to use; all if left out.
-        seed: Seed of the measurements' noise, together with an image's name.
-        sequence: Whether they are frames or slices in their order: their particles share their noise, and the run
-            starts each from the one before.
-        tile: Height and width of tiles: each image is then a mosaic of pictures, which begins with the one it is named
-            after, and goes on with those that follow; for priors that are asked for larger images than they were trained for.
+        limit: Number of images to use; all by default.
+        seed: Seed of the measurements' noise, combined with the image's name.
+        sequence: Whether images are frames or slices in order: particles share their noise, and each measurement starts
+            from the particles of the previous one.
+        tile: Height and width of tiles in pixels: each image is a mosaic of the picture it is named after and the
+            following ones. For priors at larger sizes than they were trained for.
 
     Raises:
-        InputError: If nothing is found, or tiles don't fit; when an image is asked for, if it can't be read.
+        InputError: If no image is found or tiles don't fit; on access, if an image can't be read.
     """
 
     def __init__(
@@ -102,14 +102,14 @@ class ImageMeasurements(Sequence[Measurement]):
         self.image_shape, self.physics, self.seed, self.sequence = image_shape, physics, seed, sequence
         self.tile = tile
         if tile is not None and (tile < 1 or any(length % tile for length in image_shape[-2:])):
-            raise InputError(f"data.tile must divide the image's height and width {image_shape[-2:]}, got {tile}")
+            raise InputError(f"tile must divide the image's height and width {image_shape[-2:]}, got {tile}")
         if tile is not None and Path(images).suffix == ".npy":
-            raise InputError("data.tile is for pictures, but data.images is a .npy file")
+            raise InputError("tile must be left out for a .npy file")
         if limit is not None and limit < 1:
-            raise InputError(f"data.limit must be at least 1, got {limit}")
+            raise InputError(f"limit must be at least 1, got {limit}")
         self.volume = load_volume(Path(images)) if Path(images).suffix == ".npy" else None
         if self.volume is None:
-            # names key the noise, so they come from all files: a limit does not change them
+            # names key the noise: they come from all files, so that a limit does not change them
             self.files = find_images(images)
             names = _folder_names(self.files)
         else:
@@ -142,52 +142,41 @@ def measurements(
     images: str | Path | None = None,
     limit: int | None = None,
     measurement: str | Path | None = None,
-    mask: str | Path | None = None,
-    kernel: str | Path | None = None,
     seed: int = 0,
     sequence: bool = False,
     tile: int | None = None,
 ) -> ImageMeasurements | MeasurementList:
-    """The inverse problems that a run is asked to solve: a measured file if there is one, else images.
+    """Measurements of a run: the measured file if given, else simulated ones of images.
 
     Args:
         image_shape: Shape of the prior's images.
-        physics: Makes the operator from the image's shape and those of ``mask`` and ``kernel`` that are given.
-        images: Clean images.
-        limit: How many of them to use.
-        measurement: A measured file.
-        mask: Name or file of a mask.
-        kernel: File of a blur kernel.
-        seed: Seed of the measurements' noise.
-        sequence: Whether the images are frames or slices in their order.
-        tile: Height and width of tiles, for mosaics of images.
+        physics: Factory of the operator, see :func:`~rlsd_lightning.operators.make_physics`.
+        images: Clean images, with ``limit``, ``seed``, ``sequence`` and ``tile`` as in :class:`ImageMeasurements`.
+        measurement: A measured file, as in :func:`load_measured`.
 
     Raises:
-        InputError: If something is missing, can't be read, or is not used by the operator.
+        InputError: If images and measurement are missing or can't be read.
     """
-    given = {name: value for name, value in {"mask": mask, "kernel": kernel}.items() if value is not None}
-    operator = make_physics(physics, image_shape, **given)
+    operator = make_physics(physics, image_shape)
     if measurement is not None and tile is not None:
-        raise InputError(
-            "data.tile makes mosaics of data.images, but data.measurement was given; leave one of them out"
-        )
+        raise InputError("tile must be left out with a measured file, as it makes mosaics of clean images")
     if measurement is not None:
         y = load_measured(measurement, operator, image_shape)
         return MeasurementList([Measurement(Path(measurement).stem, y, operator)])
     if images is None:
-        raise InputError("data.images or data.measurement is expected, got neither")
+        raise InputError("images=null and measurement=null give nothing to solve; set one of them")
     return ImageMeasurements(image_shape, operator, images, limit, seed, sequence, tile)
 
 
 def unobserved(
     image_shape: tuple[int, ...], physics: Callable[..., Physics], name: str = "generated"
 ) -> MeasurementList:
-    """No measurement: particles are drawn from the prior and its prompt.
+    """A measurement of nothing: particles are drawn from the prior and its prompt.
 
     Args:
         image_shape: Shape of the prior's images.
-        physics: Makes the operator, which sees nothing, from the images' shape.
-        name: Names the folder of the results and keys the noise.
+        physics: Factory of the null operator.
+        name: Name of the results' folder, and key of the noise.
     """
     operator = make_physics(physics, image_shape)
     return MeasurementList([Measurement(name, operator.A(torch.zeros(1, *image_shape)), operator)])

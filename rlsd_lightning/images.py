@@ -31,19 +31,16 @@ __all__ = [
 log = logging.getLogger(__name__)
 
 DEEP = ("I", "F")
-"""What Pillow's modes of more than 8 bits begin with: whole and real numbers."""
+"""First letters of Pillow's modes with more than 8 bits: integers and real numbers."""
 SIXTEEN_BITS = 65535
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".gif")
 
 
 def find_images(images: str | Path) -> list[Path]:
-    """Files of a file, folder or glob pattern, sorted by name, numbers by their value.
-
-    Args:
-        images: What to look for.
+    """Image files of a file, folder or glob pattern, in natural order (frame2 before frame10).
 
     Raises:
-        InputError: If there are none.
+        InputError: If no file is found.
     """
     path = Path(images)
     if path.is_dir():
@@ -54,17 +51,16 @@ def find_images(images: str | Path) -> list[Path]:
         found = [Path(file) for file in glob.glob(str(images), recursive=True) if Path(file).is_file()]
     if not found:
         what = f"a folder with images ({', '.join(SUFFIXES)})" if path.is_dir() else "an image, a folder or a pattern"
-        raise InputError(f"data.images must be {what}, but nothing was found at '{images}'")
+        raise InputError(f"images must be {what}, but nothing was found at '{images}'")
     return sorted(found, key=_natural)
 
 
 def _natural(path: Path) -> list[str | int]:
-    """frame2 comes before frame10."""
     return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", str(path))]
 
 
 def open_picture(path: Path) -> Image.Image:
-    """An upright RGB picture: 16-bit greys are scaled to 8 bits, transparency is laid on white.
+    """Upright 8-bit RGB picture; 16-bit greys are rescaled, transparency is composited over white.
 
     Raises:
         InputError: If the file is missing or can't be read.
@@ -83,7 +79,7 @@ def open_picture(path: Path) -> Image.Image:
 
 @contextmanager
 def _reading(path: Path) -> Iterator[None]:
-    """Says which picture can't be read."""
+    """Turns reading errors into one that names the picture."""
     try:
         yield
     except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
@@ -92,13 +88,13 @@ def _reading(path: Path) -> Iterator[None]:
 
 
 def load_values(path: Path) -> Tensor:
-    """A picture's values with all their bits, for one that was measured.
+    """Values of a measured picture in full precision.
 
     Args:
-        path: The picture; greys of 16 bits, or real numbers from 0 to 1, keep their precision.
+        path: A picture; greys of 16 bits, or real numbers in [0, 1], keep their precision.
 
     Returns:
-        In [-1, 1], with shape :math:`(1, 3, H, W)`; greys have three equal channels.
+        Values in [-1, 1], with shape :math:`(1, 3, H, W)`; greys have three equal channels.
 
     Raises:
         InputError: If the file is missing or can't be read, or its real numbers are out of range.
@@ -124,21 +120,16 @@ def to_tensor(image: Image.Image) -> Tensor:
 
 
 def to_pil(image: Tensor) -> Image.Image:
-    """A picture of one image in [-1, 1] with shape :math:`(C, H, W)`, one or three channels; values are clipped."""
+    """A picture of an image in [-1, 1] with shape :math:`(C, H, W)` and one or three channels; values are clipped."""
     pixels = ((image.detach().cpu().float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
     return Image.fromarray(pixels.movedim(0, -1).expand(*pixels.shape[1:], 3).numpy())
 
 
 def load_image(path: str | Path, height: int, width: int) -> Tensor:
-    """Reads a picture of any size and mode, cropped at its centre and resized to what the prior wants.
-
-    Args:
-        path: The picture.
-        height: Height of the result.
-        width: Width of the result.
+    """Picture of any size and mode, centre-cropped and resized.
 
     Returns:
-        In [-1, 1], with shape :math:`(1, 3, H, W)`.
+        Values in [-1, 1], with shape :math:`(1, 3, H, W)`.
 
     Raises:
         InputError: If the file is missing or can't be read.
@@ -151,11 +142,11 @@ def load_image(path: str | Path, height: int, width: int) -> Tensor:
 
 
 def load_volume(path: Path) -> Tensor:
-    """Reads a stack of slices or frames from a .npy file.
+    """Stack of slices or frames from a .npy file.
 
     Args:
         path: An array of shape :math:`(T, H, W)` or :math:`(T, H, W, 3)`: integers over the range of their type, or
-            real numbers from 0 to 1. Grey slices become three equal channels.
+            real numbers in [0, 1]. Grey slices become three equal channels.
 
     Returns:
         In [-1, 1], with shape :math:`(T, 3, H, W)`.
@@ -178,7 +169,7 @@ def load_volume(path: Path) -> Tensor:
 
 
 def fit(images: Tensor, height: int, width: int) -> Tensor:
-    """Crops images at their centre and resizes them to a size, with shape :math:`(n, C, H, W)`."""
+    """Centre-crops and resizes images of shape :math:`(n, C, H, W)`."""
     if images.shape[-2:] == (height, width):
         return images
     rows, columns = images.shape[-2:]
@@ -188,7 +179,7 @@ def fit(images: Tensor, height: int, width: int) -> Tensor:
 
 
 def load_array(path: Path) -> np.ndarray:
-    """Reads a .npy file of numbers.
+    """Array of real numbers from a .npy file.
 
     Raises:
         InputError: If the file is missing, can't be read or holds something else.

@@ -1,4 +1,4 @@
-"""Inverse problems."""
+"""A measurement and its operator: one inverse problem."""
 
 from typing import NamedTuple
 
@@ -14,12 +14,12 @@ class Measurement(NamedTuple):
     """One inverse problem: a measurement, its operator, and what else is known about the image.
 
     Attributes:
-        name: Names the folder of the results.
+        name: Name of the results' folder.
         y: The measurement, with shape :math:`(1, ...)`.
         physics: The operator :math:`A` and the noise model.
-        truth: The clean image in [-1, 1] with shape :math:`(1, C, H, W)`, if it is known.
-        series: Keys the particles' noise, which the measurements of one sequence share; the name if left out.
-        start: Initial latents and images of the particles, each with shape :math:`(N, ...)`; drawn if left out.
+        truth: The clean image in [-1, 1] with shape :math:`(1, C, H, W)`, if known.
+        series: Key of the particles' noise, shared by the measurements of a sequence; the name by default.
+        start: Initial latents and images of the particles, each with shape :math:`(N, ...)`; drawn by default.
     """
 
     name: str
@@ -38,10 +38,18 @@ class Measurement(NamedTuple):
 class MeasurementList(list[Measurement]):
     """Measurements in memory, with their ``names``."""
 
+    sequence = False
+    """Whether each measurement starts from the particles of the previous one."""
+
     @property
     def names(self) -> list[str]:
         """The measurements' names."""
         return [measurement.name for measurement in self]
+
+    @property
+    def available(self) -> int:
+        """Number of measurements before any limit."""
+        return len(self)
 
 
 class SavedMeasurement(NamedTuple):

@@ -11,6 +11,21 @@ import rlsd_lightning
 PACKAGE = Path(rlsd_lightning.__file__).parent
 FILES = sorted(PACKAGE.rglob("*.py"))
 CLI = PACKAGE / "cli"
+FLOORS = (
+    {"cli"},
+    {"solve"},
+    {"engine", "toy"},
+    {"results"},
+    {"evaluation"},
+    {"methods"},
+    {"repulsion", "features", "uncertainty", "identity", "data"},
+    {"operators"},
+    {"priors"},
+    {"distributed"},
+    {"measurement", "images", "errors", "timesteps"},
+    {"functional"},
+)
+"""Rooms (files and folders of the package) from top to bottom; a room imports rooms of its own floor and below."""
 
 
 def imported(source: str) -> set[str]:
@@ -76,3 +91,47 @@ def reach(file: Path, seen: set[Path]) -> set[str]:
 @pytest.mark.parametrize("file", files_in("priors"), ids=name_of)
 def test_priors_do_not_know_of_lightning(file: Path):
     assert not roots(reach(file, set())) & {"lightning", "pytorch_lightning", "lightning_fabric"}
+
+
+def room_of(file: Path) -> str:
+    """The file or folder of the package that a file belongs to."""
+    return file.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+def floor_of(room: str) -> int:
+    (floor,) = [number for number, rooms in enumerate(FLOORS) if room in rooms]
+    return floor
+
+
+IN_ROOMS = [file for file in FILES if file != PACKAGE / "__init__.py"]
+
+
+@pytest.mark.parametrize("file", IN_ROOMS, ids=name_of)
+def test_a_room_imports_only_its_own_floor_and_those_below(file: Path):
+    own = [name.split(".") for name in imported(file.read_text()) if name.split(".")[0] == "rlsd_lightning"]
+    assert all(len(name) > 1 for name in own), "the package itself imports every room"
+    assert {name[1] for name in own if floor_of(name[1]) < floor_of(room_of(file))} == set()
+
+
+def test_floors_are_of_rooms_that_exist():
+    assert {room_of(file) for file in IN_ROOMS} == set.union(*FLOORS)
+
+
+@pytest.mark.parametrize("folder", sorted({file.parent for file in FILES}), ids=name_of)
+def test_a_folder_can_be_surveyed(folder: Path):
+    entries = [entry.name for entry in folder.iterdir() if entry.name != "__pycache__"]
+    assert len(entries) <= (26 if folder == PACKAGE else 10)
+
+
+@pytest.mark.parametrize("file", FILES, ids=name_of)
+def test_files_and_functions_are_short(file: Path):
+    # a function counts from the first statement after its docstring to its end
+    source = file.read_text()
+    assert len(source.splitlines()) <= 300
+    long = {}
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            body = node.body[ast.get_docstring(node) is not None :]
+            lines = node.end_lineno - body[0].lineno + 1 if body else 0
+            long |= {node.name: lines} if lines > 40 else {}
+    assert long == {}

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from rlsd_lightning.functional.calibration import calibration, total_calibration
 from rlsd_lightning.measurement import Measurement
 from rlsd_lightning.operators import as_physics, hdr, phase_retrieval, quantization, super_resolution
-from rlsd_lightning.operators.compose import Nothing
+from rlsd_lightning.operators.compose import NullOperator
 from rlsd_lightning.operators.noise import PoissonNoise
 from rlsd_lightning.operators.proximal import noise_share, proximal_step
 from rlsd_lightning.results.store import load_run
@@ -191,7 +191,7 @@ def test_there_is_none_for_noise_that_is_not_simulated(noise_model: NoiseModel) 
 def test_there_is_none_where_nothing_is_measured_and_of_complex_measurements() -> None:
     images = torch.rand(2, *SHAPE)
     numbers = {"image_var": IMAGE_VAR, "weight": 1.0, "seed": 0, "key": 1}
-    assert decoder_error(Measurement("one", torch.zeros(1, 1), Nothing(SHAPE)), images, images, **numbers) is None
+    assert decoder_error(Measurement("one", torch.zeros(1, 1), NullOperator(SHAPE)), images, images, **numbers) is None
     y = torch.ones(1, *SHAPE, dtype=torch.complex64)
     physics = LinearPhysics(A=lambda x, **_: x + 0j, A_adjoint=lambda y, **_: y.real, noise_model=GaussianNoise(0.1))
     assert decoder_error(Measurement("one", y, physics), images, images - 0.1, **numbers) is None

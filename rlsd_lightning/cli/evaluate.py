@@ -1,8 +1,8 @@
-"""Scores finished runs again, side by side, without touching them.
+"""Evaluates finished runs side by side, without changing them.
 
-python -m rlsd_lightning.cli.evaluate outputs/inpaint/2026-11-24_12-00-00
-python -m rlsd_lightning.cli.evaluate outputs/half/none outputs/half/repulsion --json half.json --csv half.csv
-python -m rlsd_lightning.cli.evaluate outputs/photos --protocol paper --features facebook/dino-vits16
+python train.py evaluate outputs/inpaint/2026-11-24_12-00-00
+python train.py evaluate outputs/half/none outputs/half/repulsion --json half.json --csv half.csv
+python train.py evaluate outputs/photos --protocol paper --features facebook/dino-vits16
 
 Prints a table in Markdown, a column per run. docs/evaluation.md defines every figure.
 """
@@ -10,7 +10,6 @@ Prints a table in Markdown, a column per run. docs/evaluation.md defines every f
 import argparse
 import csv
 import json
-import logging
 import sys
 from pathlib import Path
 from typing import Any, NoReturn
@@ -19,6 +18,7 @@ import torch
 from torch import Tensor
 from transformers.utils.logging import disable_progress_bar
 
+from rlsd_lightning.cli import PROJECT
 from rlsd_lightning.errors import InputError
 from rlsd_lightning.evaluation.attributes import HEADS_FILE, load_classifier
 from rlsd_lightning.evaluation.distances import load_inception, vit_network
@@ -37,23 +37,23 @@ from rlsd_lightning.results.store import finished, load_run
 
 __all__ = ["evaluate_run", "load_networks", "main", "table"]
 
-EMBEDDED = Path(__file__).resolve().parents[2] / "data" / "features" / "faces"
+EMBEDDED = PROJECT / "data" / "features" / "faces"
 PROTOCOLS = ("default", "paper")
 
 
 def load_networks(features: str, protocol: str) -> tuple[Networks, list[str]]:
-    """The networks that are here, and a sentence about each that is not.
+    """The available networks, and a note on each that is missing.
 
     Args:
-        features: A transformers folder of a vision transformer, or the name of one on the hub.
-        protocol: The paper's shows its features images at their own size.
+        features: A transformers folder of a vision transformer, or its name on the hub.
+        protocol: ``default``, or ``paper``, which does not resize images for the features.
 
     Raises:
-        InputError: If there is no such vision transformer.
+        InputError: If the vision transformer can't be loaded.
     """
     notes = []
     name = f"vit_{Path(features).name}"
-    # the embedded folder must not be looked for on the hub
+    # a local folder must not be looked up on the hub
     vit = ViTFeatures(features, 0 if protocol == "paper" else None, local_files_only=Path(features).is_dir())
     lpips = load_lpips()
     if lpips is None:
@@ -72,19 +72,19 @@ def load_networks(features: str, protocol: str) -> tuple[Networks, list[str]]:
 def evaluate_run(
     saved: list[SavedMeasurement], networks: Networks, protocol: str = "default", reference: Tensor | None = None
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """The figures of one run.
+    """Figures of one run.
 
     Args:
-        saved: Its measurements.
-        networks: What images are compared in.
+        saved: The run's measurements.
+        networks: Networks that the images are compared in.
         protocol: ``default`` or ``paper``.
-        reference: What the particles of all measurements together are compared with; the truths if left out.
+        reference: Images for the distances of sets, with shape :math:`(M, 3, H, W)`; the truths by default.
 
     Returns:
-        The run's figures, means over its measurements where they are known, and every measurement's.
+        The run's figures (means over the measurements where they are known), and each measurement's.
 
     Raises:
-        InputError: If the protocol needs a truth that is not known.
+        InputError: If the protocol needs a truth that is unknown.
     """
     unknown = [one.name for one in saved if one.truth is None]
     if protocol == "paper" and unknown:
@@ -117,7 +117,7 @@ def _check_sizes(saved: list[SavedMeasurement]) -> None:
 
 
 def table(results: dict[str, dict[str, Any]]) -> str:
-    """Runs' figures in Markdown, a column per run; what is not known is a dash."""
+    """Markdown table of the figures, a column per run; unknown figures are dashes."""
     lines = ["| | " + " | ".join(results) + " |", "|---" * (len(results) + 1) + "|"]
     for key in dict.fromkeys(key for figures in results.values() for key in figures):
         lines.append(f"| {key} | " + " | ".join(_cell(figures.get(key)) for figures in results.values()) + " |")
@@ -133,7 +133,7 @@ def _cell(value: Any) -> str:
 
 
 def _write_csv(path: Path, rows: dict[str, list[dict]]) -> None:
-    """A row per measurement of every run."""
+    """Writes one row for each measurement of every run."""
     columns = dict.fromkeys(key for measured in rows.values() for row in measured for key in row)
     with path.open("w", newline="") as file:
         writer = csv.DictWriter(file, ["run", *columns])
@@ -151,14 +151,14 @@ def _load_reference(folder: str, saved: list[SavedMeasurement]) -> Tensor:
 
 
 class _Parser(argparse.ArgumentParser):
-    """Says what is wrong in one line."""
+    """Reports errors in one line."""
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"error: {message}\n")
 
 
 def _arguments(arguments: list[str] | None) -> argparse.Namespace:
-    options = _Parser(prog="python -m rlsd_lightning.cli.evaluate", description=__doc__.splitlines()[0])
+    options = _Parser(prog="train.py evaluate", description=__doc__.splitlines()[0])
     options.add_argument("runs", type=Path, nargs="+", help="folders of runs, or of single measurements")
     options.add_argument(
         "--protocol", default="default", choices=PROTOCOLS, help="figures as defined here, or the paper's"
@@ -171,7 +171,7 @@ def _arguments(arguments: list[str] | None) -> argparse.Namespace:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Prints the table; returns the exit code: 1 if an input can't be used."""
+    """Prints the table; returns the exit code, 1 for an unusable input."""
     args = _arguments(arguments)
     disable_progress_bar()
     alike = len({run.resolve().name for run in args.runs}) < len(args.runs)
@@ -202,8 +202,3 @@ def main(arguments: list[str] | None = None) -> int:
         print("error: " + " ".join(str(error).split()), file=sys.stderr)
         return 1
     return 0
-
-
-if __name__ == "__main__":
-    logging.basicConfig(level=logging.WARNING)
-    sys.exit(main())

@@ -1,14 +1,15 @@
-"""Gathers the runs of a study: one table of what was varied and what came out, and its plots.
+"""Gathers the runs of a study into one table and its plots.
 
-python -m rlsd_lightning.cli.study outputs/study/gamma_lambda
+python train.py study outputs/study/gamma_lambda
 
 `python train.py experiment=study/gamma_lambda` does it at its end. A study's folder holds a run's folder for every
-combination; a run without any result is left out, and the table says how many measurements the others have.
+combination; runs without a result are left out, and the table has each run's number of measurements.
 """
 
 import argparse
 import csv
 import itertools
+import logging
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
@@ -16,11 +17,15 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from hydra.experimental.callback import Callback
 from matplotlib.figure import Figure
+from omegaconf import DictConfig
 
 from rlsd_lightning.errors import InputError
 
-__all__ = ["gather", "pareto_front"]
+__all__ = ["Study", "gather", "pareto_front"]
+
+log = logging.getLogger("train")
 
 FIGURES = ("psnr_mean", "psnr_best", "psnr_of_mean", "ssim_mean", "diversity", "residual_sigmas", "seconds")
 SHOWN = ("psnr_mean", "psnr_best", "diversity")
@@ -56,7 +61,7 @@ def gather(folder: Path) -> list[dict[str, Any]]:
 
 
 def _row(summary: Path, axes: Sequence[str]) -> dict[str, Any]:
-    """What a run was asked for and its means; nothing if it is no run of the study, or has no result."""
+    """A run's varied settings and mean figures; empty if it is no run of the study or has no result."""
     overrides = yaml.safe_load((summary.parent / ".hydra" / "overrides.yaml").read_text())
     chosen = dict(line.partition("=")[::2] for line in overrides)
     with summary.open() as file:
@@ -75,13 +80,13 @@ def _value(word: str) -> float | str:
 
 
 def _in_order(values: set) -> list:
-    """Numbers by size, words by the alphabet."""
+    """Numbers by size, words alphabetically."""
     numbers = all(isinstance(value, int | float) for value in values)
     return sorted(values) if numbers else sorted(values, key=str)
 
 
 def pareto_front(points: Sequence[tuple[float, float]]) -> list[int]:
-    """The places, from left to right, of those points that no other one is as good as in both and better in one."""
+    """Indices of the Pareto-optimal points (both coordinates maximised), from left to right."""
     front, best = [], float("-inf")
     for index in sorted(range(len(points)), key=lambda index: points[index], reverse=True):
         if points[index][1] > best:
@@ -91,7 +96,7 @@ def pareto_front(points: Sequence[tuple[float, float]]) -> list[int]:
 
 
 def _plot(rows: list[dict[str, Any]], values: dict[str, list]) -> Figure:
-    """A panel a figure: a line over one axis, heat maps over two; and quality against diversity, with its front."""
+    """One panel for each figure (a line over one axis, a heat map over more), and the Pareto front."""
     figure = Figure(figsize=(4.2 * (len(SHOWN) + 1), 3.6), layout="constrained")
     *panels, last = figure.subplots(1, len(SHOWN) + 1)
     for panel, name in zip(panels, SHOWN, strict=True):
@@ -101,7 +106,7 @@ def _plot(rows: list[dict[str, Any]], values: dict[str, list]) -> Figure:
         else:
             _heat_map(figure, panel, rows, values, name)
     tasks = values.get("task", [None])
-    for task in tasks:  # what one task leaves open says nothing of another
+    for task in tasks:  # diversities of different tasks do not compare
         _front(
             last, [row for row in rows if row.get("task") == task], [axis for axis in values if axis != "task"], task
         )
@@ -137,7 +142,7 @@ def _line(panel, rows: list[dict[str, Any]], axis: str, name: str) -> None:
 
 
 def _heat_map(figure: Figure, panel, rows: list[dict[str, Any]], values: dict[str, list], name: str) -> None:
-    """Rows are the first axis; columns the others, combined."""
+    """Heat map over the first axis (rows) and all combinations of the others (columns)."""
     first, *others = values
     columns = list(itertools.product(*(values[axis] for axis in others)))
     found = {(row[first], tuple(row[axis] for axis in others)): row[name] for row in rows}
@@ -151,17 +156,28 @@ def _heat_map(figure: Figure, panel, rows: list[dict[str, Any]], values: dict[st
     panel.set_yticks(range(len(values[first])), [_name(value) for value in values[first]])
 
 
-def main() -> None:
-    """Gathers a study and says where."""
-    options = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+class Study(Callback):
+    """Gathers a study when its last run has ended."""
+
+    def on_multirun_end(self, config: DictConfig, **kwargs: object) -> None:
+        try:
+            log.info("%s", _gathered(Path(config.hydra.sweep.dir)))
+        except InputError as error:
+            log.error("error: %s", error)
+
+
+def _gathered(folder: Path) -> str:
+    """Gathers a study; returns a line with its files."""
+    return f"{len(gather(folder))} runs: {folder / 'study.csv'}, {folder / 'study.png'}"
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Gathers a study and prints its files; returns the exit code."""
+    options = argparse.ArgumentParser(prog="train.py study", description=__doc__.splitlines()[0])
     options.add_argument("folder", type=Path, help="a study's folder, such as outputs/study/gamma_lambda")
-    folder = options.parse_args().folder
     try:
-        rows = gather(folder)
+        print(_gathered(options.parse_args(arguments).folder))
     except InputError as error:
-        sys.exit(f"error: {error}")
-    print(f"{len(rows)} runs: {folder / 'study.csv'}, {folder / 'study.png'}")
-
-
-if __name__ == "__main__":
-    main()
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0

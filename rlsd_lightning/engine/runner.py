@@ -13,8 +13,8 @@ from rlsd_lightning.engine.batch_size import largest_batch
 from rlsd_lightning.engine.callbacks import Progress
 from rlsd_lightning.engine.checkpoints import LAST, PREVIOUS, checkpoint_to_resume, put_aside
 from rlsd_lightning.errors import InputError, NonFiniteError
-from rlsd_lightning.measurement import Measurement
 from rlsd_lightning.identity import saved_samples
+from rlsd_lightning.measurement import Measurement
 from rlsd_lightning.methods.base import ParticleModule
 from rlsd_lightning.results.report import write_report
 from rlsd_lightning.results.store import is_damaged, last_particles, read_metrics, write_summary

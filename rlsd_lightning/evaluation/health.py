@@ -11,8 +11,7 @@ from rlsd_lightning.functional.losses import at_least_float32
 from rlsd_lightning.functional.metrics import diversity, gradient_energy, pixel_std
 from rlsd_lightning.measurement import Measurement
 from rlsd_lightning.methods.base import ParticleModule
-from rlsd_lightning.operators.likelihood import has_square_misfit, noise_std
-from rlsd_lightning.operators.observed import data_fit
+from rlsd_lightning.operators.likelihood import data_fit, has_square_misfit, noise_std
 
 __all__ = ["HealthMetrics", "health_metrics", "health_settings", "health_warnings", "mean_metrics", "null_space"]
 

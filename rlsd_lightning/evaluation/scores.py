@@ -6,8 +6,8 @@ from torch import Tensor, nn
 from torchmetrics.functional.image import structural_similarity_index_measure
 
 from rlsd_lightning.functional.metrics import diversity, psnr, residual_rms
-from rlsd_lightning.operators.compose import Nothing
-from rlsd_lightning.operators.observed import data_fit
+from rlsd_lightning.operators.compose import NullOperator
+from rlsd_lightning.operators.likelihood import data_fit
 
 __all__ = ["SMALLEST_SSIM", "aligned", "pseudo_inverse", "score", "ssim_each"]
 
@@ -18,7 +18,7 @@ SMALLEST_SSIM = 11
 @torch.no_grad()
 def pseudo_inverse(physics: Physics, y: Tensor) -> Tensor | None:
     r"""The image :math:`A^+ y`, a reconstruction without a prior; None unless the operator is linear."""
-    if not isinstance(physics, LinearPhysics) or isinstance(physics, Nothing):
+    if not isinstance(physics, LinearPhysics) or isinstance(physics, NullOperator):
         return None
     return physics.A_dagger(y)
 
@@ -64,7 +64,7 @@ def score(
     Returns:
         PSNR in decibels (``psnr_*``), ``ssim_mean`` and ``lpips_mean`` of particles aligned with the truth;
         ``residual``, the RMS of :math:`y - A(x)`; the figures of
-        :func:`~rlsd_lightning.operators.observed.data_fit`; ``diversity``, one minus the mean cosine of two features.
+        :func:`~rlsd_lightning.operators.likelihood.data_fit`; ``diversity``, one minus the mean cosine of two features.
     """
     names = ("psnr_mean", "psnr_best", "psnr_of_mean", "psnr_pseudo_inverse", "ssim_mean", "lpips_mean")
     scores: dict[str, float | None] = dict.fromkeys(names)

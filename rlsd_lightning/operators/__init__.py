@@ -1,10 +1,14 @@
 """Forward operators as configured: ``deepinv.physics`` with names, files and numbers turned into tensors.
 
-Each function takes the prior's ``image_shape`` first, so that one configuration serves priors of any size, and returns
-a :class:`deepinv.physics.Physics` that acts on images in [-1, 1].
+Each factory takes the prior's ``image_shape`` first, so that one configuration serves priors of any size. It returns a
+:class:`deepinv.physics.Physics` that acts on images in [-1, 1]. All share these arguments:
+
+- ``image_shape``: Shape of an image, :math:`(C, H, W)`.
+- ``sigma``: Standard deviation of the noise, in units of an image in [-1, 1] unless the factory says otherwise.
+- ``noise``: Name of the noise, see :func:`make_noise`.
 """
 
-from rlsd_lightning.operators.compose import as_physics, compose, custom, make_physics, nothing
+from rlsd_lightning.operators.compose import NullOperator, as_physics, compose, custom, make_physics
 from rlsd_lightning.operators.compressive import compressed_sensing, single_pixel
 from rlsd_lightning.operators.filters import blur, gaussian_blur, load_kernel, motion_blur, super_resolution
 from rlsd_lightning.operators.medical import mri, tomography
@@ -14,6 +18,7 @@ from rlsd_lightning.operators.pixels import colorization, demosaicing, denoising
 
 __all__ = [
     "NOISES",
+    "NullOperator",
     "PoissonNoise",
     "as_physics",
     "blur",
@@ -34,7 +39,6 @@ __all__ = [
     "motion_blur",
     "mri",
     "nonlinear_blur",
-    "nothing",
     "phase_retrieval",
     "quantization",
     "single_pixel",

@@ -1,10 +1,9 @@
-"""Operators made of others, of the user's own functions, or of nothing."""
+"""Compositions of operators, operators from plain functions, and the null operator."""
 
 import inspect
 import pkgutil
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
 
 import torch
 from deepinv.physics import LinearPhysics, Physics
@@ -13,55 +12,51 @@ from torch import Tensor
 from rlsd_lightning.errors import InputError
 from rlsd_lightning.operators.noise import make_noise
 
-__all__ = ["Nothing", "as_physics", "compose", "custom", "make_physics", "nothing"]
+__all__ = ["NullOperator", "as_physics", "compose", "custom", "make_physics"]
 
 
-def make_physics(factory: Callable[..., Physics], image_shape: tuple[int, ...], **given: Any) -> Physics:
-    """Calls what makes an operator with the arguments that it takes.
+def make_physics(factory: Callable[..., Physics], image_shape: tuple[int, ...]) -> Physics:
+    """Makes an operator for images of one shape.
 
     Our own functions take ``image_shape``. A ``deepinv.physics`` class, or a user's, gets the shape as ``img_size`` and
-    ``img_width`` if it takes these, and a noise level ``sigma`` as its ``noise_model``.
+    ``img_width`` if it takes these, and ``noise`` with deviation ``sigma`` as its ``noise_model``.
 
     Args:
         factory: A function or class, or a :func:`functools.partial` of one.
         image_shape: Shape of the prior's images.
-        given: Further arguments, from files.
 
     Raises:
-        InputError: If an argument is not taken, or what is made is not an operator.
+        InputError: If the arguments do not fit the factory, or the result is no operator.
     """
     target = factory.func if isinstance(factory, partial) else factory
-    settings = {**(factory.keywords if isinstance(factory, partial) else {}), **given}
+    settings = dict(factory.keywords) if isinstance(factory, partial) else {}
     accepted = inspect.signature(target).parameters
-    open_ended = any(parameter.kind is parameter.VAR_KEYWORD for parameter in accepted.values())
     if "image_shape" in accepted:
         settings["image_shape"] = image_shape
     elif isinstance(target, type) and issubclass(target, Physics):
         sigma, noise = settings.pop("sigma", None), settings.pop("noise", "gaussian")
-        if sigma is not None and (open_ended or "noise_model" in accepted):
+        takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in accepted.values())
+        if sigma is not None and (takes_any or "noise_model" in accepted):
             settings.setdefault("noise_model", make_noise(noise, sigma))
         for name, value in {"img_size": tuple(image_shape), "img_width": image_shape[-1]}.items():
             if name in accepted:
                 settings.setdefault(name, value)
-    for name, value in given.items():
-        if name not in accepted:
-            raise InputError(f"this task's operator has no {name}, but data.{name}='{value}' was given; leave it out")
     try:
         physics = target(**settings)
+    except InputError:
+        raise
     except (TypeError, ValueError, RuntimeError, AssertionError) as error:
-        if isinstance(error, InputError):
-            raise
         raise InputError(f"{target.__name__} can't be made with these settings of physics: {error}") from error
     if not isinstance(physics, Physics):
         raise InputError(
-            f"physics._target_ must make a deepinv.physics.Physics, but {target.__name__} made a "
-            f"{type(physics).__name__}; for a plain function of images use rlsd_lightning.operators.custom"
+            f"a deepinv.physics.Physics is expected, but {target.__name__} made a {type(physics).__name__}; for a plain "
+            "function of images use rlsd_lightning.operators.custom"
         )
     return physics
 
 
 def as_physics(operator: Physics | Callable[[Tensor], Tensor]) -> Physics:
-    """A plain function of images as an operator without noise; an operator stays as it is."""
+    """Noiseless operator from a plain function of images; operators are returned unchanged."""
     return operator if isinstance(operator, Physics) else Physics(A=lambda x, **kwargs: operator(x))
 
 
@@ -72,24 +67,21 @@ def custom(
     sigma: float = 0.001,
     noise: str = "gaussian",
 ) -> Physics:
-    """A function of the user's own.
+    """Operator from a function.
 
     Args:
-        image_shape: Shape of an image, :math:`(C, H, W)`.
-        function: Its dotted path, such as ``my_module.my_function``; called with images in [-1, 1] of shape
+        function: Dotted path of the function, such as ``my_module.my_function``; called with images in [-1, 1] of shape
             :math:`(N, C, H, W)`, it returns their measurements, differentiably.
-        linear: Whether it is linear: the proximal step is then solved by conjugate gradients, else by Adam.
-        sigma: Standard deviation of the noise, in units of the measurement.
-        noise: Its kind, see :func:`~rlsd_lightning.operators.make_noise`.
+        linear: Whether it is linear; the proximal step then uses conjugate gradients, else Adam.
 
     Raises:
-        InputError: If there is no such function.
+        InputError: If the function can't be imported.
     """
     try:
         called = pkgutil.resolve_name(function)
     except (ImportError, AttributeError, ValueError) as error:
         raise InputError(
-            f"physics.function must be the dotted path of a function, such as my_module.my_function, got '{function}' "
+            f"function must be the dotted path of a function, such as my_module.my_function, got '{function}' "
             f"({error}); its module must be in the folder of train.py or in PYTHONPATH"
         ) from error
     noise_model = make_noise(noise, sigma)
@@ -104,19 +96,16 @@ def compose(
     sigma: float = 0.001,
     noise: str = "gaussian",
 ) -> Physics:
-    """Operators one after the other, with noise at the end only.
+    """Composition of operators, with noise at the end only.
 
     Args:
-        image_shape: Shape of an image, :math:`(C, H, W)`.
-        operators: What makes them, in the order in which they act; their own noise is left out.
-        sigma: Standard deviation of the noise, in units of the measurement.
-        noise: Its kind, see :func:`~rlsd_lightning.operators.make_noise`.
+        operators: Factories of the operators, in the order in which they act; their own noise is ignored.
 
     Raises:
-        InputError: If there is none, or they don't fit together.
+        InputError: If the list is empty, or the shapes do not fit.
     """
     if not operators:
-        raise InputError("physics.operators must list at least one operator, got none")
+        raise InputError("operators must list at least one operator, got none")
     shape, composed = tuple(image_shape), None
     for factory in operators:
         physics = make_physics(factory, shape)
@@ -126,8 +115,8 @@ def compose(
     return composed
 
 
-class Nothing(LinearPhysics):
-    """The operator that sees nothing: its measurement is one zero, and any image explains it.
+class NullOperator(LinearPhysics):
+    """The operator that measures nothing: one zero, which any image explains.
 
     Args:
         image_shape: Shape of an image.
@@ -145,8 +134,3 @@ class Nothing(LinearPhysics):
 
     def prox_l2(self, z: Tensor, y: Tensor, gamma: float, **kwargs) -> Tensor:
         return z
-
-
-def nothing(image_shape: tuple[int, ...]) -> Nothing:
-    """No measurement at all: particles are drawn from the prior."""
-    return Nothing(image_shape)

@@ -1,4 +1,4 @@
-"""Operators that see fewer numbers than the image has pixels, each a mixture of all pixels."""
+"""Compressive measurements: fewer numbers than pixels, each a mixture of all pixels."""
 
 from functools import partial
 
@@ -14,7 +14,7 @@ __all__ = ["MaskedSinglePixelCamera", "compressed_sensing", "single_pixel"]
 
 
 class MaskedSinglePixelCamera(SinglePixelCamera):
-    """deepinv's camera, without noise on the patterns that are not shown."""
+    """deepinv's single-pixel camera, without noise on the patterns that are not measured."""
 
     measures_images = False
 
@@ -29,14 +29,11 @@ def compressed_sensing(
     sigma: float = 0.001,
     noise: str = "gaussian",
 ) -> StructuredRandom:
-    """Random signs, a sine transform, and a part of the coefficients, for each channel.
+    """Random signs, a sine transform and a subset of its coefficients, for each channel.
 
     Args:
-        image_shape: Shape of an image, :math:`(C, H, W)`.
         ratio: Share of coefficients that are kept, in (0, 1].
         operator_seed: Seed of the signs.
-        sigma: Standard deviation of the noise, in units of an image in [-1, 1].
-        noise: Its kind, see :func:`~rlsd_lightning.operators.make_noise`.
 
     Raises:
         InputError: If the ratio is out of range.
@@ -61,13 +58,11 @@ def compressed_sensing(
 def single_pixel(
     image_shape: tuple[int, ...], ratio: float = 0.25, sigma: float = 0.001, noise: str = "gaussian"
 ) -> MaskedSinglePixelCamera:
-    """One detector behind Hadamard patterns, those with the fewest sign changes first.
+    """Single-pixel camera with Hadamard patterns, ordered by their number of sign changes.
 
     Args:
         image_shape: Shape of an image, :math:`(C, H, W)`, with sides that are powers of two.
         ratio: Number of patterns over number of pixels, in (0, 1].
-        sigma: Standard deviation of the noise, in units of an image in [-1, 1].
-        noise: Its kind, see :func:`~rlsd_lightning.operators.make_noise`.
 
     Raises:
         InputError: If the ratio is out of range or a side is not a power of two.
@@ -76,8 +71,8 @@ def single_pixel(
     height, width = image_shape[-2:]
     if height & (height - 1) or width & (width - 1):
         raise InputError(
-            f"a single-pixel camera needs images whose sides are powers of two, got {width}x{height}; set "
-            "prior.image_size"
+            f"a single-pixel camera needs images whose sides are powers of two, got {width}x{height}; "
+            "choose another image_size"
         )
     patterns = max(1, round(ratio * height * width))
     return MaskedSinglePixelCamera(
@@ -87,4 +82,4 @@ def single_pixel(
 
 def _check_ratio(ratio: float) -> None:
     if not 0 < ratio <= 1:
-        raise InputError(f"physics.ratio must be above 0 and at most 1, got {ratio}")
+        raise InputError(f"ratio must be above 0 and at most 1, got {ratio}")

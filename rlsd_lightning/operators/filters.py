@@ -1,4 +1,4 @@
-"""Operators that filter the image: blur and super-resolution. Borders wrap around."""
+"""Linear filters: blur and super-resolution, with circular boundaries."""
 
 from pathlib import Path
 
@@ -17,7 +17,7 @@ __all__ = ["blur", "draw_motion_kernel", "gaussian_blur", "load_kernel", "motion
 
 FILTERS = ("average", "bicubic", "bilinear", "gaussian")
 LARGEST_MOTION = 61
-"""Default size of a motion kernel for images of 183 pixels and more, as in the literature on 256 and 512."""
+"""Largest default size of a motion kernel in pixels, the usual one at 256x256 and 512x512."""
 
 
 def super_resolution(
@@ -27,17 +27,14 @@ def super_resolution(
     sigma: float = 0.001,
     noise: str = "gaussian",
 ) -> Downsampling:
-    """The image was filtered and every n-th pixel kept.
+    """Low-pass filter and subsampling of both axes.
 
     Args:
-        image_shape: Shape of an image, :math:`(C, H, W)`.
-        factor: Every n-th pixel of both axes is kept; by default 4 below 256 pixels and 8 from there on.
+        factor: Subsampling factor of both axes; by default 4 below 256 pixels, else 8.
         filter: ``average`` (of factor x factor pixels), ``bicubic``, ``bilinear`` or ``gaussian``.
-        sigma: Standard deviation of the noise, in units of an image in [-1, 1].
-        noise: Its kind, see :func:`~rlsd_lightning.operators.make_noise`.
 
     Raises:
-        InputError: If the image can't be divided so, or there is no such filter.
+        InputError: If the factor does not fit the image's size, or the filter is unknown.
     """
     height, width = image_shape[-2:]
     if factor is None:
@@ -45,10 +42,10 @@ def super_resolution(
     if factor < 1 or height % factor or width % factor or min(height, width) < 4 * factor:
         raise InputError(
             f"super-resolution x{factor} needs images whose sides are multiples of {factor} and at least {4 * factor} "
-            f"pixels, got {width}x{height}; choose another physics.factor"
+            f"pixels, got {width}x{height}; choose another factor"
         )
     if filter not in FILTERS:
-        raise InputError(f"physics.filter must be one of {', '.join(FILTERS)}, got '{filter}'")
+        raise InputError(f"filter must be one of {', '.join(FILTERS)}, got '{filter}'")
     weights = torch.full((1, 1, factor, factor), 1 / factor**2) if filter == "average" else filter
     return Downsampling(
         img_size=image_shape, filter=weights, factor=factor, padding="circular", noise_model=make_noise(noise, sigma)
@@ -56,13 +53,10 @@ def super_resolution(
 
 
 def blur(image_shape: tuple[int, ...], kernel: str, sigma: float = 0.001, noise: str = "gaussian") -> BlurFFT:
-    """The image was convolved with a kernel from a file.
+    """Convolution with a kernel from a file.
 
     Args:
-        image_shape: Shape of an image, :math:`(C, H, W)`.
         kernel: A file that :func:`load_kernel` reads.
-        sigma: Standard deviation of the noise, in units of an image in [-1, 1].
-        noise: Its kind, see :func:`~rlsd_lightning.operators.make_noise`.
 
     Raises:
         InputError: If the kernel can't be used or is larger than the image.
@@ -73,21 +67,18 @@ def blur(image_shape: tuple[int, ...], kernel: str, sigma: float = 0.001, noise:
 def gaussian_blur(
     image_shape: tuple[int, ...], std: float | None = None, sigma: float = 0.001, noise: str = "gaussian"
 ) -> BlurFFT:
-    """The image was convolved with a Gaussian.
+    """Convolution with a Gaussian.
 
     Args:
-        image_shape: Shape of an image, :math:`(C, H, W)`.
         std: The Gaussian's standard deviation in pixels; by default a fortieth of the shorter side.
-        sigma: Standard deviation of the noise, in units of an image in [-1, 1].
-        noise: Its kind, see :func:`~rlsd_lightning.operators.make_noise`.
 
     Raises:
         InputError: If the Gaussian is larger than the image.
     """
     std = min(image_shape[-2:]) / 40 if std is None else std
     if not std > 0:
-        raise InputError(f"physics.std must be above 0, got {std}")
-    return _blur(image_shape, gaussian_kernel(sigma=float(std)), f"physics.std={std:g}", sigma, noise)
+        raise InputError(f"std must be above 0, got {std}")
+    return _blur(image_shape, gaussian_kernel(sigma=float(std)), f"std={std:g}", sigma, noise)
 
 
 def motion_blur(
@@ -98,15 +89,12 @@ def motion_blur(
     sigma: float = 0.001,
     noise: str = "gaussian",
 ) -> BlurFFT:
-    """The camera moved: a kernel from a file, or a random path.
+    """Motion blur: a kernel from a file, or of a random camera path.
 
     Args:
-        image_shape: Shape of an image, :math:`(C, H, W)`.
         kernel: A file that :func:`load_kernel` reads; a path is drawn if left out.
         size: Height and width of the drawn kernel in pixels; by default a third of the shorter side, at most 61.
         kernel_seed: Seed of the drawn path.
-        sigma: Standard deviation of the noise, in units of an image in [-1, 1].
-        noise: Its kind, see :func:`~rlsd_lightning.operators.make_noise`.
 
     Raises:
         InputError: If the kernel can't be used or is larger than the image.
@@ -115,24 +103,24 @@ def motion_blur(
         return blur(image_shape, kernel, sigma, noise)
     size = min(LARGEST_MOTION, min(image_shape[-2:]) // 3) if size is None else size
     if size < 3:
-        raise InputError(f"a motion kernel of at least 3x3 pixels is expected, got physics.size={size}")
-    return _blur(image_shape, draw_motion_kernel(size | 1, kernel_seed), f"physics.size={size}", sigma, noise)
+        raise InputError(f"a motion kernel of at least 3x3 pixels is expected, got size={size}")
+    return _blur(image_shape, draw_motion_kernel(size | 1, kernel_seed), f"size={size}", sigma, noise)
 
 
 def draw_motion_kernel(size: int, seed: int) -> Tensor:
-    """The blur of a random camera path, normalised to sum one, with shape :math:`(1, 1, size, size)`."""
+    """Kernel of a random camera path, with sum one and shape :math:`(1, 1, size, size)`."""
     return MotionBlurGenerator((size, size), rng=torch.Generator().manual_seed(seed)).step()["filter"]
 
 
 def load_kernel(path: str | Path) -> Tensor:
-    """Reads a blur kernel from a .npy file or a grey picture, normalised to sum one, with shape (1, 1, h, w).
+    """Blur kernel from a .npy file or a grey picture, with sum one and shape :math:`(1, 1, h, w)`.
 
     Raises:
-        InputError: If there is no such file, or its values are not those of a kernel.
+        InputError: If the file can't be read, or its values are no kernel's.
     """
     path = Path(path)
     if not path.is_file():
-        raise InputError(f"data.kernel must be a .npy or image file of a blur kernel, got '{path}'")
+        raise InputError(f"kernel must be a .npy or image file of a blur kernel, got '{path}'")
     values = load_array(path) if path.suffix == ".npy" else np.asarray(open_picture(path).convert("L"))
     kernel = torch.from_numpy(values.astype(np.float32))
     if kernel.ndim != 2 or not torch.isfinite(kernel).all() or kernel.sum() <= 0:

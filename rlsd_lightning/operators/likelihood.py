@@ -1,4 +1,4 @@
-r"""How badly an image explains a measurement, by the kind of its noise.
+r"""Likelihood of a measurement: misfits by the kind of noise, and fit in units of the noise.
 
 Everything is in units of a squared error: the misfit of a particle is
 :math:`-2 s^2 \log p(y \mid A(x)) / m`, up to a constant that makes its minimum zero, with the standard deviation
@@ -9,27 +9,33 @@ Everything is in units of a squared error: the misfit of a particle is
 import math
 
 import torch
-from deepinv.physics import LaplaceNoise, NoiseModel, Physics
+from deepinv.physics import Demosaicing, Inpainting, LaplaceNoise, NoiseModel, Physics
 from torch import Tensor
 
 from rlsd_lightning.functional.losses import absolute_misfit, at_least_float32, photon_misfit, square_misfit
+from rlsd_lightning.functional.metrics import residual_rms
+from rlsd_lightning.operators.compressive import MaskedSinglePixelCamera
+from rlsd_lightning.operators.medical import RealMRI
 from rlsd_lightning.operators.noise import PoissonNoise
 
-__all__ = ["has_square_misfit", "measured", "misfit", "noise_std"]
+__all__ = ["MASKED", "data_fit", "has_square_misfit", "measured", "misfit", "noise_std", "observed_pixels"]
+
+MASKED = (Inpainting, RealMRI, MaskedSinglePixelCamera)
+"""Operators that set unmeasured values to zero."""
 
 
 def measured(physics: Physics, images: Tensor) -> Tensor:
-    """The noiseless measurements of images, in full precision."""
+    """Noiseless measurements :math:`A(x)`, in full precision."""
     with torch.autocast(images.device.type, enabled=False):
         return physics.A(at_least_float32(images))
 
 
 def noise_std(noise_model: NoiseModel, y: Tensor) -> float:
-    """The standard deviation of a measurement's noise, in units of the measurement; zero if it is not known.
+    """Standard deviation of the noise, in units of the measurement; zero if unknown.
 
     Args:
         noise_model: The noise.
-        y: The measurement; Poisson noise depends on it, and its mean variance counts.
+        y: The measurement; for Poisson noise the mean variance is taken.
     """
     if isinstance(noise_model, PoissonNoise):
         return math.sqrt((4 * noise_model.gain * ((y + 1) / 2).clamp_min(0).mean()).item())
@@ -39,12 +45,12 @@ def noise_std(noise_model: NoiseModel, y: Tensor) -> float:
 
 
 def has_square_misfit(noise_model: NoiseModel) -> bool:
-    """Whether the misfit is a squared error, which those proximal steps are for that operators bring along."""
+    """Whether the misfit is a squared error, as operators' own proximal steps assume."""
     return not isinstance(noise_model, PoissonNoise | LaplaceNoise)
 
 
 def misfit(noise_model: NoiseModel, measured: Tensor, y: Tensor) -> Tensor:
-    """The particles' misfits under a kind of noise, Gaussian unless it is known to be another.
+    """Misfit of each particle; squared error unless the noise is Laplace or Poisson.
 
     Args:
         noise_model: The noise.
@@ -52,10 +58,47 @@ def misfit(noise_model: NoiseModel, measured: Tensor, y: Tensor) -> Tensor:
         y: The measurement, with shape :math:`(1, ...)`.
 
     Returns:
-        With shape :math:`(N,)`.
+        Misfits, with shape :math:`(N,)`.
     """
     if isinstance(noise_model, LaplaceNoise):
         return absolute_misfit(measured, y, math.sqrt(2) * noise_model.b.max())
     if isinstance(noise_model, PoissonNoise):
         return photon_misfit(measured, y)
     return square_misfit(measured, y)
+
+
+def observed_pixels(physics: Physics, image_shape: tuple[int, ...]) -> Tensor | None:
+    """Pixels that the operator observes unchanged.
+
+    Returns:
+        A boolean tensor of the image's shape, or None if the operator is no mask.
+    """
+    if not isinstance(physics, Inpainting | Demosaicing):
+        return None
+    return (physics.mask[0] > 0).expand(image_shape)
+
+
+def data_fit(physics: Physics, images: Tensor, y: Tensor) -> dict[str, float | None]:
+    r"""Residuals of the particles in units of the noise's standard deviation.
+
+    Args:
+        physics: The operator and its noise.
+        images: The particles, with shape :math:`(N, C, H, W)`.
+        y: The measurement, with shape :math:`(1, \dots)`.
+
+    Returns:
+        ``residual_sigmas``, the root mean square of :math:`(y - A(x)) / s` over the values that were measured, about 1
+        for the truth; ``within_3_sigmas``, the share of these values with :math:`|y - A(x)| \le 3 s`. For Poisson noise
+        :math:`s^2` is its mean variance. None where no noise is known.
+    """
+    at_particles = measured(physics, images).expand(len(images), *y.shape[1:])
+    if isinstance(physics, MASKED) and physics.mask is not None:
+        seen = (physics.mask > 0).expand(y.shape)[0]
+        at_particles, y = at_particles[:, seen], y[:, seen]
+    std = noise_std(physics.noise_model, y) if y.numel() else 0.0
+    if not std:
+        return {"residual_sigmas": None, "within_3_sigmas": None}
+    return {
+        "residual_sigmas": residual_rms(at_particles, y).item() / std,
+        "within_3_sigmas": ((y - at_particles).abs() <= 3 * std).float().mean().item(),
+    }

@@ -1,4 +1,4 @@
-"""Computed tomography and magnetic resonance imaging, of every colour channel as an image of its own."""
+"""Computed tomography and magnetic resonance imaging; each colour channel is measured separately."""
 
 import torch
 from deepinv.physics import MRI, LinearPhysics, Tomography
@@ -12,7 +12,7 @@ __all__ = ["RealMRI", "mri", "tomography"]
 
 
 CG_STEPS = 15
-"""Conjugate gradient steps of one proximal step of tomography; it starts at D(z), and the next step goes on."""
+"""Conjugate gradient steps of one proximal step of tomography, which starts at D(z)."""
 
 
 class RealMRI(LinearPhysics):
@@ -35,14 +35,14 @@ class RealMRI(LinearPhysics):
         return self.complex.A(pairs.flatten(0, 1)).view(len(x), -1, *x.shape[-2:])
 
     def noise(self, x: Tensor, **kwargs) -> Tensor:
-        return super().noise(x, **kwargs) * self.mask  # what is not measured has none
+        return super().noise(x, **kwargs) * self.mask  # only measured frequencies are noisy
 
     def A_adjoint(self, y: Tensor, **kwargs) -> Tensor:  # noqa: N802
         pairs = y.reshape(-1, 2, *y.shape[-2:])
         return self.complex.A_adjoint(pairs)[:, 0].reshape(len(y), -1, *y.shape[-2:])
 
     def prox_l2(self, z: Tensor, y: Tensor, gamma: float, **kwargs) -> Tensor:
-        """In closed form: on real images a frequency is seen as often as it and its negative are, on average."""
+        """Closed form: for real images a frequency's weight is the mean of the mask there and at its negative."""
         mask = torch.fft.ifftshift(self.mask, dim=(-2, -1))
         seen = 0.5 * (mask + mask.flip(-2, -1).roll((1, 1), dims=(-2, -1)))[..., : mask.shape[-1] // 2 + 1]
         spectrum = torch.fft.rfft2(z + gamma * self.A_adjoint(y)) / (1 + gamma * seen)
@@ -59,21 +59,17 @@ def mri(
     """Some columns of the Fourier transform are measured, more of them near the centre.
 
     Args:
-        image_shape: Shape of an image, :math:`(C, H, W)`; each channel is measured by itself.
-        acceleration: One in so many columns is measured.
+        image_shape: Shape of an image, :math:`(C, H, W)`; each channel is measured separately.
+        acceleration: Reciprocal of the share of columns that are measured, from 1 (all) to half the width.
         operator_seed: Seed of the choice of columns.
-        sigma: Standard deviation of the noise of real and imaginary parts, where the image is in [-1, 1] and the
-            transform keeps its norm.
-        noise: Its kind, see :func:`~rlsd_lightning.operators.make_noise`.
+        sigma: Standard deviation of the noise of real and imaginary parts, under an orthonormal transform.
 
     Raises:
-        InputError: If the acceleration leaves no column.
+        InputError: If the acceleration is out of range.
     """
     height, width = image_shape[-2:]
     if not 1 <= acceleration <= width // 2:
-        raise InputError(
-            f"physics.acceleration must be from 1 to {width // 2} for a width of {width}, got {acceleration}"
-        )
+        raise InputError(f"acceleration must be from 1 to {width // 2} for a width of {width}, got {acceleration}")
     if acceleration == 1:
         mask = torch.ones(height, width)
     else:
@@ -88,23 +84,22 @@ def tomography(
     """Projections along parallel rays from evenly spaced directions.
 
     Args:
-        image_shape: Shape of an image, :math:`(C, H, H)`; each channel is measured by itself.
+        image_shape: Shape of an image, :math:`(C, H, H)`; each channel is measured separately.
         angles: Number of directions.
-        sigma: Standard deviation of the noise, where the image is in [-1, 1] and the operator's norm is one.
-        noise: Its kind, see :func:`~rlsd_lightning.operators.make_noise`.
+        sigma: Standard deviation of the noise, for the operator scaled to norm one.
 
     Raises:
         InputError: If the image is not square or there is no direction.
     """
     height, width = image_shape[-2:]
     if height != width:
-        raise InputError(f"tomography needs square images, got {width}x{height}; set prior.image_size")
+        raise InputError(f"tomography needs square images, got {width}x{height}; choose a square image_size")
     if angles < 1:
-        raise InputError(f"physics.angles must be at least 1, got {angles}")
+        raise InputError(f"angles must be at least 1, got {angles}")
     noise_model = make_noise(noise, sigma, of_images=False)
-    with torch.random.fork_rng(devices=[]):  # the norm is found by a power iteration from a random image
+    with torch.random.fork_rng(devices=[]):  # the norm comes from a power iteration that starts at a random image
         torch.manual_seed(0)
-        # always all the steps: where a tolerance stops them, images of a batch depend on each other
+        # a fixed number of steps: a tolerance would make the images of a batch depend on each other
         solver = {"max_iter": CG_STEPS, "tol": 1e-10}
         physics = Tomography(angles=angles, img_width=width, normalize=True, noise_model=noise_model, **solver)
     physics.measures_images = False

@@ -1,4 +1,4 @@
-r"""Noise models, each set by one number: the standard deviation :math:`s` in units of an image in [-1, 1]."""
+r"""Noise models, each given by its standard deviation :math:`s` in units of an image in [-1, 1]."""
 
 import math
 
@@ -12,7 +12,7 @@ __all__ = ["NOISES", "PoissonNoise", "make_noise"]
 
 
 class PoissonNoise(NoiseModel):
-    r"""Photon noise of an image in [-1, 1].
+    r"""Poisson (photon) noise of an image in [-1, 1].
 
     With the intensity :math:`u = (x + 1) / 2` and the gain :math:`g = s^2 / 4` it returns
     :math:`2 g \, \mathrm{Poisson}(u / g) - 1`, so that white has the standard deviation :math:`s` and black none.
@@ -42,21 +42,20 @@ def make_noise(noise: str, sigma: float, of_images: bool = True) -> NoiseModel:
 
     Args:
         noise: ``gaussian``, ``laplace`` or ``poisson``.
-        sigma: Standard deviation, for Poisson noise that at white.
-        of_images: Whether what is measured is an image in [-1, 1], whose photons can be counted.
+        sigma: Standard deviation; of Poisson noise at white.
+        of_images: Whether the measurement is an image in [-1, 1], as Poisson noise requires.
 
     Raises:
-        InputError: If there is no such noise, or the deviation is negative, or zero where it must not be, or photons
-            can't be counted.
+        InputError: If the name is unknown, the deviation is out of range, or Poisson noise does not apply.
     """
     if noise not in NOISES:
-        raise InputError(f"physics.noise must be one of {', '.join(NOISES)}, got '{noise}'")
+        raise InputError(f"noise must be one of {', '.join(NOISES)}, got '{noise}'")
     if not sigma >= 0 or (sigma == 0 and noise != "gaussian"):
         least = "not be negative" if noise == "gaussian" else f"be above 0 for {noise} noise"
-        raise InputError(f"physics.sigma must {least}, got {sigma}")
+        raise InputError(f"sigma must {least}, got {sigma}")
     if noise == "poisson" and not of_images:
         raise InputError(
-            "physics.noise=poisson counts the photons of an image, but this operator does not measure images; choose "
-            "gaussian or laplace"
+            "noise=poisson counts the photons of an image, but this operator does not measure images; "
+            "choose gaussian or laplace"
         )
     return NOISES[noise](float(sigma))

@@ -1,4 +1,4 @@
-"""Operators that are not linear: phase retrieval, saturation, a camera's response, compression."""
+"""Nonlinear operators: phase retrieval, saturation, camera response, quantization and JPEG."""
 
 import itertools
 from pathlib import Path
@@ -25,17 +25,17 @@ __all__ = [
 ]
 
 DARKEST = 1e-4
-"""Least linear intensity: the slope of the camera's response is infinite at zero."""
+"""Least linear intensity; the camera response has infinite slope at zero."""
 
 ON_EDGE = 1e-3
-"""Share of a quantizer's cell at its edges that counts as the neighbour's: there rounding errors decide."""
+"""Share of a quantization cell next to its edges that is avoided, as rounding errors decide there."""
 
 
 class FourierMagnitude(Physics):
     r"""The magnitude :math:`|F(\mathrm{pad}(u))|` of the image :math:`u = (x + 1) / 2`, padded with zeros.
 
-    The intensity, not the image in [-1, 1], is transformed, as a detector would see it; this rules out a change of
-    sign. As the image fills its frame, no shift of it fits there. What remains is a turn of any channel by 180 degrees.
+    Intensities rule out a change of sign, and an image that fills its frame rules out shifts. The ambiguity that remains
+    is a turn of any channel by 180 degrees.
 
     Args:
         padding: Rows and columns of zeros on each side.
@@ -54,7 +54,7 @@ class FourierMagnitude(Physics):
         return torch.fft.fft2(padded, norm="ortho").abs()
 
     def equivalents(self, images: Tensor) -> Tensor:
-        r"""Images with the same measurement, of every choice of channels to turn, with shape :math:`(2^C, N, C, H, W)`."""
+        r"""Images with the same measurement: every choice of turned channels, with shape :math:`(2^C, N, C, H, W)`."""
         turned = images.flip((-2, -1))
         choices = itertools.product((False, True), repeat=images.shape[1])
         which = torch.tensor(list(choices), device=images.device)[:, None, :, None, None]
@@ -67,23 +67,21 @@ def phase_retrieval(
     """The magnitude of the padded image's Fourier transform; see :class:`FourierMagnitude`.
 
     Args:
-        image_shape: Shape of an image, :math:`(C, H, W)`.
-        oversampling: Rows and columns of zeros on each side, in eighths of the image's.
+        oversampling: Zero padding on each side, in eighths of the image's side.
         sigma: Standard deviation of the noise of magnitudes.
-        noise: Its kind, see :func:`~rlsd_lightning.operators.make_noise`.
 
     Raises:
         InputError: If the oversampling is negative.
     """
     if not oversampling >= 0:
-        raise InputError(f"physics.oversampling must be at least 0, got {oversampling}")
+        raise InputError(f"oversampling must be at least 0, got {oversampling}")
     height, width = image_shape[-2:]
     padding = (int(oversampling / 8 * height), int(oversampling / 8 * width))
     return FourierMagnitude(padding, make_noise(noise, sigma, of_images=False))
 
 
 class Saturation(Physics):
-    r"""A measurement that saturates, :math:`A(x) = \mathrm{clip}(c \, x, -1, 1)`.
+    r"""Saturation, :math:`A(x) = \mathrm{clip}(c \, x, -1, 1)`.
 
     Args:
         scale: The factor :math:`c`.
@@ -100,8 +98,8 @@ class Saturation(Physics):
     def prox_l2(self, z: Tensor, y: Tensor, gamma: float) -> Tensor:
         r"""Solves :math:`\arg\min_x \tfrac{\gamma}{2} \|A(x) - y\|^2 + \tfrac{1}{2} \|x - z\|^2`, value by value.
 
-        A value lies below, inside or above what can be measured; the best of each kind is known. Descent would not
-        leave a saturated value, where the gradient is zero.
+        Below, inside and above the measurable range the best value is known. Gradient descent would stay at a
+        saturated value, where the gradient is zero.
         """
         edge = 1 / self.scale
         inside = ((gamma * self.scale * y + z) / (gamma * self.scale**2 + 1)).clamp(-edge, edge)
@@ -114,21 +112,18 @@ def hdr(image_shape: tuple[int, ...], scale: float = 2.0, sigma: float = 0.001, 
     """High dynamic range: bright and dark values saturate; see :class:`Saturation`.
 
     Args:
-        image_shape: Shape of an image, :math:`(C, H, W)`.
         scale: The factor :math:`c > 0`.
-        sigma: Standard deviation of the noise, in units of an image in [-1, 1].
-        noise: Its kind, see :func:`~rlsd_lightning.operators.make_noise`.
 
     Raises:
         InputError: If the scale is not positive.
     """
     if not scale > 0:
-        raise InputError(f"physics.scale must be above 0, got {scale}")
+        raise InputError(f"scale must be above 0, got {scale}")
     return Saturation(scale, make_noise(noise, sigma))
 
 
 class _Camera(torch.nn.Module):
-    r"""Blurs light, exposes, saturates, and stores with a gamma curve of 2.2."""
+    """Blur of linear light, exposure, saturation, and a gamma curve of 2.2."""
 
     def __init__(self, light: BlurFFT, exposure: float) -> None:
         super().__init__()
@@ -141,7 +136,7 @@ class _Camera(torch.nn.Module):
 
 
 class _Network(torch.nn.Module):
-    """A TorchScript network on images in [0, 1], with or without a second argument."""
+    """TorchScript network on images in [0, 1], with an optional second argument."""
 
     def __init__(self, network: torch.jit.ScriptModule, code: Tensor | None) -> None:
         super().__init__()
@@ -164,20 +159,16 @@ def nonlinear_blur(
     sigma: float = 0.001,
     noise: str = "gaussian",
 ) -> Physics:
-    r"""A blur that is not linear in the stored image: of light behind a camera's response, or a network.
+    r"""Nonlinear blur: of linear light behind a camera response, or by a network.
 
     The camera blurs the light :math:`((x + 1) / 2)^{2.2}` with a Gaussian or a kernel from a file, exposes it, saturates
-    and stores it with the inverse curve. A network (such as that of the blur kernel space, BKSE) is a TorchScript file
-    called with images in [0, 1] and, if there is one, a code.
+    and stores it with the inverse curve. A network, such as the blur kernel space's (BKSE), is a TorchScript file.
 
     Args:
-        image_shape: Shape of an image, :math:`(C, H, W)`.
         kernel: File of the camera's blur kernel; a Gaussian if left out.
-        exposure: Light is multiplied by it; above 1 the brightest parts saturate.
-        network: A TorchScript file, in place of the camera.
+        exposure: Factor of the light; above 1 the brightest parts saturate.
+        network: A TorchScript file that replaces the camera, called with images in [0, 1] and the code.
         code: A .npy file with the network's second argument, of shape :math:`(\dots)` or :math:`(1, \dots)`.
-        sigma: Standard deviation of the noise, in units of an image in [-1, 1].
-        noise: Its kind, see :func:`~rlsd_lightning.operators.make_noise`.
 
     Raises:
         InputError: If a number is out of range or a file can't be used.
@@ -193,7 +184,7 @@ def nonlinear_blur(
             values = values[None]
         return Physics(A=_Network(_load_script(network), values), noise_model=noise_model)
     if not exposure > 0:
-        raise InputError(f"physics.exposure must be above 0, got {exposure}")
+        raise InputError(f"exposure must be above 0, got {exposure}")
     light = gaussian_blur(image_shape) if kernel is None else motion_blur(image_shape, kernel)
     return Physics(A=_Camera(light, exposure), noise_model=noise_model)
 
@@ -203,21 +194,19 @@ def _load_script(path: str) -> torch.jit.ScriptModule:
         return torch.jit.load(path, map_location="cpu")
     except (RuntimeError, ValueError, OSError) as error:
         reason = str(error).strip().splitlines()[0]
-        raise InputError(
-            f"physics.network must be a TorchScript file, but '{path}' can't be read ({reason})"
-        ) from error
+        raise InputError(f"network must be a TorchScript file, but '{path}' can't be read ({reason})") from error
 
 
 def _straight_through(x: Tensor, stepped: Tensor) -> Tensor:
-    """The values of a step function with the derivative of the identity."""
+    """Values of a step function with the derivative of the identity."""
     return x + (stepped - x).detach()
 
 
 class Quantization(Physics):
-    """Every value is rounded to one of a few levels from -1 to 1; gradients pass as if it were not.
+    """Rounding to evenly spaced levels from -1 to 1, with straight-through gradients.
 
     Args:
-        levels: Their number.
+        levels: Number of levels.
         noise_model: The noise after rounding.
     """
 
@@ -232,7 +221,7 @@ class Quantization(Physics):
     def prox_l2(self, z: Tensor, y: Tensor, gamma: float) -> Tensor:
         r"""Solves :math:`\arg\min_x \tfrac{\gamma}{2} \|A(x) - y\|^2 + \tfrac{1}{2} \|x - z\|^2`, value by value.
 
-        Of the values that are rounded to a level the nearest is the best, and the best level is looked for.
+        For each level the nearest value that is rounded to it is best; all levels are compared.
         """
         half = (1 - ON_EDGE) / (len(self.values) - 1)
         best, least = z, torch.full_like(z, torch.inf)
@@ -259,36 +248,33 @@ class _Jpeg(torch.nn.Module):
 def quantization(
     image_shape: tuple[int, ...], levels: int = 4, sigma: float = 0.0, noise: str = "gaussian"
 ) -> Quantization:
-    """Every value is rounded to one of a few levels; see :class:`Quantization`.
+    """Rounding to a few levels; see :class:`Quantization`.
 
     Args:
-        image_shape: Shape of an image, :math:`(C, H, W)`.
         levels: The number of levels, evenly spaced from -1 to 1.
         sigma: Standard deviation of the noise after rounding, in units of an image in [-1, 1].
-        noise: Its kind, see :func:`~rlsd_lightning.operators.make_noise`.
 
     Raises:
         InputError: If there are fewer than two levels.
     """
     if levels < 2:
-        raise InputError(f"physics.levels must be at least 2, got {levels}")
+        raise InputError(f"levels must be at least 2, got {levels}")
     return Quantization(levels, make_noise(noise, sigma))
 
 
 def jpeg(image_shape: tuple[int, ...], quality: int = 10, sigma: float = 0.0, noise: str = "gaussian") -> Physics:
-    """The image was stored as JPEG; gradients pass as if it were not.
+    """JPEG compression, with straight-through gradients.
 
     Args:
         image_shape: Shape of an image, :math:`(C, H, W)` with one or three channels.
         quality: From 1 to 100.
         sigma: Standard deviation of the noise after decompression, in units of an image in [-1, 1].
-        noise: Its kind, see :func:`~rlsd_lightning.operators.make_noise`.
 
     Raises:
         InputError: If the quality or the number of channels is out of range.
     """
     if not 1 <= quality <= 100:
-        raise InputError(f"physics.quality must be from 1 to 100, got {quality}")
+        raise InputError(f"quality must be from 1 to 100, got {quality}")
     if image_shape[0] not in (1, 3):
         raise InputError(f"JPEG stores images of one or three channels, got shape {tuple(image_shape)}")
 

@@ -1,4 +1,4 @@
-r"""The proximal step of the auxiliary variable: the image nearest to D(z) that explains the measurement."""
+r"""Proximal step of the auxiliary image x: data fidelity and distance to D(z)."""
 
 from collections.abc import Iterable, Mapping
 from itertools import groupby
@@ -10,18 +10,18 @@ from torch import Tensor
 
 from rlsd_lightning.functional.losses import at_least_float32, square_misfit
 from rlsd_lightning.measurement import Measurement
-from rlsd_lightning.operators.compose import Nothing
+from rlsd_lightning.operators.compose import NullOperator
 from rlsd_lightning.operators.likelihood import has_square_misfit, misfit, noise_std
 from rlsd_lightning.operators.medical import RealMRI
 
 __all__ = ["RESULT_STEPS", "has_own_step", "noise_share", "proximal_step", "proximal_steps", "solves_apart"]
 
 RESULT_STEPS = 200
-"""Inner steps of the proximal step that makes the results, and pictures of them, where it has no closed form."""
+"""Inner steps of the final images' proximal step where it has no closed form."""
 
 
 def noise_share(measurement: Measurement, num_values: int) -> float:
-    r"""The proximal weight of an image that is known up to a variance, times that variance: :math:`n / m \cdot s^2`.
+    r"""Noise variance in units of the misfit's mean: :math:`n / m \cdot s^2`; divided by a variance, a proximal weight.
 
     Args:
         measurement: The measurement, with :math:`m` values and noise of deviation :math:`s`.
@@ -32,20 +32,20 @@ def noise_share(measurement: Measurement, num_values: int) -> float:
 
 
 def has_own_step(physics: Physics) -> bool:
-    """Whether an operator and its noise have a proximal step of their own; else it is Adam's, which is slow."""
+    """Whether operator and noise have a proximal step of their own; else Adam iterates."""
     return hasattr(physics, "prox_l2") and has_square_misfit(physics.noise_model)
 
 
 def solves_apart(physics: Physics) -> bool:
-    """Whether an image's proximal step is known to be the same whatever others are beside it.
+    """Whether the solution is independent of the batch.
 
-    Closed forms and Adam's steps are. Conjugate gradients, which other linear operators take, stop for all images at once.
+    Closed forms and Adam are independent. Conjugate gradients stop for all images of a batch at once.
     """
     if not has_own_step(physics) or not isinstance(physics, LinearPhysics):
         return True
     if isinstance(physics, Downsampling):
         return physics.padding == "circular"
-    return isinstance(physics, DecomposablePhysics | RealMRI | Nothing)
+    return isinstance(physics, DecomposablePhysics | RealMRI | NullOperator)
 
 
 @torch.no_grad()
@@ -54,23 +54,21 @@ def proximal_step(
 ) -> Tensor:
     r"""Solves :math:`\arg\min_x \mathrm{misfit}(A(x), y) + \mu \, \mathrm{mean}(x - D(z))^2` for every particle.
 
-    The misfit is that of :func:`~rlsd_lightning.operators.likelihood.misfit`, for Gaussian noise
-    :math:`\mathrm{mean}(y - A(x))^2`. Operators under such noise use their ``prox_l2`` if they have one, as all linear
-    ones do: closed form, or conjugate gradients. Otherwise a few Adam steps are taken from :math:`D(z)`, each of which
-    runs the operator forward and backward.
+    The misfit is :func:`~rlsd_lightning.operators.likelihood.misfit`. For a squared error the operator's ``prox_l2`` is
+    used if it has one (closed form or conjugate gradients). Otherwise Adam starts from :math:`D(z)`.
 
     Args:
         physics: The operator :math:`A` with its noise.
         y: The measurement, with shape :math:`(1, \dots)`, or one for every particle.
         decoded: The decoded latents :math:`D(z)`, with shape :math:`(N, *\mathrm{image\_shape})`.
-        weight: The weight :math:`\mu > 0` of staying near :math:`D(z)`.
+        weight: The weight :math:`\mu > 0` of the distance to :math:`D(z)`.
         inner_steps: Adam steps where there is no closed form.
-        inner_lr: Their first step size, in units of an image in [-1, 1]; it falls to zero in a straight line.
+        inner_lr: Adam's initial step size, in units of an image in [-1, 1]; it decays linearly to zero.
 
     Returns:
         The auxiliaries :math:`x`, with the shape of ``decoded``.
     """
-    # not in half precision: the closed forms multiply rounding errors by 1 / mu
+    # full precision: closed forms multiply rounding errors by 1 / mu
     with torch.autocast(decoded.device.type, enabled=False):
         decoded = at_least_float32(decoded.detach())
         if has_own_step(physics):
@@ -78,7 +76,7 @@ def proximal_step(
             gamma = decoded[0].numel() / (y[0].numel() * weight)
             if not isinstance(physics, LinearPhysics):
                 return physics.prox_l2(decoded, y, gamma)
-            # from zero, as some closed forms drop the part of z that the operator does not see
+            # start at zero: some closed forms drop the null space of z
             return decoded + physics.prox_l2(torch.zeros_like(decoded), y - physics.A(decoded), gamma)
         return _descend(physics, y, decoded, weight, inner_steps, inner_lr)
 
@@ -119,7 +117,7 @@ def proximal_steps(
 
 
 def _descend(physics: Physics, y: Tensor, decoded: Tensor, weight: float, inner_steps: int, inner_lr: float) -> Tensor:
-    """A few Adam steps from D(z)."""
+    """Adam steps from D(z)."""
     x = decoded.clone().requires_grad_()
     optimizer = torch.optim.Adam([x], lr=inner_lr, betas=(0.9, 0.99))
     with torch.enable_grad():

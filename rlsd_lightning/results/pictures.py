@@ -11,7 +11,7 @@ from torch.nn.functional import interpolate
 from rlsd_lightning.evaluation.scores import aligned, pseudo_inverse
 from rlsd_lightning.images import to_pil
 from rlsd_lightning.measurement import Measurement
-from rlsd_lightning.operators.observed import observed_pixels
+from rlsd_lightning.operators.likelihood import observed_pixels
 from rlsd_lightning.results.grid import write_filmstrip, write_grid
 from rlsd_lightning.results.store import write_particles
 

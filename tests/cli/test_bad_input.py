@@ -5,8 +5,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from omegaconf import OmegaConf
 from PIL import Image
 from support.command import start_train, train
+
+from rlsd_lightning.cli.messages import explain
+from rlsd_lightning.errors import InputError
+from rlsd_lightning.images import find_images
 
 ANSI_ESCAPE = "\x1b["
 
@@ -52,21 +57,24 @@ BAD_VALUES = [
     (["data.images={files}/*.jpg"], ["an image, a folder or a pattern", "{files}/*.jpg"]),
     (["data.images={files}/empty"], ["a folder with images", ".png", "{files}/empty"]),
     (["data.images={files}/broken.png"], ["{files}/broken.png", "can't be read as an image"]),
-    (["data.images=null"], ["data.images or data.measurement", "neither"]),
+    (["data.images=null"], ["data.images=null and data.measurement=null", "set one of them"]),
     (["task=super_resolution", "physics.filter=lanczos"], ["bicubic, bilinear, gaussian", "lanczos"]),
-    (["+trainer.strategy=ddp"], ["trainer.strategy can't be set", "parallel"]),
+    (["+trainer.strategy=ddp", "prior.pretrained=nowhere"], ["trainer.strategy can't be set", "parallel"]),
     (["parallel=both"], ["parallel must be auto, measurements, particles", "both"]),
     (["measurements_per_batch=0"], ["measurements_per_batch must be at least 1", "0"]),
     (["method.distillation_weight=-1"], ["method.distillation_weight must be at least 0", "-1"]),
     (["method=rlsd_paper", "method.gamma=-1"], ["method.gamma must be at least 0", "-1"]),
     (["method=rlsd_paper", "method.lr_x=0"], ["method.lr_x must be above 0", "0"]),
     (["data.limit=0"], ["data.limit must be at least 1", "0"]),
+    (["physics.mask={files}/mask20.png"], ["32x32", "20x20", "resize"]),
+    (["physics.mask=halve"], ["physics.mask must be one of half, box", "halve"]),
+    (["physics.mask=box", "data.mask=free"], ["data.mask", "physics.mask", "leave one of them out"]),
+    (["data.measurement=null", "data.tile=5"], ["data.tile must divide", "5"]),
     (["data.mask={files}/mask20.png"], ["32x32", "20x20", "resize"]),
     (["data.mask={files}/nowhere.png"], ["half, box, free, random", "{files}/nowhere.png"]),
     (["data.mask={files}/broken.png"], ["{files}/broken.png", "can't be read as an image"]),
     (["data.mask={files}/black.png"], ["hides every pixel", "white"]),
-    (["task=super_resolution", "data.mask=half"], ["no mask", "data.mask='half'", "leave it out"]),
-    (["task=super_resolution", "physics.factor=5"], ["x5", "32x32", "physics.factor"]),
+    (["task=super_resolution", "physics.factor=5"], ["x5", "32x32", "choose another factor"]),
     (["task=super_resolution", "physics.factor=16"], ["x16", "at least 64", "32x32"]),
     (["task=motion_deblur", "data.kernel={files}/nowhere.npy"], ["blur kernel", "{files}/nowhere.npy"]),
     (["task=motion_deblur", "data.kernel={files}/broken.png"], ["{files}/broken.png", "can't be read"]),
@@ -135,6 +143,9 @@ BAD_COMMANDS = [
     (["seed=luck"], ["seed", "int", "luck"]),
     (["data.images=[a,b]"], ["data.images", "a"]),
     (["task=toy=2"], ["'='"]),
+    (["preset=fast"], ["preset", "num_steps=50"]),
+    (["task=super_resolution", "data.mask=half"], ["there is no setting 'physics.mask'", "factor, filter"]),
+    (["task=super_resolution", "physics.mask=half"], ["there is no setting 'physics.mask'"]),
     (["no_equals_sign"], ["no_equals_sign"]),
 ]
 
@@ -206,3 +217,71 @@ def test_help_is_no_error() -> None:
     assert code == 0
     for word in ("inpaint", "super_resolution", "rlsd_paper", "num_particles"):
         assert word in printed
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (["evalute", "outputs/run"], ["'evalute'", "only evaluate, study"]),
+        (["inpaint"], ["'inpaint'", "only evaluate, study", "name=value"]),
+    ],
+)
+def test_an_unknown_subcommand_is_one_line(given: list[str], said: list[str]) -> None:
+    code, printed = train(*given)
+    assert code == 2
+    line = error_line(printed)
+    for words in said:
+        assert words in line
+
+
+def test_evaluate_and_study_are_subcommands(tmp_path: Path) -> None:
+    code, printed = train("evaluate", tmp_path / "nowhere")
+    assert code == 1
+    assert "there is no such folder" in error_line(printed) and str(tmp_path / "nowhere") in printed
+    code, printed = train("study", tmp_path)
+    assert code == 1
+    assert "has no multirun.yaml" in error_line(printed)
+
+
+SETTINGS = OmegaConf.create(
+    {
+        "num_steps": 3,
+        "method": {"gamma": 0, "seed": 0, "sigma_break": 1, "num_steps": 3},
+        "physics": {"sigma": 0, "mask": "half"},
+        "data": {"limit": 1, "seed": 0},
+        "prior": {"pretrained": "p"},
+        "features": {"pretrained": "f"},
+    }
+)
+
+
+@pytest.mark.parametrize(
+    ("raised", "shown"),
+    [
+        ("gamma must be at least 0, got -1", "method.gamma must be at least 0, got -1"),
+        ("sigma: a number is expected, got x", "physics.sigma: a number is expected, got x"),
+        (
+            "a mask is expected, got mask=halve; set mask='half'",
+            "a mask is expected, got physics.mask=halve; set physics.mask='half'",
+        ),
+        ("num_steps must be from 1 to 1000", "num_steps must be from 1 to 1000"),  # has no group
+        ("data.limit must be 1", "data.limit must be 1"),  # has one already
+        ("'runs/gamma=1/limit: x' can't be read", "'runs/gamma=1/limit: x' can't be read"),  # a path
+        ("the mask hides every pixel", "the mask hides every pixel"),  # a word
+        ("pretrained must be a folder", "pretrained must be a folder"),  # of two groups, raised in neither
+    ],
+)
+def test_arguments_in_messages_get_their_group(raised: str, shown: str) -> None:
+    assert explain(InputError(raised), SETTINGS) == (shown, 1)
+    assert explain(InputError(raised)) == (raised, 1)
+
+
+def test_an_argument_of_two_groups_belongs_to_the_part_that_raised(tmp_path: Path) -> None:
+    def message(call: Callable) -> str:
+        with pytest.raises(InputError) as caught:
+            call()
+        return explain(caught.value, OmegaConf.create({**SETTINGS, "data": {"images": 1}, "features": {"images": 1}}))[
+            0
+        ]
+
+    assert message(lambda: find_images(tmp_path)).startswith("data.images must be a folder with images")

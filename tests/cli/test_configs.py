@@ -1,22 +1,30 @@
 """Every yaml under configs/ composes, runs end to end on the tiny prior, and says what its keys mean."""
 
 import csv
+import inspect
+import itertools
 import json
 import re
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hydra import compose, initialize_config_dir
+from hydra.utils import get_object
 from omegaconf import OmegaConf
 from PIL import Image
 from safetensors.torch import load_file
 from support.command import PROJECT, train
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from rlsd_lightning.cli.settings import accepted_parameters, move_older, with_present_names
+
 CONFIGS = PROJECT / "configs"
 FILES = sorted(CONFIGS.rglob("*.yaml"))
-# studies are many runs: tests/test_study.py
-NAMES = [file.relative_to(CONFIGS).with_suffix("") for file in FILES if file.parent.name not in ("configs", "study")]
+# studies are many runs: test_study.py; names with an underscore are bases of others
+OPTION_FILES = [f for f in FILES if f.parent.name not in ("configs", "study") and not f.name.startswith("_")]
+NAMES = [file.relative_to(CONFIGS).with_suffix("") for file in OPTION_FILES]
 OPTIONS = [(name.parts[0], "/".join(name.parts[1:])) for name in NAMES]
 SHOWN = {  # beside the truth and the particles, where the measurement is no picture
     "phase_retrieval": set(),
@@ -166,6 +174,20 @@ def test_a_measured_file_needs_no_truth(small: list[str], tmp_path: Path) -> Non
     assert (tmp_path / "run" / "report.html").is_file()
 
 
+def test_older_names_in_files_and_on_the_command_line_are_translated() -> None:
+    def moved(kept: tuple[str, ...] = ()) -> dict:
+        cfg = OmegaConf.create({"data": {"mask": "box", "kernel": None, "limit": 1}, "physics": {"mask": "half"}})
+        OmegaConf.set_struct(cfg, True)
+        move_older(cfg, kept)
+        return OmegaConf.to_container(cfg)
+
+    assert moved() == {"data": {"limit": 1}, "physics": {"mask": "box"}}
+    assert moved(kept=("physics.mask",)) == {"data": {"limit": 1}, "physics": {"mask": "half"}}
+    arguments = ["task=inpaint", "data.mask=a,b", "+data.kernel=k.npy", "data.images=data.mask=x"]
+    expected = ["task=inpaint", "++physics.mask=a,b", "++physics.kernel=k.npy", "data.images=data.mask=x"]
+    assert with_present_names(arguments) == expected
+
+
 @pytest.mark.parametrize("augmented", ["true", "false"])
 @pytest.mark.parametrize("x_update", ["prox", "adam"])
 @pytest.mark.parametrize("num_particles", [1, 3])
@@ -252,3 +274,95 @@ def test_the_network_of_cartoon_faces_is_for_their_prior_only(prior: str) -> Non
         cfg = compose("train", [f"prior={prior}"])
     compared = cfg.features._target_.rpartition(".")[2], cfg.callbacks.results.features is not None
     assert compared == (("ViTFeatures", True) if prior == "faces" else ("LatentFeatures", False))
+
+
+# --- what is said once ---------------------------------------------------------------------------------------------
+
+DELIBERATE = {
+    ("data/images", "limit"): "a first run takes one face, a call from Python all images",
+    ("prior/gmm", "std"): "wide enough for the modes to be seen in the plot",
+}
+"""Values of base configs that are not the Python default, and why."""
+INSTANTIATION = ("_target_", "_partial_", "_convert_")
+
+
+def content(file: Path) -> dict[str, Any]:
+    """A file's own keys, without what it composes."""
+    own = OmegaConf.to_container(OmegaConf.load(file), resolve=False)
+    return {key: value for key, value in own.items() if key != "defaults"}
+
+
+def leaves(node: dict[str, Any], above: str = "") -> dict[str, Any]:
+    """The values by their dotted names."""
+    found = {}
+    for key, value in node.items():
+        if isinstance(value, dict) and value:
+            found |= leaves(value, f"{above}{key}.")
+        else:
+            found[f"{above}{key}"] = value
+    return found
+
+
+def bases(file: Path) -> list[Path]:
+    """The files that a file derives from: the names in its list of defaults that override no choice."""
+    listed = OmegaConf.load(file).get("defaults", [])
+    group = CONFIGS / file.relative_to(CONFIGS).parts[0]
+    return [group / f"{name}.yaml" for name in listed if isinstance(name, str)] if file.parent != CONFIGS else []
+
+
+def inherited(file: Path) -> dict[str, Any]:
+    """The values that a file gets from its bases."""
+    found = {}
+    for base in bases(file):
+        found |= inherited(base) | leaves(content(base))
+    return found
+
+
+def test_no_two_configs_share_more_than_three_values() -> None:
+    # leaves that have the same name in both files and equal values; what is instantiated, and how, is not counted
+    values = {
+        str(file.relative_to(CONFIGS)): {
+            (name, str(value))
+            for name, value in leaves(content(file)).items()
+            if name.rpartition(".")[2] not in INSTANTIATION
+        }
+        for file in FILES
+    }
+    shared = {pair: values[pair[0]] & values[pair[1]] for pair in itertools.combinations(values, 2)}
+    assert {pair: same for pair, same in shared.items() if len(same) > 3} == {}
+
+
+def targets(node: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """The nodes that instantiate something of this package."""
+    if str(node.get("_target_")).startswith("rlsd_lightning."):
+        yield node
+    for value in node.values():
+        if isinstance(value, dict):
+            yield from targets(value)
+
+
+BASES = [file for file in FILES if not bases(file) and list(targets(content(file)))]
+
+
+@pytest.mark.parametrize("file", BASES, ids=lambda file: str(file.relative_to(CONFIGS)))
+def test_a_base_has_the_defaults_of_its_python_signature(file: Path) -> None:
+    # files that derive from no other one; interpolations and ??? are no literals
+    name = str(file.relative_to(CONFIGS).with_suffix(""))
+    for node in targets(content(file)):
+        parameters = accepted_parameters(get_object(node["_target_"]))
+        for key, value in node.items():
+            literal = not (isinstance(value, str) and ("${" in value or value == "???"))
+            default = parameters[key].default if key in parameters else inspect.Parameter.empty
+            if literal and default is not inspect.Parameter.empty:
+                differs = value != default
+                assert differs == ((name, key) in DELIBERATE), f"{key}={value!r}; {node['_target_']} has {default!r}"
+
+
+DERIVED = [file for file in FILES if bases(file)]
+
+
+@pytest.mark.parametrize("file", DERIVED, ids=lambda file: str(file.relative_to(CONFIGS)))
+def test_a_derived_config_holds_only_what_differs(file: Path) -> None:
+    before = inherited(file)
+    again = {name: value for name, value in leaves(content(file)).items() if name in before and before[name] == value}
+    assert again == {}

@@ -17,8 +17,8 @@ from rlsd_lightning.evaluation.attributes import ATTRIBUTES, SHARES
 from rlsd_lightning.evaluation.distances import frechet_distance, kernel_distance, vit_network
 from rlsd_lightning.evaluation.figures import Networks, attribute_figures, image_figures
 from rlsd_lightning.measurement import SavedMeasurement
-from rlsd_lightning.operators import denoising, inpainting, mri, nothing, phase_retrieval
-from rlsd_lightning.operators.observed import data_fit, observed_pixels
+from rlsd_lightning.operators import NullOperator, denoising, inpainting, mri, phase_retrieval
+from rlsd_lightning.operators.likelihood import data_fit, observed_pixels
 from rlsd_lightning.results.store import load_run, read_metrics
 
 NAME = "tiny"
@@ -94,7 +94,7 @@ def test_poisson_noise_counts_by_its_mean_variance() -> None:
     assert data_fit(physics, truth, physics(truth))["residual_sigmas"] == pytest.approx(1, rel=0.1)
 
 
-@pytest.mark.parametrize("physics", [nothing(SHAPE), denoising(SHAPE, 0)])
+@pytest.mark.parametrize("physics", [NullOperator(SHAPE), denoising(SHAPE, 0)])
 def test_without_noise_there_are_no_sigmas(physics) -> None:
     assert data_fit(physics, torch.zeros(2, *SHAPE), physics.A(torch.zeros(1, *SHAPE)))["residual_sigmas"] is None
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from lightning.fabric.accelerators import MPSAccelerator
+from PIL import Image
 from support.command import PROJECT, start_train, train, wait_for
 from support.trainers import assert_same_bits
 
@@ -201,7 +202,8 @@ def test_a_foreign_checkpoint_is_one_error_and_not_a_hang(small: list[str], tmp_
     run = tmp_path / "run"
     assert train(*small, "num_steps=5", f"output_dir={run}")[0] == 0
     (run / "000" / "metrics.json").unlink()
-    process = start_train(f"resume={run}", "data.mask=box", "trainer.devices=2")
+    Image.new("RGB", (32, 32), "red").save(tmp_path / "000.png")
+    process = start_train(f"resume={run}", f"data.images={tmp_path / '000.png'}", "trainer.devices=2")
     printed = ended(process, 60)
     assert process.returncode == 1, printed
     assert "error: the checkpoint belongs to measurement '000'" in printed

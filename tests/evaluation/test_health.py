@@ -13,13 +13,13 @@ from torch.nn.functional import avg_pool2d
 from rlsd_lightning import RLSD, LatentFeatures, Measurement
 from rlsd_lightning.evaluation.health import HealthMetrics, health_metrics, health_warnings, mean_metrics, null_space
 from rlsd_lightning.operators import (
+    NullOperator,
     colorization,
     denoising,
     gaussian_blur,
     hdr,
     inpainting,
     mri,
-    nothing,
     super_resolution,
 )
 from rlsd_lightning.priors import GaussianMixturePrior, StableDiffusionPrior
@@ -79,7 +79,7 @@ def test_noise_leaves_what_shrinks_towards_zero(sigma: float) -> None:
 
 
 def test_nothing_leaves_everything_and_one_particle_uses_nothing_that_is_known() -> None:
-    physics = nothing(SHAPE)
+    physics = NullOperator(SHAPE)
     assert null_space(physics, smooth(1), torch.zeros(1, 1)) == (pytest.approx(1), None)
 
 

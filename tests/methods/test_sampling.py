@@ -25,7 +25,7 @@ from rlsd_lightning.distributed.ranks import Shard
 from rlsd_lightning.functional.kernels import log_density, median_bandwidth
 from rlsd_lightning.functional.metrics import mode_total_variation, within_mode_spread
 from rlsd_lightning.functional.schedules import reverse_step
-from rlsd_lightning.operators import colorization, inpainting, nothing
+from rlsd_lightning.operators import NullOperator, colorization, inpainting
 
 F64 = torch.float64
 QUIET = {"accelerator": "cpu", "enable_progress_bar": False}
@@ -271,7 +271,7 @@ def test_antithetic_noise_is_the_same_for_a_process_with_some_of_the_particles(p
 
 @pytest.mark.parametrize("kind", ["latents", "pixels", "vit"])
 def test_particles_of_no_measurement_repel_too(kind: str, prior: StableDiffusionPrior, features_of: Callable):
-    modules = [make(prior, features_of(kind), operator=nothing, gamma=gamma) for gamma in (0.0, 2.0)]
+    modules = [make(prior, features_of(kind), operator=NullOperator, gamma=gamma) for gamma in (0.0, 2.0)]
     for module in modules:
         module.training_step((STEP, module.timesteps[STEP]), STEP)
     without, repelled = modules

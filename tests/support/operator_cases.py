@@ -45,7 +45,7 @@ STEPS: dict[str, Callable[..., Physics]] = {
     "jpeg": operators.jpeg,
     "quantization": operators.quantization,
 }
-EVERY = {**LINEAR, **SMOOTH, **STEPS, "nothing": operators.nothing}
+EVERY = {**LINEAR, **SMOOTH, **STEPS, "nothing": operators.NullOperator}
 
 
 def images(count: int, seed: int = 0, shape: tuple[int, ...] = SHAPE) -> Tensor:

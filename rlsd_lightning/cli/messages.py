@@ -1,0 +1,115 @@
+"""What the command line says of errors: one line and an exit code."""
+
+import csv
+import errno
+import re
+import traceback
+from pathlib import Path
+
+from hydra.errors import HydraException
+from omegaconf import DictConfig
+from omegaconf.errors import OmegaConfBaseException
+
+from rlsd_lightning.cli import CONFIGS
+from rlsd_lightning.cli.settings import near_miss
+from rlsd_lightning.errors import InputError, LostError, StoppedError
+
+__all__ = ["REQUEUE", "explain", "failure", "in_short"]
+
+STORAGE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.ENOENT, errno.EIO, errno.ESTALE)
+"""Error numbers of a full, read-only or vanished disk."""
+REQUEUE = 75
+"""Exit code of a run that a signal stopped: start it again."""
+REMOVED = {"preset": "set num_steps=50 (fast), 100 (balanced) or 999 (paper) instead"}
+"""Settings of earlier versions, and their replacements."""
+ORIGINS = {"priors": "prior", "features": "features", "operators": "physics", "data": "data", "images": "data"}
+"""The configuration group of each part of the package; that of all others is ``method``."""
+NAMED = re.compile(r"(?<![\w.'/])[a-z]\w*(?= must\b|=|: )")
+"""An argument in a message: ``gamma must be``, ``gamma=1`` or ``gamma: ``."""
+
+
+def in_short(summary: Path) -> str:
+    """The most important figures, means over a run's measurements; empty if there are none."""
+    if not summary.is_file():
+        return ""
+    with summary.open() as file:
+        mean = list(csv.DictReader(file))[-1]
+    names = ("psnr_mean", "psnr_best", "psnr_of_mean", "mode_total_variation", "diversity", "residual_sigmas")
+    return ", ".join(f"{name} {float(mean[name]):.4g}" for name in names if mean.get(name))
+
+
+def failure(error: BaseException, cfg: DictConfig, folder: Path, who: str) -> tuple[str, int] | None:
+    """The line and exit code of an error that the user can mend; None for a bug.
+
+    Args:
+        error: The error that ended the run.
+        cfg: The settings of the command line.
+        folder: The folder that the run started in.
+        who: The process, if it is not the first.
+    """
+    again = f"python train.py resume={cfg.output_dir}"
+    if isinstance(error, InputError | HydraException | OmegaConfBaseException):
+        reason, code = explain(error, cfg)
+        return f"{who}error: {reason}", code
+    if isinstance(error, LostError):
+        return f"\n{who}error: lost touch with the other processes ({error}); go on with: {again}", 1
+    if isinstance(error, OSError) and error.errno in STORAGE and _concerns(error, folder):
+        return f"\n{who}error: '{cfg.output_dir}' can't be written to ({error}); mend that, then: {again}", 1
+    if isinstance(error, StoppedError | KeyboardInterrupt):
+        return f"\n{who}{str(error) or 'stopped'}; go on with: {again}", REQUEUE
+    return None
+
+
+def _concerns(error: OSError, folder: Path) -> bool:
+    """Whether an error's file is in a folder, or is unknown."""
+    return error.filename is None or Path(error.filename).resolve().is_relative_to(folder.resolve())
+
+
+def explain(error: BaseException, cfg: DictConfig | None = None) -> tuple[str, int]:
+    """An error in one line, and the exit code: 1 for an unusable input, 2 for a wrong command line."""
+    unknown = re.match("Could not override '([^']+)'", str(error))
+    if unknown:
+        return f"there is no setting '{unknown[1]}' with these choices; {_hint(unknown[1], error.__cause__)}", 2
+    link = error
+    while link is not None and not isinstance(link, InputError):
+        link = link.__cause__ or link.__context__
+    if link is None:
+        return " ".join(str(error.__cause__ or error).split()), 2
+    message = " ".join(str(link).split())
+    return (message if cfg is None else _qualified(message, _origin(link), cfg)), 1
+
+
+def _hint(name: str, reason: BaseException | None) -> str:
+    """Advice on a setting that does not exist, from OmegaConf's reason."""
+    if name in REMOVED:
+        return REMOVED[name]
+    found = getattr(reason, "full_key", None) or name  # the part of the name that was looked up
+    siblings = list(getattr(reason, "parent_node", None) or ())
+    if "." not in found:
+        siblings += [group.name for group in CONFIGS.iterdir() if group.is_dir()]
+    near = near_miss(found, siblings)
+    listed = "the same command with --help lists all settings"
+    return f"did you mean {near}{name.removeprefix(found)}? If not, {listed}" if near else listed
+
+
+def _origin(error: BaseException) -> str:
+    """The configuration group of the package's part that raised an error."""
+    modules = [frame.f_globals["__name__"].split(".") for frame, _ in traceback.walk_tb(error.__traceback__)]
+    own = [module[1] for module in modules if module[0] == "rlsd_lightning" and len(module) > 1]
+    return ORIGINS.get(own[-1] if own else "", "method")
+
+
+def _qualified(message: str, origin: str, cfg: DictConfig) -> str:
+    """Puts the group before each argument that a message names: ``gamma must`` becomes ``method.gamma must``.
+
+    An argument of several groups belongs to the group that raised the error. Settings without a group stay as they are.
+    """
+
+    def full(match: re.Match) -> str:
+        name = match[0]
+        groups = [group for group in {*ORIGINS.values(), "method"} if name in cfg[group]]
+        if name in cfg or not (origin in groups or len(groups) == 1):
+            return name
+        return f"{origin if origin in groups else groups[0]}.{name}"
+
+    return NAMED.sub(full, message)

@@ -1,0 +1,90 @@
+"""Resumed runs: where they are, and which of their settings may change."""
+
+from pathlib import Path
+
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig, OmegaConf
+
+from rlsd_lightning.cli.settings import (
+    CHOICES,
+    OTHER_FILES,
+    SETTINGS,
+    make_paths_absolute,
+    move_older,
+    overridden,
+)
+from rlsd_lightning.errors import InputError
+
+__all__ = ["resumed", "run_folder"]
+
+FIXED = ("method", "physics", "prior", "features", "num_particles", "num_steps", "seed", "measurements_per_batch")
+"""Settings, or groups of them, that determine a run's results."""
+MAY_CHANGE = (
+    *OTHER_FILES,
+    "prior.local_files_only",
+    "prior.vae_tiling",
+    "prior.decoder_checkpointing",
+    "features.local_files_only",
+    "method.particle_chunk",
+)
+"""Exceptions: places of files, and ways of computing the same results."""
+
+
+def run_folder(resume: str | None, ckpt_path: str | None, task: str, now: str) -> str:
+    """The folder of a resumed run, of a checkpoint's run, or a new one."""
+    if not resume and not ckpt_path:
+        return f"outputs/{task}/{now}"
+    if ckpt_path and not Path(ckpt_path).is_file():
+        raise InputError(f"ckpt_path must be a checkpoint of a run, but there is no file '{ckpt_path}'")
+    folder = Path(resume) if resume else Path(ckpt_path).resolve().parents[2]
+    _load(folder)  # before Hydra makes the folder
+    return str(folder)
+
+
+def _load(folder: Path) -> DictConfig:
+    """The settings a run was started with."""
+    if not (folder / SETTINGS).is_file():
+        raise InputError(
+            f"a run's folder is expected, but '{folder}' has no {SETTINGS}; give the folder that holds the run's "
+            "train.log, for example resume=outputs/inpaint/2026-11-24_12-00-00"
+        )
+    return OmegaConf.load(folder / SETTINGS)
+
+
+def resumed(cfg: DictConfig) -> DictConfig:
+    """The settings a run was started with, updated by those of this command line that may change.
+
+    Args:
+        cfg: The settings of this command line, which may repeat those that the run was started with.
+
+    Raises:
+        InputError: If a setting that determines the results, or a choice of a group, is another one than before.
+    """
+    folder = Path(run_folder(cfg.resume, cfg.ckpt_path, "", ""))
+    if Path(cfg.output_dir).resolve() != folder.resolve():
+        raise InputError(f"output_dir must be left out or '{folder}' for a resumed run, got '{cfg.output_dir}'")
+    started = _load(folder)
+    chosen_before = OmegaConf.load(folder / CHOICES) if (folder / CHOICES).is_file() else {}
+    chosen = HydraConfig.get().runtime.choices
+    move_older(started)
+    move_older(cfg, overridden())
+    make_paths_absolute(cfg)
+    for name, removed in overridden().items():
+        is_choice = name in chosen
+        if is_choice:
+            before, asked = chosen_before.get(name), chosen[name]
+        else:
+            before, asked = (OmegaConf.select(settings, name) for settings in (started, cfg))
+        fixed = is_choice or (name.split(".")[0] in FIXED and name not in MAY_CHANGE)
+        if fixed and before != asked:
+            raise InputError(
+                f"{name} was {before!r} when the run was started and can't change to {asked!r}; leave it out, or start a "
+                "new run"
+            )
+        if removed:
+            group, _, last = name.rpartition(".")
+            (OmegaConf.select(started, group) if group else started).pop(last, None)
+        elif not is_choice:
+            OmegaConf.update(started, name, asked, force_add=True)
+    started.output_dir = str(folder)
+    return started
