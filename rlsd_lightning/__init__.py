@@ -1,5 +1,6 @@
 """Repulsive Latent Score Distillation on PyTorch Lightning: diverse solutions of inverse problems."""
 
+from rlsd_lightning.distributed.strategy import ParticleStrategy
 from rlsd_lightning.errors import InputError, NonFiniteError
 from rlsd_lightning.features import LatentFeatures, LPIPSFeatures, PixelFeatures, VAEFeatures, ViTFeatures
 from rlsd_lightning.measurement import Measurement
@@ -23,6 +24,7 @@ __all__ = [
     "Measurement",
     "MixtureDistillation",
     "NonFiniteError",
+    "ParticleStrategy",
     "PixelFeatures",
     "Prior",
     "RLSDPaper",

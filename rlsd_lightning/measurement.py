@@ -31,6 +31,9 @@ class Measurement(NamedTuple):
 class MeasurementList(list[Measurement]):
     """Measurements that are at hand, with their ``names``."""
 
+    sequence = False
+    """Whether each measurement starts from the particles of the previous one."""
+
     @property
     def names(self) -> list[str]:
         """The measurements' names."""

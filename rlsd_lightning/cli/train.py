@@ -30,7 +30,6 @@ from hydra.errors import HydraException
 from hydra.experimental.callback import Callback as HydraCallback
 from hydra.types import RunMode
 from hydra.utils import instantiate
-from lightning.pytorch.plugins.environments import LightningEnvironment
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
@@ -44,7 +43,7 @@ from rlsd_lightning.cli.settings import (
     resumed,
     run_folder,
 )
-from rlsd_lightning.distributed.ranks import Ranks
+from rlsd_lightning.distributed.processes import Processes
 from rlsd_lightning.engine.checkpoints import AtomicCheckpointIO
 from rlsd_lightning.engine.locking import only_run_in
 from rlsd_lightning.engine.runner import run_measurements
@@ -80,41 +79,50 @@ def in_short(summary: Path) -> str:
     return ", ".join(f"{name} {float(mean[name]):.4g}" for name in names if mean.get(name))
 
 
-def trainer_factory(cfg: DictConfig, run_folder: Path, ranks: Ranks) -> Callable[[Path], L.Trainer]:
-    """Makes a fresh Trainer for every batch of measurements, whose folder it is called with: one can't be used twice.
-
-    Each process has a Trainer of its own for its own device; what processes exchange is the particles' affair.
-    """
-    compared_in = instantiate(cfg.callbacks.results.features)  # once, not for every measurement
+def trainer_factory(cfg: DictConfig, run_folder: Path, processes: Processes) -> Callable[[Path], L.Trainer]:
+    """Function that makes a new Trainer for a batch of measurements, whose folder is its argument."""
+    # once, not for every batch
+    features = instantiate(cfg.callbacks.results.features) if "results" in cfg.callbacks else None
 
     def make(folder: Path) -> L.Trainer:
-        callbacks = OmegaConf.merge(
-            cfg.callbacks,
-            {
-                "checkpoint": {"dirpath": str(folder / cfg.callbacks.checkpoint.dirpath)},
-                "results": {"folder": str(run_folder), "features": None},
-                "stop": {"folder": str(folder / cfg.callbacks.stop.folder)},
-            },
-        )
-        made = instantiate(callbacks)
-        made["results"].features = compared_in
-        writes = ranks.shard.position == 0
-        if not ranks.is_first:
-            made.pop("progress", None)
+        own = {
+            "checkpoint": lambda callback: {"dirpath": str(folder / callback.dirpath)},
+            "results": lambda callback: {"folder": str(run_folder), "features": features},
+            "stop": lambda callback: {"folder": str(folder / callback.folder)},
+        }
+        callbacks = {
+            name: instantiate(callback, **own[name](callback) if name in own else {})
+            for name, callback in cfg.callbacks.items()
+            if name != "progress" or processes.is_first
+        }
         try:
             return instantiate(cfg.trainer)(
-                devices=[ranks.device.index] if ranks.device.type == "cuda" else 1,
-                num_nodes=1,
-                callbacks=list(made.values()),
-                logger=instantiate(cfg.logger)(save_dir=folder) if writes else False,
-                enable_progress_bar="progress" in made,
+                strategy=processes.strategy(),
+                callbacks=list(callbacks.values()),
+                logger=instantiate(cfg.logger)(save_dir=folder),
+                enable_progress_bar="progress" in callbacks,
+                enable_checkpointing="checkpoint" in callbacks,
                 default_root_dir=folder,
-                plugins=[AtomicCheckpointIO(writes), LightningEnvironment()],
+                plugins=[AtomicCheckpointIO()],
             )
         except (MisconfigurationException, ValueError) as error:
             raise InputError(f"these settings of the trainer can't be used: {error}") from error
 
     return make
+
+
+def check_devices(cfg: DictConfig) -> None:
+    """Refuses settings that processes can't be launched with."""
+    if "strategy" in cfg.trainer:
+        raise InputError(
+            "trainer.strategy can't be set: a run's is ParticleStrategy, and Lightning's average the gradients of "
+            "different particles; trainer.devices and parallel say how the work is shared"
+        )
+    if HydraConfig.get().mode == RunMode.MULTIRUN and cfg.trainer.devices != 1 and "LOCAL_RANK" not in os.environ:
+        raise InputError(
+            "trainer.devices must be 1 in a multirun and a study, whose other processes would run all of it again, got "
+            f"{cfg.trainer.devices}; start one run a command, or one job a run with hydra/launcher=submitit_slurm"
+        )
 
 
 def run(cfg: DictConfig, folder: Path) -> int:
@@ -130,6 +138,7 @@ def run(cfg: DictConfig, folder: Path) -> int:
         if rank_zero_only.rank == 0:
             keep_settings(cfg, folder)
     check_settings(cfg)
+    check_devices(cfg)
     # all noise is keyed, so this only steadies what libraries draw; it takes 32 bits
     L.seed_everything(cfg.seed % 2**32, verbose=False)
     prior = instantiate(cfg.prior)
@@ -141,40 +150,30 @@ def run(cfg: DictConfig, folder: Path) -> int:
     available = getattr(data, "available", len(data))
     if available > len(data) and rank_zero_only.rank == 0:
         log.info("%d of %d images, as data.limit says; data.limit=null takes all", len(data), available)
-    if "strategy" in cfg.trainer:
-        raise InputError(
-            "trainer.strategy can't be set: Lightning's average gradients over devices, and particles are no replicas of "
-            "each other; trainer.devices and parallel say how they are spread"
-        )
-    if HydraConfig.get().mode == RunMode.MULTIRUN and cfg.trainer.devices != 1 and "LOCAL_RANK" not in os.environ:
-        raise InputError(
-            "trainer.devices must be 1 in a multirun and a study, whose other processes would run all of it again, got "
-            f"{cfg.trainer.devices}; start one run a command, or one job a run with hydra/launcher=submitit_slurm"
-        )
-    ranks = Ranks(cfg.trainer.accelerator, cfg.trainer.devices, cfg.trainer.num_nodes, cfg.patience)
-    if ranks.is_first and ranks.device.type == "cpu" and cfg.trainer.precision == "16-mixed":
+    processes = Processes(cfg.trainer.accelerator, cfg.trainer.devices, cfg.trainer.num_nodes, cfg.patience)
+    if processes.is_first and processes.device.type == "cpu" and cfg.trainer.precision == "16-mixed":
         log.warning("a CPU computes trainer.precision=16-mixed as bf16-mixed")  # Lightning's own warning is not shown
     try:
-        folder = Path(ranks.broadcast(str(folder)))
+        folder = Path(processes.broadcast(str(folder)))
         asked.output_dir = str(folder)  # what main() tells the user to go on with
         finished, missing = run_measurements(
             data,
             lambda measurements: method(prior, measurements, features),
-            trainer_factory(cfg, folder, ranks),
+            trainer_factory(cfg, folder, processes),
             folder,
             chosen,
             cfg.measurements_per_batch,
-            ranks,
+            processes,
             cfg.parallel,
         )
     except StoppedError as stop:
-        if ranks.shard.position == 0 and not ranks.is_first:  # of its own group, which the first may not know of
-            log.error("\nprocess %d: %s", ranks.rank, stop)
-        ranks.leave()
+        if processes.shard.position == 0 and not processes.is_first:  # the first may be in another group
+            log.error("\nprocess %d: %s", processes.rank, stop)
+        processes.leave()
         raise
     finally:
-        ranks.end()
-    if not ranks.is_first:
+        processes.end()
+    if not processes.is_first:
         return 0
     if figures := in_short(folder / "summary.csv"):
         log.info("mean figures: %s", figures)

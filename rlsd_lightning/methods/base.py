@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from rlsd_lightning.distributed.ranks import Shard
+from rlsd_lightning.distributed.shard import Shard
+from rlsd_lightning.distributed.strategy import ParticleStrategy
 from rlsd_lightning.errors import InputError
 from rlsd_lightning.functional.noise import keyed_normal, measurement_key
 from rlsd_lightning.functional.schedules import add_noise, ddim_timesteps
@@ -107,8 +108,6 @@ class ParticleModule(L.LightningModule):
         else:
             z, x = (torch.cat(parts) for parts in zip(*starts, strict=True))
         self.z, self.x = nn.Parameter(z), nn.Parameter(x)
-        self.shard = Shard()
-        """Which of the particles this process works on: all, unless it is told otherwise."""
         self.resumed_at = 0
         """The number of timesteps that were taken before this fit."""
         self.repulsion_ratios: list[Tensor] = []
@@ -140,6 +139,12 @@ class ParticleModule(L.LightningModule):
         """The measurement's name, or the first and the last of several."""
         first, last = self.measurements[0].name, self.measurements[-1].name
         return first if first == last else f"{first} to {last}"
+
+    @property
+    def shard(self) -> Shard:
+        """Share of the particles that this process computes: all, unless a ParticleStrategy spreads them."""
+        strategy = self._trainer.strategy if self._trainer else None
+        return strategy.shard if isinstance(strategy, ParticleStrategy) else Shard()
 
     @property
     def rows(self) -> slice:
@@ -185,6 +190,17 @@ class ParticleModule(L.LightningModule):
 
     def train_dataloader(self) -> Timesteps:
         return Timesteps(self.timesteps)
+
+    def setup(self, stage: str) -> None:
+        if self.trainer.world_size > 1 and not isinstance(self.trainer.strategy, ParticleStrategy):
+            raise InputError(
+                "the Trainer's strategy must be a ParticleStrategy where there are several devices, got "
+                f"{type(self.trainer.strategy).__name__}, which averages the gradients of different particles; pass "
+                "strategy=ParticleStrategy() from rlsd_lightning"
+            )
+
+    def on_train_epoch_end(self) -> None:
+        self.trainer.should_stop = True  # one pass over the timesteps, whatever max_epochs says
 
     def on_fit_start(self) -> None:
         for module in self._frozen.values():
