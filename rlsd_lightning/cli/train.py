@@ -30,6 +30,7 @@ from hydra.errors import HydraException
 from hydra.experimental.callback import Callback as HydraCallback
 from hydra.types import RunMode
 from hydra.utils import instantiate
+from lightning.pytorch.plugins.environments import SLURMEnvironment, TorchElasticEnvironment
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
@@ -83,6 +84,9 @@ def trainer_factory(cfg: DictConfig, run_folder: Path, processes: Processes) -> 
     """Function that makes a new Trainer for a batch of measurements, whose folder is its argument."""
     # once, not for every batch
     features = instantiate(cfg.callbacks.results.features) if "results" in cfg.callbacks else None
+    # Lightning would requeue a SLURM job by itself, from a checkpoint in the middle of a step
+    in_slurm = SLURMEnvironment.detect() and not TorchElasticEnvironment.detect()
+    environment = [SLURMEnvironment(auto_requeue=False)] if in_slurm else []
 
     def make(folder: Path) -> L.Trainer:
         own = {
@@ -103,7 +107,7 @@ def trainer_factory(cfg: DictConfig, run_folder: Path, processes: Processes) -> 
                 enable_progress_bar="progress" in callbacks,
                 enable_checkpointing="checkpoint" in callbacks,
                 default_root_dir=folder,
-                plugins=[AtomicCheckpointIO()],
+                plugins=[AtomicCheckpointIO(), *environment],
             )
         except (MisconfigurationException, ValueError) as error:
             raise InputError(f"these settings of the trainer can't be used: {error}") from error

@@ -7,7 +7,6 @@ particles of a batch, see :class:`~rlsd_lightning.distributed.strategy.ParticleS
 import json
 import logging
 import re
-import subprocess
 from collections.abc import Sequence
 
 import lightning as L
@@ -147,25 +146,8 @@ class Processes:
         if self._heartbeat is not None:
             self._heartbeat.leave()
 
-    def end(self, grace: float = 10.0) -> None:
-        """Leaves the group and ends the processes that this one launched.
-
-        Those that wait for this process in the middle of a step get an error at once.
-
-        Args:
-            grace: Seconds that a launched process has to end by itself, and again after SIGTERM.
-        """
-        launcher = self._strategy.launcher
-        launched = [] if launcher is None else launcher.procs.copy()
-        if launcher is not None:
-            launcher.procs.clear()  # Lightning kills this process when one of them fails, even while it says why
-        leave_group()
+    def end(self) -> None:
+        """Leaves the group and ends the processes that this one launched; those that wait for it get an error at once."""
+        self._strategy.end()
         if self._heartbeat is not None:
             self._heartbeat.close()
-        for process in launched:
-            for stop in (process.terminate, process.kill):
-                try:
-                    process.wait(grace)
-                except subprocess.TimeoutExpired:
-                    stop()
-            process.wait()

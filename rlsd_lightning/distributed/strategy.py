@@ -4,6 +4,7 @@ import atexit
 import logging
 import math
 import os
+import subprocess
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -16,7 +17,7 @@ from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
 from torch import Tensor, distributed
 
 from rlsd_lightning.distributed.shard import Shard, collective
-from rlsd_lightning.errors import InputError
+from rlsd_lightning.errors import InputError, LostError
 
 __all__ = ["ParticleStrategy", "join_group", "leave_group"]
 
@@ -111,6 +112,28 @@ class ParticleStrategy(DDPStrategy):
 
     def configure_ddp(self) -> None:
         """Leaves the module unwrapped, as DistributedDataParallel would average its gradients."""
+
+    def on_exception(self, exception: BaseException) -> None:
+        if isinstance(exception, LostError):
+            self.end()
+
+    def end(self, grace: float = 10.0) -> None:
+        """Leaves the group, and ends the processes that this one launched.
+
+        Args:
+            grace: Seconds that a launched process has to end by itself, and again after SIGTERM.
+        """
+        launched = [] if self.launcher is None else self.launcher.procs.copy()
+        if launched:
+            self.launcher.procs.clear()  # Lightning kills this process when one of them fails, even while it says why
+        leave_group()
+        for process in launched:
+            for stop in (process.terminate, process.kill):
+                try:
+                    process.wait(grace)
+                except subprocess.TimeoutExpired:
+                    stop()
+            process.wait()
 
     def barrier(self, *args: Any, **kwargs: Any) -> None:
         with collective():
