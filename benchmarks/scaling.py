@@ -114,7 +114,12 @@ def run(processes: int, mode: str, args: argparse.Namespace) -> list[dict]:
     """What the clock of each process kept in one run."""
     with tempfile.TemporaryDirectory() as folder:
         command = [
-            *(sys.executable, str(PROJECT / "train.py"), f"trainer.accelerator={args.accelerator}", f"trainer.devices={processes}"),
+            *(
+                sys.executable,
+                str(PROJECT / "train.py"),
+                f"trainer.accelerator={args.accelerator}",
+                f"trainer.devices={processes}",
+            ),
             *(f"parallel={mode}", f"num_steps={args.steps}", f"output_dir={folder}/run"),
             *("+callbacks.clock._target_=scaling.Clock", f"+callbacks.clock.folder={folder}"),
             *MODES[mode][0](processes),

@@ -15,7 +15,7 @@ __all__ = ["Shard", "collective"]
 
 @contextmanager
 def collective() -> Iterator[None]:
-    """Turns the error of a failed exchange with other processes into a LostError."""
+    """Turns the error of a failed exchange with other processes into a LostError; also a decorator."""
     try:
         yield
     except torch.OutOfMemoryError:

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
-from torch import Tensor, distributed
+from torch import distributed
 
 from rlsd_lightning.distributed.shard import Shard, collective
 from rlsd_lightning.errors import InputError, LostError
@@ -135,21 +135,11 @@ class ParticleStrategy(DDPStrategy):
                     stop()
             process.wait()
 
-    def barrier(self, *args: Any, **kwargs: Any) -> None:
-        with collective():
-            super().barrier(*args, **kwargs)
-
-    def broadcast(self, obj: Any, src: int = 0) -> Any:
-        with collective():
-            return super().broadcast(obj, src)
-
-    def reduce(self, tensor: Tensor, group: Any | None = None, reduce_op: Any = "mean") -> Tensor:
-        with collective():
-            return super().reduce(tensor, group, reduce_op)
-
-    def all_gather(self, tensor: Tensor, group: Any | None = None, sync_grads: bool = False) -> Tensor:
-        with collective():
-            return super().all_gather(tensor, group, sync_grads)
+    # what Lightning and callbacks exchange
+    barrier = collective()(DDPStrategy.barrier)
+    broadcast = collective()(DDPStrategy.broadcast)
+    reduce = collective()(DDPStrategy.reduce)
+    all_gather = collective()(DDPStrategy.all_gather)
 
 
 def join_group(store: distributed.Store, rank: int, size: int, device: torch.device, patience: timedelta) -> None:

@@ -56,7 +56,12 @@ def run_measurements(
     run = _Run(data, make_module, make_trainer, folder, processes or Processes("cpu"))
     batches = _batches(data.names, run.batch_size(measurements_per_batch))
     if checkpoint is not None:
-        batches = _only(checkpoint[0], batches, data.names)
+        if checkpoint[0] not in batches:
+            raise InputError(
+                f"ckpt_path belongs to measurement '{checkpoint[0]}', which is not one of this run's ({len(data)} from "
+                f"'{data.names[0]}' to '{data.names[-1]}'); give it with the data it was made from"
+            )
+        batches = {checkpoint[0]: batches[checkpoint[0]]}
     run.solve_all(batches, parallel, checkpoint and checkpoint[1])
     if not run.processes.is_first:
         return 0, 0
@@ -70,16 +75,6 @@ def _batches(names: Sequence[str], size: int) -> dict[str, range]:
         indices = range(first, min(first + size, len(names)))
         batches[names[first] if len(indices) == 1 else f"batch_{first:04d}-{indices[-1]:04d}"] = indices
     return batches
-
-
-def _only(label: str, batches: dict[str, range], names: Sequence[str]) -> dict[str, range]:
-    """One of the batches."""
-    if label not in batches:
-        raise InputError(
-            f"ckpt_path belongs to measurement '{label}', which is not one of this run's ({len(names)} from '{names[0]}' "
-            f"to '{names[-1]}'); give it with the data it was made from"
-        )
-    return {label: batches[label]}
 
 
 class _Run:
