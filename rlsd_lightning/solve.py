@@ -9,6 +9,7 @@ from deepinv.physics import Physics
 from lightning.pytorch.callbacks import Callback
 from torch import Tensor, nn
 
+from rlsd_lightning.distributed.strategy import ParticleStrategy
 from rlsd_lightning.engine.callbacks import FiniteGuard
 from rlsd_lightning.features import LatentFeatures
 from rlsd_lightning.measurement import Measurement
@@ -36,6 +37,10 @@ def solve(
 ) -> Tensor:
     r"""Draws particles that explain a measurement.
 
+    With ``trainer={"devices": 4}`` each device computes a share of the particles. Lightning then runs the calling script
+    once in every process, and each of them returns all particles. So call this in a script, not in a notebook, and
+    write files in one process only: ``if lightning.pytorch.utilities.rank_zero_only.rank == 0``.
+
     Args:
         y: The measurement :math:`y = A(x) + n`, with shape :math:`(1, \dots)`.
         physics: The operator :math:`A` with its noise, acting on images in [-1, 1]; or a plain, differentiable function
@@ -47,7 +52,8 @@ def solve(
         features: What the kernel compares; the latents if left out.
         method: The particle method.
         callbacks: Lightning callbacks.
-        trainer: Arguments of the ``lightning.Trainer``, such as ``accelerator`` or ``precision``.
+        trainer: Arguments of the ``lightning.Trainer``, such as ``accelerator``, ``devices`` or ``precision``. The
+            strategy is a ParticleStrategy where there are several devices.
         settings: Arguments of the method, such as ``gamma``.
 
     Returns:
@@ -56,6 +62,7 @@ def solve(
     Raises:
         InputError: If an argument is out of range, or the operator does not fit the prior.
         NonFiniteError: If particles become infinite or not a number.
+        LostError: If another process ends or is silent.
     """
     module = method(
         prior,
@@ -77,6 +84,8 @@ def solve(
         "num_sanity_val_steps": 0,
         **(trainer or {}),
     }
+    if options["devices"] != 1 or options.get("num_nodes", 1) != 1:
+        options.setdefault("strategy", ParticleStrategy())
     collected = _Collect()
     with tempfile.TemporaryDirectory() as scratch:
         L.Trainer(**{"default_root_dir": scratch, **options}, callbacks=[FiniteGuard(), *callbacks, collected]).fit(
@@ -86,7 +95,7 @@ def solve(
 
 
 class _Collect(Callback):
-    """Takes the images while the module is still on its device: the Trainer's end moves only its parameters away."""
+    """Keeps the final images while the networks still are on the module's device."""
 
     images: Tensor
 

@@ -26,7 +26,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
 from hydra.types import RunMode
 from hydra.utils import instantiate
-from lightning.pytorch.plugins.environments import LightningEnvironment
+from lightning.pytorch.plugins.environments import SLURMEnvironment, TorchElasticEnvironment
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
@@ -44,7 +44,7 @@ from rlsd_lightning.cli.settings import (
     overridden,
     with_present_names,
 )
-from rlsd_lightning.distributed.ranks import Ranks
+from rlsd_lightning.distributed.processes import Processes
 from rlsd_lightning.engine.checkpoints import AtomicCheckpointIO
 from rlsd_lightning.engine.locking import only_run_in
 from rlsd_lightning.engine.runner import run_measurements
@@ -65,36 +65,34 @@ OmegaConf.register_new_resolver("project", lambda path: str(PROJECT / path), rep
 OmegaConf.register_new_resolver("run_folder", run_folder, replace=True)
 
 
-def trainer_factory(cfg: DictConfig, run_folder: Path, ranks: Ranks) -> Callable[[Path], L.Trainer]:
-    """Makes a fresh Trainer for every batch of measurements, whose folder it is called with: one can't be used twice.
-
-    Each process has a Trainer of its own for its own device; what processes exchange is the particles' affair.
-    """
-    compared_in = instantiate(cfg.callbacks.results.features)  # once, not for every measurement
+def trainer_factory(cfg: DictConfig, run_folder: Path, processes: Processes) -> Callable[[Path], L.Trainer]:
+    """Function that makes a new Trainer for a batch of measurements, whose folder is its argument."""
+    # once, not for every batch
+    features = instantiate(cfg.callbacks.results.features) if "results" in cfg.callbacks else None
+    # Lightning would requeue a SLURM job by itself, from a checkpoint in the middle of a step
+    in_slurm = SLURMEnvironment.detect() and not TorchElasticEnvironment.detect()
+    environment = [SLURMEnvironment(auto_requeue=False)] if in_slurm else []
 
     def make(folder: Path) -> L.Trainer:
-        callbacks = OmegaConf.merge(
-            cfg.callbacks,
-            {
-                "checkpoint": {"dirpath": str(folder / cfg.callbacks.checkpoint.dirpath)},
-                "results": {"folder": str(run_folder), "features": None},
-                "stop": {"folder": str(folder / cfg.callbacks.stop.folder)},
-            },
-        )
-        made = instantiate(callbacks)
-        made["results"].features = compared_in
-        writes = ranks.shard.position == 0
-        if not ranks.is_first:
-            made.pop("progress", None)
+        own = {
+            "checkpoint": lambda callback: {"dirpath": str(folder / callback.dirpath)},
+            "results": lambda callback: {"folder": str(run_folder), "features": features},
+            "stop": lambda callback: {"folder": str(folder / callback.folder)},
+        }
+        callbacks = {
+            name: instantiate(callback, **own[name](callback) if name in own else {})
+            for name, callback in cfg.callbacks.items()
+            if name != "progress" or processes.is_first
+        }
         try:
             return instantiate(cfg.trainer)(
-                devices=[ranks.device.index] if ranks.device.type == "cuda" else 1,
-                num_nodes=1,
-                callbacks=list(made.values()),
-                logger=instantiate(cfg.logger)(save_dir=folder) if writes else False,
-                enable_progress_bar="progress" in made,
+                strategy=processes.strategy(),
+                callbacks=list(callbacks.values()),
+                logger=instantiate(cfg.logger)(save_dir=folder),
+                enable_progress_bar="progress" in callbacks,
+                enable_checkpointing="checkpoint" in callbacks,
                 default_root_dir=folder,
-                plugins=[AtomicCheckpointIO(writes), LightningEnvironment()],
+                plugins=[AtomicCheckpointIO(), *environment],
             )
         except (MisconfigurationException, ValueError) as error:
             raise InputError(f"these settings of the trainer can't be used: {error}") from error
@@ -136,30 +134,30 @@ def run(cfg: DictConfig, folder: Path) -> int:
     # noise is keyed by the seed; this only fixes what libraries draw, and takes 32 bits
     L.seed_everything(cfg.seed % 2**32, verbose=False)
     prior, features, method, data = parts_of(cfg)
-    ranks = Ranks(cfg.trainer.accelerator, cfg.trainer.devices, cfg.trainer.num_nodes, cfg.patience)
-    if ranks.is_first and ranks.device.type == "cpu" and cfg.trainer.precision == "16-mixed":
+    processes = Processes(cfg.trainer.accelerator, cfg.trainer.devices, cfg.trainer.num_nodes, cfg.patience)
+    if processes.is_first and processes.device.type == "cpu" and cfg.trainer.precision == "16-mixed":
         log.warning("a CPU computes trainer.precision=16-mixed as bf16-mixed")  # Lightning's own warning is not shown
     try:
-        folder = Path(ranks.broadcast(str(folder)))
+        folder = Path(processes.broadcast(str(folder)))
         asked.output_dir = str(folder)  # what main() tells the user to go on with
         finished, missing = run_measurements(
             data,
             lambda measurements: method(prior, measurements, features),
-            trainer_factory(cfg, folder, ranks),
+            trainer_factory(cfg, folder, processes),
             folder,
             chosen,
             cfg.measurements_per_batch,
-            ranks,
+            processes,
             cfg.parallel,
         )
     except StoppedError as stop:
-        if ranks.shard.position == 0 and not ranks.is_first:  # of its own group, which the first may not know of
-            log.error("\nprocess %d: %s", ranks.rank, stop)
-        ranks.leave()
+        if processes.shard.position == 0 and not processes.is_first:  # the first may be in another group
+            log.error("\nprocess %d: %s", processes.rank, stop)
+        processes.leave()
         raise
     finally:
-        ranks.end()
-    if not ranks.is_first:
+        processes.end()
+    if not processes.is_first:
         return 0
     if figures := in_short(folder / "summary.csv"):
         log.info("mean figures: %s", figures)

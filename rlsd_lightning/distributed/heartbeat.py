@@ -1,8 +1,9 @@
-"""Which processes of a run are still there, for those that exchange nothing for hours and meet at the end."""
+"""The heartbeat of processes that exchange nothing for hours and meet at the end of a run."""
 
 import atexit
 import threading
 import time
+from collections.abc import Iterable
 from concurrent.futures import Future
 from contextlib import suppress
 from datetime import timedelta
@@ -11,101 +12,100 @@ from torch.distributed import Store
 
 from rlsd_lightning.errors import LostError
 
-__all__ = ["Attendance"]
+__all__ = ["Heartbeat"]
 
-SIGNS = 10
-"""Signs of life that a process gives within the others' patience."""
+BEATS = 10
+"""Heartbeats within the patience."""
 GRACE = 5.0
-"""Seconds that a sign of life which is under way may take when there are to be no more."""
+"""Seconds that a heartbeat under way may take when the last one is over."""
 
 
-class Attendance:
-    """A list that every process of a run signs: while it works, when it has finished, when it leaves.
+class Heartbeat:
+    """Beats in a store until it is closed, and watches the other processes while it waits for them.
 
-    A collective would give up on those that work for long, so the list is kept in a store. The first process watches
-    the others' signs of life; the others find out about the first because its store no longer answers.
+    A collective would give up on a process that works for longer than its timeout; a heartbeat goes on.
 
     Args:
-        store: What all processes share; the first holds it.
-        rank: This process's place among all.
-        size: How many processes there are.
-        patience: A process that gives no sign of life for so long is lost.
+        store: Key-value store of all processes.
+        rank: Rank of this process.
+        size: Number of processes.
+        patience: Time without a heartbeat after which a process is lost.
     """
 
     def __init__(self, store: Store, rank: int, size: int, patience: timedelta) -> None:
         self._store = store
         self._rank = rank
-        self._others = [other for other in range(size) if other != rank]
+        self._size = size
         self._patience = patience.total_seconds()
         self._ended = threading.Event()
-        self._life = threading.Thread(target=self._live, daemon=True)
-        self._life.start()
+        self._thread = threading.Thread(target=self._beat, daemon=True)
+        self._thread.start()
         atexit.register(self.close)  # an interpreter that ends while a thread is in the store's C++ code aborts
 
-    def _live(self) -> None:
-        with suppress(RuntimeError):  # a store that is gone is found out by those who ask it
-            while not self._ended.wait(self._patience / SIGNS):
-                self._store.add(f"sign {self._rank}", 1)
+    def _beat(self) -> None:
+        with suppress(RuntimeError):  # those that wait for the store find out that it is gone
+            while not self._ended.wait(self._patience / BEATS):
+                self._store.add(f"heartbeat {self._rank}", 1)
 
     def close(self) -> None:
-        """Gives no more signs of life."""
+        """Stops the heartbeat."""
         self._ended.set()
-        self._life.join(GRACE)  # not for ever: where the network is cut the store does not answer
+        self._thread.join(GRACE)  # not forever: a store does not answer where the network is cut
         atexit.unregister(self.close)
 
-    def sum_of_all(self, value: int) -> int:
-        """The sum of every process's value, once each has come here or has left, however long that takes.
+    def sum(self, value: int) -> int:
+        """Sum over all processes, once each has called this or has left.
 
         Raises:
-            LostError: If one of those who are waited for gives no sign of life.
+            LostError: If a process that has done neither has no heartbeat.
         """
         self._add("sum", value)
         self._add(f"finished {self._rank}", 1)
         if self._rank:
-            while not self._add("complete"):
-                time.sleep(0.05)
+            self._wait_for("summed", [0])
             total = self._add("sum")
             self._add(f"left {self._rank}", 1)
             return total
-        self._wait_for("finished")
+        self._wait_for("finished", range(1, self._size))
         total = self._add("sum")
-        self._add("complete", 1)
-        with suppress(LostError):  # all is done; one that is lost only did not take its leave
-            self._wait_for("left")  # they still ask
+        self._add("summed 0", 1)
+        with suppress(LostError):  # the sum is complete, whoever is lost now
+            self._wait_for("left", range(1, self._size))  # they still need the store
         return total
 
     def leave(self) -> None:
-        """Tells the first not to wait for this process."""
+        """Tells the first process not to wait for this one."""
         if self._rank:
             with suppress(LostError):
                 self._add(f"finished {self._rank}", 1)
                 self._add(f"left {self._rank}", 1)
 
-    def _wait_for(self, deed: str) -> None:
-        signs, since = {}, {}
-        while missing := [other for other in self._others if not self._add(f"{deed} {other}")]:
+    def _wait_for(self, event: str, ranks: Iterable[int]) -> None:
+        """Waits for an event of other processes, as long as their hearts beat."""
+        beats, since = {}, {}
+        while missing := [rank for rank in ranks if not self._add(f"{event} {rank}")]:
             now = time.monotonic()
-            for other in missing:
-                sign = self._add(f"sign {other}")
-                if sign != signs.get(other):
-                    signs[other], since[other] = sign, now
-            silent = [other for other in missing if now - since[other] > self._patience]
+            for rank in missing:
+                beat = self._add(f"heartbeat {rank}")
+                if beat != beats.get(rank):
+                    beats[rank], since[rank] = beat, now
+            silent = [rank for rank in missing if now - since[rank] > self._patience]
             if silent:
                 names = ", ".join(map(str, silent))
-                raise LostError(f"process {names} gave no sign of life for {self._patience:g} seconds")
+                raise LostError(f"process {names} had no heartbeat for {self._patience:g} seconds")
             time.sleep(0.05)
 
-    def _add(self, name: str, value: int = 0) -> int:
-        """The store's count of something, with this value added to it."""
+    def _add(self, key: str, value: int = 0) -> int:
+        """The store's counter, after this value was added to it."""
         answer: Future[int] = Future()
 
         def ask() -> None:
             try:
-                answer.set_result(self._store.add(name, value))
+                answer.set_result(self._store.add(key, value))
             except RuntimeError as error:
                 answer.set_exception(error)
 
-        # where the network is cut the store's own timeout does not hold, and the call goes on for a quarter of an hour
+        # where the network is cut the store's own timeout does not hold, and the call lasts a quarter of an hour
         threading.Thread(target=ask, daemon=True).start()
         try:
             return answer.result(self._patience)

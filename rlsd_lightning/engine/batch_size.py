@@ -1,4 +1,4 @@
-"""How many measurements fit on a device."""
+"""Probe for the number of measurements that fit on a device."""
 
 import gc
 from collections.abc import Callable, Sequence
@@ -20,15 +20,15 @@ def largest_batch(
     most: int,
     make_trainer: Callable[[Path], L.Trainer],
 ) -> int:
-    """The largest number of measurements whose first step, the one that takes the most memory, does not run out of it.
+    """Largest number of measurements whose first step, the one that needs the most memory, fits.
 
-    Doubles until a step fails, then halves the gap.
+    Doubles the number until a step fails, then bisects.
 
     Args:
-        make_module: Called with the measurements of a batch.
-        measurement: One like the others.
-        most: How many there are.
-        make_trainer: Called with a folder; the Trainer knows the device and the precision.
+        make_module: Module of the measurements of a batch.
+        measurement: A measurement like the others.
+        most: Number of measurements, the upper limit.
+        make_trainer: New Trainer that writes to a folder, with the run's device and precision.
 
     Returns:
         At least 1, at most ``most``.
@@ -44,7 +44,7 @@ def largest_batch(
 
 
 def _fits(make_module: Callable, measurements: list[Measurement], make_trainer: Callable) -> bool:
-    """Whether the first step of a fit does, in the run's own precision."""
+    """Whether the first step of a fit has enough memory."""
     with TemporaryDirectory() as scratch:
         trainer = make_trainer(Path(scratch))
         trainer.callbacks, trainer.loggers = [], []

@@ -26,21 +26,14 @@ PREVIOUS = "previous.ckpt"
 class AtomicCheckpointIO(TorchCheckpointIO):
     """Writes a checkpoint beside its target and renames it; the one that was there becomes ``previous.ckpt``.
 
-    So at every instant one of the two is complete. What is read is held against the file's checksums.
-
-    Args:
-        writes: Whether this process writes: the first of those that work on the same particles.
+    So at every instant one of the two is complete. The file's checksums are verified when it is read. The strategy
+    calls it in the first process of a group only.
 
     Raises:
-        InputError: When a checkpoint to go on from can't be read, or is damaged.
+        InputError: When a checkpoint to resume from can't be read, or is damaged.
     """
 
-    def __init__(self, writes: bool = True) -> None:
-        self.writes = writes
-
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None) -> None:
-        if not self.writes:
-            return
         path = Path(path)
         path.parent.mkdir(exist_ok=True)  # but not its parents: a run's folder that was deleted stays so
         partial = path.with_name(path.name + ".partial")

@@ -8,7 +8,7 @@ from pathlib import Path
 import lightning as L
 import torch
 
-from rlsd_lightning.distributed.ranks import Ranks
+from rlsd_lightning.distributed.processes import Processes
 from rlsd_lightning.engine.batch_size import largest_batch
 from rlsd_lightning.engine.callbacks import Progress
 from rlsd_lightning.engine.checkpoints import LAST, PREVIOUS, checkpoint_to_resume, put_aside
@@ -32,33 +32,30 @@ def run_measurements(
     folder: Path,
     checkpoint: tuple[str, Path] | None = None,
     measurements_per_batch: int | str = 1,
-    ranks: Ranks | None = None,
+    processes: Processes | None = None,
     parallel: str = "auto",
 ) -> tuple[int, int]:
-    """Solves every measurement that has no result yet, from its last checkpoint if there is one.
+    """Solves the measurements without a result, each from its last checkpoint if there is one.
 
     Args:
-        data: A sequence of measurements, with their ``names``; if its ``sequence`` is true, they start from each other.
-        make_module: Called with the measurements of one batch.
-        make_trainer: Called with the folder of one batch: the measurement's if it has one only.
-        folder: The run's folder.
-        checkpoint: The name of one batch's folder and the checkpoint it goes on from; the others are left alone.
-        measurements_per_batch: How many are solved side by side; ``auto`` is the largest number that the device's
-            memory holds.
-        ranks: The processes of the run; this one alone if left out.
-        parallel: How they share the work, see :func:`~rlsd_lightning.distributed.ranks.groups_of`.
+        data: Sequence of measurements with their ``names``; with a true ``sequence`` each starts from the previous one.
+        make_module: Module of the measurements of a batch.
+        make_trainer: New Trainer that writes to the folder of a batch.
+        folder: Folder of the run.
+        checkpoint: Name of one batch's folder, and the checkpoint to resume it from; the other batches are left alone.
+        measurements_per_batch: Number of measurements solved side by side; ``auto`` fills the device's memory.
+        processes: Processes of the run; by default this one alone.
+        parallel: How they share the work, see :func:`~rlsd_lightning.distributed.processes.groups_of`.
 
     Returns:
-        How many measurements have a result, and how many of those asked for have none. Every process waits for the
-        others; the first writes the summary, the others don't look at the results and return zeros.
+        Number of measurements with a result, and of those asked for without one; zeros in all processes but the first.
 
     Raises:
         InputError: If the only measurement can't be solved, or an argument is out of range.
+        LostError: If another process is lost.
     """
-    ranks = ranks or Ranks("cpu")
-    folder.mkdir(parents=True, exist_ok=True)
-    runner, start = _Runner(data, make_module, make_trainer, folder, ranks), time.perf_counter()
-    batches = _batches(data.names, runner.batch_size(measurements_per_batch))
+    run = _Run(data, make_module, make_trainer, folder, processes or Processes("cpu"))
+    batches = _batches(data.names, run.batch_size(measurements_per_batch))
     if checkpoint is not None:
         if checkpoint[0] not in batches:
             raise InputError(
@@ -66,30 +63,14 @@ def run_measurements(
                 f"'{data.names[0]}' to '{data.names[-1]}'); give it with the data it was made from"
             )
         batches = {checkpoint[0]: batches[checkpoint[0]]}
-    ranks.share("particles" if runner.in_order else parallel, len(batches))
-    for label in list(batches)[ranks.group :: ranks.groups]:
-        measurements = runner.unsolved(batches[label])
-        runner.solve(measurements, label, checkpoint[1] if checkpoint else folder / label / "checkpoints" / LAST)
-        ranks.shard.any(False)  # the results are written when the next batch may start from them
-    particle_steps = ranks.sum_of_all(runner.particle_steps)
-    if not ranks.is_first:
+    run.solve_all(batches, parallel, checkpoint and checkpoint[1])
+    if not run.processes.is_first:
         return 0, 0
-    if particle_steps:
-        rate = particle_steps / (time.perf_counter() - start)
-        log.info("%.3g particle-steps a second over %d processes", rate, ranks.size)
-    results = {name: read_metrics(folder / name) for name in data.names}
-    rows = [metrics for metrics in results.values() if metrics is not None]
-    write_summary(folder, rows)
-    if rows:
-        write_report(folder, rows)
-    if rows and runner.in_order:
-        write_sequence(folder, [row["name"] for row in rows])
-    asked = [data.names[index] for indices in batches.values() for index in indices]
-    return len(rows), sum(results[name] is None for name in asked)
+    return run.write_summary(batches)
 
 
 def _batches(names: Sequence[str], size: int) -> dict[str, range]:
-    """The indices of every batch's measurements, by the name of its folder."""
+    """Indices of every batch's measurements, by the name of its folder."""
     batches = {}
     for first in range(0, len(names), size):
         indices = range(first, min(first + size, len(names)))
@@ -97,33 +78,34 @@ def _batches(names: Sequence[str], size: int) -> dict[str, range]:
     return batches
 
 
-class _Runner:
-    """What solving a batch takes; the arguments are those of :func:`run_measurements`."""
+class _Run:
+    """The state of a run; the arguments are those of :func:`run_measurements`."""
 
-    def __init__(self, data, make_module: Callable, make_trainer: Callable, folder: Path, ranks: Ranks) -> None:
+    def __init__(self, data, make_module: Callable, make_trainer: Callable, folder: Path, processes: Processes) -> None:
         self.data, self.make_module, self.make_trainer, self.folder = data, make_module, make_trainer, folder
-        self.ranks = ranks
-        self.in_order = getattr(data, "sequence", False)
+        self.processes = processes
         self.particle_steps = 0
-        """How many steps of how many particles this process has taken."""
+        """Steps of this process, each times its particles; in the end those of all processes."""
+        self.start = time.perf_counter()
+        folder.mkdir(parents=True, exist_ok=True)
 
     def batch_size(self, asked: int | str) -> int:
-        """How many measurements are solved side by side; that of ``auto`` stays the same when a run is resumed."""
+        """Number of measurements solved side by side; that of ``auto`` is kept for a resumed run."""
         if asked != "auto" and (not isinstance(asked, int) or asked < 1):
             raise InputError(f"measurements_per_batch must be at least 1, or auto, got {asked}")
-        if self.in_order and asked != 1:
+        if self.data.sequence and asked != 1:
             raise InputError(
                 f"measurements_per_batch must be 1 with data.sequence=true, where each starts from the last, got {asked}"
             )
         if asked != "auto":
             return asked
-        return self.ranks.broadcast(self._fitting_size() if self.ranks.is_first else None)
+        return self.processes.broadcast(self._fitting_size() if self.processes.is_first else None)
 
     def _fitting_size(self) -> int:
         chosen = self.folder / "measurements_per_batch.txt"
         if not chosen.is_file():
-            device, size = self.ranks.device, 1
-            # a process that asks for too much of a CPU's memory is killed rather than told, and more is not faster there
+            device, size = self.processes.device, 1
+            # a process that exceeds a CPU's memory is killed without an error, and larger batches are no faster there
             if device.type != "cpu":
                 size = largest_batch(self.make_module, self._first_readable(), len(self.data), self.make_trainer)
             log.info("measurements_per_batch=auto: %d on %s", size, device)
@@ -138,8 +120,17 @@ class _Runner:
                 reason = error
         raise reason
 
+    def solve_all(self, batches: dict[str, range], parallel: str, checkpoint: Path | None) -> None:
+        """Solves the batches of this process's group, and waits for the other groups."""
+        processes = self.processes
+        processes.form_groups("particles" if self.data.sequence else parallel, len(batches))
+        for label in list(batches)[processes.group :: processes.groups]:
+            self.solve(self.unsolved(batches[label]), label, checkpoint or self.folder / label / "checkpoints" / LAST)
+            processes.shard.any(False)  # the next batch may start from these results
+        self.particle_steps = processes.sum(self.particle_steps)
+
     def unsolved(self, indices: range) -> list[Measurement]:
-        """The measurements without a result, but for those that can't be read."""
+        """Measurements without a result that can be read."""
         measurements = []
         for index in indices:
             name = self.data.names[index]
@@ -153,40 +144,35 @@ class _Runner:
             except InputError as error:
                 self._report(name, error)
                 continue
-            if self.in_order and index:
+            if self.data.sequence and index:
                 measurement = measurement._replace(start=last_particles(self.folder / self.data.names[index - 1]))
             measurements.append(measurement)
         return measurements
 
     def solve(self, measurements: list[Measurement], label: str, checkpoint: Path) -> None:
-        """Solves a batch, from its checkpoint if there is one, and without those that fail."""
-        failure = None
+        """Solves a batch, from its checkpoint if there is one; one by one if it fails."""
         try:
             alone = [m.name for m in measurements] == [label]
-            known = {label} if alone else _saved_names(checkpoint)  # in a folder of its own it must be its checkpoint
-            self._solve([m for m in measurements if m.name in known], label, checkpoint)
-            self._solve([m for m in measurements if m.name not in known], label, None)
+            known = {label} if alone else _saved_names(checkpoint)  # a lone one's must be its own
+            self._fit_finite([m for m in measurements if m.name in known], label, checkpoint)
+            self._fit_finite([m for m in measurements if m.name not in known], label, None)
+            return
         except InputError as error:
             if len(measurements) == 1:
                 self._report(measurements[0].name, error)
                 return
-            failure = str(error)
-        if failure is None:
-            return
-        # not in the handler: the error holds the frames of the failed step, and with them the memory that was short
-        log.error("%s: %s; its measurements are solved one by one", label, failure)
+            log.error("%s: %s; its measurements are solved one by one", label, str(error))
+        # not in the handler: the error holds the frames of the failed step, and these its memory
         for m in measurements:
             if read_metrics(self.folder / m.name) is None:
-                own = self.folder / m.name / "checkpoints" / LAST
-                self.solve([m], m.name, own)
+                self.solve([m], m.name, self.folder / m.name / "checkpoints" / LAST)
 
-    def _solve(self, measurements: list[Measurement], label: str, checkpoint: Path | None) -> None:
+    def _fit_finite(self, measurements: list[Measurement], label: str, checkpoint: Path | None) -> None:
+        """Fits measurements together, again without those that diverge."""
         (self.folder / label).mkdir(exist_ok=True)
         while measurements:
-            module = self.make_module(measurements)
-            module.shard = self.ranks.shard
             try:
-                self._fit(module, self.make_trainer(self.folder / label), checkpoint)
+                self._fit(self.make_module(measurements), self.make_trainer(self.folder / label), checkpoint)
                 return
             except NonFiniteError as error:
                 log.error("%s", error)
@@ -194,11 +180,7 @@ class _Runner:
                 checkpoint = self.folder / label / "checkpoints" / LAST
 
     def _fit(self, module: ParticleModule, trainer: L.Trainer, checkpoint: Path | None) -> None:
-        first = self.data.names.index(module.measurements[0].name) + 1
-        last = first + len(module.measurements) - 1
-        if isinstance(trainer.progress_bar_callback, Progress):
-            position = f"{first}" if first == last else f"{first}-{last}"
-            trainer.progress_bar_callback.position = f"[{position}/{len(self.data)}] "
+        self._show_position(module, trainer)
         if checkpoint is not None:
             checkpoint = self._agreed_checkpoint(checkpoint, module)
         if checkpoint is not None:
@@ -207,8 +189,8 @@ class _Runner:
             # our own checkpoints hold tensors and plain numbers only
             trainer.fit(module, ckpt_path=checkpoint, weights_only=True)
         except torch.OutOfMemoryError as error:
-            if self.ranks.shard.size > 1:
-                raise  # the other processes of the group wait for this one: they can't go on without it
+            if self.processes.shard.size > 1:
+                raise  # the others of the group wait for this process
             raise InputError(
                 f"'{module.name}' does not fit into the device's memory ({str(error).splitlines()[0]}); set "
                 "method.particle_chunk=1, prior.decoder_checkpointing=true or fewer particles or measurements_per_batch"
@@ -217,25 +199,47 @@ class _Runner:
         if module.steps_done < len(module.timesteps):
             log.error("%s: stopped after %d of %d steps", module.name, module.steps_done, len(module.timesteps))
 
+    def _show_position(self, module: ParticleModule, trainer: L.Trainer) -> None:
+        first = self.data.names.index(module.measurements[0].name) + 1
+        last = first + len(module.measurements) - 1
+        if isinstance(trainer.progress_bar_callback, Progress):
+            position = f"{first}" if first == last else f"{first}-{last}"
+            trainer.progress_bar_callback.position = f"[{position}/{len(self.data)}] "
+
     def _agreed_checkpoint(self, path: Path, module: ParticleModule) -> Path | None:
-        """What all processes of the group go on from."""
+        """Checkpoint that all processes of the group resume from."""
         chosen = checkpoint_to_resume(path, module.check_checkpoint)
-        in_reserve = chosen is not None and chosen.name == PREVIOUS and path.name == LAST
-        if not self.ranks.shard.any(in_reserve):
+        is_previous = chosen is not None and chosen.name == PREVIOUS and path.name == LAST
+        if not self.processes.shard.any(is_previous):
             return chosen
-        if self.ranks.shard.position == 0:
+        if self.processes.shard.position == 0:
             put_aside(path)
         return path.with_name(PREVIOUS)
 
     def _report(self, name: str, error: InputError) -> None:
-        """Says what is wrong with one measurement; that ends a run which has no other."""
+        """Logs the error of one measurement; raises it if there is no other."""
         if len(self.data) == 1:
             raise error
         log.error("%s: %s", name, error)
 
+    def write_summary(self, batches: dict[str, range]) -> tuple[int, int]:
+        """Writes what covers all measurements; returns the numbers of results and of missing ones."""
+        if self.particle_steps:
+            rate = self.particle_steps / (time.perf_counter() - self.start)
+            log.info("%.3g particle-steps a second over %d processes", rate, self.processes.size)
+        results = {name: read_metrics(self.folder / name) for name in self.data.names}
+        rows = [metrics for metrics in results.values() if metrics is not None]
+        write_summary(self.folder, rows)
+        if rows:
+            write_report(self.folder, rows)
+        if rows and self.data.sequence:
+            write_sequence(self.folder, [row["name"] for row in rows])
+        asked = [self.data.names[index] for indices in batches.values() for index in indices]
+        return len(rows), sum(results[name] is None for name in asked)
+
 
 def _saved_names(checkpoint: Path) -> set[str]:
-    """The measurements a checkpoint knows; none if there is no such file."""
+    """Names of a checkpoint's measurements; empty if there is no such file."""
     names: set[str] = set()
     checkpoint_to_resume(checkpoint, lambda held: names.update(saved_samples(held)))
     return names

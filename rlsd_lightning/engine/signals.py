@@ -20,8 +20,8 @@ SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1
 class StopOnSignal(Callback):
     """Saves a checkpoint after the step in which a signal came, and stops.
 
-    The handler only takes note, so no save is ever under way when it acts. A second signal does what it did before.
-    Particles that are no longer finite are not saved: the last checkpoint is still good.
+    The handler only sets a flag, so it never interrupts a save. A second signal has the effect that the first had
+    without this callback. Particles that are no longer finite are not saved: the last checkpoint is still good.
 
     Args:
         folder: Folder of the checkpoint, which is called last.ckpt.
@@ -44,9 +44,14 @@ class StopOnSignal(Callback):
             signal.signal(number, handler)
         self._before = {}
 
-    def on_train_start(self, trainer: L.Trainer, pl_module: ParticleModule) -> None:
+    def setup(self, trainer: L.Trainer, pl_module: ParticleModule, stage: str) -> None:
+        # before Lightning sets its own, whose handler of SIGTERM broadcasts to processes that don't listen
         if threading.current_thread() is threading.main_thread():  # only there may handlers be set
-            self._before = {number: signal.signal(number, self._note) for number in SIGNALS}
+            self._before = {number: signal.getsignal(number) for number in SIGNALS}
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: ParticleModule) -> None:
+        for number in self._before:
+            signal.signal(number, self._note)
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: ParticleModule, outputs: Any, batch: Any, batch_idx: int

@@ -12,7 +12,9 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from rlsd_lightning.checks import check_particles
-from rlsd_lightning.distributed.ranks import Shard
+from rlsd_lightning.distributed.shard import Shard
+from rlsd_lightning.distributed.strategy import ParticleStrategy
+from rlsd_lightning.errors import InputError
 from rlsd_lightning.features import Features
 from rlsd_lightning.functional.noise import particle_noise
 from rlsd_lightning.functional.schedules import ddim_timesteps
@@ -92,7 +94,6 @@ class ParticleModule(L.LightningModule):
         self.z, self.x = nn.Parameter(z), nn.Parameter(x, requires_grad=False)
         # read now, as reading from a device waits for it
         self._noise_shares = {each.name: noise_share(each, self.x[0].numel()) for each in self.measurements}
-        self.shard = Shard()
         self.resumed_at = 0
         """Number of timesteps that were taken before this fit."""
         self.repulsion_ratios: list[Tensor] = []
@@ -162,6 +163,12 @@ class ParticleModule(L.LightningModule):
         return first if first == last else f"{first} to {last}"
 
     @property
+    def shard(self) -> Shard:
+        """Share of the particles that this process computes: all, unless a ParticleStrategy spreads them."""
+        strategy = self._trainer.strategy if self._trainer else None
+        return strategy.shard if isinstance(strategy, ParticleStrategy) else Shard()
+
+    @property
     def rows(self) -> slice:
         """Rows of this process's particles."""
         return self.shard.rows(len(self.z))
@@ -227,6 +234,17 @@ class ParticleModule(L.LightningModule):
         self.manual_backward(loss)
         optimizer.step()
         optimizer.zero_grad()  # or the next optimizer's backward pass would exchange these gradients again
+
+    def setup(self, stage: str) -> None:
+        if self.trainer.world_size > 1 and not isinstance(self.trainer.strategy, ParticleStrategy):
+            raise InputError(
+                "the Trainer's strategy must be a ParticleStrategy where there are several devices, got "
+                f"{type(self.trainer.strategy).__name__}, which averages the gradients of different particles; pass "
+                "strategy=ParticleStrategy() from rlsd_lightning"
+            )
+
+    def on_train_epoch_end(self) -> None:
+        self.trainer.should_stop = True  # one pass over the timesteps, whatever max_epochs says
 
     def on_fit_start(self) -> None:
         for module in self._frozen.values():

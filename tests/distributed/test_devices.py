@@ -16,7 +16,8 @@ from support.command import PROJECT, start_train, train, wait_for
 from support.trainers import assert_same_bits
 
 from rlsd_lightning import InputError
-from rlsd_lightning.distributed.ranks import Ranks, Shard, groups_of
+from rlsd_lightning.distributed.processes import Processes, groups_of
+from rlsd_lightning.distributed.shard import Shard
 
 
 @pytest.fixture
@@ -41,9 +42,9 @@ def children(process: subprocess.Popen) -> list[int]:
 def test_a_run_on_apples_gpu_is_one_process_without_ddp(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(MPSAccelerator, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    ranks = Ranks("auto", 1)
-    assert (ranks.device.type, ranks.size, ranks.is_first) == ("mps", 1, True)
-    assert Ranks("cpu", 1).device.type == "cpu"
+    processes = Processes("auto", 1)
+    assert (processes.device.type, processes.size, processes.strategy()) == ("mps", 1, "auto")
+    assert Processes("cpu", 1).device.type == "cpu"
 
 
 # --- the same result everywhere ------------------------------------------------------------------------------------
@@ -253,7 +254,7 @@ def test_shares_cover_all_particles_once_and_evenly(total: int, size: int) -> No
 
 
 @pytest.mark.parametrize(
-    ("parallel", "ranks", "batches", "groups"),
+    ("parallel", "processes", "batches", "groups"),
     [
         ("auto", 4, 100, 4),
         ("auto", 4, 1, 1),
@@ -265,8 +266,8 @@ def test_shares_cover_all_particles_once_and_evenly(total: int, size: int) -> No
         ("2x4", 8, 1, 2),
     ],
 )
-def test_groups(parallel: str, ranks: int, batches: int, groups: int) -> None:
-    assert groups_of(parallel, ranks, batches)[0] == groups
+def test_groups(parallel: str, processes: int, batches: int, groups: int) -> None:
+    assert groups_of(parallel, processes, batches)[0] == groups
 
 
 @pytest.mark.parametrize("parallel", ["2x3", "both", "4", ""])

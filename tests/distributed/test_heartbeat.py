@@ -1,4 +1,4 @@
-"""Who has finished, who has left and who is lost, between threads that share a store."""
+"""Finished, left and lost processes, as threads that share a store."""
 
 import subprocess
 import sys
@@ -10,40 +10,40 @@ import pytest
 from torch.distributed import HashStore
 
 from rlsd_lightning import InputError
-from rlsd_lightning.distributed.heartbeat import Attendance
-from rlsd_lightning.distributed.ranks import Ranks
+from rlsd_lightning.distributed.heartbeat import Heartbeat
+from rlsd_lightning.distributed.processes import Processes
 from rlsd_lightning.errors import LostError
 
 
-def attend(size: int, seconds: float = 60) -> list[Attendance]:
+def beating(size: int, seconds: float = 60) -> list[Heartbeat]:
     store = HashStore()
-    return [Attendance(store, rank, size, timedelta(seconds=seconds)) for rank in range(size)]
+    return [Heartbeat(store, rank, size, timedelta(seconds=seconds)) for rank in range(size)]
 
 
-def test_all_learn_the_sum_of_all() -> None:
+def test_all_learn_the_sum() -> None:
     with ThreadPoolExecutor(4) as pool:
-        assert list(pool.map(lambda one, value: one.sum_of_all(value), attend(4), (1, 20, 300, 4000))) == [4321] * 4
+        assert list(pool.map(lambda one, value: one.sum(value), beating(4), (1, 20, 300, 4000))) == [4321] * 4
 
 
 def test_one_that_works_for_longer_than_the_patience_is_waited_for() -> None:
-    first, other = attend(2, seconds=0.3)
+    first, other = beating(2, seconds=0.3)
     with ThreadPoolExecutor(1) as pool:
-        total = pool.submit(first.sum_of_all, 1)
+        total = pool.submit(first.sum, 1)
         time.sleep(1)
         assert not total.done()
-        assert other.sum_of_all(2) == total.result(5) == 3
+        assert other.sum(2) == total.result(5) == 3
 
 
 def test_one_that_left_is_not_waited_for() -> None:
-    first, other = attend(2)
+    first, other = beating(2)
     other.leave()
-    assert first.sum_of_all(7) == 7
+    assert first.sum(7) == 7
 
 
-def test_one_without_a_sign_of_life_is_named() -> None:
-    first = Attendance(HashStore(), 0, 3, timedelta(seconds=0.3))
-    with pytest.raises(LostError, match=r"process 1, 2 gave no sign of life for 0\.3 seconds"):
-        first.sum_of_all(0)
+def test_one_without_a_heartbeat_is_named() -> None:
+    first = Heartbeat(HashStore(), 0, 3, timedelta(seconds=0.3))
+    with pytest.raises(LostError, match=r"process 1, 2 had no heartbeat for 0\.3 seconds"):
+        first.sum(0)
 
 
 @pytest.mark.parametrize("silent", [True, False], ids=["silent", "closed"])
@@ -57,40 +57,48 @@ def test_a_first_that_does_not_answer_is_lost(silent: bool) -> None:
     with pytest.raises(
         LostError, match="process 0 did not answer for" if silent else "process 0 does not answer: Conn"
     ):
-        Attendance(Gone(), 1, 2, timedelta(seconds=0.3)).sum_of_all(0)
+        Heartbeat(Gone(), 1, 2, timedelta(seconds=0.3)).sum(0)
 
 
-def test_an_interpreter_that_ends_while_signs_are_given_does_not_abort() -> None:
+def test_the_first_is_watched_too() -> None:
+    first, other = beating(2, seconds=0.3)
+    first.close()  # its store answers, as torchrun's would
+    with pytest.raises(LostError, match="process 0 had no heartbeat"):
+        other.sum(0)
+
+
+def test_an_interpreter_that_ends_while_hearts_beat_does_not_abort() -> None:
     script = (
         "from datetime import timedelta; from torch.distributed import HashStore;"
-        "from rlsd_lightning.distributed.heartbeat import Attendance;"
+        "from rlsd_lightning.distributed.heartbeat import Heartbeat;"
         "store = HashStore();"
-        "kept = [Attendance(store, rank, 40, timedelta(milliseconds=3)) for rank in range(40)]"
+        "kept = [Heartbeat(store, rank, 40, timedelta(milliseconds=3)) for rank in range(40)]"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 0, done.stderr
 
 
-def test_a_closed_one_gives_no_more_signs() -> None:
+def test_a_closed_one_beats_no_more() -> None:
     store = HashStore()
-    one = Attendance(store, 0, 2, timedelta(seconds=0.1))
+    one = Heartbeat(store, 0, 2, timedelta(seconds=0.1))
     time.sleep(0.2)
     one.close()
-    signs = store.add("sign 0", 0)
+    beats = store.add("heartbeat 0", 0)
     time.sleep(0.2)
-    assert signs == store.add("sign 0", 0) > 0
+    assert beats == store.add("heartbeat 0", 0) > 0
 
 
 @pytest.mark.parametrize("patience", [0, -1, float("nan"), float("inf"), "long"])
 def test_a_patience_that_is_none_is_refused(patience: object) -> None:
     with pytest.raises(InputError, match="patience must be a number of seconds, at least 1, got"):
-        Ranks("cpu", patience=patience)
+        Processes("cpu", patience=patience)
 
 
 def test_one_that_starts_alone_says_whom_it_missed() -> None:
     script = (
-        "import datetime, rlsd_lightning.distributed.ranks as ranks; ranks.START = datetime.timedelta(seconds=2);"
-        "ranks.Ranks('cpu', 1, 2, patience=1)"
+        "import datetime; from rlsd_lightning.distributed import processes, strategy;"
+        "strategy.RENDEZVOUS_TIMEOUT = datetime.timedelta(seconds=2);"
+        "processes.Processes('cpu', 1, 2, patience=1)"
     )
     environment = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0", "LOCAL_RANK": "0", "NODE_RANK": "0"}
     done = subprocess.run(

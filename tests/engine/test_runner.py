@@ -350,3 +350,15 @@ def test_command_line_refuses_a_batch_of_a_sequence(tiny_prior_folder: Path, tmp
     )
     assert code == 1
     assert "measurements_per_batch must be 1 with data.sequence=true" in printed
+
+
+@pytest.mark.parametrize(
+    "removed", [["stop"], ["progress", "monitor", "guard"], ["checkpoint"], ["results"]], ids=lambda names: names[0]
+)
+def test_command_line_runs_without_some_callbacks(removed: list[str], small: list[str], tmp_path: Path) -> None:
+    small = [setting for setting in small if not any(setting.startswith(f"callbacks.{name}.") for name in removed)]
+    code, printed = train(*small, "num_steps=5", f"output_dir={tmp_path}", *(f"~callbacks.{name}" for name in removed))
+    assert code == (removed == ["results"]), printed  # without results there is nothing to show for
+    assert "Traceback" not in printed
+    assert (tmp_path / "000" / "metrics.json").exists() == (removed != ["results"])
+    assert (tmp_path / "000" / "checkpoints" / "last.ckpt").exists() == (removed != ["checkpoint"])

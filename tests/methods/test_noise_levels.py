@@ -19,7 +19,7 @@ from rlsd_lightning import (
     MixtureDistillation,
     TwistedFilter,
 )
-from rlsd_lightning.distributed.ranks import Shard
+from rlsd_lightning.distributed.shard import Shard
 from rlsd_lightning.methods import sampling
 from rlsd_lightning.methods.base import ParticleModule
 from rlsd_lightning.operators import denoising, inpainting
@@ -127,7 +127,7 @@ def test_neighbours_under_one_operator_are_solved_for_at_once(tiny_prior, monkey
     assert sizes == [4, 2, 2, 2, 2, 2, 2, 2, 2, 4]  # two measurements of photons are never equally noisy
     for processes in (3, 5, 7):
         for position in range(processes):  # a process's share begins and ends anywhere
-            module.shard = Shard(position, processes)
+            monkeypatch.setattr(type(module), "shard", Shard(position, processes))
             mine = module.proximal_steps(decoded[module.rows], 0.01)
             assert_close(mine, apart[module.rows], rtol=1e-5, atol=1e-5)
 

@@ -21,7 +21,7 @@ from rlsd_lightning import (
     ViTFeatures,
     solve,
 )
-from rlsd_lightning.distributed.ranks import Shard
+from rlsd_lightning.distributed.shard import Shard
 from rlsd_lightning.functional.kernels import log_density, median_bandwidth
 from rlsd_lightning.functional.metrics import mode_total_variation, within_mode_spread
 from rlsd_lightning.functional.schedules import reverse_step
@@ -257,10 +257,12 @@ def test_a_lone_particle_has_its_own_noise_antithetic_or_not(prior: StableDiffus
     assert torch.equal(one.z_t, other.z_t)
 
 
-def test_antithetic_noise_is_the_same_for_a_process_with_some_of_the_particles(prior: StableDiffusionPrior):
+def test_antithetic_noise_is_the_same_for_a_process_with_some_of_the_particles(
+    prior: StableDiffusionPrior, monkeypatch: pytest.MonkeyPatch
+):
     module = make(prior, num_particles=3, antithetic=True)
     expected = module.noise(STEP)
-    module.shard = Shard(1, 2)
+    monkeypatch.setattr(type(module), "shard", Shard(1, 2))
     rows = module.rows
     assert 0 < rows.stop - rows.start < 3
     assert torch.equal(module.noise(STEP), expected[rows])

@@ -1,0 +1,197 @@
+"""The Lightning strategy that spreads the particles of a fit over processes."""
+
+import atexit
+import logging
+import math
+import os
+import subprocess
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import Any
+
+import torch
+from lightning.pytorch.strategies import DDPStrategy
+from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
+from torch import distributed
+
+from rlsd_lightning.distributed.shard import Shard, collective
+from rlsd_lightning.errors import InputError, LostError
+
+__all__ = ["ParticleStrategy", "join_group", "leave_group"]
+
+log = logging.getLogger(__name__)
+
+PARENT = "RLSD_PARENT"
+"""Environment variable with the process id of the one that launched the others."""
+
+RENDEZVOUS_TIMEOUT = timedelta(minutes=10)
+"""Time that processes have to find each other, unless the patience is longer."""
+
+
+class ParticleStrategy(DDPStrategy):
+    """Spreads the particles of a fit over processes, one a device, and averages nothing.
+
+    Each process holds the latents and the optimizer's state of all particles. It evaluates the networks on its own rows
+    only, and gathers the other rows' gradients before the optimizer steps. Lightning's launcher, torchrun or SLURM
+    start the processes. The world of the Trainer and its callbacks is torch's default process group, which may be a
+    part of all processes: groups are independent.
+
+    Args:
+        patience: Timeout of an exchange between processes, in seconds, at least 1. Longer than any pause between two
+            steps, such as compilation or writing results.
+
+    Raises:
+        InputError: If ``patience`` is out of range, or the processes don't find each other.
+        LostError: If another process ends, or is silent for longer than ``patience``.
+
+    Example:
+        >>> L.Trainer(devices=2, strategy=ParticleStrategy()).fit(RLSD(...))  # doctest: +SKIP
+    """
+
+    def __init__(self, patience: float = 600) -> None:
+        if not isinstance(patience, int | float) or not 1 <= patience < math.inf:
+            raise InputError(f"patience must be a number of seconds, at least 1, got {patience}")
+        self.patience = timedelta(seconds=patience)
+        super().__init__(timeout=self.patience)
+
+    @property
+    def shard(self) -> Shard:
+        """The rows of this process in its group."""
+        return Shard(self.global_rank, self.world_size)
+
+    @property
+    def is_grouped(self) -> bool:
+        """Whether this process has joined a group."""
+        return self.num_nodes * self.num_processes > 1 and distributed.is_initialized()
+
+    @property
+    def global_rank(self) -> int:
+        """Rank in the group; before there is one, among all processes."""
+        return distributed.get_rank() if self.is_grouped else super().global_rank
+
+    @property
+    def world_size(self) -> int:
+        """Number of processes in the group; before there is one, of all."""
+        return distributed.get_world_size() if self.is_grouped else super().world_size
+
+    def _configure_launcher(self) -> None:
+        if self.num_nodes * self.num_processes > 1:
+            self._launcher = _Launcher(self.cluster_environment, self.num_processes, self.num_nodes)
+
+    def setup_distributed(self) -> None:
+        """Joins a group of all processes, unless an earlier Trainer or the runner has formed one."""
+        if self.world_size > 1 and not distributed.is_initialized():
+            join_group(self.rendezvous(), self.global_rank, self.world_size, self.root_device, self.patience)
+            atexit.register(leave_group)
+        self.set_world_ranks()
+
+    def rendezvous(self) -> distributed.Store:
+        """Key-value store of all processes, once all have connected to it.
+
+        Raises:
+            InputError: If they don't within the rendezvous timeout.
+        """
+        environment, size = self.cluster_environment, self.world_size
+        os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"] = environment.main_address, str(environment.main_port)
+        timeout = max(RENDEZVOUS_TIMEOUT, self.patience)
+        try:
+            with _ending_with_parent():
+                store, *_ = next(distributed.rendezvous("env://", self.global_rank, size, timeout=timeout))
+                store = distributed.PrefixStore("rlsd", store)
+                if store.add("arrived", 1) == size:  # a store of torchrun's does not wait for all
+                    store.set("complete", b"")
+                store.wait(["complete"], timeout)
+        except distributed.DistError as error:
+            raise InputError(
+                f"the {size} processes of this run did not find each other ({str(error).splitlines()[0]}); start all of "
+                "them, with the same MASTER_ADDR and MASTER_PORT, and where each can be reached by the others"
+            ) from error
+        return store
+
+    def configure_ddp(self) -> None:
+        """Leaves the module unwrapped, as DistributedDataParallel would average its gradients."""
+
+    def on_exception(self, exception: BaseException) -> None:
+        if isinstance(exception, LostError):
+            self.end()
+
+    def end(self, grace: float = 10.0) -> None:
+        """Leaves the group, and ends the processes that this one launched.
+
+        Args:
+            grace: Seconds that a launched process has to end by itself, and again after SIGTERM.
+        """
+        launched = [] if self.launcher is None else self.launcher.procs.copy()
+        if launched:
+            self.launcher.procs.clear()  # Lightning kills this process when one of them fails, even while it says why
+        leave_group()
+        for process in launched:
+            for stop in (process.terminate, process.kill):
+                try:
+                    process.wait(grace)
+                except subprocess.TimeoutExpired:
+                    stop()
+            process.wait()
+
+    # what Lightning and callbacks exchange
+    barrier = collective()(DDPStrategy.barrier)
+    broadcast = collective()(DDPStrategy.broadcast)
+    reduce = collective()(DDPStrategy.reduce)
+    all_gather = collective()(DDPStrategy.all_gather)
+
+
+def join_group(store: distributed.Store, rank: int, size: int, device: torch.device, patience: timedelta) -> None:
+    """Makes torch's default process group of some processes.
+
+    Args:
+        store: Key-value store of these processes only.
+        rank: Rank of this process in the group.
+        size: Number of processes.
+        device: Device of this process. A GPU's tensors go through NCCL and the CPU's through gloo.
+        patience: Timeout of its collectives.
+    """
+    backend = "gloo" if device.type == "cpu" else f"cpu:gloo,{device.type}:nccl"
+    with collective():
+        distributed.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=patience)
+
+
+def leave_group() -> None:
+    """Ends this process's part in its group, if it has one; those that wait for it get an error at once."""
+    if distributed.is_initialized():
+        distributed.destroy_process_group()
+
+
+class _Launcher(_SubprocessScriptLauncher):
+    """Lightning's launcher, which also tells the processes who their parent is."""
+
+    def launch(self, function: Callable, *args: Any, **kwargs: Any) -> Any:
+        if not self.cluster_environment.creates_processes_externally:
+            os.environ[PARENT] = str(os.getpid())
+        return super().launch(function, *args, **kwargs)
+
+
+@contextmanager
+def _ending_with_parent() -> Iterator[None]:
+    """During the rendezvous, ends this process when its parent is gone.
+
+    Nothing else would for minutes: it waits for others, which the parent may have been one of. The parent's id comes
+    from the environment, since it may be gone before this process looks.
+    """
+    me = os.getpid()
+    parent = int(os.environ.pop(PARENT, os.getppid()))
+    done = threading.Event()
+
+    def watch() -> None:
+        while not done.wait(0.5):
+            if os.getppid() != parent:
+                log.error("process %s: error: the process that started it is gone", os.environ.get("LOCAL_RANK", ""))
+                os._exit(1)
+
+    if parent != me and "LOCAL_RANK" in os.environ:  # a shell may be gone
+        threading.Thread(target=watch, daemon=True).start()
+    try:
+        yield
+    finally:
+        done.set()

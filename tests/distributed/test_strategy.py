@@ -1,0 +1,150 @@
+"""ParticleStrategy in a user's own script: real processes, started by Lightning and by torchrun."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import lightning as L
+import pytest
+import torch
+from support.command import PROJECT, wait_for
+
+from rlsd_lightning import RLSD, InputError, LatentFeatures
+
+SCRIPT = PROJECT / "tests" / "support" / "fit.py"
+TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=3")
+
+
+@pytest.fixture
+def start(tiny_prior_folder: Path) -> Callable[..., subprocess.Popen]:
+    """Starts the script; its two fits are of five particles."""
+
+    def begin(folder: Path, *arguments: object, before: Sequence[str] = ()) -> subprocess.Popen:
+        folder.mkdir()
+        command = [sys.executable, *before, SCRIPT, tiny_prior_folder, folder, *arguments]
+        return subprocess.Popen(
+            list(map(str, command)),
+            env={**os.environ, "PYTHONPATH": str(PROJECT), "OMP_NUM_THREADS": "1"},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,  # a group of its own, in which stragglers are found
+        )
+
+    return begin
+
+
+def ended(process: subprocess.Popen, seconds: float = 240) -> str:
+    """What a process printed, once it and all those it started have ended."""
+    try:
+        printed = process.communicate(timeout=seconds)[0]
+        for _ in range(100):
+            if subprocess.run(["pgrep", "-g", str(process.pid)], capture_output=True, check=False).returncode:
+                return printed
+            time.sleep(0.1)
+        raise AssertionError(f"a process outlived its run, which printed {printed}")
+    finally:
+        subprocess.run(["pkill", "-KILL", "-g", str(process.pid)], check=False)
+
+
+def kept(folder: Path, processes: int) -> list[list[dict]]:
+    """What each process wrote, by process and fit."""
+    return [torch.load(folder / f"process{rank}.pt", weights_only=True) for rank in range(processes)]
+
+
+def test_particles_are_spread_and_the_same_on_any_number_of_processes(
+    start: Callable[..., subprocess.Popen], tmp_path: Path
+) -> None:
+    runs = {
+        1: start(tmp_path / "1"),
+        2: start(tmp_path / "2", "--devices", 2),
+        3: start(tmp_path / "3", "--devices", 3, before=TORCHRUN),
+    }
+    for process in runs.values():
+        printed = ended(process)
+        assert process.returncode == 0, printed
+    (whole,) = kept(tmp_path / "1", 1)
+    for count in (2, 3):
+        processes = kept(tmp_path / f"{count}", count)
+        for fit, expected in enumerate(whole):
+            found = [process[fit] for process in processes]
+            rows = [each["rows"] for each in found]
+            assert sum(rows) == 5
+            assert max(rows) < 5
+            for rank, each in enumerate(found):
+                assert each["x"].equal(expected["x"])
+                assert each["steps"] == expected["steps"] == 10
+                # its own rows only; a lone one needs no second decode in the backward pass
+                assert 0 < each["decoded"] * 5 <= expected["decoded"] * rows[rank]
+                assert each["is_first"] == (rank == 0,) * 3
+                assert each["world"] == count
+                assert each["broadcast"] == "from 0"
+                assert each["gathered"] == rows
+                assert each["sum"] == 5
+                assert each["decisions"] == [False, True]
+    assert not whole[0]["x"].equal(whole[1]["x"])
+    # resumed in the middle, on other numbers
+    middle = Path("0") / "checkpoints" / "step=5.ckpt"
+    goes_on = {
+        2: start(tmp_path / "3 to 2", "--devices", 2, "--checkpoint", tmp_path / "3" / middle, "--fits", 1),
+        1: start(tmp_path / "2 to 1", "--checkpoint", tmp_path / "2" / middle, "--fits", 1),
+    }
+    for count, process in goes_on.items():
+        printed = ended(process)
+        assert process.returncode == 0, printed
+        for (resumed,) in kept(tmp_path / f"{count + 1} to {count}", count):
+            assert resumed["x"].equal(whole[0]["x"])
+            assert resumed["steps"] == 10
+            assert resumed["decoded"] < whole[0]["decoded"] * 3 / 4
+
+
+def test_solve_spreads_the_particles_and_returns_all(start: Callable[..., subprocess.Popen], tmp_path: Path) -> None:
+    many, one = start(tmp_path / "many", "--solve", "--devices", 2), start(tmp_path / "one", "--solve")
+    for process in (many, one):
+        printed = ended(process)
+        assert process.returncode == 0, printed
+    ((expected,),) = kept(tmp_path / "one", 1)
+    assert len(expected["x"]) == 5
+    for (found,) in kept(tmp_path / "many", 2):
+        assert found["x"].equal(expected["x"])
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP], ids=["killed", "hung"])
+def test_a_script_ends_when_one_of_its_processes_does(
+    number: signal.Signals, start: Callable[..., subprocess.Popen], tmp_path: Path
+) -> None:
+    process = start(tmp_path / "run", "--devices", 2, "--steps", 900, "--patience", 5)
+    wait_for((tmp_path / "run" / "0" / "checkpoints" / "step=5.ckpt").is_file, process)
+    other = subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True, check=True).stdout
+    os.kill(int(other), number)
+    printed = ended(process, 60)
+    assert process.returncode != 0
+    if number == signal.SIGSTOP:  # a killed one's end may be seen by Lightning first, which ends all without a word
+        assert "rlsd_lightning.errors.LostError: " in printed
+
+
+def test_other_strategies_are_refused_in_a_script(start: Callable[..., subprocess.Popen], tmp_path: Path) -> None:
+    process = start(tmp_path / "run", "--devices", 2, "--strategy", "ddp")
+    printed = ended(process)
+    assert process.returncode == 1
+    assert "InputError: the Trainer's strategy must be a ParticleStrategy" in printed
+    assert not list((tmp_path / "run").glob("*.pt"))
+
+
+@pytest.mark.parametrize("strategy", ["auto", "ddp", "ddp_find_unused_parameters_true"])
+def test_strategies_that_average_gradients_are_refused(strategy: str, tiny_prior, measurement) -> None:
+    module = RLSD(tiny_prior, measurement, LatentFeatures(), num_steps=2)
+    module.trainer = L.Trainer(accelerator="cpu", devices=2, strategy=strategy, logger=False)
+    with pytest.raises(InputError, match=r"must be a ParticleStrategy .*, got DDPStrategy, .* strategy=ParticleStr"):
+        module.setup("fit")
+
+
+def test_a_module_without_a_trainer_has_all_particles(tiny_prior, measurement, tmp_path: Path) -> None:
+    module = RLSD(tiny_prior, measurement, LatentFeatures(), num_steps=2)
+    assert (module.shard.size, module.rows) == (1, slice(0, 4))
+    with pytest.raises(AttributeError):
+        module.shard = None
