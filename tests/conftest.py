@@ -1,7 +1,7 @@
 """Tiny random pipelines of every family and a tiny random ViT, in the on-disk formats of the real ones."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 # On a CPU sums are rounded by the number of threads, and the processes that Lightning starts have fewer than this one:
@@ -28,7 +28,7 @@ from torchvision.models import AlexNet_Weights, alexnet
 from transformers import CLIPTextModel, CLIPTextModelWithProjection, ViTConfig, ViTModel
 
 from examples.face_prior.diffusion import Diffusion, noise_schedule, save_pipeline
-from rlsd_lightning.features import ViTFeatures, load_lpips
+from rlsd_lightning.features import Features, LatentFeatures, PixelFeatures, ViTFeatures, load_lpips
 from rlsd_lightning.measurement import Measurement
 from rlsd_lightning.operators import inpainting
 from rlsd_lightning.priors import StableDiffusionPrior
@@ -206,9 +206,21 @@ def tiny_prior(tiny_prior_folder: Path) -> StableDiffusionPrior:
 
 
 @pytest.fixture
+def prior(tiny_prior: StableDiffusionPrior) -> StableDiffusionPrior:
+    """The tiny pipeline in float64."""
+    return tiny_prior.double()
+
+
+@pytest.fixture
 def tiny_features(tiny_features_folder: Path) -> ViTFeatures:
     """The tiny ViT as features."""
     return ViTFeatures(str(tiny_features_folder), local_files_only=True)
+
+
+@pytest.fixture
+def features_of(tiny_features: ViTFeatures) -> Callable[[str], Features]:
+    """Features by name, in float64."""
+    return {"latents": LatentFeatures(), "pixels": PixelFeatures(), "vit": tiny_features.double()}.__getitem__
 
 
 @pytest.fixture

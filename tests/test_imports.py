@@ -14,11 +14,11 @@ CLI = PACKAGE / "cli"
 FLOORS = (
     {"cli"},
     {"solve"},
-    {"engine", "toy"},
+    {"engine"},
     {"results"},
     {"evaluation"},
     {"methods"},
-    {"repulsion", "features", "uncertainty", "identity", "data"},
+    {"repulsion", "features", "uncertainty", "identity", "checks", "data"},
     {"operators"},
     {"priors"},
     {"distributed"},

@@ -191,7 +191,7 @@ def test_published_push_is_zero_for_two_or_fewer(count: int):
     assert (official_repulsion(points(count)) == 0).all()
 
 
-# --- room ----------------------------------------------------------------------------------------------------------
+# --- distances of images -------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("count", [2, 5])

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from rlsd_lightning.functional.noise import STREAMS, keyed_normal, measurement_key
+from rlsd_lightning.functional.noise import STREAMS, keyed_normal, measurement_key, particle_noise
 
 SHAPE = (4, 8, 8)
 
@@ -82,3 +82,22 @@ def test_measurement_key_is_the_same_in_every_process_and_version():
 
 def test_measurement_key_tells_names_apart():
     assert len({measurement_key(f"face-{i}") for i in range(1000)}) == 1000
+
+
+KEY = {"seed": 3, "measurement": 11, "stream": "step", "step": 7}
+
+
+def test_independent_noise_of_particles_is_the_keyed_noise():
+    assert torch.equal(particle_noise(SHAPE, [3, 1], 5, antithetic=False, **KEY), draw([3, 1]))
+
+
+@pytest.mark.parametrize("count", [2, 3, 5])
+def test_antithetic_noise_sums_to_zero_whoever_draws_which_part(count: int):
+    every = particle_noise(SHAPE, range(count), count, antithetic=True, **KEY)
+    assert every.sum(dim=0).abs().max() < 1e-5
+    assert torch.equal(particle_noise(SHAPE, [count - 1, 0], count, antithetic=True, **KEY), every[[count - 1, 0]])
+    assert every.var().item() == pytest.approx(1, abs=4 * (2 / 256) ** 0.5)
+
+
+def test_a_lone_particles_antithetic_noise_is_its_own():
+    assert torch.equal(particle_noise(SHAPE, [0], 1, antithetic=True, **KEY), draw([0]))

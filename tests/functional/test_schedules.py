@@ -9,9 +9,12 @@ from diffusers import DDIMScheduler
 from rlsd_lightning.functional.schedules import (
     PREDICTION_TYPES,
     add_noise,
+    clean_and_noise,
+    cosine_decay,
     ddim_timesteps,
-    noise_from_output,
+    fresh_noise_share,
     prior_weight,
+    reverse_step,
 )
 
 
@@ -55,14 +58,15 @@ def test_number_of_steps_out_of_range_is_refused(num_steps: int):
 
 @pytest.mark.parametrize("abar", [0.999, 0.5, 0.005])
 @pytest.mark.parametrize("kind", PREDICTION_TYPES)
-def test_every_prediction_type_gives_back_the_noise_that_was_added(kind: str, abar: float):
+def test_every_prediction_type_gives_back_the_latents_and_the_noise_that_was_added(kind: str, abar: float):
     generator = torch.Generator().manual_seed(0)
     z, eps = torch.randn(2, 3, 4, 4, 4, generator=generator, dtype=torch.float64)
     abar = torch.tensor(abar, dtype=torch.float64)
     alpha, sigma = abar.sqrt(), (1 - abar).sqrt()
     z_t = add_noise(z, eps, alpha, sigma)
     output = {"epsilon": eps, "v_prediction": alpha * eps - sigma * z, "sample": z, "flow": eps - z}[kind]
-    torch.testing.assert_close(noise_from_output(output, z_t, alpha, sigma, kind), eps, rtol=1e-9, atol=1e-11)
+    for found, expected in zip(clean_and_noise(output, z_t, alpha, sigma, kind), (z, eps), strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-11)
 
 
 def test_noise_is_added_as_diffusers_adds_it():
@@ -77,7 +81,7 @@ def test_noise_is_added_as_diffusers_adds_it():
 def test_unknown_prediction_type_is_refused_by_name():
     one = torch.ones(())
     with pytest.raises(ValueError, match="'score'"):
-        noise_from_output(one, one, one, one, "score")
+        clean_and_noise(one, one, one, one, "score")
 
 
 @pytest.mark.parametrize(
@@ -103,9 +107,55 @@ def test_noise_follows_from_a_velocity_on_the_straight_path_of_flow_matching():
     z, eps = torch.randn(2, 3, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     sigma = torch.tensor(0.7, dtype=torch.float64)
     z_t = add_noise(z, eps, 1 - sigma, sigma)
-    torch.testing.assert_close(noise_from_output(eps - z, z_t, 1 - sigma, sigma, "flow"), eps)
+    clean, noise = clean_and_noise(eps - z, z_t, 1 - sigma, sigma, "flow")
+    torch.testing.assert_close(clean, z)
+    torch.testing.assert_close(noise, eps)
 
 
 def test_weight_is_finite_where_nothing_is_left_of_the_signal():
     alpha, sigma = torch.tensor([0.0, 1.0])
     assert prior_weight(alpha, sigma).item() == pytest.approx(1 / 0.03)
+
+
+def test_from_pure_noise_the_clean_latents_are_the_networks_own_and_the_noise_is_all():
+    z_t, output = torch.randn(2, 3, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    alpha, sigma = torch.tensor([0.0, 1.0], dtype=torch.float64)
+    for kind, clean in (("v_prediction", -output), ("sample", output), ("flow", z_t - output)):
+        found, noise = clean_and_noise(output, z_t, alpha, sigma, kind)
+        assert torch.equal(found, clean)
+        assert torch.equal(noise, z_t)
+
+
+LEVELS = [(0.03, 0.9), (0.5, 0.6), (0.0, 0.7), (0.99, 0.999)]
+
+
+@pytest.mark.parametrize(("alpha", "next_alpha"), LEVELS)
+@pytest.mark.parametrize("eta", [0.0, 0.3, 1.0])
+def test_the_share_of_fresh_noise_is_that_of_ddim(eta: float, alpha: float, next_alpha: float):
+    of, to = alpha**2, next_alpha**2
+    levels = torch.tensor([of, 1 - of, to, 1 - to], dtype=torch.float64).sqrt()
+    share = fresh_noise_share(*levels, eta)
+    # Eq. 16 of DDIM is the deviation of z_s, of which the noise level is 1 - alpha_s^2
+    expected = eta * ((1 - to) / (1 - of) * (1 - of / to) / (1 - to)) ** 0.5
+    assert share.item() == pytest.approx(expected, rel=1e-9)
+    if eta == 1:
+        assert (share * levels[3]).square().item() == pytest.approx(reverse_step(*levels)[2].item(), rel=1e-9)
+
+
+@pytest.mark.parametrize(("alpha", "next_alpha"), LEVELS)
+def test_infinite_eta_draws_all_noise_anew_and_never_more_than_all(alpha: float, next_alpha: float):
+    levels = torch.tensor([alpha**2, 1 - alpha**2, next_alpha**2, 1 - next_alpha**2]).sqrt()
+    assert fresh_noise_share(*levels, float("inf")) == fresh_noise_share(*levels, 100.0) == 1
+
+
+@pytest.mark.parametrize("alpha", [0.0, 0.5])
+@pytest.mark.parametrize("eta", [0.0, 1.0, float("inf")])
+def test_between_two_steps_of_one_level_no_noise_is_drawn(eta: float, alpha: float):
+    levels = torch.tensor([alpha**2, 1 - alpha**2]).sqrt()
+    assert fresh_noise_share(*levels, *levels, eta) == 0
+
+
+def test_the_cosine_falls_from_one_to_zero():
+    assert [cosine_decay(step, 4) for step in range(5)] == pytest.approx(
+        [1, 0.5 + 0.125**0.5, 0.5, 0.5 - 0.125**0.5, 0]
+    )

@@ -1,4 +1,4 @@
-"""Laws that every method keeps whose particles go down the noise levels, and the mixture form of the default method."""
+"""Laws that every method keeps whose particles go down the noise levels."""
 
 from pathlib import Path
 
@@ -6,23 +6,23 @@ import pytest
 from deepinv.physics import Blur, Downsampling, LinearPhysics, Physics
 from support.command import start_train, train
 from support.operator_cases import EVERY
+from support.processes import as_process
 from support.trainers import StopAt, StopError, assert_same_bits, trainer_with
 from torch import Generator, Tensor, cat, ones, rand
 from torch.testing import assert_close
 
 from rlsd_lightning import (
+    DWGF,
     RLSD,
+    Distilled,
     LatentDAPS,
     LatentDPS,
     LatentFeatures,
     Measurement,
-    MixtureDistillation,
     TwistedFilter,
 )
-from rlsd_lightning.distributed.shard import Shard
-from rlsd_lightning.methods import sampling
 from rlsd_lightning.methods.base import ParticleModule
-from rlsd_lightning.operators import denoising, inpainting
+from rlsd_lightning.operators import denoising, inpainting, proximal
 from rlsd_lightning.operators.proximal import proximal_step
 
 FORMS = {
@@ -31,8 +31,10 @@ FORMS = {
     "dps": (LatentDPS, {}),
     "psld": (LatentDPS, {"gluing": 0.1}),
     "daps": (LatentDAPS, {"ode_steps": 2, "langevin_steps": 2}),
-    "mixture": (MixtureDistillation, {}),
-    "rlsd": (RLSD, {"sampling_share": 0.5}),
+    "dwgf": (DWGF, {}),
+    "distilled": (Distilled, {}),
+    "rlsd": (RLSD, {"refine_share": 0.5}),
+    "rlsd of fresh noise": (RLSD, {"eta": float("inf"), "refine_share": 0.0}),
     "not augmented": (RLSD, {"augmented": False}),
 }
 
@@ -75,7 +77,7 @@ def test_stopped_at_any_step_it_ends_the_same(stop: int, form: str, tiny_prior, 
     assert_same_bits(tmp_path / "cut" / "noise", tmp_path / "whole" / "noise")
 
 
-@pytest.mark.parametrize("method", ["twisted", "dps", "daps", "mixture", "rlsd"])
+@pytest.mark.parametrize("method", ["twisted", "dps", "daps", "dwgf", "distilled", "rlsd"])
 def test_particles_over_processes_end_with_the_same_bits(method: str, small: list[str], tmp_path: Path):
     command = [*small, f"method={method}", "method.particle_chunk=1", "num_steps=12"]
     command += ["method.resample_below=0.9"] if method == "twisted" else []
@@ -122,13 +124,13 @@ def test_neighbours_under_one_operator_are_solved_for_at_once(tiny_prior, monkey
         sizes.append(len(images))
         return proximal_step(physics, y, images, *args, **settings)
 
-    monkeypatch.setattr(sampling, "proximal_step", counted)
-    assert module.proximal_steps(decoded, 0.01).equal(apart)
+    monkeypatch.setattr(proximal, "proximal_step", counted)
+    assert module.proximal_step(decoded, 0.01).equal(apart)
     assert sizes == [4, 2, 2, 2, 2, 2, 2, 2, 2, 4]  # two measurements of photons are never equally noisy
     for processes in (3, 5, 7):
         for position in range(processes):  # a process's share begins and ends anywhere
-            monkeypatch.setattr(type(module), "shard", Shard(position, processes))
-            mine = module.proximal_steps(decoded[module.rows], 0.01)
+            as_process(module, position, processes)
+            mine = module.proximal_step(decoded[module.rows], 0.01)
             assert_close(mine, apart[module.rows], rtol=1e-5, atol=1e-5)
 
 
@@ -137,6 +139,6 @@ def test_where_memory_is_saved_each_measurement_is_solved_for_by_itself(tiny_pri
     measurements = [seen_by(physics, tiny_prior.image_shape)._replace(name=name) for name in "abc"]
     module = make("rlsd", tiny_prior, measurements, num_particles=2, num_steps=4, particle_chunk=1)
     sizes = []
-    monkeypatch.setattr(sampling, "proximal_step", lambda _, __, images, *args: sizes.append(len(images)) or images)
-    module.proximal_steps(module.x.detach(), 0.01)
+    monkeypatch.setattr(proximal, "proximal_step", lambda _, __, images, *args: sizes.append(len(images)) or images)
+    module.proximal_step(module.x.detach(), 0.01)
     assert sizes == [2, 2, 2]

@@ -1,15 +1,20 @@
 """The published algorithm against a transcription of the official update into a plain loop."""
 
 import math
+from typing import ClassVar
 
 import lightning as L
 import pytest
 import torch
 from deepinv.physics import Physics
+from support.processes import as_process
+from support.steps import take_step
 from torch import Tensor
 
 from rlsd_lightning import (
+    DWGF,
     RLSD,
+    Distilled,
     InputError,
     LatentFeatures,
     Measurement,
@@ -18,6 +23,7 @@ from rlsd_lightning import (
     StableDiffusionPrior,
     ViTFeatures,
 )
+from rlsd_lightning.distributed.ranks import Shard
 from rlsd_lightning.operators import denoising, inpainting
 
 SETTINGS = {"gamma": 50.0, "rho": 0.07, "distillation_weight": 0.15, "lr_z": 0.8, "lr_x": 0.4}
@@ -31,11 +37,6 @@ class Trace(L.Callback):
 
     def on_train_batch_end(self, trainer: L.Trainer, module: RLSDPaper, *args) -> None:
         self.steps.append((module.z.detach().clone(), module.x.detach().clone()))
-
-
-@pytest.fixture
-def prior(tiny_prior: StableDiffusionPrior) -> StableDiffusionPrior:
-    return tiny_prior.double()
 
 
 def make(prior: StableDiffusionPrior, features: torch.nn.Module, **settings) -> RLSDPaper:
@@ -67,7 +68,12 @@ def push_of_the_official_code(f: Tensor) -> Tensor:
 
 
 def transcription(
-    module: RLSDPaper, prior: StableDiffusionPrior, physics: Physics, y: Tensor, phi: torch.nn.Module, sigma_break: int
+    module: RLSDPaper,
+    prior: StableDiffusionPrior,
+    physics: Physics,
+    y: Tensor,
+    phi: torch.nn.Module,
+    repulsion_until: float,
 ) -> list[tuple[Tensor, Tensor]]:
     """Version B of the official update: z, decode again, x; every mean over particles and pixels."""
     z, x = module.z.detach().clone().requires_grad_(), module.x.detach().clone().requires_grad_()
@@ -75,8 +81,8 @@ def transcription(
     optimizer_x = torch.optim.Adam([x], lr=SETTINGS["lr_x"], betas=(0.9, 0.99))
     timesteps = module.timesteps
     sigmas = [prior.sigmas[t] for t in timesteps]
-    # with sigma_break = 1000 the index would be one beyond the schedule
-    gate = sigmas[min(int(len(timesteps) / 1000 * sigma_break), len(timesteps) - 1)]
+    # the official sigma_break counts thousandths of the schedule; with 1000 the index would be one beyond it
+    gate = sigmas[min(int(len(timesteps) * repulsion_until), len(timesteps) - 1)]
     steps = []
     for k, t in enumerate(timesteps):
         alpha, sigma, eps = prior.alphas[t], sigmas[k], module.noise(k)
@@ -101,15 +107,16 @@ def transcription(
     return steps
 
 
-@pytest.mark.parametrize("sigma_break", [999, 600])
+@pytest.mark.parametrize("repulsion_until", [0.999, 0.6])
 @pytest.mark.parametrize("kind", ["vit", "pixels"])
 def test_every_step_is_the_official_update(
-    kind: str, sigma_break: int, prior: StableDiffusionPrior, tiny_features: ViTFeatures
+    kind: str, repulsion_until: float, prior: StableDiffusionPrior, tiny_features: ViTFeatures
 ):
     features = tiny_features.double() if kind == "vit" else PixelFeatures()
-    module = make(prior, features, sigma_break=sigma_break)
-    ((_, y, physics, *_),) = module.measurements
-    expected = transcription(module, prior, physics, y, features, sigma_break)
+    module = make(prior, features, repulsion_until=repulsion_until)
+    (measurement,) = module.measurements
+    physics, y = measurement.physics, measurement.y
+    expected = transcription(module, prior, physics, y, features, repulsion_until)
     actual = fit(module)
     assert len(actual) == len(expected) == 10
     for (z, x), (expected_z, expected_x) in zip(actual, expected, strict=True):
@@ -132,6 +139,28 @@ def test_two_particles_are_not_repelled(prior: StableDiffusionPrior):
     torch.testing.assert_close(with_it, without, rtol=1e-12, atol=1e-12)
 
 
+class Recording(Shard):
+    """The first of two processes, whose other has zeros in all it sends."""
+
+    sent: ClassVar[list[tuple[int, ...]]] = []
+
+    def gather(self, mine: Tensor, total: int) -> Tensor:
+        self.sent.append(tuple(mine.shape))
+        return torch.cat([mine, mine.new_zeros(total - len(mine), *mine.shape[1:])])
+
+
+def test_a_step_exchanges_the_gradient_of_each_variable_once(prior: StableDiffusionPrior):
+    module = as_process(make(prior, PixelFeatures(), gamma=0.0, num_particles=4), 0, 2, Recording)
+    z, x = module.z.detach().clone(), module.x.detach().clone()
+    Recording.sent.clear()
+    take_step(module)
+    assert Recording.sent == [(2, *prior.latent_shape), (2, *prior.image_shape)]
+    assert not torch.isclose(module.z[:2], z[:2]).any()
+    assert not torch.isclose(module.x[:2], x[:2]).all()
+    assert torch.equal(module.z[2:], z[2:])  # their gradients came as zeros
+    assert torch.equal(module.x[2:], x[2:])
+
+
 def test_one_particle_runs(prior: StableDiffusionPrior):
     z, x = fit(make(prior, PixelFeatures(), num_particles=1, num_steps=3))[-1]
     assert torch.isfinite(z).all()
@@ -150,21 +179,21 @@ def test_result_is_the_auxiliary_and_the_decoded_latent(prior: StableDiffusionPr
 
 def test_noise_that_the_published_method_does_not_know_is_refused(tiny_prior):
     physics = denoising(tiny_prior.image_shape, noise="poisson")
-    with pytest.raises(InputError, match="Gaussian noise only"):
+    with pytest.raises(InputError, match="RLSDPaper expects Gaussian noise, .* choose RLSD"):
         RLSDPaper(tiny_prior, Measurement("m", torch.zeros(1, 3, 32, 32), physics), LatentFeatures())
 
 
 @pytest.mark.parametrize(
     ("method", "settings"),
-    [(RLSDPaper, {}), (RLSD, {"x_update": "adam", "sampling_share": 0.0}), (RLSD, {"sampling_share": 0.0})],
-    ids=["paper", "adam", "proximal"],
+    [(RLSDPaper, {"rho": 1.0, "gamma": 0.0}), (Distilled, {"gamma": 0.0}), (DWGF, {}), (RLSD, {"refine_share": 1.0})],
+    ids=["paper", "distilled", "dwgf", "refinement"],
 )
 def test_half_precision_does_not_lose_the_coupling(method: type, settings: dict, tiny_prior: StableDiffusionPrior):
     # at 512x512 its gradient is as small as this in every pixel
     decode = tiny_prior.decode
     tiny_prior.decode = lambda z: decode(z).half().float()  # as a decoder that is held in half precision hands it on
     physics = inpainting(tiny_prior.image_shape, mask="half")
-    common = {"num_particles": 2, "num_steps": 1, "gamma": 0.0, "distillation_weight": 0.0, "rho": 1.0}
+    common = {"num_particles": 2, "num_steps": 1, "distillation_weight": 0.0}
     y = physics.A(torch.zeros(1, *tiny_prior.image_shape))
     module = method(tiny_prior, Measurement("face", y, physics), LatentFeatures(), **common, **settings)
     start = module.z.detach().clone()

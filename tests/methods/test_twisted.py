@@ -151,9 +151,9 @@ def test_half_precision_draws_what_full_precision_does(small: list[str], tmp_pat
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
-        ({"resample_below": 1.5}, "resample_below must be at most 1, got 1.5"),
-        ({"image_std": 0.0}, "image_std must be above 0, got 0.0"),
-        ({"decoder_std": -1.0}, "decoder_std must be at least 0, got -1.0"),
+        ({"resample_below": 1.5}, "^resample_below must be from 0 to 1, got 1.5"),
+        ({"image_std": 0.0}, "^image_std must be above 0, got 0.0"),
+        ({"decoder_std": -1.0}, "^decoder_std must be at least 0, got -1.0"),
     ],
 )
 def test_settings_out_of_range_are_refused(settings: dict, said: str):

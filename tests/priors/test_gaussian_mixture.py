@@ -61,7 +61,7 @@ def test_prior_predicts_minus_sigma_times_the_score_of_the_noisy_density(t: int)
     noisy = reference(weights, alpha * prior.mixture.means, covariance.expand(3, 2, 2))
     z_t = points(6, 2).requires_grad_()
     (score,) = torch.autograd.grad(noisy.log_prob(z_t).sum(), z_t)
-    torch.testing.assert_close(prior.predict_noise(z_t, t), -sigma * score, rtol=1e-9, atol=1e-10)
+    torch.testing.assert_close(prior.denoise(z_t, t)[1], -sigma * score, rtol=1e-9, atol=1e-10)
 
 
 def test_schedule_of_the_prior_is_stable_diffusions():

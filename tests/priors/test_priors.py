@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -14,11 +15,11 @@ from diffusers import (
     StableDiffusionPipeline,
     StableDiffusionXLPipeline,
 )
+from support.steps import take_step
 from torch import Tensor
 from torch._dynamo.testing import CompileCounter
 
-from rlsd_lightning import GaussianMixturePrior, InputError, LatentFeatures, Measurement
-from rlsd_lightning.methods.rlsd import RLSD
+from rlsd_lightning import RLSD, Distilled, GaussianMixturePrior, InputError, LatentFeatures, Measurement
 from rlsd_lightning.operators import inpainting
 from rlsd_lightning.priors import (
     PixelPrior,
@@ -66,10 +67,11 @@ def test_a_family_keeps_the_contract(family: str, tiny_folders: dict[str, Path])
     assert (prior.alphas.diff() < 0).all()
     assert (prior.sigmas.diff() > 0).all()
     with torch.no_grad():
-        noise = prior.predict_noise(z, T)
+        clean, noise = prior.denoise(z, T)
+        torch.testing.assert_close(prior.alpha(T) * clean + prior.sigma(T) * noise, z, atol=1e-5, rtol=1e-4)
         assert noise.shape == prior.encode(prior.decode(z)).shape == z.shape
-        torch.testing.assert_close(prior.predict_noise(z[1:2], T), noise[1:2], atol=1e-4, rtol=1e-3)
-        assert not torch.equal(prior.predict_noise(z, T // 2), noise)
+        torch.testing.assert_close(prior.denoise(z[1:2], T)[1], noise[1:2], atol=1e-4, rtol=1e-3)
+        assert not torch.equal(prior.denoise(z, T // 2)[1], noise)
     leaf = z.clone().requires_grad_()
     prior.decode(leaf).square().sum().backward()
     assert leaf.grad.norm() > 0
@@ -112,7 +114,7 @@ def test_velocity_becomes_the_noise_that_diffusers_steps_along(tiny_folders: dic
     t = int((prior.sigmas - sigmas[0]).abs().argmin())
     assert prior.sigmas[t].item() == pytest.approx(sigmas[0].item(), abs=1e-5)
     with torch.no_grad():
-        noise = prior.predict_noise(z, t)
+        noise = prior.denoise(z, t)[1]
     clean = (z - prior.sigma(t) * prior.network(z, t)).detach()
     velocity = noise - clean
     torch.testing.assert_close(after, z + (sigmas[1] - sigmas[0]) * velocity, atol=1e-4, rtol=1e-3)
@@ -132,6 +134,44 @@ def test_sdxl_sees_the_same_conditions_as_its_pipeline(tiny_folders: dict[str, P
     one_step(pipeline, latents=z, guidance_scale=1.0, num_inference_steps=2, height=32, width=32)
     with torch.no_grad():
         torch.testing.assert_close(prior.network(seen["input"], seen["t"]), seen["output"], atol=1e-5, rtol=1e-4)
+
+
+def edited_pipeline(folder: Path, copy: Path, **values) -> Path:
+    """A copy of a pipeline folder with some values of its index changed."""
+    return edited(folder, copy, "model_index.json", **values)
+
+
+@pytest.mark.parametrize("forces", [True, False])
+def test_sdxls_absent_negative_prompt_is_what_its_pipeline_takes(
+    forces: bool, tiny_folders: dict[str, Path], tmp_path: Path
+):
+    folder = edited_pipeline(tiny_folders["sdxl"], tmp_path / "xl", force_zeros_for_empty_prompt=forces)
+    prior = StableDiffusionXLPrior(str(folder), prompt="a beard", guidance_scale=3.0, local_files_only=True)
+    assert len(prior.text) == len(prior.pooled) == 2
+    for value in (prior.text, prior.pooled):
+        assert (value[0] == 0).all() == forces
+        assert value[1].abs().max() > 0
+    pipeline = StableDiffusionXLPipeline.from_pretrained(folder, local_files_only=True)
+    z, seen = noisy(prior, 1), {}
+
+    def spy(module, arguments, keywords, output):
+        seen.setdefault("output", output[0])
+        seen.setdefault("input", arguments[0])
+        seen.setdefault("t", int(arguments[1]))
+
+    pipeline.unet.register_forward_hook(spy, with_kwargs=True)
+    one_step(pipeline, latents=z, guidance_scale=3.0, num_inference_steps=2, height=32, width=32)
+    negative, positive = seen["output"].chunk(2)
+    with torch.no_grad():
+        found = prior.network(seen["input"][:1], seen["t"])
+    torch.testing.assert_close(found, negative + 3 * (positive - negative), atol=1e-5, rtol=1e-4)
+
+
+def test_sdxls_own_negative_prompt_is_encoded(tiny_folders: dict[str, Path]):
+    prior = load(tiny_folders, "sdxl", prompt="a beard", negative_prompt="a face, light skin", guidance_scale=3.0)
+    other = load(tiny_folders, "sdxl", prompt="a face, light skin")
+    torch.testing.assert_close(prior.text[:1], other.text)
+    torch.testing.assert_close(prior.pooled[:1], other.pooled)
 
 
 def test_a_consistency_model_is_told_the_guidance_as_by_its_pipeline(tiny_folders: dict[str, Path]):
@@ -156,7 +196,7 @@ def test_pixel_prior_is_the_network_of_its_pipeline(tiny_folders: dict[str, Path
     prior = load(tiny_folders, "pixel")
     z = noisy(prior)
     with torch.no_grad():
-        torch.testing.assert_close(prior.predict_noise(z, T), unet(z, T).sample)
+        torch.testing.assert_close(prior.denoise(z, T)[1], unet(z, T).sample)
     assert prior.decode(z) is z
 
 
@@ -168,10 +208,11 @@ def test_zero_terminal_snr_is_taken_from_the_configuration(tiny_folders: dict[st
     assert prior.sigmas[-1] == 1
     z = noisy(prior)
     with torch.no_grad():
-        torch.testing.assert_close(prior.predict_noise(z, 999), z)  # pure noise is all noise
-    for sampling_share in (0.0, 1.0):
-        settings = {"num_steps": 500, "num_particles": 2, "sampling_share": sampling_share}
-        module = RLSD(prior, measurement(prior), LatentFeatures(), **settings)
+        clean, noise = prior.denoise(z, 999)
+        torch.testing.assert_close(noise, z)  # pure noise is all noise
+        torch.testing.assert_close(clean, -prior.network(z, 999))
+    for method in METHODS.values():
+        module = method(prior, measurement(prior), LatentFeatures(), num_steps=500, num_particles=2)
         assert module.timesteps[0] == 999
         take_first_step(module)
     wrong = edited(tiny_folders["faces"], tmp_path / "eps", file, rescale_betas_zero_snr=True)
@@ -184,46 +225,43 @@ def measurement(prior: Prior) -> Measurement:
     return Measurement("m", physics.A(torch.zeros(1, *prior.image_shape)), physics)
 
 
-def take_first_step(module: RLSD) -> None:
-    """Takes a step, and finds everything that it moves finite and moved."""
-    z, z_t = module.z.detach().clone(), module.z_t.clone()
-    module.training_step((0, module.timesteps[0]), 0).backward()
-    for value in (module.z, module.z.grad, module.z_t, module.x):
+METHODS = {
+    "loop": RLSD,
+    "refinement": partial(RLSD, refine_share=1.0),
+    "distilled": Distilled,
+}
+"""What takes a step of every kind."""
+
+
+def take_first_step(module: RLSD | Distilled) -> None:
+    """Takes a step, and finds everything finite and moved."""
+    z = module.z.detach().clone()
+    seen = take_step(module)
+    for value in (seen, *module.state_dict().values()):
         assert torch.isfinite(value).all()
-    if module.sampling_steps:
-        assert not torch.isclose(module.z_t, z_t).all()
-        assert not torch.isclose(module.z, z).all()
-    else:
-        assert module.z.grad.abs().max() > 0
+    assert seen.abs().max() > 0
+    assert not torch.isclose(module.z, z).all()
 
 
-@pytest.mark.parametrize("sampling_share", [0.0, 1.0])
+@pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("family", ["faces", "sdxl", "sd3"])
-def test_images_need_not_be_square(family: str, sampling_share: float, tiny_folders: dict[str, Path]):
+def test_images_need_not_be_square(family: str, method: str, tiny_folders: dict[str, Path]):
     prior = load(tiny_folders, family, image_size=(32, 48))
     assert prior.image_shape == (3, 32, 48)
-    settings = {"num_steps": 2, "num_particles": 2, "sampling_share": sampling_share}
-    take_first_step(RLSD(prior, measurement(prior), LatentFeatures(), **settings))
+    take_first_step(METHODS[method](prior, measurement(prior), LatentFeatures(), num_steps=2, num_particles=2))
 
 
 @pytest.mark.parametrize("gamma", [0.0, 0.5])
-@pytest.mark.parametrize("sampling_share", [0.0, 1.0])
+@pytest.mark.parametrize("method", ["loop", "distilled"])
 @FAMILIES
-def test_chunks_of_particles_take_the_same_step(
-    family: str, sampling_share: float, gamma: float, tiny_folders: dict[str, Path]
-):
-    prior = load(tiny_folders, family)
-    moves = []
-    # the last does not pull
-    for chunk, zeta in ((None, 1.0), (1, 1.0), (2, 1.0), (None, 0.0)):
-        settings = {"num_steps": 4, "num_particles": 3, "gamma": gamma, "sampling_share": sampling_share}
-        module = RLSD(prior, measurement(prior), LatentFeatures(), particle_chunk=chunk, zeta=zeta, **settings)
-        module.training_step((0, module.timesteps[0]), 0).backward()
-        moves.append(module.z_t if sampling_share else module.z.grad)
-    unmoved = moves.pop() if sampling_share else torch.zeros_like(moves.pop())
-    assert not torch.allclose(moves[0], unmoved, atol=1e-3 if sampling_share else 1e-6)
-    for chunked in moves[1:]:
-        torch.testing.assert_close(chunked, moves[0], atol=1e-4 if sampling_share else 1e-6, rtol=1e-4)
+def test_chunks_of_particles_take_the_same_step(family: str, method: str, gamma: float, tiny_folders: dict[str, Path]):
+    prior, gradients = load(tiny_folders, family), []
+    for chunk in (None, 1, 2):
+        settings = {"num_steps": 4, "num_particles": 3, "gamma": gamma, "particle_chunk": chunk}
+        gradients.append(take_step(METHODS[method](prior, measurement(prior), LatentFeatures(), **settings)))
+    assert gradients[0].abs().max() > 1e-5
+    for chunked in gradients[1:]:
+        torch.testing.assert_close(chunked, gradients[0], atol=1e-4 if method == "loop" else 1e-6, rtol=1e-4)
 
 
 def test_memory_options_do_not_change_what_is_decoded(tiny_folders: dict[str, Path]):
@@ -244,7 +282,7 @@ def test_weights_may_be_held_in_half_precision(family: str, weights: str, tiny_f
     full, half = load(tiny_folders, family), load(tiny_folders, family, weights=weights)
     z = noisy(full)
     with torch.no_grad():
-        torch.testing.assert_close(half.predict_noise(z, T), full.predict_noise(z, T), atol=0.1, rtol=0.1)
+        torch.testing.assert_close(half.denoise(z, T)[1], full.denoise(z, T)[1], atol=0.1, rtol=0.1)
         assert half.decode(z).dtype == torch.float32
     assert {parameter.dtype for parameter in half.parameters()} == {getattr(torch, weights)}
 
@@ -265,8 +303,8 @@ def test_pickled_weights_are_taken_only_when_trusted(tiny_folders: dict[str, Pat
     trusted = StableDiffusionPrior(str(tmp_path / "pickled"), allow_pickle=True)
     z = noisy(trusted)
     with torch.no_grad():
-        expected = load(tiny_folders, "faces").predict_noise(z, T)
-        torch.testing.assert_close(trusted.predict_noise(z, T), expected)
+        expected = load(tiny_folders, "faces").denoise(z, T)[1]
+        torch.testing.assert_close(trusted.denoise(z, T)[1], expected)
 
 
 @pytest.mark.parametrize(
@@ -283,7 +321,7 @@ def test_compiled_networks_are_one_graph_each_for_all_timesteps(family: str, tin
     plain, compiled, counter = load(tiny_folders, family), load(tiny_folders, family), CompileCounter()
     compiled.compile_networks(backend=counter, fullgraph=True)
     for t in (300, 200, 20):
-        torch.testing.assert_close(compiled.predict_noise(noisy(plain), t), plain.predict_noise(noisy(plain), t))
+        torch.testing.assert_close(compiled.denoise(noisy(plain), t)[1], plain.denoise(noisy(plain), t)[1])
     torch.testing.assert_close(compiled.decode(noisy(plain)), plain.decode(noisy(plain)))
     assert counter.frame_count == (1 if family == "pixel" else 2)
 

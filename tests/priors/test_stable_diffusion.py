@@ -36,7 +36,7 @@ def test_pipeline_folder_loads_and_maps_between_latents_and_images(tiny_prior: S
     with torch.no_grad():
         images = tiny_prior.decode(noisy())
         assert images.shape == (3, 3, 32, 32)
-        assert tiny_prior.encode(images).shape == tiny_prior.predict_noise(noisy(), T).shape == (3, 4, 8, 8)
+        assert tiny_prior.encode(images).shape == tiny_prior.denoise(noisy(), T)[1].shape == (3, 4, 8, 8)
 
 
 def test_schedule_is_the_checkpoints_own(tiny_prior: StableDiffusionPrior, tiny_prior_folder: Path, tmp_path: Path):
@@ -70,12 +70,12 @@ def test_image_size_may_differ_from_the_checkpoints(tiny_prior_folder: Path):
     with torch.no_grad():
         z = torch.randn(1, *prior.latent_shape)
         assert prior.decode(z).shape == (1, *prior.image_shape)
-        assert prior.predict_noise(z, T).shape == z.shape
+        assert prior.denoise(z, T)[1].shape == z.shape
 
 
 def test_particles_do_not_influence_each_other(tiny_prior: StableDiffusionPrior):
     with torch.no_grad():
-        together, alone = tiny_prior.predict_noise(noisy(), T), tiny_prior.predict_noise(noisy()[1:2], T)
+        together, alone = tiny_prior.denoise(noisy(), T)[1], tiny_prior.denoise(noisy()[1:2], T)[1]
     torch.testing.assert_close(together[1:2], alone, atol=1e-5, rtol=1e-4)
 
 
@@ -107,9 +107,9 @@ def test_v_prediction_of_the_checkpoint_is_honoured(
     assert prior.prediction_type == "v_prediction"
     with torch.no_grad():
         output = tiny_prior.denoiser(z_t, T, tiny_prior.text.expand(3, -1, -1)).sample
-        torch.testing.assert_close(tiny_prior.predict_noise(z_t, T), output)  # the same weights, read as epsilon
+        torch.testing.assert_close(tiny_prior.denoise(z_t, T)[1], output)  # the same weights, read as epsilon
         expected = prior.sigma(T) * z_t + prior.alpha(T) * output
-        torch.testing.assert_close(prior.predict_noise(z_t, T), expected)
+        torch.testing.assert_close(prior.denoise(z_t, T)[1], expected)
 
 
 def test_latents_are_scaled_by_the_checkpoints_factor(tiny_prior: StableDiffusionPrior):
