@@ -97,37 +97,16 @@ def decoder_error(
         The estimate, for operators that can't tell forms of an image apart a mean over forms; None where it can't be made:
         nothing is measured, the noise is of a kind that is not simulated, or the measurement is complex.
     """
-    physics, y = measurement.physics, measurement.y
-    if not isinstance(physics.noise_model, KNOWN_NOISE) or y.is_complex():
+    physics = measurement.physics
+    if not isinstance(physics.noise_model, KNOWN_NOISE) or measurement.y.is_complex():
         return None
     images, decoded = at_least_float32(images), at_least_float32(decoded)
-    seen = _mean((images - decoded).square()).item()
-    noise, detail = noise_std(physics.noise_model, y), _detail(decoded)
-    numbers = torch.arange(DRAWS if has_own_step(physics) else SLOW_DRAWS)
-
-    def draw(like: Tensor, indices: Tensor, stream: str) -> Tensor:
-        return keyed_normal(tuple(like.shape[1:]), indices.tolist(), seed=seed, measurement=key, stream=stream).to(like)
-
-    def simulated(variance: float) -> tuple[float, Tensor]:
-        answered, left = torch.zeros_like(decoded[0]), torch.zeros_like(decoded[0])
-        for indices in numbers.split(at_once or len(numbers)):
-            particles = indices.to(decoded.device) % len(decoded)
-            starts = decoded[particles]
-            errors = draw(decoded, indices, "decoder_error")
-            if isinstance(physics, LinearPhysics):
-                errors = errors.sign()  # only their variance counts, and signs have no scatter in it
-            truths = (starts + (variance * detail[particles]).sqrt() * errors).clamp(-1, 1)
-            ys = measured(physics, truths) + noise * draw(y, indices, "trial_noise")
-            solved = proximal_step(physics, ys, starts, weight, inner_steps=SLOW_STEPS)
-            answered += (solved - starts).square().sum(dim=0) / len(numbers)
-            left += (truths - solved).square().sum(dim=0) / len(numbers)
-        return _mean(answered).item(), left
-
-    by_noise, left_by_noise = simulated(0.0)
-    by_errors, following = seen - by_noise, image_var
+    simulate = _Simulation(measurement, decoded, weight, seed, key, at_once)
+    by_noise, left_by_noise = simulate(0.0)
+    by_errors, following = _mean((images - decoded).square()).item() - by_noise, image_var
     for _ in range(PASSES):
         variance = following
-        answered, left = simulated(variance)
+        answered, left = simulate(variance)
         if answered <= by_noise:
             return None
         ratio = by_errors / (answered - by_noise)
@@ -140,6 +119,39 @@ def decoder_error(
     if hasattr(physics, "equivalents"):
         left = physics.equivalents(left[None]).mean(dim=0)[0]
     return DecoderError(variance**0.5, left)
+
+
+class _Simulation:
+    """Simulated truths about the decoded latents, measured and solved for; arguments as in :func:`decoder_error`."""
+
+    def __init__(
+        self, measurement: Measurement, decoded: Tensor, weight: float, seed: int, key: int, at_once: int | None
+    ) -> None:
+        self.physics, self.y, self.decoded, self.weight = measurement.physics, measurement.y, decoded, weight
+        self.seed, self.key = seed, key
+        self.noise, self.detail = noise_std(self.physics.noise_model, self.y), _detail(decoded)
+        self.numbers = torch.arange(DRAWS if has_own_step(self.physics) else SLOW_DRAWS)
+        self.at_once = at_once or len(self.numbers)
+
+    def __call__(self, variance: float) -> tuple[float, Tensor]:
+        """The mean square of x' - D(z) for errors of a variance, and the mean square of u - x' for every value."""
+        answered, left = torch.zeros_like(self.decoded[0]), torch.zeros_like(self.decoded[0])
+        for numbers in self.numbers.split(self.at_once):
+            particles = numbers.to(self.decoded.device) % len(self.decoded)
+            starts = self.decoded[particles]
+            errors = self._draw(self.decoded, numbers, "decoder_error")
+            if isinstance(self.physics, LinearPhysics):
+                errors = errors.sign()  # only their variance counts, and signs have no scatter in it
+            truths = (starts + (variance * self.detail[particles]).sqrt() * errors).clamp(-1, 1)
+            ys = measured(self.physics, truths) + self.noise * self._draw(self.y, numbers, "trial_noise")
+            solved = proximal_step(self.physics, ys, starts, self.weight, inner_steps=SLOW_STEPS)
+            answered += (solved - starts).square().sum(dim=0) / len(self.numbers)
+            left += (truths - solved).square().sum(dim=0) / len(self.numbers)
+        return _mean(answered).item(), left
+
+    def _draw(self, like: Tensor, numbers: Tensor, stream: str) -> Tensor:
+        shape, key = tuple(like.shape[1:]), {"seed": self.seed, "measurement": self.key}
+        return keyed_normal(shape, numbers.tolist(), stream=stream, **key).to(like)
 
 
 def _detail(images: Tensor) -> Tensor:

@@ -3,12 +3,13 @@
 from typing import Any
 
 import lightning as L
+import torch
 from lightning.pytorch.callbacks import Callback, TQDMProgressBar
 
 from rlsd_lightning.errors import NonFiniteError
 from rlsd_lightning.methods.base import ParticleModule
 
-__all__ = ["FiniteGuard", "Progress"]
+__all__ = ["FiniteGuard", "Progress", "not_finite"]
 
 
 class FiniteGuard(Callback):
@@ -41,10 +42,10 @@ class FiniteGuard(Callback):
         if done == self._checked:
             return
         self._checked = done
-        lost = module.not_finite()
+        lost = not_finite(module)
         if lost:
             raise NonFiniteError(
-                f"particles of '{', '.join(lost)}' are no longer finite at step {done}; lower lr_z, zeta or gamma, or use "
+                f"particles of '{', '.join(lost)}' are no longer finite at step {done}; lower guidance_scale, lr_z or gamma, or use "
                 "precision 32-true",
                 lost,
             )
@@ -69,3 +70,12 @@ class Progress(TQDMProgressBar):
         metrics = super().get_metrics(trainer, pl_module)
         metrics.pop("v_num", None)
         return {name.removeprefix("loss/"): value for name, value in metrics.items()}
+
+
+def not_finite(module: ParticleModule) -> list[str]:
+    """Names of the measurements with a particle that is infinite or not a number; waits for the device."""
+    every = module.state_dict(keep_vars=True).values()
+    states = [value[module.rows].unsqueeze(-1) for value in every if value.ndim and len(value) == len(module.z)]
+    mine = [torch.isfinite(value).flatten(1).all(dim=1) for value in states]
+    finite = module.gather(torch.stack(mine).all(dim=0).float()).cpu()
+    return [measurement.name for measurement, particles in module.each(finite) if not particles.all()]

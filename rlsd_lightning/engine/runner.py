@@ -208,7 +208,7 @@ class _Run:
 
     def _agreed_checkpoint(self, path: Path, module: ParticleModule) -> Path | None:
         """Checkpoint that all processes of the group resume from."""
-        chosen = checkpoint_to_resume(path, module.check_checkpoint)
+        chosen = checkpoint_to_resume(path, module.identity.check)
         is_previous = chosen is not None and chosen.name == PREVIOUS and path.name == LAST
         if not self.processes.shard.any(is_previous):
             return chosen

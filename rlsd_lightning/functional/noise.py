@@ -8,13 +8,12 @@ after any restart.
 import hashlib
 import math
 from collections.abc import Iterable, Sequence
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["STREAMS", "keyed_normal", "keyed_uniform", "measurement_key", "particle_noise"]
+__all__ = ["STREAMS", "ParticleNoise", "keyed_normal", "keyed_uniform", "measurement_key"]
 
 STREAMS = {
     "z_init": 0,
@@ -67,32 +66,42 @@ def keyed_normal(
     return torch.from_numpy(np.stack(draws)) if draws else torch.empty(0, *shape)
 
 
-def particle_noise(
-    shape: tuple[int, ...], particles: Sequence[int], num_particles: int, *, antithetic: bool, **key: Any
-) -> Tensor:
-    r"""Standard normal noise for some of a measurement's particles, independent or antithetic.
+class ParticleNoise:
+    r"""Standard normal noise of the particles of several measurements, independent or antithetic.
 
-    Antithetic noise of all :math:`N` particles sums to zero: each has the distribution of independent noise, and any two
-    have the correlation :math:`-1 / (N - 1)`. Each process draws the whole antithetic set, so no communication is needed.
+    Antithetic noise of a measurement's :math:`N` particles sums to zero: each has the distribution of independent noise, and
+    any two have the correlation :math:`-1 / (N - 1)`. Each process draws the whole antithetic set, so no communication is
+    needed.
 
     Args:
-        shape: Shape of one particle's noise.
-        particles: Indices of the particles, from 0 to :math:`N - 1`.
-        num_particles: The number :math:`N` of the measurement's particles.
-        antithetic: Whether all particles' noise sums to zero.
-        key: Further arguments of :func:`keyed_normal`.
-
-    Returns:
-        Float32 on the CPU, with shape :math:`(n, *\mathrm{shape})`.
+        keys: The measurements' keys.
+        num_particles: The number :math:`N` of particles of each measurement.
+        seed: The run's seed.
+        antithetic: Whether a measurement's noise sums to zero.
 
     References:
         | Antithetic Noise in Diffusion Models (Jia et al., 2025)
         | https://arxiv.org/abs/2506.06185
     """
-    if not antithetic or num_particles == 1:
-        return keyed_normal(shape, particles, **key)
-    every = keyed_normal(shape, range(num_particles), **key)
-    return math.sqrt(num_particles / (num_particles - 1)) * (every - every.mean(dim=0))[list(particles)]
+
+    def __init__(self, keys: Sequence[int], num_particles: int, seed: int, antithetic: bool) -> None:
+        self.keys, self.num_particles, self.seed = keys, num_particles, seed
+        self.antithetic = antithetic and num_particles > 1
+
+    def __call__(self, shape: tuple[int, ...], rows: slice, stream: str, step: int = 0) -> Tensor:
+        """The noise of some rows of all measurements' particles, with shape (n, ...), float32 on the CPU."""
+        draws, count = [torch.empty(0, *shape)], self.num_particles
+        for index, key in enumerate(self.keys):
+            start, stop = max(rows.start, index * count), min(rows.stop, (index + 1) * count)
+            particles = range(start - index * count, stop - index * count)
+            if not particles:
+                continue
+            drawn = range(count) if self.antithetic else particles
+            noise = keyed_normal(shape, drawn, seed=self.seed, measurement=key, stream=stream, step=step)
+            if self.antithetic:
+                noise = math.sqrt(count / (count - 1)) * (noise - noise.mean(dim=0))[list(particles)]
+            draws.append(noise)
+        return torch.cat(draws)
 
 
 def keyed_uniform(*, seed: int, measurement: int, stream: str, step: int = 0) -> float:

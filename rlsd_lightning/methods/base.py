@@ -7,7 +7,6 @@ from typing import Any
 
 import lightning as L
 import torch
-from lightning.pytorch.core.optimizer import LightningOptimizer
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -16,14 +15,13 @@ from rlsd_lightning.distributed.shard import Shard
 from rlsd_lightning.distributed.strategy import ParticleStrategy
 from rlsd_lightning.errors import InputError
 from rlsd_lightning.features import Features
-from rlsd_lightning.functional.noise import particle_noise
+from rlsd_lightning.functional.noise import ParticleNoise
 from rlsd_lightning.functional.schedules import ddim_timesteps
 from rlsd_lightning.identity import CheckpointIdentity, keep_particles
 from rlsd_lightning.measurement import Measurement
-from rlsd_lightning.operators.proximal import RESULT_STEPS, noise_share, proximal_steps
+from rlsd_lightning.operators.proximal import RESULT_STEPS, ProximalSteps
 from rlsd_lightning.priors import Prior
 from rlsd_lightning.timesteps import Timesteps
-from rlsd_lightning.uncertainty import DecoderError, decoder_error
 
 __all__ = ["ParticleModule"]
 
@@ -75,7 +73,7 @@ class ParticleModule(L.LightningModule):
         self.save_hyperparameters(ignore=["prior", "measurements", "features"])  # of all classes of the chain
         self.measurements = [measurements] if isinstance(measurements, Measurement) else list(measurements)
         self.num_particles, self.particle_chunk, self.seed = num_particles, particle_chunk, seed
-        self.decoder_std, self.min_mu = decoder_std, min_mu
+        self.decoder_std = decoder_std
         check_particles(self.hparams, self.measurements, prior)
         is_warm = self.measurements[0].start is not None
         self.num_steps = num_steps
@@ -85,15 +83,14 @@ class ParticleModule(L.LightningModule):
         self._frozen = {"prior": prior, "features": features}
         settings = sorted((name, value) for name, value in self.hparams.items() if name != "particle_chunk")
         described = (type(self).__name__, self.timesteps, settings)
-        self._identity = CheckpointIdentity(described, self._frozen, self.measurements, prior.image_shape)
-        self._index = torch.arange(num_particles).repeat(len(self.measurements))  # of a particle in its measurement
+        self.identity = CheckpointIdentity(described, self._frozen, self.measurements, prior.image_shape)
+        self._noise = ParticleNoise([each.noise_key for each in self.measurements], num_particles, seed, antithetic)
         if is_warm:
             z, x = (torch.cat(parts) for parts in zip(*(each.start for each in self.measurements), strict=True))
         else:
             z, x = self.first_noise("z_init", prior.latent_shape), self.first_noise("x_init", prior.image_shape)
         self.z, self.x = nn.Parameter(z), nn.Parameter(x, requires_grad=False)
-        # read now, as reading from a device waits for it
-        self._noise_shares = {each.name: noise_share(each, self.x[0].numel()) for each in self.measurements}
+        self.proximal = ProximalSteps(self.measurements, self.x[0].numel(), min_mu, together=particle_chunk is None)
         self.resumed_at = 0
         """Number of timesteps that were taken before this fit."""
         self.repulsion_ratios: list[Tensor] = []
@@ -123,28 +120,9 @@ class ParticleModule(L.LightningModule):
         """Whether the reconstructions are proximal steps from decoded latents."""
         return self.decoder_std > 0
 
-    def decoder_error(self, measurement: Measurement, images: Tensor, decoded: Tensor) -> DecoderError | None:
-        """The error that one measurement's reconstructions share; None where they are not proximal steps."""
-        variance = self.decoder_std**2
-        if not self.has_proximal_results or self.prior.latent_shape == self.prior.image_shape or images.ndim != 4:
-            return None
-        # the same whatever the processes, which round differently
-        settings = {"at_once": self.particle_chunk or self.num_particles, "seed": self.seed}
-        weight = self.mu(measurement, variance)
-        return decoder_error(measurement, images, decoded, variance, weight, key=measurement.noise_key, **settings)
-
-    def mu(self, measurement: Measurement, image_var: float) -> float:
-        r"""The proximal weight :math:`\max(n / m \cdot s^2 / v, \mathrm{min\_mu})` of images with variance :math:`v`."""
-        return max(self._noise_shares[measurement.name] / image_var, self.min_mu)
-
     def proximal_step(self, decoded: Tensor, image_var: float, **settings: Any) -> Tensor:
-        """The images that explain the measurements and are nearest to this process's decoded latents."""
-        if not len(decoded):
-            return decoded
-        weights = {measurement.name: self.mu(measurement, image_var) for measurement in self.measurements}
-        return proximal_steps(self.each_here(decoded), weights, self.particle_chunk is None, **settings)
-
-    # Particles and processes
+        """Images that explain the measurements and are nearest to this process's decoded latents, known up to a variance."""
+        return self.proximal(self.each_here(decoded), image_var, **settings) if len(decoded) else decoded
 
     @property
     def prior(self) -> Prior:
@@ -205,16 +183,6 @@ class ParticleModule(L.LightningModule):
             self._finished = self.reconstructions()
         return self._finished
 
-    def not_finite(self) -> list[str]:
-        """Names of the measurements with a particle that is infinite or not a number; waits for the device."""
-        every = self.state_dict(keep_vars=True).values()
-        states = [value[self.rows] for value in every if value.ndim and len(value) == len(self.z)]
-        mine = [torch.isfinite(value).flatten(1).all(dim=1) for value in (v.unsqueeze(-1) for v in states)]
-        finite = self.gather(torch.stack(mine).all(dim=0).float()).cpu()
-        return [measurement.name for measurement, particles in self.each(finite) if not particles.all()]
-
-    # Steps
-
     @property
     def steps_done(self) -> int:
         """Number of timesteps that were taken."""
@@ -228,12 +196,6 @@ class ParticleModule(L.LightningModule):
         step, t = batch
         assert step == batch_idx, f"step {step} came as batch {batch_idx}: the schedule was not restored"
         return step, t, self.timesteps[step + 1] if step + 1 < len(self.timesteps) else None
-
-    def descend(self, optimizer: LightningOptimizer, loss: Tensor) -> None:
-        """One step of one of several optimizers."""
-        self.manual_backward(loss)
-        optimizer.step()
-        optimizer.zero_grad()  # or the next optimizer's backward pass would exchange these gradients again
 
     def setup(self, stage: str) -> None:
         if self.trainer.world_size > 1 and not isinstance(self.trainer.strategy, ParticleStrategy):
@@ -265,8 +227,6 @@ class ParticleModule(L.LightningModule):
             if particles.grad is not None:
                 particles.grad = self.gather(particles.grad[self.rows])
 
-    # Networks
-
     def denoise(self, z_t: Tensor, t: int) -> tuple[Tensor, Tensor]:
         r"""Clean latents :math:`\hat z` and noise :math:`\hat\epsilon` of noisy latents, a chunk of particles at a time."""
         return self.chunked(lambda part: self.prior.denoise(part, t), z_t) if len(z_t) else (z_t, z_t)
@@ -283,82 +243,46 @@ class ParticleModule(L.LightningModule):
         parts = [checkpoint(function, *chunk, use_reentrant=False) for chunk in chunks]
         return torch.cat(parts) if isinstance(parts[0], Tensor) else tuple(map(torch.cat, zip(*parts, strict=True)))
 
-    def encode(self, images: Tensor) -> Tensor:
-        """Latents of images, a chunk of particles at a time."""
-        return self.chunked(self.prior.encode, images)
-
     def compared(self, z: Tensor, images: Tensor, features: nn.Module | None = None) -> Tensor:
         """Features of particles, a chunk at a time; those of the kernel unless others are given."""
         if not len(z):  # only the network knows how many features there are
             return self.compared(z.new_zeros(1, *z.shape[1:]), images.new_zeros(1, *images.shape[1:]), features)[:0]
         return self.chunked(self.features if features is None else features, z, images)
 
-    # Noise
-
-    def noise(self, step: int) -> Tensor:
-        """The noise of one step for this process's latents, of their type and on their device."""
-        return self.keyed_noise("step", step)
-
-    def keyed_noise(self, stream: str, step: int, copies: tuple[int, ...] = ()) -> Tensor:
-        r"""The noise of a stream in one step for this process's latents, with shape :math:`(n, \mathrm{copies}, \dots)`."""
-        shape = (*copies, *self.prior.latent_shape)
-        draws = [
-            self._draw(*each, shape, stream, self.first_step + step) for each in self.each_here(self._index[self.rows])
-        ]
-        drawn = torch.cat(draws) if draws else torch.empty(0, *shape)
+    def noise(self, step: int, stream: str = "step", copies: tuple[int, ...] = ()) -> Tensor:
+        r"""The noise of one step for this process's latents, with shape :math:`(n, \mathrm{copies}, \dots)`."""
+        drawn = self._noise((*copies, *self.prior.latent_shape), self.rows, stream, self.first_step + step)
         if self.z.is_cuda:
             drawn = drawn.pin_memory()  # a copy from other memory waits for the device
         return drawn.to(self.z, non_blocking=True)
 
     def first_noise(self, stream: str, shape: tuple[int, ...]) -> Tensor:
         """The noise of a stream before the first step, for all particles of all processes."""
-        return torch.cat([self._draw(*each, shape, stream, 0) for each in self.each(self._index)])
-
-    def _draw(self, measurement: Measurement, particles: Tensor, shape: tuple, stream: str, step: int) -> Tensor:
-        key = {"seed": self.seed, "measurement": measurement.noise_key, "stream": stream, "step": step}
-        antithetic = self.hparams.antithetic
-        return particle_noise(shape, particles.tolist(), self.num_particles, antithetic=antithetic, **key)
-
-    # Logging
+        return self._noise(shape, slice(0, len(self.measurements) * self.num_particles), stream)
 
     def logs(self, batch_idx: int) -> bool:
         """Whether the Trainer writes this step."""
         return self._trainer is not None and (batch_idx + 1) % self.trainer.log_every_n_steps == 0
 
-    def log_sums(self, values: dict[str, Tensor], batch_idx: int) -> None:
-        """Logs sums over particles, as means over measurements; costs nothing in steps that are not written."""
-        if self.logs(batch_idx):
-            sums = self.shard.sum(torch.stack([value.detach().float().to(self.z.device) for value in values.values()]))
-            means = dict(zip(values, sums / len(self.measurements), strict=True))
-            self.log_dict(means, prog_bar=True)
-
     def log_terms(self, terms: dict[str, Tensor], batch_idx: int) -> None:
-        """Logs the terms of the loss, their sum, and the noise level."""
+        """Logs the noise level, the terms of the loss and their sum: sums over particles, means over measurements."""
         if self.logs(batch_idx):
-            self.log_sums(
-                {f"loss/{name}": value for name, value in {"total": sum(terms.values()), **terms}.items()}, batch_idx
-            )
+            values = [value.detach().float().to(self.z.device) for value in (sum(terms.values()), *terms.values())]
+            means = self.shard.sum(torch.stack(values)) / len(self.measurements)
+            self.log_dict({f"loss/{n}": mean for n, mean in zip(("total", *terms), means, strict=True)}, prog_bar=True)
             self.log("noise_level", self.prior.sigma(self.timesteps[batch_idx]))
 
     def repulsion_ratio(self) -> float | None:
         """Mean ratio of the repulsion's norm to the data gradient's over particles and steps; None without repulsion."""
-        ratios = self._mean_ratios()
+        ratios = self._mean_ratios() if self.repulsion_ratios else []
         return sum(ratios) / len(ratios) if ratios else None
 
     def _mean_ratios(self) -> list[float]:
-        if not self.repulsion_ratios:
-            return []
-        mine = torch.stack([ratio.to(self.z.device) for ratio in self.repulsion_ratios])
-        return (self.shard.sum(mine) / len(self.measurements)).tolist()
-
-    # Checkpoints
-
-    def check_checkpoint(self, checkpoint: dict) -> None:
-        """Raises an InputError if a checkpoint is not one of this module's measurements and settings."""
-        self._identity.check(checkpoint)
+        mine = torch.stack([self.z.new_zeros(()), *(ratio.to(self.z) for ratio in self.repulsion_ratios)])
+        return (self.shard.sum(mine) / len(self.measurements)).tolist()[1:]
 
     def on_save_checkpoint(self, checkpoint: dict) -> None:
-        self._identity.save(checkpoint)
+        self.identity.save(checkpoint)
         checkpoint["repulsion_ratios"] = self._mean_ratios()
         # z is the same on every process; the rest is known for a process's own particles only
         state = checkpoint["state_dict"]
@@ -366,7 +290,7 @@ class ParticleModule(L.LightningModule):
             state[name] = self.gather(state[name][self.rows])
 
     def on_load_checkpoint(self, checkpoint: dict) -> None:
-        self.check_checkpoint(checkpoint)
+        self.identity.check(checkpoint)
         # one that was saved after the last step would let the Trainer do nothing, not even write the results
         for counts in checkpoint.get("loops", {}).get("fit_loop", {}).get("epoch_progress", {}).values():
             counts.update(processed=0, completed=0)

@@ -119,7 +119,7 @@ class LatentDAPS(ParticleModule):
             for measurement, particles in self.each_here(z)
         ]
         step_size = settings.step_size / (1 / left_open + torch.cat(precisions))
-        noise = self.keyed_noise("langevin", step, (settings.langevin_steps,))
+        noise = self.noise(step, "langevin", (settings.langevin_steps,))
         for inner in range(settings.langevin_steps):
             z = z.detach().requires_grad_()
             decoded = self.decode(z)

@@ -104,7 +104,7 @@ class LatentDPS(ParticleModule):
             if self.hparams.gluing:
                 with torch.autocast(images.device.type, enabled=False):
                     glued = images + physics.A_adjoint(residual) / self._square_norm(measurement)
-                total = total + self.hparams.gluing * norms(latents - self.encode(glued)).sum()
+                total = total + self.hparams.gluing * norms(latents - self.chunked(self.prior.encode, glued)).sum()
         return total
 
     def _square_norm(self, measurement: Measurement) -> Tensor:

@@ -45,6 +45,7 @@ from rlsd_lightning.measurement import Measurement
 from rlsd_lightning.methods.base import ParticleModule
 from rlsd_lightning.methods.sampling import (
     coupling_term,
+    descend,
     distillation_term,
     fidelity_term,
     noisy_start,
@@ -207,10 +208,10 @@ class RLSD(ParticleModule):
         renewed = (1 - eta.square()).sqrt() * eps_hat + eta * self.noise(step)
         self.e[self.rows] = torch.where(self.moved, renewed.to(self.e), self.e[self.rows])
 
-    def descend(self, loss: Tensor, optimizer: int = 0) -> None:
-        """One step of an optimizer; mixed precision skips it where gradients overflow, and then the noise stays too."""
+    def descend(self, loss: Tensor) -> None:
+        """One step down the gradient; mixed precision skips it where gradients overflow, and then the noise stays too."""
         before = self.z.detach().clone()
-        super().descend(self.optimizers()[optimizer], loss)
+        descend(self, self.optimizers()[0], loss)
         self.moved = (self.z.detach() != before).any()
 
     def refine(self, step: int, t: int) -> Tensor:
@@ -223,7 +224,7 @@ class RLSD(ParticleModule):
         self.log_all(step, refine_denoising=denoising, refine_coupling=coupling)
         adam = self.optimizers()[1]
         adam.param_groups[0]["lr"] = self.hparams.lr_z * cosine_decay(self.first_step + step, self.num_steps)
-        super().descend(adam, loss)
+        descend(self, adam, loss)
         return loss
 
     def log_all(self, step: int, **terms: Tensor) -> None:

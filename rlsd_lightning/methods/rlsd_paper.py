@@ -29,7 +29,7 @@ from rlsd_lightning.functional.losses import coupling, distillation, gradients_o
 from rlsd_lightning.functional.schedules import prior_weight
 from rlsd_lightning.measurement import Measurement
 from rlsd_lightning.methods.base import ParticleModule
-from rlsd_lightning.methods.sampling import score_residual
+from rlsd_lightning.methods.sampling import descend, score_residual
 from rlsd_lightning.operators.likelihood import has_square_misfit, measured
 from rlsd_lightning.priors import Prior
 from rlsd_lightning.repulsion import repulsive_steps
@@ -138,7 +138,7 @@ class RLSDPaper(ParticleModule):
 
     def _descend(self, optimizer: LightningOptimizer, particles: nn.Parameter, loss: Tensor) -> None:
         (gradient,) = gradients_of_mean(loss, [particles], self.x[0].numel())
-        self.descend(optimizer, torch.sum(gradient * particles))
+        descend(self, optimizer, torch.sum(gradient * particles))
 
     @torch.no_grad()
     def reconstructions(self) -> tuple[Tensor, Tensor]:

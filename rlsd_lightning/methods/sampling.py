@@ -1,6 +1,7 @@
 """Steps that several methods share."""
 
 import torch
+from lightning.pytorch.core.optimizer import LightningOptimizer
 from torch import Tensor
 from torch.optim import Adam
 from torch.optim.lr_scheduler import LambdaLR
@@ -14,6 +15,7 @@ __all__ = [
     "adam_with_decay",
     "ancestral_step",
     "coupling_term",
+    "descend",
     "distillation_term",
     "distillation_weight",
     "fidelity_term",
@@ -74,7 +76,7 @@ def coupling_term(module: ParticleModule, decoded: Tensor) -> Tensor:
     module.x.data[module.rows] = x = module.proximal_step(decoded, variance)
     module.show(x, decoded)
     terms = [
-        (1 + module.mu(measurement, variance)) * coupling(image, of_latent)
+        (1 + module.proximal.mu(measurement, variance)) * coupling(image, of_latent)
         for measurement, image, of_latent in module.each_here(x, decoded)
     ]
     return sum(terms, decoded.new_zeros(()))
@@ -95,6 +97,13 @@ def adam_with_decay(module: ParticleModule) -> dict:
     optimizer = Adam([module.z], lr=module.hparams.lr_z, betas=(0.9, 0.99))
     schedule = LambdaLR(optimizer, lambda step: cosine_decay(module.first_step + step, module.num_steps))
     return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+
+def descend(module: ParticleModule, optimizer: LightningOptimizer, loss: Tensor) -> None:
+    """One step of one of several optimizers."""
+    module.manual_backward(loss)
+    optimizer.step()
+    optimizer.zero_grad()  # or the next optimizer's backward pass would exchange these gradients again
 
 
 def through_decoder(loss: Tensor, z: Tensor, module: ParticleModule) -> Tensor:

@@ -130,7 +130,8 @@ class TwistedFilter(ParticleModule):
         toward, log_twist = self._proximal(decoded, image_var, ys)
         # the difference of two encoded images: what coding loses is in both, but not what half precision rounds
         with torch.autocast(decoded.device.type, enabled=False):
-            return self.encode(decoded + toward.to(decoded)) - self.encode(decoded), log_twist
+            moved, still = (self.chunked(self.prior.encode, each) for each in (decoded + toward.to(decoded), decoded))
+            return moved - still, log_twist
 
     def _proximal(self, decoded: Tensor, image_var: Tensor, ys: list[Tensor]) -> tuple[Tensor, Tensor]:
         r""":math:`x^* - D(\hat z)`, and :math:`-J(x^*)` times the share that counts, of this process's particles."""
@@ -138,7 +139,7 @@ class TwistedFilter(ParticleModule):
         if not len(decoded):
             return decoded, self.log_weights[:0]
         for (measurement, images), y in zip(self.each_here(at_least_float32(decoded)), ys, strict=True):
-            physics, mu = measurement.physics, self.mu(measurement, image_var.item())
+            physics, mu = measurement.physics, self.proximal.mu(measurement, image_var.item())
             x = proximal_step(physics, y, images, mu)
             error = misfit(physics.noise_model, measured(physics, x), y)
             envelope = error + mu * square_misfit(x, images)
@@ -193,13 +194,14 @@ class TwistedFilter(ParticleModule):
         if self.hparams.decoder_std or not len(clean):
             return clean, shift
         latent_var, image_var = self._spreads(t)
-        clean = clean + latent_var.sqrt() * self.keyed_noise("last_z", step)
+        clean = clean + latent_var.sqrt() * self.noise(step, "last_z")
         return clean, self._guide(clean, image_var, self._perturbed(step))[0]
 
     def _perturbed(self, step: int) -> list[Tensor]:
         """The measurements with noise of their own for each of this process's particles."""
         ys = []
-        for measurement, indices in self.each_here(self._index[self.rows]):
+        numbers = torch.arange(self.rows.start, self.rows.stop) % self.num_particles  # in their measurement
+        for measurement, indices in self.each_here(numbers):
             y, noise_model = measurement.y, measurement.physics.noise_model
             if has_square_misfit(noise_model):
                 key = {"seed": self.seed, "measurement": measurement.noise_key, "step": self.first_step + step}

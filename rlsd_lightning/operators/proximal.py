@@ -1,6 +1,6 @@
 r"""Proximal step of the auxiliary image x: data fidelity and distance to D(z)."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from itertools import groupby
 from typing import Any
 
@@ -14,7 +14,7 @@ from rlsd_lightning.operators.compose import NullOperator
 from rlsd_lightning.operators.likelihood import has_square_misfit, misfit, noise_std
 from rlsd_lightning.operators.medical import RealMRI
 
-__all__ = ["RESULT_STEPS", "has_own_step", "noise_share", "proximal_step", "proximal_steps", "solves_apart"]
+__all__ = ["RESULT_STEPS", "ProximalSteps", "has_own_step", "noise_share", "proximal_step", "solves_apart"]
 
 RESULT_STEPS = 200
 """Inner steps of the final images' proximal step where it has no closed form."""
@@ -81,39 +81,53 @@ def proximal_step(
         return _descend(physics, y, decoded, weight, inner_steps, inner_lr)
 
 
-def proximal_steps(
-    pairs: Iterable[tuple[Measurement, Tensor]], weights: Mapping[str, float], together: bool = True, **settings: Any
-) -> Tensor:
+class ProximalSteps:
     r"""The proximal steps of several measurements' particles.
 
-    Neighbours with one operator and one weight are solved in one call: many small operations cost a GPU as much as one of
-    their size together.
-
     Args:
-        pairs: Measurements, and their particles' decoded latents with shape :math:`(n, *\mathrm{image\_shape})`.
-        weights: The weight :math:`\mu` of every measurement, by name.
-        together: Whether neighbours may share a call; False needs less memory.
-        settings: Further arguments of :func:`proximal_step`.
-
-    Returns:
-        The auxiliaries of all pairs, in their order.
+        measurements: The measurements.
+        num_values: Number of values of an image.
+        min_mu: Least weight :math:`\mu`, above 0.
+        together: Whether neighbours with one operator and one weight are solved in one call: many small operations cost a
+            GPU as much as one of their size together. False needs less memory.
     """
 
-    def kind(pair: tuple[Measurement, Tensor]) -> tuple:
-        measurement = pair[0]
-        alike = together and solves_apart(measurement.physics)
-        return (
-            (id(measurement.physics), weights[measurement.name], measurement.y.shape) if alike else (measurement.name,)
-        )
+    def __init__(
+        self, measurements: Iterable[Measurement], num_values: int, min_mu: float, together: bool = True
+    ) -> None:
+        # computed once, as reading from a device waits for it
+        self._noise_shares = {each.name: noise_share(each, num_values) for each in measurements}
+        self._min_mu, self._together = min_mu, together
 
-    solved = []
-    for _, group in groupby(pairs, kind):
-        measurements, parts = zip(*group, strict=True)
-        first = measurements[0]
-        ys = [each.y.expand(len(part), *each.y.shape[1:]) for each, part in zip(measurements, parts, strict=True)]
-        y = torch.cat(ys) if len(parts) > 1 else first.y
-        solved.append(proximal_step(first.physics, y, torch.cat(parts), weights[first.name], **settings))
-    return torch.cat(solved)
+    def mu(self, measurement: Measurement, image_var: float) -> float:
+        r"""The weight :math:`\max(n / m \cdot s^2 / v, \mathrm{min\_mu})` of images with variance :math:`v`."""
+        return max(self._noise_shares[measurement.name] / image_var, self._min_mu)
+
+    def __call__(self, pairs: Iterable[tuple[Measurement, Tensor]], image_var: float, **settings: Any) -> Tensor:
+        """Solves for the images nearest to decoded latents that explain their measurements.
+
+        Args:
+            pairs: Measurements, and their particles' decoded latents with shape (n, ...).
+            image_var: Variance of the decoded latents about the images.
+            settings: Further arguments of :func:`proximal_step`.
+
+        Returns:
+            The images of all pairs, in their order.
+        """
+
+        def kind(pair: tuple[Measurement, Tensor]) -> tuple:
+            measurement = pair[0]
+            alike = (id(measurement.physics), self.mu(measurement, image_var), measurement.y.shape)
+            return alike if self._together and solves_apart(measurement.physics) else (measurement.name,)
+
+        solved = []
+        for _, group in groupby(pairs, kind):
+            measurements, parts = zip(*group, strict=True)
+            first = measurements[0]
+            ys = [each.y.expand(len(part), *each.y.shape[1:]) for each, part in zip(measurements, parts, strict=True)]
+            y = torch.cat(ys) if len(parts) > 1 else first.y
+            solved.append(proximal_step(first.physics, y, torch.cat(parts), self.mu(first, image_var), **settings))
+        return torch.cat(solved)
 
 
 def _descend(physics: Physics, y: Tensor, decoded: Tensor, weight: float, inner_steps: int, inner_lr: float) -> Tensor:

@@ -20,7 +20,7 @@ from rlsd_lightning.methods.base import ParticleModule
 from rlsd_lightning.results.monitor import images_at, moments
 from rlsd_lightning.results.pictures import thumbnails, write_evolution, write_images
 from rlsd_lightning.results.store import mean_figures, write_metrics
-from rlsd_lightning.uncertainty import DecoderError
+from rlsd_lightning.uncertainty import DecoderError, decoder_error
 
 __all__ = ["ImageResults", "Results"]
 
@@ -141,12 +141,25 @@ class ImageResults(Results):
         return figures | {"decoder_error": None if shared is None else shared.std, "warnings": warnings}
 
 
+def estimated_error(
+    module: ParticleModule, measurement: Measurement, images: Tensor, decoded: Tensor
+) -> DecoderError | None:
+    """The decoder's error, estimated from a measurement's particles; None where they are not proximal steps."""
+    variance = module.decoder_std**2
+    if not module.has_proximal_results or module.prior.latent_shape == module.prior.image_shape or images.ndim != 4:
+        return None
+    # the same whatever the processes, which round differently
+    settings = {"at_once": module.particle_chunk or module.num_particles, "seed": module.seed}
+    weight = module.proximal.mu(measurement, variance)
+    return decoder_error(measurement, images, decoded, variance, weight, key=measurement.noise_key, **settings)
+
+
 def _shared_error(
     module: ParticleModule, measurement: Measurement, images: Tensor, decoded: Tensor
 ) -> DecoderError | None:
     """The particles' shared error; None if it can't be estimated, as a failed estimate must not cost the result."""
     try:
-        shared = module.decoder_error(measurement, images, decoded)
+        shared = estimated_error(module, measurement, images, decoded)
     except Exception as error:  # noqa: BLE001  an operator may refuse a batch, or memory run out
         reason = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
     else:

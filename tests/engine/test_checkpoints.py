@@ -142,14 +142,14 @@ def test_a_checkpoint_of_another_machine_goes_on_and_one_of_another_prompt_does_
     elsewhere = make("a beard")
     for name in ("alphas", "sigmas", *elsewhere.prior.condition_names):
         getattr(elsewhere.prior, name).mul_(1 + 1e-6)  # processors round in their own ways
-    elsewhere.check_checkpoint(checkpoint)
+    elsewhere.identity.check(checkpoint)
     with pytest.raises(InputError, match="belongs to measurement 'noise'"):
-        make("a face").check_checkpoint(checkpoint)
+        make("a face").identity.check(checkpoint)
     elsewhere.prior.alphas.mul_(1 + 1e-3)
     with pytest.raises(InputError, match="belongs to measurement 'noise'"):
-        elsewhere.check_checkpoint(checkpoint)
+        elsewhere.identity.check(checkpoint)
     with pytest.raises(InputError, match="made by another version"):
-        module.check_checkpoint({"state_dict": {}, "evidence": {}})
+        module.identity.check({"state_dict": {}, "evidence": {}})
 
 
 @pytest.mark.parametrize(("dtype", "accepted"), [(torch.float32, 1e-6), (torch.float16, 1e-3), (torch.bfloat16, 8e-3)])

@@ -20,7 +20,7 @@ from rlsd_lightning import (
     StableDiffusionPrior,
     TwistedFilter,
 )
-from rlsd_lightning.engine.callbacks import FiniteGuard
+from rlsd_lightning.engine.callbacks import FiniteGuard, not_finite
 from rlsd_lightning.errors import NonFiniteError
 from rlsd_lightning.operators import inpainting, super_resolution
 
@@ -121,9 +121,9 @@ def test_any_state_that_is_not_finite_is_noticed_with_its_measurement(
     measurements = [measurement._replace(name=each) for each in ("first", "second", "third")]
     module = method(tiny_prior, measurements, LatentFeatures(), num_particles=2, num_steps=4)
     assert set(module.state_dict()) == set(STATES[method])
-    assert module.not_finite() == []
+    assert not_finite(module) == []
     module.state_dict()[name][3].view(-1)[0] = value  # the second particle of the second measurement
-    assert module.not_finite() == ["second"]
+    assert not_finite(module) == ["second"]
 
 
 def test_the_guard_looks_at_log_weights(tiny_prior: StableDiffusionPrior, measurement: Measurement, tmp_path) -> None:

@@ -1,6 +1,7 @@
 """One of several processes, without the others."""
 
 from rlsd_lightning.distributed.ranks import Shard
+
 from rlsd_lightning.methods.base import ParticleModule
 
 
