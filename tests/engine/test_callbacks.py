@@ -7,7 +7,8 @@ import pytest
 from lightning.pytorch.callbacks import ModelCheckpoint
 from support.trainers import fit
 
-from rlsd_lightning import RLSD, NonFiniteError, RLSDPaper
+from rlsd_lightning import RLSD, Distilled, NonFiniteError, RLSDPaper
+from rlsd_lightning.engine import callbacks
 from rlsd_lightning.engine.callbacks import FiniteGuard, Progress
 from rlsd_lightning.results.writer import ImageResults
 
