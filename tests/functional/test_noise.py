@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from rlsd_lightning.functional.noise import STREAMS, keyed_normal, measurement_key, particle_noise
+from rlsd_lightning.functional.noise import STREAMS, ParticleNoise, keyed_normal, measurement_key
 
 SHAPE = (4, 8, 8)
 
@@ -84,20 +84,25 @@ def test_measurement_key_tells_names_apart():
     assert len({measurement_key(f"face-{i}") for i in range(1000)}) == 1000
 
 
-KEY = {"seed": 3, "measurement": 11, "stream": "step", "step": 7}
-
-
 def test_independent_noise_of_particles_is_the_keyed_noise():
-    assert torch.equal(particle_noise(SHAPE, [3, 1], 5, antithetic=False, **KEY), draw([3, 1]))
+    noise = ParticleNoise([11, 12], 5, seed=3, antithetic=False)
+    assert torch.equal(noise(SHAPE, slice(1, 4), "step", 7), draw([1, 2, 3]))
+    both = torch.cat([draw([3, 4]), draw([0, 1], measurement=12)])
+    assert torch.equal(noise(SHAPE, slice(3, 7), "step", 7), both)
+    assert noise(SHAPE, slice(3, 3), "step", 7).shape == (0, *SHAPE)
 
 
 @pytest.mark.parametrize("count", [2, 3, 5])
 def test_antithetic_noise_sums_to_zero_whoever_draws_which_part(count: int):
-    every = particle_noise(SHAPE, range(count), count, antithetic=True, **KEY)
-    assert every.sum(dim=0).abs().max() < 1e-5
-    assert torch.equal(particle_noise(SHAPE, [count - 1, 0], count, antithetic=True, **KEY), every[[count - 1, 0]])
+    noise = ParticleNoise([11, 12], count, seed=3, antithetic=True)
+    every = noise(SHAPE, slice(0, 2 * count), "step", 7)
+    assert every.unflatten(0, (2, count)).sum(dim=1).abs().max() < 1e-5
+    assert not torch.allclose(every[:count], every[count:])
+    for cut in range(2 * count + 1):
+        parts = [noise(SHAPE, rows, "step", 7) for rows in (slice(0, cut), slice(cut, 2 * count))]
+        assert torch.equal(torch.cat(parts), every)
     assert every.var().item() == pytest.approx(1, abs=4 * (2 / 256) ** 0.5)
 
 
 def test_a_lone_particles_antithetic_noise_is_its_own():
-    assert torch.equal(particle_noise(SHAPE, [0], 1, antithetic=True, **KEY), draw([0]))
+    assert torch.equal(ParticleNoise([11], 1, seed=3, antithetic=True)(SHAPE, slice(0, 1), "step", 7), draw([0]))

@@ -20,7 +20,7 @@ from support.steps import loss_of, take_step
 from torch import Tensor
 
 from rlsd_lightning import RLSD, Features, LatentFeatures, PixelFeatures, StableDiffusionPrior
-from rlsd_lightning.operators import colorization, nothing
+from rlsd_lightning.operators import NullOperator, colorization
 
 STEP = 3
 KINDS = pytest.mark.parametrize("kind", ["latents", "pixels", "vit"])
@@ -189,7 +189,7 @@ def test_repulsion_moves_the_features_apart(prior: StableDiffusionPrior):
 @KINDS
 def test_particles_of_no_measurement_repel_too(kind: str, prior: StableDiffusionPrior, features_of: Callable):
     features = features_of(kind)
-    without, repelled = (make(prior, features, operator=nothing, gamma=gamma) for gamma in (0.0, 2.0))
+    without, repelled = (make(prior, features, operator=NullOperator, gamma=gamma) for gamma in (0.0, 2.0))
     for module in (without, repelled):
         take_step(module, STEP)
     assert (norms(repelled.z - without.z) > 1e-3).all()
@@ -197,7 +197,7 @@ def test_particles_of_no_measurement_repel_too(kind: str, prior: StableDiffusion
 
 
 def test_without_a_measurement_and_the_auxiliary_nothing_pulls(prior: StableDiffusionPrior):
-    plain, without = (make(prior, operator=nothing, gamma=0.0, augmented=kind) for kind in (True, False))
+    plain, without = (make(prior, operator=NullOperator, gamma=0.0, augmented=kind) for kind in (True, False))
     torch.testing.assert_close(take_step(plain, STEP), take_step(without, STEP), rtol=1e-12, atol=1e-12)
 
 

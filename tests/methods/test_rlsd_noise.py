@@ -15,7 +15,7 @@ from torch import Tensor
 
 from rlsd_lightning import StableDiffusionPrior
 from rlsd_lightning.functional.schedules import reverse_step
-from rlsd_lightning.operators import denoising, nothing
+from rlsd_lightning.operators import NullOperator, denoising
 
 F64 = torch.float64
 STEP = 3
@@ -38,7 +38,7 @@ def scheduler(tiny_prior_folder: Path, prior: StableDiffusionPrior) -> DDIMSched
 def test_without_a_measurement_and_repulsion_it_is_ddim(
     eta: float, num_steps: int, prior: StableDiffusionPrior, scheduler: DDIMScheduler
 ):
-    module = make(prior, operator=nothing, num_steps=num_steps, eta=eta, **FREE)
+    module = make(prior, operator=NullOperator, num_steps=num_steps, eta=eta, **FREE)
     scheduler.set_timesteps(num_steps)
     assert module.timesteps == scheduler.timesteps.tolist()
     sample = noisy(module, 0).detach()
@@ -56,7 +56,7 @@ def test_without_a_measurement_and_repulsion_it_is_ddim(
 
 
 def test_the_default_share_is_the_ancestral_step(prior: StableDiffusionPrior):
-    module = make(prior, operator=nothing, **FREE)
+    module = make(prior, operator=NullOperator, **FREE)
     z_t, clean = noisy(module, STEP), denoised(module, noisy(module, STEP), STEP)
     t, s = module.timesteps[STEP : STEP + 2]
     levels = [prior.alphas[t], prior.sigmas[t], prior.alphas[s], prior.sigmas[s]]
@@ -117,7 +117,7 @@ PREDICTIONS = pytest.mark.parametrize("kind", ["v_prediction", "sample", "flow"]
 @PREDICTIONS
 def test_the_first_step_from_pure_noise_is_the_networks_own_prediction(kind: str):
     prior = FormulaPrior(SCHEDULES["one level of pure noise"], kind)
-    module = make(prior, operator=nothing, num_steps=40, **FREE)
+    module = make(prior, operator=NullOperator, num_steps=40, **FREE)
     t = module.timesteps[0]
     assert (prior.alphas[t], prior.sigmas[t]) == (0, 1)
     z_t, z = noisy(module, 0).detach(), module.z.detach().clone()
@@ -130,7 +130,7 @@ def test_the_first_step_from_pure_noise_is_the_networks_own_prediction(kind: str
 
 @PREDICTIONS
 def test_from_pure_noise_the_noise_is_drawn_anew(kind: str):
-    module = make(FormulaPrior(SCHEDULES["one level of pure noise"], kind), operator=nothing, num_steps=40, **FREE)
+    module = make(FormulaPrior(SCHEDULES["one level of pure noise"], kind), operator=NullOperator, num_steps=40, **FREE)
     take_step(module)
     # z_t says nothing of the clean latent: the next one is that and independent noise
     torch.testing.assert_close(module.e, module.noise(0), rtol=1e-12, atol=1e-12)
