@@ -188,7 +188,8 @@ class RLSD(ParticleModule):
         gamma = self.repulsion.strength(norm, beside, self.prior.sigma(t), self.features.gamma_scale)
         if not self.repulsion.relative:
             gamma = self.zeta * gamma  # a relative one has the step size from the data gradient
-        self.repulsion_ratios.append((gamma * norm / beside).sum().detach() / self.num_particles)
+        ratio = torch.where(beside > 0, gamma * norm / beside, 0.0)
+        self.repulsion_ratios.append(ratio.sum().detach() / self.num_particles)
         return gradient + gamma.view(-1, *[1] * (gradient.ndim - 1)) * density.gradient, gamma * density.value
 
     def over_alpha(self, gradient: Tensor, step: int, s: int | None) -> Tensor:

@@ -79,7 +79,7 @@ def test_the_refinement_follows_distillation_and_coupling_at_the_latents(
     alpha, sigma, eps = prior.alphas[t], prior.sigmas[t], before.noise(step)
     residual = predicted(before, alpha * z.detach() + sigma * eps, step).detach() - eps
     decoded, measurement = prior.decode(z), before.measurements[0]
-    mask, mu = measurement.physics.mask, before.mu(measurement, 0.08**2)
+    mask, mu = measurement.physics.mask, before.proximal.mu(measurement, 0.08**2)
     x = (mask * measurement.y + mu * decoded.detach()) / (mask + mu)
     objective = 0.5 * (mask * decoded - measurement.y).square()
     if augmented:

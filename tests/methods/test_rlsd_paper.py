@@ -7,7 +7,7 @@ import lightning as L
 import pytest
 import torch
 from deepinv.physics import Physics
-from rlsd_lightning.distributed.ranks import Shard
+from rlsd_lightning.distributed.shard import Shard
 from support.processes import as_process
 from support.steps import take_step
 from torch import Tensor
