@@ -189,13 +189,12 @@ def test_older_names_in_files_and_on_the_command_line_are_translated() -> None:
 
 
 @pytest.mark.parametrize("augmented", ["true", "false"])
-@pytest.mark.parametrize("x_update", ["prox", "adam"])
+@pytest.mark.parametrize("refine_share", [0, 0.5, 1])
 @pytest.mark.parametrize("num_particles", [1, 3])
 def test_every_form_of_the_method_runs_with_any_number(
-    augmented: str, x_update: str, num_particles: int, small: list[str], tmp_path: Path
+    augmented: str, refine_share: float, num_particles: int, small: list[str], tmp_path: Path
 ) -> None:
-    form = [f"method.augmented={augmented}", f"method.x_update={x_update}", f"num_particles={num_particles}"]
-    form += ["method.sampling_share=0"] if x_update == "adam" else []
+    form = [f"method.augmented={augmented}", f"method.refine_share={refine_share}", f"num_particles={num_particles}"]
     code, printed = train(*small[:3], *form, small[-1])
     assert code == 0, printed
     assert len(load_file(tmp_path / "run" / "000" / "particles.safetensors")["x"]) == num_particles

@@ -53,14 +53,14 @@ def test_a_run_on_apples_gpu_is_one_process_without_ddp(monkeypatch: pytest.Monk
 @pytest.mark.parametrize(
     ("devices", "settings"),
     [
-        (2, ["features=vit", "features.pretrained={features}", "method.renew_every=2"]),
-        (3, ["num_particles=2", "method.room=3", "method.sampling_share=0"]),  # one process has no particle at all
-        (3, ["method.x_update=adam", "method.sampling_share=0"]),
+        (2, ["features=vit", "features.pretrained={features}", "method.gamma=0.5"]),
+        (3, ["num_particles=2", "method=distilled", "method.repulsion_saturation=3"]),  # one process has no particle at all
+        (3, ["method.eta=.inf", "method.refine_share=0"]),
         (2, ["method=rlsd_paper", "features=vit", "features.pretrained={features}"]),
-        (4, ["data.limit=2", "measurements_per_batch=2", "method.room=3", "method.sampling_share=0"]),
+        (4, ["data.limit=2", "measurements_per_batch=2", "method=distilled", "method.repulsion_saturation=3"]),
         (2, ["trainer.precision=bf16-mixed"]),
     ],
-    ids=["vit", "empty", "adam", "paper", "batch", "bf16"],
+    ids=["vit", "empty", "fresh", "paper", "batch", "bf16"],
 )
 def test_particles_over_processes_end_with_the_same_bits(
     devices: int, settings: list[str], small: list[str], tiny_features_folder: Path, tmp_path: Path

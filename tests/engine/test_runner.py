@@ -17,7 +17,7 @@ from support.trainers import StopAt, StopError, Visited, trainer_with
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor
 
-from rlsd_lightning import RLSD, InputError, LatentFeatures, Measurement, RLSDPaper
+from rlsd_lightning import RLSD, Distilled, InputError, LatentFeatures, Measurement, RLSDPaper
 from rlsd_lightning.engine.batch_size import largest_batch
 from rlsd_lightning.engine.callbacks import FiniteGuard
 from rlsd_lightning.engine.runner import run_measurements
@@ -81,8 +81,8 @@ def assert_close(first: dict[str, Tensor], second: dict[str, Tensor]) -> None:
         (RLSD, "latents", {}),
         (RLSD, "vit", {"gamma": 2.0, "gamma_mode": "absolute"}),
         (RLSD, "vit", {"gamma": 0.3, "particle_chunk": 4}),
-        (RLSD, "latents", {"renew_every": 3}),
-        (RLSD, "latents", {"x_update": "adam", "sampling_share": 0.0}),
+        (RLSD, "latents", {"refine_share": 0.5, "eta": 0.3}),
+        (Distilled, "latents", {}),
         (RLSD, "latents", {"augmented": False, "gamma": 0.0}),
         (RLSDPaper, "vit", {}),
     ],
