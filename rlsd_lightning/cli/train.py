@@ -193,6 +193,7 @@ def main(cfg: DictConfig) -> None:
 
 def command() -> None:
     """Hydra's application: one run, or a multirun."""
+    failed.clear()
     try:
         sys.argv[1:] = with_present_names(sys.argv[1:])
         main()
