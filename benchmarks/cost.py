@@ -1,6 +1,6 @@
 """How a step's time grows with the particles, the measurements and the image, and what the repulsion is of it.
 
-python benchmarks/cost.py --json docs/performance/cost.json --plot docs/performance/cost.png
+python benchmarks/cost.py --json build/cost.json --plot build/cost.png
 
 Steps of the embedded prior without repulsion and with it (in latents, the default), in turn, medians over rounds. The
 embedded prior's own images have 64 pixels a side; it runs convolutionally on larger ones, whose time does not depend on

@@ -1,6 +1,6 @@
 """With the auxiliary image and without it: where the latents go, and how sharp the images are.
 
-python benchmarks/geometry.py --json docs/geometry.json
+python benchmarks/geometry.py --json build/geometry.json
 
 For held-out faces, means over particles: the distance of the final latents to the range of the encoder, the root mean
 square of z - E(D(z)); the path of the clean latents, its length over that of the straight line from its first to its last

@@ -1,6 +1,6 @@
 """Several processes against one, bytes that a step exchanges, and what checkpoints cost.
 
-python benchmarks/scaling.py --json docs/performance/scaling.json
+python benchmarks/scaling.py --json build/scaling.json
 
 Runs train.py on the embedded prior with one thread a process, one and two processes in turn, in both modes: each process
 its own measurement with four particles, and both the eight particles of one measurement. --accelerator gpu --processes 4

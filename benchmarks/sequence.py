@@ -1,6 +1,6 @@
 """Flicker and cost of a sequence whose items start from each other, against independent items.
 
-python benchmarks/sequence.py --json docs/sequence.json
+python benchmarks/sequence.py --json build/sequence.json
 
 Makes a sequence of a held-out face that moves to the right by one pixel a frame, hides a box in the middle, and
 reconstructs it as independent images and with data.sequence=true at several shares of the schedule. Flicker is the root

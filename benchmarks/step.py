@@ -1,6 +1,6 @@
 """Seconds and operations of one step, beside a plain transcription of the published loop.
 
-python benchmarks/step.py --json docs/performance/step_cpu.json --plot docs/performance/step_cpu.png
+python benchmarks/step.py --json build/step_cpu.json --plot build/step_cpu.png
 
 In one process, on the same prior, noise, features and settings, with rounds of all forms in turn: the published loop of
 published.py; ours, which distils its particles, as the default does in its last steps; ours with the decoder's gradients

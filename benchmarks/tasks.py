@@ -1,6 +1,6 @@
 """Tasks on held-out faces in several forms of the method, beside the operator's pseudo-inverse.
 
-python benchmarks/tasks.py --limit 16 --jobs 2 --json docs/tasks.json
+python benchmarks/tasks.py --limit 16 --jobs 2 --json docs/results.json
 
 Runs train.py for each task and form in processes side by side, each on its share of the cores, and prints a table in
 Markdown: PSNR in dB (mean over particles, best of them), SSIM, diversity and seconds per face of each form. Runs that are
