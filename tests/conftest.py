@@ -152,6 +152,7 @@ def tiny_folders(
     """The folder of each option of the group prior."""
     return {
         "faces": tiny_prior_folder,
+        "photos": tiny_prior_folder,
         "sd15": tiny_prior_folder,
         "sd21-base": tiny_prior_folder,
         "sdxl": tiny_xl_folder,

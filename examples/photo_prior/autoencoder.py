@@ -12,9 +12,9 @@ import torch
 from diffusers import AutoencoderKL
 from torch import Tensor
 
+from examples.face_prior.autoencoder import whiten
 from examples.photo_prior.patches import Patches, augment
 from examples.photo_prior.training import best_device, parser, train
-from rlsd_lightning.miniature.autoencoder import whiten
 
 __all__ = ["make_autoencoder", "reconstruction_loss"]
 

@@ -7,7 +7,6 @@ import lightning as L
 import pytest
 import torch
 from deepinv.physics import Physics
-from rlsd_lightning.distributed.shard import Shard
 from support.processes import as_process
 from support.steps import take_step
 from torch import Tensor
@@ -24,6 +23,7 @@ from rlsd_lightning import (
     StableDiffusionPrior,
     ViTFeatures,
 )
+from rlsd_lightning.distributed.shard import Shard
 from rlsd_lightning.operators import denoising, inpainting
 
 SETTINGS = {"gamma": 50.0, "rho": 0.07, "distillation_weight": 0.15, "lr_z": 0.8, "lr_x": 0.4}

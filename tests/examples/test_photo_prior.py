@@ -90,7 +90,7 @@ def test_recipe_writes_a_prior_that_loads(tmp_path):
     image = torch.rand(1, 3, 32, 48) * 2 - 1
     z = prior.encode(image)
     assert prior.decode(z).shape == image.shape
-    assert prior.predict_noise(torch.randn_like(z), 999).isfinite().all()
+    assert prior.denoise(torch.randn_like(z), 999)[0].isfinite().all()
     assert prior.prediction_type == "v_prediction"
     assert prior.alphas[-1] == 0
     assert (tmp_path / "report" / "samples_64.png").is_file()
