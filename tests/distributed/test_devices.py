@@ -94,6 +94,19 @@ def test_measurements_over_processes_end_with_the_same_bits(small: list[str], tm
     assert [row.split(",")[0] for row in rows] == ["name", "000", "001", "002", "mean"]
 
 
+def test_groups_of_processes_are_independent(small: list[str], tmp_path: Path) -> None:
+    # one group takes twice as many steps as the other
+    command = [*small, "num_steps=10", "data.limit=3"]
+    many = start_train(*command, "trainer.devices=4", "parallel=2x2", f"output_dir={tmp_path / 'many'}")
+    assert train(*command, f"output_dir={tmp_path / 'one'}")[0] == 0
+    printed = ended(many, 240)
+    assert many.returncode == 0, printed
+    assert "4 processes: 2 groups of 2, as parallel=2x2" in printed
+    for name in ("000", "001", "002"):
+        assert_same_bits(tmp_path / "one" / name, tmp_path / "many" / name)
+        assert len(list((tmp_path / "many" / name).glob("events.*"))) == 1
+
+
 def test_float16_on_a_cpu_is_bfloat16_and_says_so(small: list[str], tmp_path: Path) -> None:
     for precision in ("16-mixed", "bf16-mixed"):
         settings = ("num_steps=5", f"trainer.precision={precision}", f"output_dir={tmp_path / precision}")
