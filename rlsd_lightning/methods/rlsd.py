@@ -128,6 +128,7 @@ class RLSD(ParticleModule):
         self.register_buffer("e", (noisy_start(self) - alpha * self.z.detach()) / sigma)
 
     def training_step(self, batch: tuple[int, int], batch_idx: int) -> Tensor:
+        """Follows the SDS denoising loss, the data fidelity (through x) and the kernel repulsion from t to s."""
         step, t, s = self.begin(batch, batch_idx)
         if step >= self.refine_from:
             return self.refine(step, t)
@@ -137,13 +138,14 @@ class RLSD(ParticleModule):
         decoded = self.decode(z_hat)  # D(z_hat)
 
         denoising = 0.5 * (z - z_hat.detach()).square().sum()  # SDS: its gradient is z - z_hat
-        coupling = self.coupling(decoded, t)  # zeta |x - D(z_hat)|, with x solved for
+        coupling = self.coupling(decoded, t)  # zeta |x - D(z_hat)|, after the proximal step that sets x
         gradient, repulsion = self.guidance(step, t, z_t, z_hat, decoded, coupling)  # G, gamma log sum k
         pull = torch.sum(self.over_alpha(gradient, step, s) * z)  # a surrogate: its gradient is G / alpha_s
 
         self.log_all(step, denoising=denoising, coupling=coupling.sum(), repulsion=repulsion.sum())
-        self.descend(denoising + pull)
-        self.renew_noise(step, t, s, eps_hat)
+        moved = self.descend(denoising + pull)  # z <- z_hat - G / alpha_s
+        if s is not None:
+            self.renew_noise(step, t, s, eps_hat, moved)
         return denoising + pull
 
     def coupling(self, decoded: Tensor, t: int) -> Tensor:
@@ -200,20 +202,18 @@ class RLSD(ParticleModule):
         return torch.where(alpha > 0, gradient / alpha, 0.0)
 
     @torch.no_grad()
-    def renew_noise(self, step: int, t: int, s: int | None, eps_hat: Tensor) -> None:
-        r"""Sets :math:`e` to :math:`\sqrt{1 - \eta_t^2} \, \hat\epsilon + \eta_t n`, unless the optimizer skipped its step."""
-        if s is None:
-            return
+    def renew_noise(self, step: int, t: int, s: int, eps_hat: Tensor, moved: Tensor) -> None:
+        r"""Sets :math:`e` to :math:`\sqrt{1 - \eta_t^2} \, \hat\epsilon + \eta_t n` if the latents have moved."""
         prior = self.prior
         eta = fresh_noise_share(prior.alpha(t), prior.sigma(t), prior.alpha(s), prior.sigma(s), self.hparams.eta)
         renewed = (1 - eta.square()).sqrt() * eps_hat + eta * self.noise(step)
-        self.e[self.rows] = torch.where(self.moved, renewed.to(self.e), self.e[self.rows])
+        self.e[self.rows] = torch.where(moved, renewed.to(self.e), self.e[self.rows])
 
-    def descend(self, loss: Tensor) -> None:
-        """One step down the gradient; mixed precision skips it where gradients overflow, and then the noise stays too."""
+    def descend(self, loss: Tensor) -> Tensor:
+        """One step down the gradient; says whether it was taken, as mixed precision skips it where gradients overflow."""
         before = self.z.detach().clone()
         descend(self, self.optimizers()[0], loss)
-        self.moved = (self.z.detach() != before).any()
+        return (self.z.detach() != before).any()
 
     def refine(self, step: int, t: int) -> Tensor:
         """One step of the end: Adam on score distillation and coupling at D(z)."""
