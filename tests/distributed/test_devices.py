@@ -52,7 +52,10 @@ def test_a_run_on_apples_gpu_is_one_process_without_ddp(monkeypatch: pytest.Monk
     ("devices", "settings"),
     [
         (2, ["features=vit", "features.pretrained={features}", "method.gamma=0.5"]),
-        (3, ["num_particles=2", "method=distilled", "method.repulsion_saturation=3"]),  # one process has no particle at all
+        (
+            3,
+            ["num_particles=2", "method=distilled", "method.repulsion_saturation=3"],
+        ),  # one process has no particle at all
         (3, ["method.eta=.inf", "method.refine_share=0"]),
         (2, ["method=rlsd_paper", "features=vit", "features.pretrained={features}"]),
         (4, ["data.limit=2", "measurements_per_batch=2", "method=distilled", "method.repulsion_saturation=3"]),

@@ -179,7 +179,7 @@ def test_result_is_the_auxiliary_and_the_decoded_latent(prior: StableDiffusionPr
 
 def test_noise_that_the_published_method_does_not_know_is_refused(tiny_prior):
     physics = denoising(tiny_prior.image_shape, noise="poisson")
-    with pytest.raises(InputError, match="RLSDPaper expects Gaussian noise, .* choose RLSD"):
+    with pytest.raises(InputError, match=r"RLSDPaper expects Gaussian noise, .* choose RLSD"):
         RLSDPaper(tiny_prior, Measurement("m", torch.zeros(1, 3, 32, 32), physics), LatentFeatures())
 
 

@@ -39,9 +39,7 @@ def bar() -> Bar:
 
 
 @pytest.fixture
-def events(
-    tiny_prior: StableDiffusionPrior, measurement: Measurement, bar: Bar, tmp_path: Path
-) -> EventAccumulator:
+def events(tiny_prior: StableDiffusionPrior, measurement: Measurement, bar: Bar, tmp_path: Path) -> EventAccumulator:
     settings = {"num_steps": 10, "num_particles": 2, "gamma": 0.5, "repulsion_until": 0.4, "refine_share": 0.4}
     module = RLSD(tiny_prior, measurement, LatentFeatures(), **settings)
     fit(module, tmp_path, bar, logger=TensorBoardLogger(tmp_path, "", ""), log_every_n_steps=2)
