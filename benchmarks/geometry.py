@@ -34,7 +34,7 @@ FORMS = {
     "sampled, x": ["method=independent"],
     "sampled, no x": ["method=independent", "method.augmented=false"],
     "distilled, x": ["method=sds"],
-    "distilled, no x": ["method=sds", "method.augmented=false"],
+    "distilled, no x": ["method=not_augmented", "method.refine_share=1", "method.antithetic=false"],
 }
 
 

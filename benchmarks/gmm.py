@@ -13,6 +13,7 @@ import statistics
 import time
 import warnings
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import lightning as L
@@ -21,11 +22,12 @@ from mixtures import MixtureProblem, grid_problem, linear_levels, three_modes, t
 from torch import Tensor
 
 from rlsd_lightning import (
+    DWGF,
     RLSD,
+    Distilled,
     LatentDAPS,
     LatentDPS,
     Measurement,
-    MixtureDistillation,
     PixelFeatures,
     RLSDPaper,
     TwistedFilter,
@@ -47,7 +49,7 @@ STORED = {  # median max-sliced distance of the public benchmark's own stored ru
 }
 
 
-SLOW = ("distilled, gamma 0", "distilled", "mixture", "rlsd_paper")
+SLOW = ("distilled, gamma 0", "distilled", "dwgf", "rlsd_paper")
 SHOWN = ("max_sw", "mean_sw", "mode_tv", "within_mode_spread", "residual_ratio", "log_prior_gap", "seconds")
 
 
@@ -71,7 +73,7 @@ def side_by_side(problem: MixtureProblem, groups: int) -> list[Measurement]:
 def dps(problem: MixtureProblem, count: int, seed: int) -> Tensor:
     """Diffusion posterior sampling with the step size of the public benchmark's."""
     numbers = {"num_particles": count, "num_steps": STEPS, "seed": seed, "decoder_std": 0.0}
-    return fitted(LatentDPS(problem.prior, side_by_side(problem, 1), PixelFeatures(), zeta=1.0, **numbers))
+    return fitted(LatentDPS(problem.prior, side_by_side(problem, 1), PixelFeatures(), guidance_scale=1.0, **numbers))
 
 
 def daps(problem: MixtureProblem, count: int, seed: int) -> Tensor:
@@ -85,8 +87,10 @@ def daps(problem: MixtureProblem, count: int, seed: int) -> Tensor:
     return fitted(LatentDAPS(problem.prior, side_by_side(problem, 1), PixelFeatures(), **numbers, **scales))
 
 
-def rlsd(problem: MixtureProblem, count: int, seed: int, method: type[RLSD] = RLSD, **settings: float) -> Tensor:
-    """RLSD or a form of it on one set of particles."""
+def solved(
+    problem: MixtureProblem, count: int, seed: int, method: type[ParticleModule] = RLSD, **settings: float
+) -> Tensor:
+    """The particles of a method with its own settings, one set of them."""
     numbers = {"num_particles": count, "num_steps": STEPS, "seed": seed}
     return fitted(method(problem.prior, side_by_side(problem, 1), PixelFeatures(), **numbers, **settings))
 
@@ -120,16 +124,12 @@ METHODS: dict[str, Callable[[MixtureProblem, int, int], Tensor]] = {
     "exact draws": exact,
     "DPS": dps,
     "DAPS": daps,
-    "rlsd, gamma 0": lambda problem, count, seed: rlsd(problem, count, seed, gamma=0.0, antithetic=False),
-    "rlsd": rlsd,
-    "rlsd, sampled only": lambda problem, count, seed: rlsd(problem, count, seed, sampling_share=1.0),
-    "distilled, gamma 0": lambda problem, count, seed: rlsd(
-        problem, count, seed, sampling_share=0.0, gamma=0.0, antithetic=False
-    ),
-    "distilled": lambda problem, count, seed: rlsd(
-        problem, count, seed, sampling_share=0.0, gamma=0.5, antithetic=False
-    ),
-    "mixture": lambda problem, count, seed: rlsd(problem, count, seed, MixtureDistillation),
+    "rlsd, gamma 0": partial(solved, gamma=0.0, antithetic=False),
+    "rlsd": solved,
+    "rlsd, loop only": partial(solved, refine_share=0.0),
+    "distilled, gamma 0": partial(solved, method=Distilled, gamma=0.0),
+    "distilled": partial(solved, method=Distilled),
+    "dwgf": partial(solved, method=DWGF),
     "rlsd_paper": rlsd_paper,
     "twisted": twisted,
     "twisted, 400 steps": lambda problem, count, seed: twisted(problem, count, seed, 400),

@@ -17,16 +17,17 @@ import time
 from pathlib import Path
 
 import torch
+from alone import Alone
 from problems import make_problem
 from published import published_step
 
-from rlsd_lightning import RLSD, LatentFeatures, Measurement
+from rlsd_lightning import RLSD, Distilled, LatentFeatures, Measurement
 
 FORMS = {
     "published, N = 1": {"published": True},
     "published, N = 4": {"published": True, "num_particles": 4},
     "N = 1": {},
-    "N = 1, distilled": {"sampling_share": 0.0},
+    "N = 1, distilled": {"method": Distilled},
     "N = 1, decoder recomputed": {"decoder_checkpointing": True},
     "N = 4": {"num_particles": 4},
     "N = 4, chunks of 1": {"num_particles": 4, "particle_chunk": 1},
@@ -46,10 +47,9 @@ def measure(form: str, image_size: tuple[int, int]) -> dict[str, float]:
         del problem, prior  # the published loop has a copy of its own
     else:
         measurement = Measurement("m", problem.y, problem.physics)
-        module = RLSD(prior, measurement, LatentFeatures(), num_particles=count, gamma=0.0, **settings).to(device)
-
-        def step(t: int) -> None:
-            module.training_step((0, t), 0).backward()
+        method = settings.pop("method", RLSD)
+        module = method(prior, measurement, LatentFeatures(), num_particles=count, gamma=0.0, **settings)
+        step = Alone(module.to(device)).step
 
     before = _in_use(device)
     start = time.perf_counter()

@@ -31,7 +31,7 @@ def published_step(problem: Problem, gamma: float) -> Callable[[int], None]:
         alpha, sigma = prior.alpha(t), prior.sigma(t)
         eps = torch.randn_like(z)
         with torch.no_grad():
-            residual = prior.predict_noise(alpha * z + sigma * eps, t) - eps
+            residual = prior.denoise(alpha * z + sigma * eps, t)[1] - eps
         if gamma:
             f = features(z, prior.decode(z))
             difference = (f[:, None] - f[None])[rows, columns].view(count, count - 1, -1)

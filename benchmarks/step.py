@@ -3,9 +3,8 @@
 python benchmarks/step.py --json build/step_cpu.json --plot build/step_cpu.png
 
 In one process, on the same prior, noise, features and settings, with rounds of all forms in turn: the published loop of
-published.py; ours, which distils its particles, as the default does in its last steps; ours with the decoder's gradients
-renewed once in four steps; ours that samples its particles, as the default does before; each with the kernel in a vision
-transformer and in latents, without repulsion and with it.
+published.py; the loop of ours; ours that distils its particles in every step; each with the kernel in a vision transformer
+and in latents, without repulsion and with it.
 Operations are those of torch.utils.flop_counter on tensors without memory, so they are counted for Stable Diffusion at
 512x512 on any machine. Time is measured for the embedded prior, and for others with --time. The rate of a large matrix
 product on the same device says how near to the arithmetic the steps are.
@@ -26,24 +25,24 @@ from unittest import mock
 
 import lightning as L
 import torch
+from alone import Alone
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from matplotlib.figure import Figure
 from problems import PRIORS, Problem, make_problem, stable_diffusion_levels
 from published import published_step
 from torch.utils.flop_counter import FlopCounterMode
 
-from rlsd_lightning import RLSD, LatentFeatures, Measurement
+from rlsd_lightning import RLSD, Distilled, LatentFeatures, Measurement
 from rlsd_lightning.engine.checkpoints import AtomicCheckpointIO
+from rlsd_lightning.methods.base import ParticleModule
 from rlsd_lightning.operators import inpainting
 
 GAMMAS = {"": 0.0, "_repulsion": 0.1}
 OURS = {
-    "ours sampled": {"sampling_share": 1.0},
-    "ours sampled in latents": {"sampling_share": 1.0, "features": LatentFeatures()},
     "ours": {},
-    "ours every 4th": {"renew_every": 4},
     "ours in latents": {"features": LatentFeatures()},
-    "ours in latents every 4th": {"features": LatentFeatures(), "renew_every": 4},
+    "ours distilled": {"method": Distilled},
+    "ours distilled in latents": {"method": Distilled, "features": LatentFeatures()},
 }
 AT = 500
 """The timestep of every step: they all cost the same."""
@@ -51,7 +50,14 @@ AT = 500
 Step = Callable[[int], None]
 
 
-def make_module(problem: Problem, gamma: float, num_steps: int = 200, num_measurements: int = 1, **settings) -> RLSD:
+def make_module(
+    problem: Problem,
+    gamma: float,
+    num_steps: int = 200,
+    num_measurements: int = 1,
+    method: type[ParticleModule] = RLSD,
+    **settings,
+) -> ParticleModule:
     """Our module on the problem's device, with the particles of one or several measurements."""
     prior, features, _, y, count = problem
     features = settings.pop("features", features)
@@ -59,37 +65,25 @@ def make_module(problem: Problem, gamma: float, num_steps: int = 200, num_measur
     if y.device.type == "meta":
         prior.alphas, prior.sigmas = stable_diffusion_levels()
     cpu = inpainting(prior.image_shape, mask="half")
-    settings = {"gamma": gamma, "sigma_break": 999, "num_steps": num_steps, "sampling_share": 0.0, **settings}
+    settings = {"gamma": gamma, "repulsion_until": 0.999, "num_steps": num_steps, **settings}
     measurements = [Measurement(f"{index}", torch.zeros(y.shape), cpu) for index in range(num_measurements)]
-    module = RLSD(prior, measurements, features, num_particles=count, **settings)
+    module = method(prior, measurements, features, num_particles=count, **settings)
     return module.to(y.device)
 
 
 def our_step(problem: Problem, gamma: float, **settings) -> Step:
     """A function that takes our step, without the Trainer around it."""
-    module = make_module(problem, gamma, **settings)
-    module.on_fit_start()
-    optimizer = module.configure_optimizers()["optimizer"]
-    taken = 0
-
-    def step(t: int) -> None:
-        nonlocal taken
-        optimizer.zero_grad()
-        module.training_step((taken % 100, t), taken % 100).backward()
-        optimizer.step()
-        taken += 1
-
-    return step
+    return Alone(make_module(problem, gamma, **settings)).step
 
 
 def networks_alone(problem: Problem) -> Step:
-    """A function that calls the networks as a step without repulsion does, and does nothing else."""
+    """A function that calls the networks as a distilled step without repulsion does, and does nothing else."""
     prior = problem.prior
     z = torch.randn(problem.num_particles, *prior.latent_shape, device=problem.y.device).requires_grad_()
 
     def step(t: int) -> None:
         with torch.no_grad():
-            prior.predict_noise(z, t)
+            prior.denoise(z, t)
         decoded = prior.decode(z)
         torch.autograd.grad(decoded, z, torch.ones_like(decoded))
 
@@ -196,7 +190,7 @@ def overhead(problem: Problem, blocks: int, every: int = 25) -> float:
             callbacks=[times, saver],
             plugins=[AtomicCheckpointIO()],
         )
-        trainer.fit(make_module(problem, 0.0, num_steps=(blocks + 1) * every))
+        trainer.fit(make_module(problem, 0.0, num_steps=(blocks + 1) * every, method=Distilled))
     starts = range(every, len(times.seconds) - every + 2, every)  # the first block fills caches
     return statistics.median(
         # the first step is not timed, so the others' times are one place further to the front

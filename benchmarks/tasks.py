@@ -39,12 +39,11 @@ FORMS = {
     "not augmented": ["method=not_augmented"],
     "distilled": ["method=distilled"],
     "SDS": ["method=sds"],
-    "mixture": ["method=mixture"],
+    "DWGF": ["method=dwgf"],
     "DPS": ["method=dps"],
     "PSLD": ["method=psld"],
     "DAPS": ["method=daps", "num_steps=20"],  # each calls the denoiser five times
     "published": ["method=rlsd_paper"],
-    "every 2nd": ["method.renew_every=2"],
     "fast": ["num_steps=50"],
     "paper steps": ["num_steps=999"],
 }

@@ -105,8 +105,10 @@ class Distilled(ParticleModule):
         """
         if not self.repulsion.acts(self.first_step + step, self.num_steps, self.num_particles):
             return decoded.new_zeros(())
+        # processes without particles take part in what is exchanged
         density, saturation = self.repulsion.gradient(self, z, decoded), self.saturation(decoded)
         if not len(z):
+            self.repulsion_ratios.append(z.new_zeros(()))
             return z.sum()
         norm, score = square_norms(density.gradient).sqrt(), square_norms(residual).sqrt()
         gain = self.decoder_gain[self.rows]
