@@ -51,9 +51,9 @@ class Repulsion:
     Args:
         features: The features :math:`\phi`.
         gamma: Strength of the repulsion, at least 0; 0 switches it off.
-        gamma_mode: ``relative``: ``gamma`` is the ratio of the repulsion's norm to the data gradient's (or the score's, where
-            particles are distilled), for each particle; ``absolute``: :math:`\gamma_i = \gamma \sigma_t`.
-        repulsion_until: Share of the steps, from the first, that have repulsion, in [0, 1].
+        gamma_mode: ``relative``: ``gamma`` is the ratio of the repulsion's norm to the norm that the method compares it with,
+            for each particle; ``absolute``: :math:`\gamma_i = \gamma \sigma_t`.
+        repulsion_until: Share of the steps, from the first, that have repulsion, in [0, 1]; the last of all steps has none.
 
     Raises:
         InputError: If an argument is out of range.

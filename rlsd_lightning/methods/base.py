@@ -264,12 +264,14 @@ class ParticleModule(L.LightningModule):
         """Whether the Trainer writes this step."""
         return self._trainer is not None and (batch_idx + 1) % self.trainer.log_every_n_steps == 0
 
-    def log_terms(self, terms: dict[str, Tensor], batch_idx: int) -> None:
-        """Logs the noise level, the terms of the loss and their sum: sums over particles, means over measurements."""
+    def log_terms(self, terms: dict[str, Tensor], batch_idx: int, **figures: Tensor) -> None:
+        """Logs the noise level, the terms of the loss, their sum, and figures: sums over particles, means over measurements."""
         if self.logs(batch_idx):
-            values = [value.detach().float().to(self.z.device) for value in (sum(terms.values()), *terms.values())]
-            means = self.shard.sum(torch.stack(values)) / len(self.measurements)
-            self.log_dict({f"loss/{n}": mean for n, mean in zip(("total", *terms), means, strict=True)}, prog_bar=True)
+            values = {
+                f"loss/{name}": value for name, value in {"total": sum(terms.values()), **terms}.items()
+            } | figures
+            sums = self.shard.sum(torch.stack([value.detach().float().to(self.z.device) for value in values.values()]))
+            self.log_dict(dict(zip(values, sums / len(self.measurements), strict=True)), prog_bar=True)
             self.log("noise_level", self.prior.sigma(self.timesteps[batch_idx]))
 
     def repulsion_ratio(self) -> float | None:

@@ -94,7 +94,10 @@ class Distilled(ParticleModule):
         decoded = self.decode(z)
         coupling = coupling_term(self, decoded)
         repulsion = distillation_weight(self, t) * self.repulsion_term(step, t, z, decoded, residual)
-        self.log_terms({"denoising": denoising, "coupling": coupling, "repulsion": repulsion}, batch_idx)
+        repels = self.repulsion.acts(self.first_step + step, self.num_steps, self.num_particles)
+        ratio = self.repulsion_ratios[-1] if repels else z.new_zeros(())
+        terms = {"denoising": denoising, "coupling": coupling, "repulsion": repulsion}
+        self.log_terms(terms, batch_idx, repulsion_ratio=ratio)
         return denoising + through_decoder(coupling + repulsion, z, self)
 
     def repulsion_term(self, step: int, t: int, z: Tensor, decoded: Tensor, residual: Tensor) -> Tensor:

@@ -1,24 +1,33 @@
-r"""Repulsive latent score distillation: one loop, three terms.
+r"""Repulsive latent score distillation: a loop with three terms, then a refinement.
 
-Timesteps go down, :math:`t \to s`. Particle :math:`i` has a clean latent :math:`z`, an image :math:`x` (the auxiliary
-variable) and its noise :math:`e`. With encoder, decoder :math:`D` and denoiser of a latent diffusion prior, and the features
-:math:`\phi` of :math:`D(\hat z)`, a step is
+Timesteps go down, :math:`t \to s`. Each particle has a clean latent :math:`z`, an image :math:`x` (the auxiliary variable) and
+its noise :math:`e`, with :math:`z_t = \alpha_t z + \sigma_t e`. The prior has a denoiser and a decoder :math:`D`; features
+:math:`\phi` are those of :math:`D(\hat z)`, or of :math:`\hat z` itself. A step is
 
 .. math::
-    z_t &= \alpha_t z + \sigma_t e, \qquad (\hat z, \hat\epsilon) = \mathrm{denoise}(z_t, t) \\
-    x &= \arg\min_x \mathrm{misfit}(A(x), y) + \mu_t \, \mathrm{mean}(x - D(\hat z))^2 \\
-    G &= \nabla_{z_t} \big[ \zeta \|x - D(\hat z)\| + \gamma_i \log \textstyle\sum_j k(\phi_i, \phi_j) \big] \\
-    J &= \tfrac{1}{2} \|z - \mathrm{sg}[\hat z]\|^2 + \langle \mathrm{sg}[G / \alpha_s], z \rangle, \qquad z \leftarrow z - \nabla_z J \\
+    (\hat z, \hat\epsilon) &= \mathrm{denoise}(\alpha_t z + \sigma_t e, \, t) \\
+    x &= \mathrm{sg} \big[ \arg\min_x \mathrm{misfit}(A(x), y) + \mu_t \, \mathrm{mean}((x - D(\hat z))^2) \big] \\
+    G &= \nabla_{z_t} \big[ \zeta \|x - D(\hat z)\| + \gamma_i \log \textstyle\sum_j k(\phi_i, \mathrm{sg}[\phi_j]) \big] \\
+    J &= \tfrac{1}{2} \|z - \mathrm{sg}[\hat z]\|^2 + \langle \mathrm{sg}[G / \alpha_s], z \rangle, \qquad z \leftarrow z - \nabla_z J
+        = \hat z - G / \alpha_s \\
     e &\leftarrow \sqrt{1 - \eta_t^2} \, \hat\epsilon + \eta_t n, \qquad n \sim \mathcal{N}(0, I)
 
-The first term of :math:`J` is the score-distillation (SDS) denoising loss, as
-:math:`z - \hat z = (\sigma_t / \alpha_t)(\hat\epsilon - e)`; the second couples the latents to the data through :math:`x`; the
-third is the kernel repulsion. :math:`\eta_t` says how much of the noise is drawn anew. With all of it the loop is score
-distillation; with none and without :math:`G` it is DDIM; the default is the ancestral share, with which :math:`z_s` has the mean
-and variance of the DDPM posterior.
+with the stop-gradient :math:`\mathrm{sg}`, the step size :math:`\zeta` and the strength :math:`\gamma_i`, which is held fixed. The
+first term of :math:`J` is the score-distillation (SDS) denoising loss: its gradient is
+:math:`z - \hat z = (\sigma_t / \alpha_t)(\hat\epsilon - e)`. The second carries :math:`G`, the gradient of the coupling to the data
+through :math:`x` and of the kernel repulsion; :math:`z_s = \alpha_s z + \sigma_s e` moves by :math:`-G`, as in DPS. The last step of
+the loop leaves :math:`G` out and ends at :math:`\hat z`.
 
-**The end.** In the last fifth of the steps the particles are refined: Adam follows the published objective, score
-distillation and coupling at :math:`D(z)`, without repulsion. It brings each particle closer to the measurement.
+The share :math:`\eta_t` of the noise is drawn anew. With :math:`\eta_t = 1` the loop is score distillation, with
+:math:`\eta_t = 0` DDIM. The default is the ancestral share: up to :math:`-G`, :math:`z_s` is a draw of the DDPM posterior.
+
+**The refinement.** In the last ``refine_share`` of the steps Adam follows
+
+.. math::
+    \tfrac{1 + \mu}{2} \, \mathrm{mean}((x - D(z))^2) + \lambda w(t) \, \mathrm{mean}(\mathrm{sg}[\hat\epsilon - n] \, z),
+
+the published objective less its repulsion, with fresh noise and with :math:`x` from :math:`D(z)`. It brings each particle closer to
+the measurement.
 
 References:
     | Repulsive Latent Score Distillation for Solving Inverse Problems (Zilberstein et al., 2025)
@@ -68,22 +77,24 @@ class RLSD(ParticleModule):
         prior: The latent diffusion prior.
         measurements: One measurement, or several that are solved side by side.
         features: The features :math:`\phi` that the kernel compares.
-        gamma: Strength of the repulsion; 0 switches it off. In relative mode the ratio of its norm to the coupling's, times
-            the features' ``gamma_scale``.
-        gamma_mode: ``relative`` or ``absolute``, see :class:`~rlsd_lightning.repulsion.Repulsion`.
-        repulsion_until: Share of the steps, from the first, that have repulsion, in [0, 1].
+        gamma: Strength of the repulsion, at least 0. In relative mode the ratio of its norm to the coupling gradient's, for each
+            particle, times the features' ``gamma_scale``; where nothing is measured that gradient counts as :math:`\zeta`.
+        gamma_mode: ``relative``, or ``absolute``: :math:`\gamma_i = \zeta \gamma \sigma_t`.
+        repulsion_until: Share of all steps, from the first, that have repulsion, in [0, 1]; the refinement has none.
         guidance_scale: Step size of the coupling in a run of 100 steps, at least 0; in :math:`K` steps
             :math:`\zeta = 100 \cdot \mathrm{guidance\_scale} / K`, so that all steps together pull alike.
-        eta: Noise drawn anew in each step: 0 none (DDIM), 1 the ancestral share (DDPM), infinity all of it (score
+        eta: Noise drawn anew in each step of the loop: 0 none (DDIM), 1 the ancestral share (DDPM), infinity all of it (score
             distillation).
-        image_std: Standard deviation of the prior's images, above 0. It sets :math:`\mu_t`: the decoded :math:`\hat z` has the
-            variance :math:`\mathrm{image\_std}^2 \sigma_t^2 / (\alpha_t^2 + \sigma_t^2) + \mathrm{decoder\_std}^2`.
-        refine_share: Share of the steps, the last, that refine each particle, in [0, 1]. More of them bring particles closer
+        image_std: Standard deviation of the prior's images, above 0. The error of :math:`D(\hat z)` is taken to have the variance
+            :math:`v_t = \mathrm{image\_std}^2 \sigma_t^2 / (\alpha_t^2 + \sigma_t^2) + \mathrm{decoder\_std}^2`, which sets
+            :math:`\mu_t` (:class:`~rlsd_lightning.operators.proximal.ProximalSteps`).
+        refine_share: Share of all steps, the last, that refine each particle, in [0, 1]. More of them bring particles closer
             to the measurement and make them more alike; 0 runs the loop to the end.
-        distillation_weight: Weight :math:`\lambda` of score distillation while refining.
-        weighting: Its course :math:`w(t)`, see :func:`~rlsd_lightning.functional.schedules.prior_weight`.
-        lr_z: Step size of Adam while refining, times the cosine decay over all steps.
-        augmented: Whether the data act through :math:`x`; if not, on :math:`D(\hat z)` itself, by :math:`\|y - A D(\hat z)\|`.
+        distillation_weight: Weight :math:`\lambda` of score distillation in the refinement.
+        weighting: Its time weight :math:`w(t)`, see :func:`~rlsd_lightning.functional.schedules.prior_weight`.
+        lr_z: Step size of Adam in the refinement, times the cosine decay over all steps.
+        augmented: Whether the data act through :math:`x`; if not, on :math:`D(\hat z)` itself, by :math:`\|y - A D(\hat z)\|`, and by
+            half the misfit in the refinement.
         antithetic: See :class:`~rlsd_lightning.methods.base.ParticleModule`.
         common: Further arguments of :class:`~rlsd_lightning.methods.base.ParticleModule`.
 
@@ -116,15 +127,15 @@ class RLSD(ParticleModule):
         require_positive(image_std=image_std, decoder_std=self.decoder_std, lr_z=lr_z)
         require_share(refine_share=refine_share)
         require_one_of(PRIOR_WEIGHTS, weighting=weighting)
-        self.automatic_optimization = False  # two optimizers, one after the other
+        self.automatic_optimization = False  # SGD in the loop, Adam in the refinement
         self.repulsion = Repulsion(features, gamma, gamma_mode, repulsion_until)
         self.zeta = 100 * guidance_scale / self.num_steps
-        # a start with less noise has some of the steps behind it
+        # a warm start skips the first of all steps
         self.refine_from = max(0, round((1 - refine_share) * self.num_steps) - self.first_step)
         t = self.timesteps[0]
         alpha, sigma = prior.alpha(t).cpu(), prior.sigma(t).cpu()
-        shares = (prior.sigmas.square() / (prior.alphas.square() + prior.sigmas.square())).tolist()
-        self.image_variances = [image_std**2 * share + self.decoder_std**2 for share in shares]
+        error_shares = (prior.sigmas.square() / (prior.alphas.square() + prior.sigmas.square())).tolist()
+        self.image_variances = [image_std**2 * share + self.decoder_std**2 for share in error_shares]
         self.register_buffer("e", (noisy_start(self) - alpha * self.z.detach()) / sigma)
 
     def training_step(self, batch: tuple[int, int], batch_idx: int) -> Tensor:
@@ -140,13 +151,13 @@ class RLSD(ParticleModule):
         denoising = 0.5 * (z - z_hat.detach()).square().sum()  # SDS: its gradient is z - z_hat
         coupling = self.coupling(decoded, t)  # zeta |x - D(z_hat)|, after the proximal step that sets x
         gradient, repulsion = self.guidance(step, t, z_t, z_hat, decoded, coupling)  # G, gamma log sum k
-        pull = torch.sum(self.over_alpha(gradient, step, s) * z)  # a surrogate: its gradient is G / alpha_s
+        surrogate = torch.sum(self.over_alpha(gradient, step, s) * z)  # its gradient is G / alpha_s
 
         self.log_all(step, denoising=denoising, coupling=coupling.sum(), repulsion=repulsion.sum())
-        moved = self.descend(denoising + pull)  # z <- z_hat - G / alpha_s
+        moved = self.descend(denoising + surrogate)  # z <- z_hat - G / alpha_s
         if s is not None:
             self.renew_noise(step, t, s, eps_hat, moved)
-        return denoising + pull
+        return denoising + surrogate
 
     def coupling(self, decoded: Tensor, t: int) -> Tensor:
         r"""Distances :math:`\zeta \|x - D(\hat z)\|` with shape (n,), after the proximal step that sets :math:`x`.
@@ -167,35 +178,38 @@ class RLSD(ParticleModule):
     ) -> tuple[Tensor, Tensor]:
         r"""The gradient :math:`G` in :math:`z_t`, and the repulsion's values with shape (n,).
 
-        By the chain rule, from the image to the clean to the noisy latent; the repulsion joins where its features are.
+        By the chain rule, from the image to the clean to the noisy latent; the repulsion's gradient is added at the image, or
+        at :math:`\hat z` if its features are those of latents.
         """
         repels = self.repulsion.acts(self.first_step + step, self.num_steps, self.num_particles)
-        density = self.repulsion.gradient(self, z_hat, decoded) if repels else None  # all processes exchange features
-        value = coupling.new_zeros(len(z_t))
-        if not len(z_t):
-            return torch.zeros_like(z_t), value
-        (gradient,) = grad(coupling.sum(), decoded)
-        if density is not None and not self.features.of_latents:
-            gradient, value = self.repelled(gradient, density, t)
-        (gradient,) = grad(decoded, z_hat, gradient)
-        if density is not None and self.features.of_latents:
-            gradient, value = self.repelled(gradient, density, t)
-        (gradient,) = grad(z_hat, z_t, gradient)
+        # a collective call: processes without particles make it too
+        density = self.repulsion.gradient(self, z_hat, decoded) if repels else None
+        gradient, value, of_latents = torch.zeros_like(z_t), coupling.new_zeros(len(z_t)), self.features.of_latents
+        if len(z_t):
+            (gradient,) = grad(coupling.sum(), decoded)
+            if density is not None and not of_latents:
+                gradient, value = self.with_repulsion(gradient, density, t)
+            (gradient,) = grad(decoded, z_hat, gradient)
+            if density is not None and of_latents:
+                gradient, value = self.with_repulsion(gradient, density, t)
+            (gradient,) = grad(z_hat, z_t, gradient)
+        elif density is not None:
+            self.repulsion_ratios.append(value.sum())
         return gradient, value
 
-    def repelled(self, gradient: Tensor, density: DensityGradient, t: int) -> tuple[Tensor, Tensor]:
+    def with_repulsion(self, gradient: Tensor, density: DensityGradient, t: int) -> tuple[Tensor, Tensor]:
         r"""The data gradient with :math:`\gamma_i \nabla \log q(\phi_i)` added, and the values :math:`\gamma_i \log q(\phi_i)`."""
-        beside, norm = square_norms(gradient).sqrt(), square_norms(density.gradient).sqrt()
-        beside = torch.where(beside > 0, beside, self.zeta)  # where nothing is measured, the data have no gradient
-        gamma = self.repulsion.strength(norm, beside, self.prior.sigma(t), self.features.gamma_scale)
+        norm, data_norm = square_norms(density.gradient).sqrt(), square_norms(gradient).sqrt()
+        data_norm = torch.where(data_norm > 0, data_norm, self.zeta)
+        gamma = self.repulsion.strength(norm, data_norm, self.prior.sigma(t), self.features.gamma_scale)
         if not self.repulsion.relative:
-            gamma = self.zeta * gamma  # a relative one has the step size from the data gradient
-        ratio = torch.where(beside > 0, gamma * norm / beside, 0.0)
+            gamma = self.zeta * gamma  # a relative one contains the step size already
+        ratio = torch.where(data_norm > 0, gamma * norm / data_norm, 0.0)  # 0 only if guidance_scale is
         self.repulsion_ratios.append(ratio.sum().detach() / self.num_particles)
         return gradient + gamma.view(-1, *[1] * (gradient.ndim - 1)) * density.gradient, gamma * density.value
 
     def over_alpha(self, gradient: Tensor, step: int, s: int | None) -> Tensor:
-        r""":math:`G / \alpha_s`; zero where nothing is left of the signal, and in the loop's last step, which ends at :math:`\hat z`."""
+        r""":math:`G / \alpha_s`; zero in the loop's last step, and before a timestep without signal."""
         if s is None or step + 1 == self.refine_from:
             return torch.zeros_like(gradient)
         alpha = self.prior.alpha(s)
@@ -216,7 +230,7 @@ class RLSD(ParticleModule):
         return (self.z.detach() != before).any()
 
     def refine(self, step: int, t: int) -> Tensor:
-        """One step of the end: Adam on score distillation and coupling at D(z)."""
+        """One step of the refinement: Adam on score distillation and coupling at D(z)."""
         z = self.z[self.rows]
         denoising = distillation_term(self, z, score_residual(self, z, self.noise(step), t), t)
         decoded = self.decode(z)
@@ -229,8 +243,13 @@ class RLSD(ParticleModule):
         return loss
 
     def log_all(self, step: int, **terms: Tensor) -> None:
-        """Logs all terms of the loop and of the end, zero where they don't act."""
-        self.log_terms({name: terms.get(name, self.z.new_zeros(())) for name in TERMS}, step)
+        """Logs the values of all terms of the loop and of the refinement, zero where they don't act."""
+        zero = self.z.new_zeros(())
+        repels = (
+            self.repulsion.acts(self.first_step + step, self.num_steps, self.num_particles) and "repulsion" in terms
+        )
+        ratio = self.repulsion_ratios[-1] if repels else zero
+        self.log_terms({name: terms.get(name, zero) for name in TERMS}, step, repulsion_ratio=ratio)
 
     @property
     def has_proximal_results(self) -> bool:

@@ -27,7 +27,7 @@ __all__ = [
 
 
 def towards(z: Tensor, target: Tensor) -> Tensor:
-    r"""The loss :math:`\frac{1}{2} \|z - \mathrm{sg}[t]\|^2`, whose minimum gradient descent with step size 1 reaches at once."""
+    r"""The loss :math:`\frac{1}{2} \|z - \mathrm{sg}[z^*]\|^2`; a step of size 1 down its gradient puts the latents at :math:`z^*`."""
     return 0.5 * (z - target.detach()).square().sum()
 
 

@@ -33,25 +33,23 @@ class Spoil(L.Callback):
 def test_the_guard_stops_at_its_next_check_and_at_the_end(
     value: float, spoiled: int, noticed: int, tiny_prior, tiny_features, measurement, tmp_path: Path
 ) -> None:
-    # where particles are sampled their latents are made anew in every step
-    module = RLSD(tiny_prior, measurement, tiny_features, num_steps=STEPS, num_particles=2, sampling_share=0.0)
+    # a step of the loop makes the latents anew
+    module = Distilled(tiny_prior, measurement, tiny_features, num_steps=STEPS, num_particles=2)
     with pytest.raises(NonFiniteError, match=f"'noise' are no longer finite at step {noticed}; lower"):
         fit(module, tmp_path, Spoil("z", spoiled, value), FiniteGuard(every_n_steps=4), ImageResults(tmp_path / "out"))
     assert not (tmp_path / "out" / "metrics.json").exists()
 
 
 def test_the_guard_checks_the_auxiliaries_too(tiny_prior, tiny_features, measurement, tmp_path: Path) -> None:
-    module = RLSD(
-        tiny_prior, measurement, tiny_features, num_steps=STEPS, num_particles=2, x_update="adam", sampling_share=0.0
-    )
+    module = RLSDPaper(tiny_prior, measurement, tiny_features, num_steps=STEPS, num_particles=2)
     with pytest.raises(NonFiniteError, match="at step 2"):
         fit(module, tmp_path, Spoil("x", 1, float("nan")), FiniteGuard(every_n_steps=2))
 
 
-def test_the_guard_checks_the_noisy_latents_too(tiny_prior, tiny_features, measurement, tmp_path: Path) -> None:
-    module = RLSD(tiny_prior, measurement, tiny_features, num_steps=STEPS, num_particles=2, sampling_share=1.0)
+def test_the_guard_checks_the_noise_too(tiny_prior, tiny_features, measurement, tmp_path: Path) -> None:
+    module = RLSD(tiny_prior, measurement, tiny_features, num_steps=STEPS, num_particles=2)
     with pytest.raises(NonFiniteError, match="at step 2"):
-        fit(module, tmp_path, Spoil("z_t", 1, float("nan")), FiniteGuard(every_n_steps=2))
+        fit(module, tmp_path, Spoil("e", 1, float("nan")), FiniteGuard(every_n_steps=2))
 
 
 @pytest.mark.parametrize(("method", "settings", "every", "noticed"), [(Distilled, {}, 3, 3), (RLSDPaper, {}, 4, 2)])
@@ -98,7 +96,7 @@ class Curves(L.Callback):
 def test_the_bar_names_the_measurement_and_shows_every_term(
     tiny_prior, tiny_features, measurement, tmp_path: Path, capfd: pytest.CaptureFixture
 ) -> None:
-    settings = {"gamma": 0.1, "sigma_break": 1000, "sampling_share": 0.5}
+    settings = {"gamma": 0.1, "repulsion_until": 1.0, "refine_share": 0.5}
     module = RLSD(tiny_prior, measurement, tiny_features, num_steps=STEPS, num_particles=2, **settings)
     bar, curves = Progress(refresh_rate=1), Curves()
     bar.position = "[2/3] "

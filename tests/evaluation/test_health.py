@@ -10,7 +10,7 @@ from support.command import train
 from support.trainers import fit
 from torch.nn.functional import avg_pool2d
 
-from rlsd_lightning import RLSD, LatentFeatures, Measurement
+from rlsd_lightning import RLSD, Distilled, LatentFeatures, Measurement, RLSDPaper
 from rlsd_lightning.evaluation.health import HealthMetrics, health_metrics, health_warnings, mean_metrics, null_space
 from rlsd_lightning.operators import (
     NullOperator,
@@ -235,11 +235,11 @@ def warnings_of(module: RLSD, folder: Path, **options) -> list[str]:
 
 
 FAILURES = {
-    "have collapsed": {"gamma": 0.0, "sampling_share": 0.0, "lr_z": 1e-6},
-    "standard deviations of the noise": {"x_update": "adam", "sampling_share": 0.0, "lr_x": 1e-6},
-    "the latents do not follow the images": {"x_update": "adam", "sampling_share": 0.0, "lr_x": 1e-6},
-    "have left the prior's distribution": {"sampling_share": 0.0, "lr_z": 20.0},
-    "times as strong as the data gradient or score": {"sampling_share": 0.0, "gamma": 3.0},
+    "have collapsed": (Distilled, {"gamma": 0.0, "lr_z": 1e-6}),
+    "standard deviations of the noise": (RLSDPaper, {"gamma": 0.0, "lr_x": 1e-6}),
+    "the latents do not follow the images": (RLSDPaper, {"gamma": 0.0, "lr_x": 1e-6}),
+    "have left the prior's distribution": (Distilled, {"lr_z": 20.0}),
+    "times as strong as the data gradient or score": (Distilled, {"gamma": 3.0, "repulsion_saturation": 0.0}),
 }
 
 
@@ -251,7 +251,7 @@ def test_remedies_name_only_settings_of_the_method() -> None:
         "take more num_steps, raise lr_z or lower distillation_weight",
         "lower lr_z, lower gamma or raise distillation_weight",
     ]
-    assert [text.partition("; ")[2] for text in health_warnings(seen, settings={"zeta", "min_mu"})] == [
+    assert [text.partition("; ")[2] for text in health_warnings(seen, settings={"guidance_scale", "min_mu"})] == [
         "check sigma, take more num_steps or lower min_mu",
         "take more num_steps",
         "",
@@ -265,7 +265,8 @@ def test_a_run_that_fails_says_how(said: str, tiny_prior, tmp_path: Path, caplog
         z = torch.randn(1, *tiny_prior.latent_shape, generator=GENERATOR).expand(3, -1, -1, -1).clone()
         start = (z, torch.zeros(3, *SHAPE))
     measurement = measured(inpainting, 0.5 * smooth(), mask="half")._replace(start=start)
-    module = RLSD(tiny_prior, measurement, LatentFeatures(), num_steps=6, num_particles=3, **FAILURES[said])
+    method, settings = FAILURES[said]
+    module = method(tiny_prior, measurement, LatentFeatures(), num_steps=6, num_particles=3, **settings)
     with caplog.at_level(logging.WARNING, "rlsd_lightning"):
         lines = warnings_of(module, tmp_path)
     assert any(said in line for line in lines)
@@ -276,8 +277,8 @@ def test_a_run_that_fails_says_how(said: str, tiny_prior, tmp_path: Path, caplog
 
 def test_the_ratio_of_the_repulsion_is_that_of_the_steps_with_it(tiny_prior, tmp_path: Path) -> None:
     measurements = [measured(inpainting, smooth(), mask="half")._replace(name=name) for name in "ab"]
-    settings = {"num_steps": 6, "num_particles": 3, "gamma": 0.4, "sigma_break": 500, "sampling_share": 0.0}
-    module = RLSD(tiny_prior, measurements, LatentFeatures(), **settings)
+    settings = {"num_steps": 6, "num_particles": 3, "gamma": 0.4, "repulsion_saturation": 0.0}
+    module = Distilled(tiny_prior, measurements, LatentFeatures(), **settings)
     assert module.repulsion_ratio() is None
     fit(module, tmp_path)
     assert len(module.repulsion_ratios) == 3

@@ -58,8 +58,8 @@ def run(tiny_prior_folder: Path, tiny_features_folder: Path, tmp_path_factory) -
         "callbacks.monitor.count=2",
         f"output_dir={folder}",
         "method.gamma=0.1",
-        "method.sigma_break=1000",
-        "method.sampling_share=0.5",
+        "method.repulsion_until=1",
+        "method.refine_share=0.3",
     )
     assert code == 0, printed
     return folder, printed
@@ -74,10 +74,11 @@ def events(run: tuple[Path, str]) -> EventAccumulator:
     "name",
     [
         "loss/total",
-        "loss/guidance",
+        "loss/denoising",
         "loss/coupling",
-        "loss/distillation",
         "loss/repulsion",
+        "loss/refine_denoising",
+        "loss/refine_coupling",
         "noise_level",
         "repulsion_ratio",
     ],
@@ -100,8 +101,8 @@ def test_the_noise_level_falls(events: EventAccumulator) -> None:
     assert 0 < levels[-1] < levels[0] < 1
 
 
-def test_the_repulsion_is_a_tenth_of_the_score_until_the_last_step(events: EventAccumulator) -> None:
-    # sigma_break leaves the last step without repulsion; Lightning would show the step before's again
+def test_the_repulsion_is_a_tenth_of_the_coupling_until_the_refinement(events: EventAccumulator) -> None:
+    # the refinement has none; Lightning would show the step before's again
     ratios = [point.value for point in events.Scalars("repulsion_ratio")]
     assert ratios == pytest.approx([0.1, 0.1, 0.0], rel=1e-3)
 
