@@ -31,8 +31,7 @@ class ParticleModule(L.LightningModule):
 
     Both are Parameters with shape :math:`(M N, \dots)` for M measurements, so a Lightning checkpoint holds them; the
     particles of a measurement are neighbours. Networks see all particles together, and nothing else joins two
-    measurements. The prior, the features and the operators are frozen and are not in the checkpoint, which holds their
-    identity instead.
+    measurements. A checkpoint holds the identity of the frozen prior, features and operators, not them.
 
     Args:
         prior: The latent diffusion prior.
@@ -110,10 +109,10 @@ class ParticleModule(L.LightningModule):
         that they are compared at an equal residual; the decoded latents if ``decoder_std`` is 0.
         """
         decoded = self.decode(self.z.detach()[self.rows])
-        every = self.gather(decoded)
         if not self.has_proximal_results:
-            return every, every
-        return self.gather(self.proximal_step(decoded, self.decoder_std**2, inner_steps=RESULT_STEPS)), every
+            return (self.gather(decoded),) * 2
+        images = self.proximal_step(decoded, self.decoder_std**2, inner_steps=RESULT_STEPS)
+        return self.gather(images), self.gather(decoded)
 
     @property
     def has_proximal_results(self) -> bool:

@@ -73,7 +73,7 @@ def test_gradient_without_repulsion_is_that_of_the_written_objective(prior: Stab
     actual = take_step(module)
     decoded = prior.decode(before.z)
     measurement = before.measurements[0]
-    mask, mu = measurement.physics.mask, before.mu(measurement, 0.08**2)
+    mask, mu = measurement.physics.mask, before.proximal.mu(measurement, 0.08**2)
     x = (mask * measurement.y + mu * decoded.detach()) / (mask + mu)
     torch.testing.assert_close(module.x.detach(), x, rtol=1e-6, atol=1e-8)  # the proximal step of a mask
     objective = sum(0.5 * (1 + mu) * particle.square().mean() for particle in x - decoded)
