@@ -1,41 +1,69 @@
 """Checks of settings."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
+import lightning as L
+
+from rlsd_lightning.distributed.strategy import ParticleStrategy
 from rlsd_lightning.errors import InputError
 from rlsd_lightning.measurement import Measurement
 from rlsd_lightning.priors import Prior
 
-__all__ = ["check_particles", "require_at_least_zero", "require_one_of", "require_positive", "require_share"]
+__all__ = [
+    "check_particles",
+    "check_trainer",
+    "require_at_least_zero",
+    "require_one_of",
+    "require_positive",
+    "require_share",
+]
+
+
+def _require(ok: Callable[[Any], bool], expected: str, settings: dict[str, Any]) -> None:
+    for name, value in settings.items():
+        if not ok(value):
+            raise InputError(
+                f"{name} must be {expected}, got {value!r}"
+                if isinstance(value, str)
+                else f"{name} must be {expected}, got {value}"
+            )
 
 
 def require_at_least_zero(**settings: float) -> None:
     """Raises an InputError for a setting that is negative or not a number."""
-    for name, value in settings.items():
-        if not value >= 0:
-            raise InputError(f"{name} must be at least 0, got {value}")
+    _require(lambda value: value >= 0, "at least 0", settings)
 
 
 def require_positive(**settings: float) -> None:
     """Raises an InputError for a setting that is not above 0."""
-    for name, value in settings.items():
-        if not value > 0:
-            raise InputError(f"{name} must be above 0, got {value}")
+    _require(lambda value: value > 0, "above 0", settings)
 
 
 def require_share(**settings: float) -> None:
     """Raises an InputError for a setting that is not in [0, 1]."""
-    for name, value in settings.items():
-        if not 0 <= value <= 1:
-            raise InputError(f"{name} must be from 0 to 1, got {value}")
+    _require(lambda value: 0 <= value <= 1, "from 0 to 1", settings)
 
 
-def require_one_of(choices: Sequence[str], **settings: str) -> None:
+def require_one_of(choices: Iterable[str], **settings: str) -> None:
     """Raises an InputError for a setting that is none of the choices."""
-    for name, value in settings.items():
-        if value not in choices:
-            raise InputError(f"{name} must be one of {', '.join(choices)}, got '{value}'")
+    _require(lambda value: value in choices, f"one of {', '.join(choices)}", settings)
+
+
+def check_trainer(trainer: L.Trainer) -> None:
+    """Checks that a Trainer neither mixes nor changes the gradients of different particles.
+
+    Raises:
+        InputError: If it does.
+    """
+    if trainer.world_size > 1 and not isinstance(trainer.strategy, ParticleStrategy):
+        raise InputError(
+            "the Trainer's strategy must be a ParticleStrategy where there are several devices, got "
+            f"{type(trainer.strategy).__name__}, which averages the gradients of different particles; pass "
+            "strategy=ParticleStrategy() from rlsd_lightning"
+        )
+    if trainer.gradient_clip_val or trainer.accumulate_grad_batches != 1:
+        raise InputError("the Trainer must neither clip nor accumulate gradients; leave these arguments out")
 
 
 def check_particles(settings: Mapping[str, Any], measurements: Sequence[Measurement], prior: Prior) -> None:

@@ -6,30 +6,17 @@ r"""Kernel repulsion between the particles of one measurement.
 with features :math:`\phi_i` of a particle's latents or decoded image. Particles move down this gradient.
 """
 
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from rlsd_lightning.checks import require_at_least_zero, require_one_of, require_share
-from rlsd_lightning.features import Features
 from rlsd_lightning.functional.kernels import log_density, log_density_gradient, median_bandwidth, sets_at_a_time
 from rlsd_lightning.functional.losses import at_least_float32
+from rlsd_lightning.methods.base import ParticleModule
 
 __all__ = ["DensityGradient", "Repulsion", "density_gradient", "repulsive_steps"]
-
-
-class Particles(Protocol):
-    """What the repulsion asks of a :class:`~rlsd_lightning.methods.base.ParticleModule`."""
-
-    num_particles: int
-
-    @property
-    def rows(self) -> slice: ...
-
-    def gather(self, mine: Tensor) -> Tensor: ...
-
-    def compared(self, z: Tensor, images: Tensor) -> Tensor: ...
 
 
 class DensityGradient(NamedTuple):
@@ -49,7 +36,7 @@ class Repulsion:
     r"""The repulsion of a method's particles: its gradient and its strength.
 
     Args:
-        features: The features :math:`\phi`.
+        particles: The method, which knows its features, measurements and processes.
         gamma: Strength of the repulsion, at least 0; 0 switches it off.
         gamma_mode: ``relative``: ``gamma`` is the ratio of the repulsion's norm to the norm that the method compares it with,
             for each particle; ``absolute``: :math:`\gamma_i = \gamma \sigma_t`.
@@ -60,28 +47,22 @@ class Repulsion:
     """
 
     def __init__(
-        self, features: Features, gamma: float, gamma_mode: str = "relative", repulsion_until: float = 0.5
+        self, particles: ParticleModule, gamma: float, gamma_mode: str = "relative", repulsion_until: float = 0.5
     ) -> None:
         require_at_least_zero(gamma=gamma)
         require_share(repulsion_until=repulsion_until)
         require_one_of(("relative", "absolute"), gamma_mode=gamma_mode)
-        self.features, self.gamma, self.until = features, gamma, repulsion_until
-        self.relative = gamma_mode == "relative"
+        self.particles, self.gamma, self.relative = particles, gamma, gamma_mode == "relative"
+        self.steps = repulsive_steps(repulsion_until, particles.num_steps) - particles.first_step
 
-    def acts(self, step: int, num_steps: int, num_particles: int) -> bool:
-        """Whether a step of ``num_steps`` has repulsion; a lone particle has none."""
-        return self.gamma > 0 and num_particles > 1 and step < repulsive_steps(self.until, num_steps)
+    def acts(self, step: int) -> bool:
+        """Whether a step has repulsion; a lone particle has none."""
+        return self.gamma > 0 and self.particles.num_particles > 1 and step < self.steps
 
-    def gradient(self, particles: Particles, z: Tensor, decoded: Tensor) -> DensityGradient:
-        """The gradient of this process's particles; all processes call it together, also those without particles.
-
-        Args:
-            particles: The particles, which know their measurements and processes.
-            z: This process's clean latents, with shape (n, ...).
-            decoded: Their decoded images.
-        """
-        z, decoded = z.detach(), decoded.detach()
-        leaf = (z if self.features.of_latents else decoded).requires_grad_()
+    def gradient(self, z: Tensor, decoded: Tensor) -> DensityGradient:
+        """The gradient at this process's clean latents and their images; all processes call it, also without particles."""
+        particles, z, decoded = self.particles, z.detach(), decoded.detach()
+        leaf = (z if particles.features.of_latents else decoded).requires_grad_()
         features = at_least_float32(particles.compared(z, decoded))
         every = particles.gather(features.detach())
         if not len(leaf):
@@ -89,19 +70,12 @@ class Repulsion:
         value, towards = density_gradient(features.detach(), every, particles.rows, particles.num_particles)
         return DensityGradient(value, torch.autograd.grad(features, leaf, towards)[0])
 
-    def strength(self, norms: Tensor, beside: Tensor, sigma: Tensor, scale: Tensor | float = 1.0) -> Tensor:
-        r"""The factors :math:`\gamma_i`, with shape (n,).
-
-        Args:
-            norms: Norms of the gradients of the log density, with shape (n,).
-            beside: Norms of the data gradient or the score, with the same shape.
-            sigma: The noise level :math:`\sigma_t`.
-            scale: Factor of a relative ``gamma``.
-        """
+    def strength(self, norms: Tensor, compared: Tensor, sigma: Tensor, scale: Tensor | float = 1.0) -> Tensor:
+        r"""The factors :math:`\gamma_i`, with shape (n,), of gradients with some norms, which are compared with others."""
         if not self.relative:
             return self.gamma * sigma * torch.ones_like(norms)
         # two particles in one place have no direction to go
-        return torch.where(norms > 0, self.gamma * scale * beside / norms, 0.0)
+        return torch.where(norms > 0, self.gamma * scale * compared / norms, 0.0)
 
 
 def repulsive_steps(until: float, num_steps: int) -> int:

@@ -1,5 +1,7 @@
 """The repulsion as an object: when it acts, how strong it is, and rows that are cut anywhere."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from support.problems import make
@@ -12,6 +14,11 @@ from rlsd_lightning.functional.kernels import log_density, median_bandwidth
 from rlsd_lightning.repulsion import Repulsion, density_gradient, repulsive_steps
 
 F64 = torch.float64
+
+
+def numbers(num_particles: int = 2, num_steps: int = 20, first_step: int = 0) -> SimpleNamespace:
+    """As much of a method as the strength asks for."""
+    return SimpleNamespace(num_particles=num_particles, num_steps=num_steps, first_step=first_step)
 
 
 def features(measurements: int, count: int, size: int = 5) -> Tensor:
@@ -33,25 +40,27 @@ def features(measurements: int, count: int, size: int = 5) -> Tensor:
 )
 def test_repulsion_acts_in_its_share_of_the_steps_and_never_in_the_last(until: float, num_steps: int, count: int):
     assert repulsive_steps(until, num_steps) == count
-    repulsion = Repulsion(LatentFeatures(), 0.5, repulsion_until=until)
-    assert [repulsion.acts(step, num_steps, 2) for step in range(num_steps)] == [k < count for k in range(num_steps)]
+    repulsion = Repulsion(numbers(num_steps=num_steps), 0.5, repulsion_until=until)
+    assert [repulsion.acts(step) for step in range(num_steps)] == [k < count for k in range(num_steps)]
+    warm = Repulsion(numbers(num_steps=num_steps, first_step=num_steps // 2), 0.5, repulsion_until=until)
+    assert [warm.acts(step - num_steps // 2) for step in range(num_steps)] == [k < count for k in range(num_steps)]
 
 
 def test_a_lone_particle_and_a_strength_of_zero_have_none():
-    assert not Repulsion(LatentFeatures(), 0.5).acts(0, 20, 1)
-    assert not Repulsion(LatentFeatures(), 0.0).acts(0, 20, 2)
-    assert Repulsion(LatentFeatures(), 0.5).acts(0, 20, 2)
+    assert not Repulsion(numbers(num_particles=1), 0.5).acts(0)
+    assert not Repulsion(numbers(), 0.0).acts(0)
+    assert Repulsion(numbers(), 0.5).acts(0)
 
 
 def test_relative_strength_makes_the_norm_a_share_of_what_is_beside_it():
     norms, beside = torch.tensor([2.0, 0.5, 0.0]), torch.tensor([3.0, 4.0, 5.0])
-    gamma = Repulsion(LatentFeatures(), 0.3).strength(norms, beside, torch.tensor(0.7), 0.1)
+    gamma = Repulsion(numbers(), 0.3).strength(norms, beside, torch.tensor(0.7), 0.1)
     assert (gamma * norms / beside).tolist() == pytest.approx([0.03, 0.03, 0.0])
     assert gamma[2] == 0  # two particles in one place have no direction to go
 
 
 def test_absolute_strength_is_gamma_times_the_noise_level():
-    gamma = Repulsion(LatentFeatures(), 0.3, "absolute").strength(*torch.ones(2, 4), torch.tensor(0.7), 0.1)
+    gamma = Repulsion(numbers(), 0.3, "absolute").strength(*torch.ones(2, 4), torch.tensor(0.7), 0.1)
     assert gamma.tolist() == pytest.approx([0.21] * 4)
 
 
@@ -65,7 +74,7 @@ def test_absolute_strength_is_gamma_times_the_noise_level():
 )
 def test_settings_out_of_range_are_refused(settings: dict, message: str):
     with pytest.raises(InputError, match=message):
-        Repulsion(LatentFeatures(), **settings)
+        Repulsion(numbers(), **settings)
 
 
 @pytest.mark.parametrize("count", [1, 2, 5])
@@ -97,17 +106,17 @@ def test_rows_that_cut_measurements_anywhere_have_what_all_have_together(at_once
 def test_the_gradient_of_a_processs_particles_is_that_of_one_process(
     size: int, kind: type, prior: StableDiffusionPrior, monkeypatch: pytest.MonkeyPatch
 ):
-    module, repulsion = make(prior, kind(), num_particles=3), Repulsion(kind(), 0.5)
+    module = make(prior, kind(), num_particles=3)
     z = module.z.detach().clone()
     with torch.no_grad():
         decoded = prior.decode(z)
         every = kind()(z, decoded)
-    whole = repulsion.gradient(module, z, decoded)
-    assert whole.gradient.shape == (z if repulsion.features.of_latents else decoded).shape
+    whole = module.repulsion.gradient(z, decoded)
+    assert whole.gradient.shape == (z if module.features.of_latents else decoded).shape
     monkeypatch.setattr(module, "gather", lambda mine: every)  # as the other processes would send theirs
     for position in range(size):  # of five processes, some have no particle
         rows = as_process(module, position, size).rows
-        found = repulsion.gradient(module, z[rows], decoded[rows])
+        found = module.repulsion.gradient(z[rows], decoded[rows])
         assert found.value.shape == (rows.stop - rows.start,)
         torch.testing.assert_close(found.value, whole.value[rows], rtol=1e-9, atol=1e-12)
         torch.testing.assert_close(found.gradient, whole.gradient[rows], rtol=1e-9, atol=1e-12)

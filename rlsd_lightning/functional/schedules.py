@@ -23,7 +23,14 @@ __all__ = [
 ]
 
 PREDICTION_TYPES = ("epsilon", "v_prediction", "sample", "flow")
-PRIOR_WEIGHTS = ("linear", "sqrt", "log", "square", "const")
+PRIOR_WEIGHTS = {
+    "linear": lambda ratio: ratio,
+    "sqrt": torch.sqrt,
+    "log": torch.log1p,
+    "square": torch.square,
+    "const": torch.ones_like,
+}
+"""Time weights of score distillation, as functions of the noise-to-signal ratio."""
 LEAST_ALPHA = 1e-4
 """Lower bound of the signal level where it is a divisor."""
 LEAST_SIGNAL = 0.03
@@ -157,26 +164,12 @@ def prior_weight(alpha: Tensor, sigma: Tensor, kind: str = "linear") -> Tensor:
     r"""The distillation weight :math:`w(t)` as a function of the noise-to-signal ratio :math:`r = \sigma_t / \alpha_t`.
 
     Args:
-        alpha: Signal level :math:`\alpha_t`; below :data:`LEAST_SIGNAL` it counts as that.
+        alpha: Signal level :math:`\alpha_t`, at least :data:`LEAST_SIGNAL` here.
         sigma: Noise level :math:`\sigma_t`.
-        kind: ``linear`` (:math:`r`), ``sqrt``, ``log`` (:math:`\log(1 + r)`), ``square`` or ``const`` (1).
-
-    Raises:
-        ValueError: If the kind is unknown.
+        kind: One of :data:`PRIOR_WEIGHTS`: ``linear`` is :math:`r`, ``log`` is :math:`\log(1 + r)`.
 
     References:
         | A Variational Perspective on Solving Inverse Problems with Diffusion Models (Mardani et al., 2024)
         | https://arxiv.org/abs/2305.04391
     """
-    ratio = sigma / alpha.clamp_min(LEAST_SIGNAL)
-    if kind == "linear":
-        return ratio
-    if kind == "sqrt":
-        return ratio.sqrt()
-    if kind == "log":
-        return torch.log1p(ratio)
-    if kind == "square":
-        return ratio.square()
-    if kind == "const":
-        return torch.ones_like(ratio)
-    raise ValueError(f"weighting must be one of {', '.join(PRIOR_WEIGHTS)}, got '{kind}'")
+    return PRIOR_WEIGHTS[kind](sigma / alpha.clamp_min(LEAST_SIGNAL))

@@ -8,12 +8,12 @@ from typing import Any
 import lightning as L
 import torch
 from torch import Tensor, nn
+from torch.optim import SGD
 from torch.utils.checkpoint import checkpoint
 
-from rlsd_lightning.checks import check_particles
+from rlsd_lightning.checks import check_particles, check_trainer
 from rlsd_lightning.distributed.shard import Shard
 from rlsd_lightning.distributed.strategy import ParticleStrategy
-from rlsd_lightning.errors import InputError
 from rlsd_lightning.features import Features
 from rlsd_lightning.functional.noise import ParticleNoise
 from rlsd_lightning.functional.schedules import ddim_timesteps
@@ -73,6 +73,7 @@ class ParticleModule(L.LightningModule):
         self.measurements = [measurements] if isinstance(measurements, Measurement) else list(measurements)
         self.num_particles, self.particle_chunk, self.seed = num_particles, particle_chunk, seed
         self.decoder_std = decoder_std
+        self.has_proximal_results = decoder_std > 0
         check_particles(self.hparams, self.measurements, prior)
         is_warm = self.measurements[0].start is not None
         self.num_steps = num_steps
@@ -80,9 +81,8 @@ class ParticleModule(L.LightningModule):
         self.timesteps = ddim_timesteps(prior.num_train_timesteps, num_steps, prior.timestep_offset)[self.first_step :]
         # a plain dict hides modules from state_dict() and parameters()
         self._frozen = {"prior": prior, "features": features}
-        settings = sorted((name, value) for name, value in self.hparams.items() if name != "particle_chunk")
-        described = (type(self).__name__, self.timesteps, settings)
-        self.identity = CheckpointIdentity(described, self._frozen, self.measurements, prior.image_shape)
+        settings = {"method": type(self).__name__, "timesteps": self.timesteps, **self.hparams, "particle_chunk": None}
+        self.identity = CheckpointIdentity(sorted(settings.items()), self._frozen, self.measurements, prior.image_shape)
         self._noise = ParticleNoise([each.noise_key for each in self.measurements], num_particles, seed, antithetic)
         if is_warm:
             z, x = (torch.cat(parts) for parts in zip(*(each.start for each in self.measurements), strict=True))
@@ -90,8 +90,7 @@ class ParticleModule(L.LightningModule):
             z, x = self.first_noise("z_init", prior.latent_shape), self.first_noise("x_init", prior.image_shape)
         self.z, self.x = nn.Parameter(z), nn.Parameter(x, requires_grad=False)
         self.proximal = ProximalSteps(self.measurements, self.x[0].numel(), min_mu, together=particle_chunk is None)
-        self.resumed_at = 0
-        """Number of timesteps that were taken before this fit."""
+        self.resumed_at = 0  # timesteps that were taken before this fit
         self.repulsion_ratios: list[Tensor] = []
         """Ratio of the repulsion's norm to the data gradient's in each step, summed over this process's particles / N."""
         self._seen: tuple[Tensor, Tensor] | None = None
@@ -113,11 +112,6 @@ class ParticleModule(L.LightningModule):
             return (self.gather(decoded),) * 2
         images = self.proximal_step(decoded, self.decoder_std**2, inner_steps=RESULT_STEPS)
         return self.gather(images), self.gather(decoded)
-
-    @property
-    def has_proximal_results(self) -> bool:
-        """Whether the reconstructions are proximal steps from decoded latents."""
-        return self.decoder_std > 0
 
     def proximal_step(self, decoded: Tensor, image_var: float, **settings: Any) -> Tensor:
         """Images that explain the measurements and are nearest to this process's decoded latents, known up to a variance."""
@@ -197,12 +191,19 @@ class ParticleModule(L.LightningModule):
         return step, t, self.timesteps[step + 1] if step + 1 < len(self.timesteps) else None
 
     def setup(self, stage: str) -> None:
-        if self.trainer.world_size > 1 and not isinstance(self.trainer.strategy, ParticleStrategy):
-            raise InputError(
-                "the Trainer's strategy must be a ParticleStrategy where there are several devices, got "
-                f"{type(self.trainer.strategy).__name__}, which averages the gradients of different particles; pass "
-                "strategy=ParticleStrategy() from rlsd_lightning"
-            )
+        check_trainer(self.trainer)
+
+    def configure_optimizers(self) -> Any:
+        """Plain gradient descent with step size 1, which follows ``towards`` all the way."""
+        return SGD([self.z], lr=1.0)
+
+    def on_train_batch_start(self, batch: tuple[int, int], batch_idx: int) -> None:
+        if self.logs(batch_idx):
+            self.log("noise_level", self.prior.sigma(batch[1]))
+
+    def on_train_end(self) -> None:
+        if self.steps_done == len(self.timesteps):
+            self.pictures()  # while the latents are on their device and all processes are here
 
     def on_train_epoch_end(self) -> None:
         self.trainer.should_stop = True  # one pass over the timesteps, whatever max_epochs says
@@ -264,14 +265,13 @@ class ParticleModule(L.LightningModule):
         return self._trainer is not None and (batch_idx + 1) % self.trainer.log_every_n_steps == 0
 
     def log_terms(self, terms: dict[str, Tensor], batch_idx: int, **figures: Tensor) -> None:
-        """Logs the noise level, the terms of the loss, their sum, and figures: sums over particles, means over measurements."""
+        """Logs the terms of the loss, their sum, and figures: sums over particles, means over measurements."""
         if self.logs(batch_idx):
             values = {
                 f"loss/{name}": value for name, value in {"total": sum(terms.values()), **terms}.items()
             } | figures
             sums = self.shard.sum(torch.stack([value.detach().float().to(self.z.device) for value in values.values()]))
             self.log_dict(dict(zip(values, sums / len(self.measurements), strict=True)), prog_bar=True)
-            self.log("noise_level", self.prior.sigma(self.timesteps[batch_idx]))
 
     def repulsion_ratio(self) -> float | None:
         """Mean ratio of the repulsion's norm to the data gradient's over particles and steps; None without repulsion."""
@@ -297,5 +297,4 @@ class ParticleModule(L.LightningModule):
             counts.update(processed=0, completed=0)
         share = len(self.measurements) / self.shard.size
         self.repulsion_ratios = [torch.tensor(ratio * share) for ratio in checkpoint["repulsion_ratios"]]
-        names = [measurement.name for measurement in self.measurements]
-        keep_particles(checkpoint, names, self.num_particles)
+        keep_particles(checkpoint, self.identity.samples, self.num_particles)

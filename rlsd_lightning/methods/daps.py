@@ -19,7 +19,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.optim import SGD
 
 from rlsd_lightning.checks import require_at_least_zero, require_positive
 from rlsd_lightning.errors import InputError
@@ -40,9 +39,6 @@ class LatentDAPS(ParticleModule):
     A step costs ``ode_steps`` calls of the denoiser, and ``langevin_steps`` decodes with their backward passes.
 
     Args:
-        prior: The latent diffusion prior.
-        measurements: What is known: one measurement, or several that are solved side by side.
-        features: Not compared while particles move; the results measure diversity in them.
         ode_steps: Deterministic steps from each noise level to clean latents.
         langevin_steps: Langevin steps :math:`J` at each level.
         step_size: The step size :math:`\eta` over :math:`(1 / r_t^2 + d / s^2)^{-1}`, the variance that a decoder of
@@ -50,7 +46,7 @@ class LatentDAPS(ParticleModule):
         gain: The squared gain :math:`d` of the measured decoder :math:`A D` in its steepest directions.
         likelihood_std: The noise level :math:`s`, for a measurement with less noise.
         latent_std: Standard deviation :math:`\sqrt{v}` of the prior's clean latents.
-        common: Further arguments of :class:`~rlsd_lightning.methods.base.ParticleModule`.
+        common: See :class:`~rlsd_lightning.methods.base.ParticleModule`, also for the positional arguments.
 
     Raises:
         InputError: If an argument is out of range.
@@ -75,10 +71,9 @@ class LatentDAPS(ParticleModule):
         **common: Any,
     ) -> None:
         super().__init__(prior, measurements, features, **common)
-        require_at_least_zero(langevin_steps=langevin_steps, likelihood_std=likelihood_std)
+        require_at_least_zero(likelihood_std=likelihood_std)
+        require_positive(ode_steps=ode_steps, langevin_steps=langevin_steps)
         require_positive(step_size=step_size, gain=gain, latent_std=latent_std)
-        if ode_steps < 1:
-            raise InputError(f"ode_steps must be at least 1, got {ode_steps}")
         self.register_buffer("z_t", noisy_start(self))
         self.stds = {
             measurement.name: max(noise_std(measurement.physics.noise_model, measurement.y), likelihood_std)
@@ -93,8 +88,6 @@ class LatentDAPS(ParticleModule):
         z = self._langevin(start, step, t)
         if s is not None:
             self.z_t[self.rows] = add_noise(z, self.noise(step), self.prior.alpha(s), self.prior.sigma(s))
-        if self.logs(batch_idx):
-            self.log("noise_level", self.prior.sigma(t))
         return towards(self.z[self.rows], z)
 
     @torch.no_grad()
@@ -111,20 +104,21 @@ class LatentDAPS(ParticleModule):
     def _langevin(self, start: Tensor, step: int, t: int) -> Tensor:
         z, settings = start, self.hparams
         if not len(z):
+            self.show(self.decode(z), self.decode(z))
             return z
         alpha, sigma, variance = self.prior.alpha(t), self.prior.sigma(t), settings.latent_std**2
-        left_open = sigma**2 * variance / (alpha**2 * variance + sigma**2)
+        posterior_var = sigma**2 * variance / (alpha**2 * variance + sigma**2)
         precisions = [
             particles.new_full((len(particles), *[1] * (z.ndim - 1)), settings.gain / self.stds[measurement.name] ** 2)
             for measurement, particles in self.each_here(z)
         ]
-        step_size = settings.step_size / (1 / left_open + torch.cat(precisions))
+        step_size = settings.step_size / (1 / posterior_var + torch.cat(precisions))
         noise = self.noise(step, "langevin", (settings.langevin_steps,))
         for inner in range(settings.langevin_steps):
             z = z.detach().requires_grad_()
             decoded = self.decode(z)
             (pull,) = torch.autograd.grad(self._energy(decoded), z)
-            z = z.detach() - step_size * (pull + (z.detach() - start) / left_open)
+            z = z.detach() - step_size * (pull + (z.detach() - start) / posterior_var)
             z = z + (2 * step_size).sqrt() * noise[:, inner]
         self.show(decoded, decoded)
         return z.detach()
@@ -137,6 +131,3 @@ class LatentDAPS(ParticleModule):
             errors = misfit(physics.noise_model, measured(physics, images), y)
             total = total + y[0].numel() / (2 * self.stds[measurement.name] ** 2) * errors.sum()
         return total
-
-    def configure_optimizers(self) -> SGD:
-        return SGD([self.z], lr=1.0)

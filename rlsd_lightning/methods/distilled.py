@@ -47,9 +47,6 @@ class Distilled(ParticleModule):
     r"""Particles that are distilled in every step, with fresh noise.
 
     Args:
-        prior: The latent diffusion prior.
-        measurements: One measurement, or several that are solved side by side.
-        features: The features :math:`\phi` that the kernel compares.
         gamma: Strength of the repulsion beside the score; 0 switches it off.
         gamma_mode: ``relative`` or ``absolute``, see :class:`~rlsd_lightning.repulsion.Repulsion`.
         repulsion_until: Share of the steps, from the first, that have repulsion, in [0, 1].
@@ -58,7 +55,7 @@ class Distilled(ParticleModule):
         distillation_weight: Weight :math:`\lambda` of score distillation.
         weighting: Its course :math:`w(t)`, see :func:`~rlsd_lightning.functional.schedules.prior_weight`.
         lr_z: First step size of Adam; it falls along half a cosine to zero.
-        common: Further arguments of :class:`~rlsd_lightning.methods.base.ParticleModule`.
+        common: See :class:`~rlsd_lightning.methods.base.ParticleModule`, also for the positional arguments.
 
     Raises:
         InputError: If an argument is out of range.
@@ -83,7 +80,7 @@ class Distilled(ParticleModule):
         require_at_least_zero(distillation_weight=distillation_weight, repulsion_saturation=repulsion_saturation)
         require_positive(lr_z=lr_z, decoder_std=self.decoder_std)
         require_one_of(PRIOR_WEIGHTS, weighting=weighting)
-        self.repulsion = Repulsion(features, gamma, gamma_mode, repulsion_until)
+        self.repulsion = Repulsion(self, gamma, gamma_mode, repulsion_until)
         self.register_buffer("decoder_gain", torch.ones(len(self.z)))
 
     def training_step(self, batch: tuple[int, int], batch_idx: int) -> Tensor:
@@ -94,7 +91,7 @@ class Distilled(ParticleModule):
         decoded = self.decode(z)
         coupling = coupling_term(self, decoded)
         repulsion = distillation_weight(self, t) * self.repulsion_term(step, t, z, decoded, residual)
-        repels = self.repulsion.acts(self.first_step + step, self.num_steps, self.num_particles)
+        repels = self.repulsion.acts(step)
         ratio = self.repulsion_ratios[-1] if repels else z.new_zeros(())
         terms = {"denoising": denoising, "coupling": coupling, "repulsion": repulsion}
         self.log_terms(terms, batch_idx, repulsion_ratio=ratio)
@@ -106,10 +103,10 @@ class Distilled(ParticleModule):
         The gradient goes through the decoder together with the coupling's. Its norm in the latents, which a relative
         strength needs, is its norm in the image times the decoder's gain, which is measured now and then.
         """
-        if not self.repulsion.acts(self.first_step + step, self.num_steps, self.num_particles):
+        if not self.repulsion.acts(step):
             return decoded.new_zeros(())
         # processes without particles take part in what is exchanged
-        density, saturation = self.repulsion.gradient(self, z, decoded), self.saturation(decoded)
+        density, saturation = self.repulsion.gradient(z, decoded), self.saturation(decoded)
         if not len(z):
             self.repulsion_ratios.append(z.new_zeros(()))
             return z.sum()

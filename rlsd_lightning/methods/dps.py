@@ -18,7 +18,6 @@ from typing import Any
 import torch
 from deepinv.physics import LinearPhysics
 from torch import Tensor
-from torch.optim import SGD
 
 from rlsd_lightning.checks import require_at_least_zero
 from rlsd_lightning.errors import InputError
@@ -40,12 +39,9 @@ class LatentDPS(ParticleModule):
     backward pass.
 
     Args:
-        prior: The latent diffusion prior.
-        measurements: What is known: one measurement, or several that are solved side by side.
-        features: Not compared while particles move; the results measure diversity in them.
         guidance_scale: Step size :math:`\zeta` of the residual, the same for any number of steps.
         gluing: Step size :math:`\gamma` of the gluing term, for linear operators only: 0 in DPS, 0.1 in PSLD.
-        common: Further arguments of :class:`~rlsd_lightning.methods.base.ParticleModule`.
+        common: See :class:`~rlsd_lightning.methods.base.ParticleModule`, also for the positional arguments.
 
     Raises:
         InputError: If an argument is out of range, or there is a gluing term for an operator that is not linear.
@@ -118,6 +114,3 @@ class LatentDPS(ParticleModule):
             # an operator that sees nothing has the norm zero, or none
             self._square_norms[measurement.name] = torch.where(norm > 0, norm, 1.0)
         return self._square_norms[measurement.name]
-
-    def configure_optimizers(self) -> SGD:
-        return SGD([self.z], lr=1.0)

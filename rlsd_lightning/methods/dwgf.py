@@ -44,13 +44,10 @@ class DWGF(ParticleModule):
     r"""Particles that follow the prior's score minus that of their own mixture.
 
     Args:
-        prior: The latent diffusion prior.
-        measurements: One measurement, or several that are solved side by side.
-        features: Compared in the results only.
         distillation_weight: Weight :math:`\lambda` of score distillation.
         weighting: Its course :math:`w(t)`, see :func:`~rlsd_lightning.functional.schedules.prior_weight`.
         lr_z: First step size of Adam; it falls along half a cosine to zero.
-        common: Further arguments of :class:`~rlsd_lightning.methods.base.ParticleModule`.
+        common: See :class:`~rlsd_lightning.methods.base.ParticleModule`, also for the positional arguments.
 
     Raises:
         InputError: If an argument is out of range.

@@ -74,9 +74,6 @@ class RLSD(ParticleModule):
     r"""N interacting particles that explain a measurement under a latent diffusion prior.
 
     Args:
-        prior: The latent diffusion prior.
-        measurements: One measurement, or several that are solved side by side.
-        features: The features :math:`\phi` that the kernel compares.
         gamma: Strength of the repulsion, at least 0. In relative mode the ratio of its norm to the coupling gradient's, for each
             particle, times the features' ``gamma_scale``; where nothing is measured that gradient counts as :math:`\zeta`.
         gamma_mode: ``relative``, or ``absolute``: :math:`\gamma_i = \zeta \gamma \sigma_t`.
@@ -96,7 +93,7 @@ class RLSD(ParticleModule):
         augmented: Whether the data act through :math:`x`; if not, on :math:`D(\hat z)` itself, by :math:`\|y - A D(\hat z)\|`, and by
             half the misfit in the refinement.
         antithetic: See :class:`~rlsd_lightning.methods.base.ParticleModule`.
-        common: Further arguments of :class:`~rlsd_lightning.methods.base.ParticleModule`.
+        common: See :class:`~rlsd_lightning.methods.base.ParticleModule`, also for the positional arguments.
 
     Raises:
         InputError: If an argument is out of range.
@@ -127,8 +124,9 @@ class RLSD(ParticleModule):
         require_positive(image_std=image_std, decoder_std=self.decoder_std, lr_z=lr_z)
         require_share(refine_share=refine_share)
         require_one_of(PRIOR_WEIGHTS, weighting=weighting)
+        self.has_proximal_results = augmented
         self.automatic_optimization = False  # SGD in the loop, Adam in the refinement
-        self.repulsion = Repulsion(features, gamma, gamma_mode, repulsion_until)
+        self.repulsion = Repulsion(self, gamma, gamma_mode, repulsion_until)
         self.zeta = 100 * guidance_scale / self.num_steps
         # a warm start skips the first of all steps
         self.refine_from = max(0, round((1 - refine_share) * self.num_steps) - self.first_step)
@@ -181,9 +179,9 @@ class RLSD(ParticleModule):
         By the chain rule, from the image to the clean to the noisy latent; the repulsion's gradient is added at the image, or
         at :math:`\hat z` if its features are those of latents.
         """
-        repels = self.repulsion.acts(self.first_step + step, self.num_steps, self.num_particles)
+        repels = self.repulsion.acts(step)
         # a collective call: processes without particles make it too
-        density = self.repulsion.gradient(self, z_hat, decoded) if repels else None
+        density = self.repulsion.gradient(z_hat, decoded) if repels else None
         gradient, value, of_latents = torch.zeros_like(z_t), coupling.new_zeros(len(z_t)), self.features.of_latents
         if len(z_t):
             (gradient,) = grad(coupling.sum(), decoded)
@@ -245,15 +243,9 @@ class RLSD(ParticleModule):
     def log_all(self, step: int, **terms: Tensor) -> None:
         """Logs the values of all terms of the loop and of the refinement, zero where they don't act."""
         zero = self.z.new_zeros(())
-        repels = (
-            self.repulsion.acts(self.first_step + step, self.num_steps, self.num_particles) and "repulsion" in terms
-        )
+        repels = self.repulsion.acts(step) and "repulsion" in terms
         ratio = self.repulsion_ratios[-1] if repels else zero
         self.log_terms({name: terms.get(name, zero) for name in TERMS}, step, repulsion_ratio=ratio)
-
-    @property
-    def has_proximal_results(self) -> bool:
-        return self.hparams.augmented
 
     def configure_optimizers(self) -> list[Optimizer]:
         return [SGD([self.z], lr=1.0), Adam([self.z], lr=self.hparams.lr_z, betas=(0.9, 0.99))]

@@ -41,9 +41,6 @@ class RLSDPaper(ParticleModule):
     r"""Alternating updates, for the settings that were published.
 
     Args:
-        prior: The latent diffusion prior.
-        measurements: What is known: one measurement, or several that are solved side by side.
-        features: Called with latents and images, returns what the kernel compares.
         num_steps: The number :math:`K` of timesteps.
         gamma: Absolute strength :math:`\gamma` of the repulsion; zero for two particles or fewer.
         repulsion_until: Share of the steps, from the first, that have repulsion, in [0, 1].
@@ -51,7 +48,7 @@ class RLSDPaper(ParticleModule):
         distillation_weight: The weight :math:`\lambda`.
         lr_z: Step size of Adam on the latents.
         lr_x: Step size of Adam on the auxiliaries.
-        common: Further arguments of :class:`~rlsd_lightning.methods.base.ParticleModule`.
+        common: See :class:`~rlsd_lightning.methods.base.ParticleModule`, also for the positional arguments.
 
     Raises:
         InputError: If an argument is out of range.
@@ -76,13 +73,12 @@ class RLSDPaper(ParticleModule):
         lr_x: float = 0.4,
         **common: Any,
     ) -> None:
-        super().__init__(
-            prior, measurements, features, num_steps=num_steps, decoder_std=0.0, **common
-        )  # the results are x
+        super().__init__(prior, measurements, features, num_steps=num_steps, **common)
         require_share(repulsion_until=repulsion_until)
         require_at_least_zero(gamma=gamma, rho=rho, distillation_weight=distillation_weight)
         require_positive(lr_z=lr_z, lr_x=lr_x)
         self.x.requires_grad_()
+        self.has_proximal_results = False  # the results are x
         for measurement in self.measurements:
             if not has_square_misfit(measurement.physics.noise_model):
                 raise InputError(

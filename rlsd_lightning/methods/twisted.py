@@ -20,7 +20,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.optim import SGD
 
 from rlsd_lightning.checks import require_positive, require_share
 from rlsd_lightning.errors import InputError
@@ -45,9 +44,6 @@ class TwistedFilter(ParticleModule):
     A step costs one call of the denoiser, one decode and two encodes.
 
     Args:
-        prior: The latent diffusion prior.
-        measurements: What is known: one measurement, or several that are solved side by side.
-        features: Not compared while particles move, there is no repulsion; the results measure diversity in them.
         latent_std: Standard deviation :math:`\sqrt{v}` of the prior's clean latents.
         image_std: Standard deviation of its images about their mean, over all pixels; that of the latents where they are
             the images.
@@ -55,7 +51,7 @@ class TwistedFilter(ParticleModule):
             the end.
         evidence_values: Weights count as if so many values had been measured where there are more: a few particles
             can't represent thousands of measured values. Fewer values count in full.
-        common: Further arguments of :class:`~rlsd_lightning.methods.base.ParticleModule`; with ``decoder_std=0`` the results are draws with all their
+        common: See :class:`~rlsd_lightning.methods.base.ParticleModule`, also for the positional arguments; with ``decoder_std=0`` the results are draws with all their
             noise, and ``min_mu`` is in effect the least noise.
 
     Raises:
@@ -107,7 +103,6 @@ class TwistedFilter(ParticleModule):
             self._move(step, t, s, z_t, clean, shift, log_twist)
         if self.logs(step):
             self.log("effective_share", shares.mean(), prog_bar=True)
-            self.log("noise_level", self.prior.sigma(t))
         return clean + shift
 
     def _spreads(self, t: int) -> tuple[Tensor, Tensor]:
@@ -124,10 +119,11 @@ class TwistedFilter(ParticleModule):
     @torch.no_grad()
     def _guide(self, clean: Tensor, image_var: Tensor, ys: list[Tensor]) -> tuple[Tensor, Tensor]:
         r"""The shift :math:`\delta` towards the measurement, and :math:`\log g_t`, times the share that counts."""
-        if not len(clean):
-            return clean, self.log_weights[:0]
         decoded = self.decode(clean)
         toward, log_twist = self._proximal(decoded, image_var, ys)
+        self.show(decoded + toward.to(decoded), decoded)
+        if not len(clean):
+            return clean, log_twist
         # the difference of two encoded images: what coding loses is in both, but not what half precision rounds
         with torch.autocast(decoded.device.type, enabled=False):
             moved, still = (self.chunked(self.prior.encode, each) for each in (decoded + toward.to(decoded), decoded))
@@ -209,6 +205,3 @@ class TwistedFilter(ParticleModule):
                 y = y + noise_std(noise_model, y) * noise.to(y)
             ys.append(y)
         return ys
-
-    def configure_optimizers(self) -> SGD:
-        return SGD([self.z], lr=1.0)
