@@ -26,18 +26,7 @@ MOST_DIFFERENCES = 2**24
 
 
 def squared_distances(features: Tensor, others: Tensor) -> Tensor:
-    r"""Squared Euclidean distances :math:`\|f_i - g_j\|^2`.
-
-    Args:
-        features: With shape :math:`(\dots, n, D)`.
-        others: With shape :math:`(\dots, N, D)`.
-
-    Returns:
-        With shape :math:`(\dots, n, N)`.
-
-    Raises:
-        ValueError: If the feature sizes differ.
-    """
+    r"""Squared Euclidean distances :math:`\|f_i - g_j\|^2` of shape (..., n, N) of vectors of shape (..., n, D) and (..., N, D)."""
     if features.shape[-1] != others.shape[-1]:
         raise ValueError(f"features of one size expected, got {tuple(features.shape)} and {tuple(others.shape)}")
     # not torch.cdist: its gradient at distance zero, and its matrix product's rounding, are worse
@@ -56,14 +45,7 @@ def _rows_at_a_time(others: Tensor) -> int:
 
 
 def mean_square_difference(features: Tensor) -> Tensor:
-    r"""How far each particle is from the others, :math:`\frac{1}{(N - 1) D} \sum_j \|f_i - f_j\|^2`.
-
-    Args:
-        features: All particles, with shape :math:`(N, D)`.
-
-    Returns:
-        With shape :math:`(N,)`; 0 if there is one particle.
-    """
+    r"""Mean square difference :math:`\frac{1}{(N - 1) D} \sum_j \|f_i - f_j\|^2` to the others of N particles; 0 for a lone one."""
     count, size = features.shape
     return squared_distances(features, features).sum(-1) / (max(count - 1, 1) * size)
 
@@ -94,8 +76,7 @@ def log_density(features: Tensor, others: Tensor, bandwidth: Tensor) -> Tensor:
     r"""The particles' log density :math:`\log \sum_j k(f_i, f_j)`, the particle itself included.
 
     With :math:`j = i` in the sum a single particle has density one and gradient zero, and the push between two fades
-    with their distance. Its gradient :math:`\nabla_i \log \sum_j k(f_i, f_j)`, with the others detached, points to
-    HIGHER density.
+    with their distance. The gradient, with the others detached, points to HIGHER density.
 
     Args:
         features: This device's particles, with shape :math:`(\dots, n, D)`.
@@ -104,13 +85,6 @@ def log_density(features: Tensor, others: Tensor, bandwidth: Tensor) -> Tensor:
 
     Returns:
         With shape :math:`(\dots, n)`.
-
-    Raises:
-        ValueError: If the feature sizes differ.
-
-    References:
-        | Repulsive Latent Score Distillation for Solving Inverse Problems (Zilberstein et al., 2025)
-        | https://arxiv.org/abs/2406.16683
     """
     return torch.logsumexp(-squared_distances(features, others) / bandwidth[..., None, None], dim=-1)
 
@@ -118,16 +92,8 @@ def log_density(features: Tensor, others: Tensor, bandwidth: Tensor) -> Tensor:
 def log_density_gradient(features: Tensor, others: Tensor, bandwidth: Tensor) -> Tensor:
     r"""The gradient of :func:`log_density` in its first argument, :math:`\frac{2}{h} \sum_j w_{ij} (f_j - f_i)`, in closed form.
 
-    Here :math:`w_{ij} = k(f_i, f_j) / \sum_l k(f_i, f_l)`. Arguments are those of :func:`log_density`, and it keeps no graph:
-    a few features in memory instead of four differences for each pair of particles.
-
-    Args:
-        features: This device's particles, with shape :math:`(\dots, n, D)`.
-        others: All particles, with shape :math:`(\dots, N, D)`.
-        bandwidth: The squared length scale :math:`h`, with shape :math:`(\dots)`.
-
-    Returns:
-        With shape :math:`(\dots, n, D)`.
+    Here :math:`w_{ij} = k(f_i, f_j) / \sum_l k(f_i, f_l)`. It keeps no graph: a few features in memory instead of four
+    differences for each pair of particles. It has the shape of ``features``.
     """
     features, others, bandwidth = features.detach(), others.detach(), bandwidth[..., None, None]
     shares = torch.softmax(-squared_distances(features, others) / bandwidth, dim=-1)

@@ -26,7 +26,7 @@ DARKEST = 1e-4
 
 
 def at_least_float32(value: Tensor) -> Tensor:
-    """Distances, norms and measurements are not for half precision."""
+    """The tensor in float32, or in its own type if that is wider."""
     return value.to(torch.promote_types(value.dtype, torch.float32))
 
 
@@ -35,13 +35,7 @@ def _per_particle_mean(value: Tensor) -> Tensor:
 
 
 def gradients_of_mean(loss: Tensor, inputs: Sequence[Tensor], count: int) -> list[Tensor]:
-    """The gradients of a mean over many elements, taken back by way of larger ones: half precision rounds such small ones to zero.
-
-    Args:
-        loss: With shape ().
-        inputs: What it is a function of.
-        count: How many elements the mean is over.
-    """
+    """Gradients of a mean over ``count`` elements, at a power-of-two scale so that half precision does not underflow."""
     scale = 2.0 ** math.floor(math.log2(count))  # a power of two rounds nothing
     with torch.autocast(loss.device.type, enabled=False):  # what ran in full precision goes back in it
         return [gradient / scale for gradient in torch.autograd.grad(scale * loss, inputs)]
@@ -100,12 +94,7 @@ def coupling(x: Tensor, decoded: Tensor) -> Tensor:
 def distillation(residual: Tensor, z: Tensor) -> Tensor:
     r"""The score distillation surrogate :math:`\sum_i \mathrm{mean}(\mathrm{sg}[r_i] \, z_i)`.
 
-    Its gradient in :math:`z_i` is the residual :math:`r_i = \hat\epsilon - \epsilon` (plus repulsion) over the number
-    of elements of a latent.
-
-    Args:
-        residual: With shape :math:`(N, \dots)`; no gradient flows through it.
-        z: Latents, with the same shape.
+    Its gradient in :math:`z_i` is the residual :math:`r_i = \hat\epsilon - \epsilon` over the number of elements of a latent.
 
     References:
         | DreamFusion: Text-to-3D using 2D Diffusion (Poole et al., 2023)

@@ -49,12 +49,6 @@ def reverse_step(alpha: Tensor, sigma: Tensor, next_alpha: Tensor, next_sigma: T
     :math:`\mathcal{N}(a \sigma_s^2 / \sigma_t^2 \; z_t + \alpha_s (1 - a^2 \sigma_s^2 / \sigma_t^2) \, z_0, \;
     \sigma_s^2 (1 - a^2 \sigma_s^2 / \sigma_t^2) I)`.
 
-    Args:
-        alpha: Signal level :math:`\alpha_t`.
-        sigma: Noise level :math:`\sigma_t`.
-        next_alpha: Signal level :math:`\alpha_s`.
-        next_sigma: Noise level :math:`\sigma_s`.
-
     Returns:
         The factors of :math:`z_t` and of :math:`z_0`, and the variance; each with shape :math:`()`.
 
@@ -62,11 +56,14 @@ def reverse_step(alpha: Tensor, sigma: Tensor, next_alpha: Tensor, next_sigma: T
         | Denoising Diffusion Probabilistic Models (Ho et al., 2020), Eq. 7
         | https://arxiv.org/abs/2006.11239
     """
-    # two steps of one level, none of which has any signal, are the same step
-    ratio = torch.where(next_alpha > 0, alpha / next_alpha, torch.ones_like(alpha))
-    kept = (next_sigma / sigma).square()
+    ratio, kept = _signal_ratio(alpha, next_alpha), (next_sigma / sigma).square()
     gone = (1 - ratio.square() * kept).clamp_min(0)
     return ratio * kept, next_alpha * gone, next_sigma.square() * gone
+
+
+def _signal_ratio(alpha: Tensor, next_alpha: Tensor) -> Tensor:
+    # two steps of one level, neither of which has any signal, are the same step
+    return torch.where(next_alpha > 0, alpha / next_alpha, torch.ones_like(alpha))
 
 
 def fresh_noise_share(alpha: Tensor, sigma: Tensor, next_alpha: Tensor, next_sigma: Tensor, eta: float = 1.0) -> Tensor:
@@ -74,12 +71,7 @@ def fresh_noise_share(alpha: Tensor, sigma: Tensor, next_alpha: Tensor, next_sig
 
     .. math:: \eta_t = \min\big( 1, \eta \sqrt{1 - (\alpha_t \sigma_s / (\alpha_s \sigma_t))^2} \big)
 
-    Args:
-        alpha: Signal level :math:`\alpha_t`.
-        sigma: Noise level :math:`\sigma_t`.
-        next_alpha: Signal level :math:`\alpha_s` of the next, less noisy timestep.
-        next_sigma: Its noise level :math:`\sigma_s`.
-        eta: DDIM's :math:`\eta`: 0 is deterministic (DDIM), 1 ancestral (DDPM), infinity draws all noise anew.
+    Here :math:`\eta` is DDIM's: 0 is deterministic (DDIM), 1 ancestral (DDPM), infinity draws all noise anew.
 
     Returns:
         With shape :math:`()`; 0 between two timesteps of one noise level.
@@ -88,9 +80,7 @@ def fresh_noise_share(alpha: Tensor, sigma: Tensor, next_alpha: Tensor, next_sig
         | Denoising Diffusion Implicit Models (Song et al., 2021), Eq. 16
         | https://arxiv.org/abs/2010.02502
     """
-    # two steps of one level, neither of which has any signal, are the same step
-    ratio = torch.where(next_alpha > 0, alpha / next_alpha, torch.ones_like(alpha))
-    gone = (1 - (ratio * next_sigma / sigma).square()).clamp_min(0)
+    gone = (1 - (_signal_ratio(alpha, next_alpha) * next_sigma / sigma).square()).clamp_min(0)
     return torch.where(gone > 0, eta * gone.sqrt(), 0.0).clamp(max=1)
 
 
@@ -134,10 +124,10 @@ def clean_and_noise(
     - ``flow``: the output is :math:`\hat\epsilon - \hat z`
 
     Args:
-        output: The network's output, with shape :math:`(N, \dots)`.
-        z_t: The noisy latents, with the same shape.
-        alpha: Signal level :math:`\alpha_t`, with shape :math:`()`; may be 0 unless the output is noise.
-        sigma: Noise level :math:`\sigma_t > 0`, with shape :math:`()`.
+        output: The network's output, with the shape of ``z_t``.
+        z_t: The noisy latents.
+        alpha: Signal level :math:`\alpha_t`; may be 0 unless the output is noise.
+        sigma: Noise level :math:`\sigma_t > 0`.
         prediction_type: One of :data:`PREDICTION_TYPES`.
 
     Raises:
