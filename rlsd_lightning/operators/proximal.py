@@ -2,7 +2,7 @@ r"""Proximal step of the auxiliary image x: data fidelity and distance to D(z)."
 
 from collections.abc import Iterable
 from itertools import groupby
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from deepinv.physics import DecomposablePhysics, Downsampling, LinearPhysics, Physics
@@ -20,6 +20,14 @@ RESULT_STEPS = 200
 """Inner steps of the final images' proximal step where it has no closed form."""
 
 
+@runtime_checkable
+class HasProx(Protocol):
+    """An operator with a proximal step of its own."""
+
+    def prox_l2(self, z: Tensor, y: Tensor, gamma: float) -> Tensor:
+        r"""Solves :math:`\arg\min_x \tfrac{\gamma}{2} \|A(x) - y\|^2 + \tfrac{1}{2} \|x - z\|^2`."""
+
+
 def noise_share(measurement: Measurement, num_values: int) -> float:
     r"""Noise variance in units of the misfit's mean: :math:`n / m \cdot s^2`; divided by a variance, a proximal weight.
 
@@ -33,7 +41,7 @@ def noise_share(measurement: Measurement, num_values: int) -> float:
 
 def has_own_step(physics: Physics) -> bool:
     """Whether operator and noise have a proximal step of their own; else Adam iterates."""
-    return hasattr(physics, "prox_l2") and has_square_misfit(physics.noise_model)
+    return isinstance(physics, HasProx) and has_square_misfit(physics.noise_model)
 
 
 def solves_apart(physics: Physics) -> bool:
