@@ -53,10 +53,7 @@ def super_resolution(
 
 
 def blur(image_shape: tuple[int, ...], kernel: str, sigma: float = 0.001, noise: str = "gaussian") -> BlurFFT:
-    """Convolution with a kernel from a file.
-
-    Args:
-        kernel: A file that :func:`load_kernel` reads.
+    """Convolution with a kernel from a file; see :func:`load_kernel`.
 
     Raises:
         InputError: If the kernel can't be used or is larger than the image.
