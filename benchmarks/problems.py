@@ -1,6 +1,6 @@
-"""What the benchmarks measure a step on: the embedded prior, and the true architectures of Stable Diffusion.
+"""Problems of the benchmarks: the embedded prior, and Stable Diffusion's architectures with random weights.
 
-These have random weights: time and memory don't depend on the weights.
+Time and memory don't depend on the weights.
 """
 
 from pathlib import Path
@@ -20,7 +20,7 @@ __all__ = ["PRIORS", "Problem", "make_problem"]
 
 DATA = Path(__file__).resolve().parents[1] / "data"
 
-UNETS = {  # the class's defaults are Stable Diffusion 1's, but for the width of the text
+UNETS = {  # the class's defaults are Stable Diffusion 1's, except the width of the text
     "sd15": {"cross_attention_dim": 768},
     "sd21-base": {
         "cross_attention_dim": 1024,
@@ -87,7 +87,7 @@ PRIORS = ("faces", *UNETS)
 
 
 class Problem(NamedTuple):
-    """What a step is made of."""
+    """Arguments of a step."""
 
     prior: Prior
     features: nn.Module

@@ -57,11 +57,7 @@ class Features(nn.Module):
 
 
 class PixelFeatures(Features):
-    """The decoded image itself, flattened.
-
-    Args:
-        gamma_scale: See :class:`Features`.
-    """
+    """The decoded image itself, flattened."""
 
     def __init__(self, gamma_scale: float = 0.1) -> None:
         super().__init__(gamma_scale)
@@ -71,11 +67,7 @@ class PixelFeatures(Features):
 
 
 class LatentFeatures(Features):
-    """The latent itself, flattened; needs no gradient through the decoder.
-
-    Args:
-        gamma_scale: See :class:`Features`.
-    """
+    """The latent itself, flattened; needs no gradient through the decoder."""
 
     of_latents = True
 
@@ -95,7 +87,7 @@ class VAEFeatures(Features):
     Args:
         pretrained: A local folder in the diffusers format with a ``vae``, or the name of a model on the hub.
         variant: Weights' variant on the hub, such as ``fp16``.
-        local_files_only: Never reach for the hub.
+        local_files_only: Never download from the hub.
         gamma_scale: See :class:`Features`.
 
     Raises:
@@ -178,7 +170,7 @@ class ViTFeatures(Features):
         pretrained: A local folder, or the name of a model on the hub such as ``facebook/dino-vits16``.
         image_size: Height and width that images are resized to; the network's own if left out, 0 for no resizing
             (positional encodings are then interpolated, as the official code does at 512).
-        local_files_only: Never reach for the hub.
+        local_files_only: Never download from the hub.
         gamma_scale: See :class:`Features`.
 
     Raises:

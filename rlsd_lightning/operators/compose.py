@@ -72,7 +72,7 @@ def custom(
     Args:
         function: Dotted path of the function, such as ``my_module.my_function``; called with images in [-1, 1] of shape
             :math:`(N, C, H, W)`, it returns their measurements, differentiably.
-        linear: Whether it is linear; the proximal step then uses conjugate gradients, else Adam.
+        linear: Whether it is linear; the proximal step uses conjugate gradients for linear operators and Adam for others.
 
     Raises:
         InputError: If the function can't be imported.

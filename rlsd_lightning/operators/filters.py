@@ -30,7 +30,7 @@ def super_resolution(
     """Low-pass filter and subsampling of both axes.
 
     Args:
-        factor: Subsampling factor of both axes; by default 4 below 256 pixels, else 8.
+        factor: Subsampling factor of both axes; by default 4 below 256 pixels and 8 from there on.
         filter: ``average`` (of factor x factor pixels), ``bicubic``, ``bilinear`` or ``gaussian``.
 
     Raises:

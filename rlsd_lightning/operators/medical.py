@@ -10,7 +10,6 @@ from rlsd_lightning.operators.noise import make_noise
 
 __all__ = ["RealMRI", "mri", "tomography"]
 
-
 CG_STEPS = 15
 """Conjugate gradient steps of one proximal step of tomography, which starts at D(z)."""
 

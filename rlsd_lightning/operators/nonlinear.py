@@ -64,6 +64,7 @@ def phase_retrieval(
 
     Args:
         oversampling: Zero padding on each side, in eighths of the image's side.
+        sigma: Standard deviation of the noise of magnitudes.
 
     Raises:
         InputError: If the oversampling is negative.
@@ -234,7 +235,7 @@ def quantization(
 
 
 def jpeg(image_shape: tuple[int, ...], quality: int = 10, sigma: float = 0.0, noise: str = "gaussian") -> Physics:
-    """JPEG compression of images with one or three channels, with straight-through gradients and a quality from 1 to 100.
+    """JPEG compression with a quality from 1 to 100, straight-through gradients, and noise after decompression.
 
     Raises:
         InputError: If the quality or the number of channels is out of range.

@@ -22,7 +22,7 @@ class Prior(nn.Module, ABC):
         sigmas: Noise levels :math:`\sigma_t`, rising, with the same shape.
         latent_shape: Shape of one latent.
         image_shape: Shape of one image; images are in [-1, 1].
-        prediction_type: What the network predicts: ``epsilon``, ``v_prediction``, ``sample`` or ``flow``.
+        prediction_type: Output of the network: ``epsilon``, ``v_prediction``, ``sample`` or ``flow``.
         timestep_offset: Smallest timestep that the network was trained on.
 
     Raises:

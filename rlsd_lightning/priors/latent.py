@@ -36,8 +36,8 @@ class PipelinePrior(Prior):
         weights: Type of the weights: ``float32``, ``float16`` or ``bfloat16``.
         vae_tiling: Decode in tiles, for images that do not fit otherwise.
         decoder_checkpointing: Recompute the decoder's activations in the backward pass instead of keeping them.
-        local_files_only: Never reach for the hub.
-        allow_pickle: Take weights in pickle files too, which can run code; else safetensors only.
+        local_files_only: Never download from the hub.
+        allow_pickle: Also load weights in pickle files, which can run code.
 
     Raises:
         InputError: If there is no such pipeline at ``pretrained``, or the image size does not fit the autoencoder.
@@ -113,7 +113,7 @@ class PipelinePrior(Prior):
     def conditions(
         self, pipeline: DiffusionPipeline, prompt: str, negative_prompt: str, guidance_scale: float
     ) -> dict[str, Tensor]:
-        """The network's conditions by name; without guidance the prompt's row only, else the negative prompt's first."""
+        """Conditions of the network by name, each with the prompt's row, below the negative prompt's if guided."""
 
     @abstractmethod
     def evaluate(self, z_t: Tensor, t: Tensor, **conditions: Tensor) -> Tensor:

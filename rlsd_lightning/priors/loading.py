@@ -1,4 +1,4 @@
-"""Pipelines from folders or the hub, and what their schedulers say."""
+"""Pipelines from folders or the hub, and the noise levels of their schedulers."""
 
 import warnings
 from collections.abc import Sequence
