@@ -1,26 +1,26 @@
-"""What the benchmarks measure a step on: the embedded prior, and the true architectures of Stable Diffusion.
+"""Problems of the benchmarks: the embedded prior, and Stable Diffusion's architectures with random weights.
 
-These have random weights: time and memory don't depend on the weights.
+Time and memory don't depend on the weights.
 """
 
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from deepinv.physics import Physics
-from diffusers import AutoencoderKL, UNet2DConditionModel
+from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from torch import Tensor, nn
 from transformers import ViTConfig, ViTModel
 
 from rlsd_lightning import StableDiffusionPrior, ViTFeatures
 from rlsd_lightning.operators import inpainting
-from rlsd_lightning.priors import LatentPrior, Prior
+from rlsd_lightning.priors import Prior
 
 __all__ = ["PRIORS", "Problem", "make_problem"]
 
 DATA = Path(__file__).resolve().parents[1] / "data"
 
-UNETS = {  # the class's defaults are Stable Diffusion 1's, but for the width of the text
+UNETS = {  # the class's defaults are Stable Diffusion 1's, except the width of the text
     "sd15": {"cross_attention_dim": 768},
     "sd21-base": {
         "cross_attention_dim": 1024,
@@ -37,18 +37,15 @@ def stable_diffusion_levels() -> tuple[Tensor, Tensor]:
     return alphas_cumprod.sqrt(), (1 - alphas_cumprod).sqrt()
 
 
-class RandomStableDiffusion(LatentPrior):
+class RandomStableDiffusion(StableDiffusionPrior):
     """Stable Diffusion 1.5 or 2.1-base with random weights and a random text.
 
     Args:
         architecture: ``sd15`` or ``sd21-base``.
-        image_size: Height and width in pixels, or one number for both.
-        decoder_checkpointing: Recompute the decoder's activations in the backward pass.
+        settings: Further arguments of the prior.
     """
 
-    def __init__(
-        self, architecture: str = "sd15", image_size: int | tuple[int, int] = 512, decoder_checkpointing: bool = False
-    ) -> None:
+    def __init__(self, architecture: str = "sd15", **settings: Any) -> None:
         vae = AutoencoderKL(
             block_out_channels=(128, 256, 512, 512),
             down_block_types=("DownEncoderBlock2D",) * 4,
@@ -58,22 +55,19 @@ class RandomStableDiffusion(LatentPrior):
             sample_size=512,
         )
         unet = UNet2DConditionModel(sample_size=64, **UNETS[architecture])
-        super().__init__(
-            vae,
-            stable_diffusion_levels(),
-            latent_channels=4,
-            image_size=image_size,
-            conditions={"text": torch.randn(1, 77, unet.config.cross_attention_dim)},
-            guidance_scale=1.0,
-            prediction_type="epsilon",
-            timestep_offset=1,
-            decoder_checkpointing=decoder_checkpointing,
-        )
-        self.denoiser = unet
-        self.freeze()
+        parts = {
+            "text_encoder": None,
+            "tokenizer": None,
+            "scheduler": DDIMScheduler(steps_offset=1, clip_sample=False),
+            **self.left_out,
+        }
+        super().__init__(StableDiffusionPipeline(vae=vae, unet=unet, **parts), **settings)
 
-    def evaluate(self, z_t: Tensor, t: Tensor, text: Tensor) -> Tensor:
-        return self.denoiser(z_t, t, text).sample
+    def schedule(self, pipeline: StableDiffusionPipeline) -> tuple[tuple[Tensor, Tensor], str, int]:
+        return stable_diffusion_levels(), "epsilon", 1
+
+    def conditions(self, pipeline: StableDiffusionPipeline, *_: str | float) -> dict[str, Tensor]:
+        return {"text": torch.randn(1, 77, pipeline.unet.config.cross_attention_dim)}
 
 
 class RandomViT(nn.Module):
@@ -93,7 +87,7 @@ PRIORS = ("faces", *UNETS)
 
 
 class Problem(NamedTuple):
-    """What a step is made of."""
+    """Arguments of a step."""
 
     prior: Prior
     features: nn.Module
@@ -118,7 +112,8 @@ def make_problem(
             prior = StableDiffusionPrior(str(DATA / "priors/faces"), image_size=image_size)
             features = ViTFeatures(str(DATA / "features/faces"))
         else:
-            prior, features = RandomStableDiffusion(name, image_size or 512, decoder_checkpointing), RandomViT()
+            settings = {"image_size": image_size, "decoder_checkpointing": decoder_checkpointing}
+            prior, features = RandomStableDiffusion(name, **settings), RandomViT()
     physics = inpainting(prior.image_shape, mask="half")
     y = torch.zeros(1, *prior.image_shape)
     return Problem(prior.to(device), features.to(device), physics.to(device), y.to(device), num_particles)

@@ -43,7 +43,7 @@ def load_measured(path: str | Path, physics: Physics, image_shape: tuple[int, ..
     try:
         expected = physics.A(torch.zeros(1, *image_shape)).shape
     except (RuntimeError, ValueError, IndexError):
-        return y  # the method reports the shapes
+        return y  # the checkpoint identity reports the shapes
     y = y[(None,) * (len(expected) - y.ndim)]
     if y.ndim == 4 and expected[1] == 1 and torch.equal(y, y[:, :1].expand_as(y)):
         y = y[:, :1]
@@ -82,8 +82,8 @@ class ImageMeasurements(Sequence[Measurement]):
         seed: Seed of the measurements' noise, combined with the image's name.
         sequence: Whether images are frames or slices in order: particles share their noise, and each measurement starts
             from the particles of the previous one.
-        tile: Height and width of tiles in pixels: each image is a mosaic of the picture it is named after and the
-            following ones. For priors at larger sizes than they were trained for.
+        tile: Side of tiles in pixels; each image is then a mosaic of its own picture and the following ones, for priors
+            at sizes larger than those of their training.
 
     Raises:
         InputError: If no image is found or tiles don't fit; on access, if an image can't be read.
@@ -109,7 +109,7 @@ class ImageMeasurements(Sequence[Measurement]):
             raise InputError(f"limit must be at least 1, got {limit}")
         self.volume = load_volume(Path(images)) if Path(images).suffix == ".npy" else None
         if self.volume is None:
-            # names key the noise: they come from all files, so that a limit does not change them
+            # names are keys of the noise; they depend on all files, not on the limit
             self.files = find_images(images)
             names = _folder_names(self.files)
         else:
@@ -149,9 +149,8 @@ def measurements(
     """Measurements of a run: the measured file if given, else simulated ones of images.
 
     Args:
-        image_shape: Shape of the prior's images.
         physics: Factory of the operator, see :func:`~rlsd_lightning.operators.make_physics`.
-        images: Clean images, with ``limit``, ``seed``, ``sequence`` and ``tile`` as in :class:`ImageMeasurements`.
+        images: Clean images, like the further arguments as in :class:`ImageMeasurements`.
         measurement: A measured file, as in :func:`load_measured`.
 
     Raises:
@@ -171,13 +170,7 @@ def measurements(
 def unobserved(
     image_shape: tuple[int, ...], physics: Callable[..., Physics], name: str = "generated"
 ) -> MeasurementList:
-    """A measurement of nothing: particles are drawn from the prior and its prompt.
-
-    Args:
-        image_shape: Shape of the prior's images.
-        physics: Factory of the null operator.
-        name: Name of the results' folder, and key of the noise.
-    """
+    """A measurement without data, for particles of the prior and its prompt; ``name`` is the key of the noise."""
     operator = make_physics(physics, image_shape)
     return MeasurementList([Measurement(name, operator.A(torch.zeros(1, *image_shape)), operator)])
 
@@ -185,13 +178,7 @@ def unobserved(
 def point_measurement(
     image_shape: tuple[int, ...], physics: Callable[..., Physics], value: float = 0.0
 ) -> MeasurementList:
-    """One measurement of a point's first coordinate.
-
-    Args:
-        image_shape: Shape of a point, :math:`(d,)`.
-        physics: Makes the operator from the point's shape.
-        value: Measured value.
-    """
+    """One measurement of the first coordinate of a point with shape :math:`(d,)`."""
     y = torch.zeros(1, *image_shape)
     y[0, 0] = value
     return MeasurementList([Measurement("toy", y, physics(image_shape))])

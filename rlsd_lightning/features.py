@@ -24,7 +24,7 @@ CACHED = "alexnet-owt-*.pth"
 
 @functools.cache
 def load_lpips(fetch: bool = False) -> nn.Module | None:
-    """The LPIPS metric, or None if AlexNet's weights are not in torch's cache and are not to be fetched.
+    """The LPIPS metric, or None if AlexNet's weights are not in torch's cache and ``fetch`` is false.
 
     Raises:
         OSError: If they can't be fetched.
@@ -40,12 +40,12 @@ class Features(nn.Module):
     r"""The base of feature networks.
 
     Args:
-        gamma_scale: Factor of a relative ``gamma`` while particles are sampled, above 0. The denoiser keeps far more of a
-            step in pixels or latents than of one in a vision transformer's features, so these need less.
+        gamma_scale: Factor of ``gamma`` in the loop of RLSD, above 0. The denoiser removes less of a step in pixels or
+            latents than of a step in a vision transformer's features, so these need a smaller factor.
     """
 
     of_latents = False
-    """Whether the features are those of the latents; if not, of the decoded images."""
+    """Whether these are features of the latents instead of the decoded images."""
 
     def __init__(self, gamma_scale: float = 1.0) -> None:
         super().__init__()
@@ -57,11 +57,7 @@ class Features(nn.Module):
 
 
 class PixelFeatures(Features):
-    """The decoded image itself, flattened.
-
-    Args:
-        gamma_scale: See :class:`Features`.
-    """
+    """The decoded image itself, flattened."""
 
     def __init__(self, gamma_scale: float = 0.1) -> None:
         super().__init__(gamma_scale)
@@ -71,11 +67,7 @@ class PixelFeatures(Features):
 
 
 class LatentFeatures(Features):
-    """The latent itself, flattened; needs no gradient through the decoder.
-
-    Args:
-        gamma_scale: See :class:`Features`.
-    """
+    """The latent itself, flattened; needs no gradient through the decoder."""
 
     of_latents = True
 
@@ -87,15 +79,15 @@ class LatentFeatures(Features):
 
 
 class VAEFeatures(Features):
-    r"""What the encoder of a diffusion pipeline's VAE sees: the activations after each of its resolutions.
+    """Activations of the encoder of a diffusion pipeline's VAE after each of its resolutions.
 
-    Half the squared distance of two images' features is the cosine distance of their activations, a mean over places and
-    a sum over resolutions: LPIPS with the encoder in place of AlexNet, and without learned weights.
+    Half the squared distance of two images' features is the cosine distance of their activations, a mean over pixels and
+    a sum over resolutions. This is LPIPS with the encoder in place of AlexNet and without learned weights.
 
     Args:
         pretrained: A local folder in the diffusers format with a ``vae``, or the name of a model on the hub.
         variant: Weights' variant on the hub, such as ``fp16``.
-        local_files_only: Never reach for the hub.
+        local_files_only: Never download from the hub.
         gamma_scale: See :class:`Features`.
 
     Raises:
@@ -120,7 +112,7 @@ class VAEFeatures(Features):
         except LOADING_ERRORS as error:
             raise InputError(
                 f"pretrained must be a diffusers folder with a vae in safetensors, or a model's name, got "
-                f"'{pretrained}' ({first_line(error)}); check the path and the variant, or choose features=vit, pixels or latents"
+                f"'{pretrained}' ({first_line(error)}); check the path and the variant, or choose PixelFeatures"
             ) from error
         self.encoder = vae.encoder
         self.eval().requires_grad_(False)
@@ -136,7 +128,7 @@ class VAEFeatures(Features):
 
 
 class LPIPSFeatures(Features):
-    """AlexNet's activations with the learned weights of LPIPS: the squared distance of two images' features IS their LPIPS.
+    """AlexNet's activations with the learned weights of LPIPS: the squared distance of features is the LPIPS of the images.
 
     Args:
         local_files_only: Take AlexNet's weights from torch's cache only.
@@ -159,8 +151,8 @@ class LPIPSFeatures(Features):
             lpips, reason = None, f"can't be fetched ({error})"
         if lpips is None:
             raise InputError(
-                f"features=lpips needs AlexNet's weights, which {reason}; copy torchvision's {CACHED} to "
-                f"{torch.hub.get_dir()}/checkpoints, or choose other features"
+                f"LPIPSFeatures expects AlexNet's weights, which {reason}; copy torchvision's {CACHED} to "
+                f"{torch.hub.get_dir()}/checkpoints, or choose PixelFeatures"
             )
         self.lpips = copy.deepcopy(lpips.net)  # the metric is shared, and may be on another device
         self.eval().requires_grad_(False)
@@ -178,7 +170,7 @@ class ViTFeatures(Features):
         pretrained: A local folder, or the name of a model on the hub such as ``facebook/dino-vits16``.
         image_size: Height and width that images are resized to; the network's own if left out, 0 for no resizing
             (positional encodings are then interpolated, as the official code does at 512).
-        local_files_only: Never reach for the hub.
+        local_files_only: Never download from the hub.
         gamma_scale: See :class:`Features`.
 
     Raises:
@@ -221,9 +213,8 @@ class ViTFeatures(Features):
 def _perceptual(layers: Iterable[tuple[Tensor, Tensor | float]]) -> Tensor:
     r"""Vectors :math:`f` with :math:`\|f_i - f_j\|^2 = \sum_l \mathrm{mean}_p \sum_c w_{lc} (\hat a_{lpc,i} - \hat a_{lpc,j})^2`.
 
-    Args:
-        layers: Activations :math:`a_l`, with shape (N, C, H, W), and weights :math:`w_l`, with shape (C, 1, 1); activations
-            are scaled to a length of one at every place :math:`p`.
+    Activations :math:`a_l`, with shape (N, C, H, W), are scaled to length one at every pixel :math:`p`; weights
+    :math:`w_l` have shape (C, 1, 1).
     """
     parts = []
     for seen, weight in layers:

@@ -1,34 +1,27 @@
-"""Checkpoint identity: what a checkpoint must agree with before a run resumes from it."""
+"""Checkpoint identity: fingerprint of a run, compared before another run resumes from its checkpoint."""
 
 import functools
 import hashlib
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 import torch
 from torch import Tensor, nn
 
 from rlsd_lightning.errors import InputError
 from rlsd_lightning.measurement import Measurement
+from rlsd_lightning.priors import Prior
 
-__all__ = [
-    "CheckpointIdentity",
-    "agree",
-    "computed_samples",
-    "keep_particles",
-    "nearly_agree",
-    "samples",
-    "saved_samples",
-]
+__all__ = ["CheckpointIdentity", "agree", "keep_particles", "same_output", "samples", "saved_samples"]
 
 
 class CheckpointIdentity:
-    """What a checkpoint holds of its run, to be compared with the run that resumes from it.
+    """Fingerprint of a run in its checkpoints.
 
     Args:
         settings: Plain values with a ``repr`` of their own.
-        networks: The frozen networks by name: their classes, plain attributes, and samples of their weights count.
-        measurements: Samples of each, of what its operator makes of a pattern, and of its start count.
+        networks: Frozen networks by name; the identity has their classes, plain attributes, and samples of their weights.
+        measurements: Measurements; the identity has their :func:`samples`.
         image_shape: Shape of an image.
 
     Raises:
@@ -47,17 +40,18 @@ class CheckpointIdentity:
 
     @functools.cached_property
     def digest(self) -> str:
-        """Of the settings and the networks, in hexadecimal."""
+        """Hexadecimal digest of the settings and the networks."""
         digest = hashlib.sha256(self._settings)
         for network in self._networks.values():
             digest.update(description(network))
         return digest.hexdigest()
 
     def _computed(self) -> dict[str, Tensor]:
+        """Samples of the buffers that networks have computed themselves, each in its own type."""
         return {
-            f"{kind}.{name}": value
+            f"{kind}.{name}": sampled(network.get_buffer(name)).to(network.get_buffer(name).dtype)
             for kind, network in self._networks.items()
-            for name, value in computed_samples(network).items()
+            for name in computed_names(network)
         }
 
     def save(self, checkpoint: dict) -> None:
@@ -65,14 +59,14 @@ class CheckpointIdentity:
         checkpoint |= {"identity": self.digest, "samples": self.samples, "computed": self._computed()}
 
     def check(self, checkpoint: dict) -> None:
-        """Compares a checkpoint; it may hold further measurements.
+        """Compares a checkpoint, which may have further measurements.
 
         Raises:
             InputError: If it belongs to another run.
         """
         saved = saved_samples(checkpoint)
-        alike = all(name in saved and agree(saved[name], here) for name, here in self.samples.items())
-        alike = alike and nearly_agree(checkpoint["computed"], self._computed())
+        alike = all(name in saved and agree(saved[name], here, same_measurement) for name, here in self.samples.items())
+        alike = alike and agree(checkpoint["computed"], self._computed(), same_output)
         if checkpoint["identity"] != self.digest or not alike:
             raise InputError(
                 f"the checkpoint belongs to measurement '{', '.join(saved)}' of a run with another measurement, "
@@ -82,7 +76,7 @@ class CheckpointIdentity:
 
 
 def saved_samples(checkpoint: dict) -> dict[str, dict[str, Tensor]]:
-    """The samples of a checkpoint's measurements, by their names.
+    """Samples of a checkpoint's measurements by name.
 
     Raises:
         InputError: If the checkpoint was not made by this version.
@@ -95,7 +89,7 @@ def saved_samples(checkpoint: dict) -> dict[str, dict[str, Tensor]]:
 
 
 def keep_particles(checkpoint: dict, names: Iterable[str], num_particles: int) -> None:
-    """Keeps the particles of some of a checkpoint's measurements, in the order of ``names``, and drops the others."""
+    """Keeps the particles of the measurements ``names`` of a checkpoint, in this order, and drops the others."""
     saved = list(checkpoint["samples"])
     rows = torch.cat([saved.index(name) * num_particles + torch.arange(num_particles) for name in names])
     states = [checkpoint["state_dict"]]
@@ -107,11 +101,11 @@ def keep_particles(checkpoint: dict, names: Iterable[str], num_particles: int) -
 
 
 def description(module: nn.Module) -> bytes:
-    """A network's class, its plain settings, and samples of its tensors but for those that it has computed itself."""
+    """A network's class, its plain settings, and samples of the tensors that it has not computed itself."""
     plain = {name: value for name, value in vars(module).items() if isinstance(value, int | float | str)}
     plain.pop("training", None)
     parts = [repr((type(module).__name__, sorted(plain.items()))).encode()]
-    computed = _computed(module)
+    computed = computed_names(module)
     for name, tensor in module.state_dict().items():
         parts.append(repr((name, tuple(tensor.shape))).encode())
         if name not in computed:
@@ -119,33 +113,31 @@ def description(module: nn.Module) -> bytes:
     return b"".join(parts)
 
 
-def _computed(module: nn.Module) -> tuple[str, ...]:
-    """Tensors that every processor rounds in its own way: a prior's levels, and the embeddings of its prompts."""
-    return ("alphas", "sigmas", *getattr(module, "condition_names", ()))
+def computed_names(module: nn.Module) -> tuple[str, ...]:
+    """Buffers that a network has computed itself: a prior's levels, and the embeddings of its prompts."""
+    return module.computed_names if isinstance(module, Prior) else ()
 
 
-def computed_samples(module: nn.Module) -> dict[str, Tensor]:
-    """Samples of what a network has computed itself, of the type that it has it in."""
-    buffers = dict(module.named_buffers())
-    return {name: sampled(buffers[name]).to(buffers[name].dtype) for name in _computed(module) if name in buffers}
+def same_measurement(saved: Tensor, here: Tensor) -> bool:
+    """Whether samples of measurements and operators are equal up to the rounding of processors."""
+    return torch.allclose(saved, here, rtol=1e-3, atol=1e-5)
 
 
-def nearly_agree(saved: dict[str, Tensor], here: dict[str, Tensor]) -> bool:
-    """Whether two networks have computed the same, but for what a processor rounds."""
+def same_output(saved: Tensor, here: Tensor) -> bool:
+    """Whether networks' outputs are equal up to the rounding of processors; those of two prompts differ by over 10 %."""
+    share = max(1e-5, 8 * torch.finfo(here.dtype).eps)
+    return bool(torch.dist(saved.double(), here.double()) <= share * here.double().norm())
+
+
+def agree(saved: dict[str, Tensor], here: dict[str, Tensor], same: Callable[[Tensor, Tensor], bool]) -> bool:
+    """Whether two sets of tensors have the same names and shapes, and each pair is the same."""
     return saved.keys() == here.keys() and all(
-        saved[name].shape == value.shape
-        and torch.dist(saved[name].double(), value.double()) <= _rounding(value.dtype) * value.double().norm()
-        for name, value in here.items()
+        saved[name].shape == value.shape and same(saved[name], value) for name, value in here.items()
     )
 
 
-def _rounding(dtype: torch.dtype) -> float:
-    """How far, as a share, networks' outputs are from each other on two processors; two prompts' are by tens of per cent."""
-    return max(1e-5, 8 * torch.finfo(dtype).eps)
-
-
 def samples(measurement: Measurement, image_shape: tuple[int, ...]) -> dict[str, Tensor]:
-    """Samples of a measurement, of what its operator makes of a pattern, and of what its particles start from.
+    """Samples of a measurement, of its operator's output for a test pattern, and of its particles' start.
 
     Raises:
         InputError: If the operator does not fit images of this shape, or the measurement.
@@ -156,16 +148,8 @@ def samples(measurement: Measurement, image_shape: tuple[int, ...]) -> dict[str,
     return parts
 
 
-def agree(saved: dict[str, Tensor], here: dict[str, Tensor]) -> bool:
-    """Whether two sets of samples are of the same thing, perhaps computed on another machine."""
-    return saved.keys() == here.keys() and all(
-        saved[name].shape == value.shape and torch.allclose(saved[name], value, rtol=1e-3, atol=1e-5)
-        for name, value in here.items()
-    )
-
-
 def sampled(tensor: Tensor, most: int = 4096) -> Tensor:
-    """Some elements of a tensor, evenly spread, and its mean: tells two apart and costs nothing for gigabytes."""
+    """Evenly spread elements of a tensor, and their mean."""
     flat = torch.view_as_real(tensor.detach()).flatten() if tensor.is_complex() else tensor.detach().flatten()
     picked = flat[:: max(1, flat.numel() // most)].cpu().double()
     return torch.cat((picked, picked.mean()[None])) if picked.numel() else picked
@@ -173,7 +157,11 @@ def sampled(tensor: Tensor, most: int = 4096) -> Tensor:
 
 @torch.no_grad()
 def probe(measurement: Measurement, image_shape: tuple[int, ...]) -> Tensor:
-    """What the operator makes of a pattern; refuses one that does not fit."""
+    """The operator's output for a test pattern.
+
+    Raises:
+        InputError: If the operator does not fit the images or the measurement.
+    """
     count = math.prod(image_shape)
     pattern = torch.linspace(0, 40 * math.pi, count, device=measurement.y.device).sin().view(1, *image_shape)
     try:

@@ -188,8 +188,7 @@ def load_array(path: Path) -> np.ndarray:
         values = np.load(path)
     except (OSError, ValueError, EOFError) as error:
         raise InputError(f"'{path}' can't be read as an array ({error}); save it with numpy.save") from error
-    if not isinstance(values, np.ndarray) or values.dtype.kind not in "biuf":
-        raise InputError(
-            f"an array of real numbers is expected, but '{path}' holds {getattr(values, 'dtype', 'several')}"
-        )
+    kind = values.dtype if isinstance(values, np.ndarray) else np.dtype(object)  # several arrays in one file
+    if kind.kind not in "biuf":
+        raise InputError(f"an array of real numbers is expected, but '{path}' holds {kind}; save one with numpy.save")
     return values

@@ -1,4 +1,4 @@
-"""What the kernel compares, against the distances that the features stand for."""
+"""Features of the kernel, against the distances that they define."""
 
 from itertools import combinations
 from pathlib import Path

@@ -1,8 +1,6 @@
-"""Noise that depends on what it is for and on nothing else.
+"""Counter-based noise, independent of devices, batches and restarts.
 
-A counter-based generator (Philox) is keyed by (seed, measurement) and its counter set to (stream, step, particle):
-there is no generator state to save, and a particle gets the same noise on any number of devices, in any batch and
-after any restart.
+A Philox generator has the key (seed, measurement) and the counter (stream, step, particle), so there is no state to save.
 """
 
 import hashlib
@@ -26,13 +24,12 @@ STREAMS = {
     "decoder_error": 7,
     "trial_noise": 8,
 }
-"""What a draw is for: the initial latents, the initial auxiliaries, a step's noise, a choice of ancestors, the last step's
-noise on latents and on measurements, Langevin steps within a step, simulated errors of the decoder, noise of
-simulated measurements."""
+"""Purposes of draws: initial latents and auxiliaries, a step's noise, resampling, the last step's noise on latents and on
+measurements, Langevin steps, simulated decoder errors, noise of simulated measurements."""
 
 
 def measurement_key(name: str) -> int:
-    """A 64-bit key of a measurement's name, so that its noise does not depend on the order of measurements."""
+    """A 64-bit key of a measurement's name; its noise is then independent of the order of measurements."""
     return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "little")
 
 
@@ -47,7 +44,7 @@ def keyed_normal(
         seed: The run's seed, from 0 to :math:`2^{64} - 1`.
         measurement: The measurement's key, from :func:`measurement_key`.
         stream: One of :data:`STREAMS`.
-        step: The step :math:`k` it is for.
+        step: The step :math:`k`.
 
     Returns:
         Float32 on the CPU, with shape :math:`(n, *\mathrm{shape})`.
@@ -105,7 +102,7 @@ class ParticleNoise:
 
 
 def keyed_uniform(*, seed: int, measurement: int, stream: str, step: int = 0) -> float:
-    """One number from [0, 1) that all particles share; arguments as in :func:`keyed_normal`."""
+    """One uniform number in [0, 1), the same for all particles; arguments as in :func:`keyed_normal`."""
     key = np.array([seed, measurement], dtype=np.uint64)
     counter = np.array([0, STREAMS[stream], step, 0], dtype=np.uint64)
     return float(np.random.Generator(np.random.Philox(key=key, counter=counter)).random())

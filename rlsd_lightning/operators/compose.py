@@ -46,7 +46,7 @@ def make_physics(factory: Callable[..., Physics], image_shape: tuple[int, ...]) 
     except InputError:
         raise
     except (TypeError, ValueError, RuntimeError, AssertionError) as error:
-        raise InputError(f"{target.__name__} can't be made with these settings of physics: {error}") from error
+        raise InputError(f"{target.__name__} can't be made with these arguments: {error}") from error
     if not isinstance(physics, Physics):
         raise InputError(
             f"a deepinv.physics.Physics is expected, but {target.__name__} made a {type(physics).__name__}; for a plain "
@@ -72,7 +72,7 @@ def custom(
     Args:
         function: Dotted path of the function, such as ``my_module.my_function``; called with images in [-1, 1] of shape
             :math:`(N, C, H, W)`, it returns their measurements, differentiably.
-        linear: Whether it is linear; the proximal step then uses conjugate gradients, else Adam.
+        linear: Whether it is linear; the proximal step uses conjugate gradients for linear operators and Adam for others.
 
     Raises:
         InputError: If the function can't be imported.
@@ -116,11 +116,7 @@ def compose(
 
 
 class NullOperator(LinearPhysics):
-    """The operator that measures nothing: one zero, which any image explains.
-
-    Args:
-        image_shape: Shape of an image.
-    """
+    """The operator that measures nothing: its output is one zero for any image."""
 
     def __init__(self, image_shape: tuple[int, ...]) -> None:
         super().__init__()

@@ -61,7 +61,6 @@ def single_pixel(
     """Single-pixel camera with Hadamard patterns, ordered by their number of sign changes.
 
     Args:
-        image_shape: Shape of an image, :math:`(C, H, W)`, with sides that are powers of two.
         ratio: Number of patterns over number of pixels, in (0, 1].
 
     Raises:

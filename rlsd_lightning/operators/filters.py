@@ -30,7 +30,7 @@ def super_resolution(
     """Low-pass filter and subsampling of both axes.
 
     Args:
-        factor: Subsampling factor of both axes; by default 4 below 256 pixels, else 8.
+        factor: Subsampling factor of both axes; by default 4 below 256 pixels and 8 from there on.
         filter: ``average`` (of factor x factor pixels), ``bicubic``, ``bilinear`` or ``gaussian``.
 
     Raises:
@@ -53,10 +53,7 @@ def super_resolution(
 
 
 def blur(image_shape: tuple[int, ...], kernel: str, sigma: float = 0.001, noise: str = "gaussian") -> BlurFFT:
-    """Convolution with a kernel from a file.
-
-    Args:
-        kernel: A file that :func:`load_kernel` reads.
+    """Convolution with a kernel from a file; see :func:`load_kernel`.
 
     Raises:
         InputError: If the kernel can't be used or is larger than the image.

@@ -10,18 +10,12 @@ from rlsd_lightning.operators.noise import make_noise
 
 __all__ = ["RealMRI", "mri", "tomography"]
 
-
 CG_STEPS = 15
 """Conjugate gradient steps of one proximal step of tomography, which starts at D(z)."""
 
 
 class RealMRI(LinearPhysics):
-    """Magnetic resonance imaging of real images: deepinv's operator on images whose imaginary part is zero.
-
-    Args:
-        mask: Frequencies that are measured, with shape :math:`(H, W)`.
-        noise_model: The noise of real and imaginary parts.
-    """
+    """Magnetic resonance imaging of real images, with a mask of measured frequencies of shape :math:`(H, W)`."""
 
     measures_images = False
 
@@ -56,10 +50,9 @@ def mri(
     sigma: float = 0.001,
     noise: str = "gaussian",
 ) -> LinearPhysics:
-    """Some columns of the Fourier transform are measured, more of them near the centre.
+    """Some columns of the Fourier transform, more of them near the centre.
 
     Args:
-        image_shape: Shape of an image, :math:`(C, H, W)`; each channel is measured separately.
         acceleration: Reciprocal of the share of columns that are measured, from 1 (all) to half the width.
         operator_seed: Seed of the choice of columns.
         sigma: Standard deviation of the noise of real and imaginary parts, under an orthonormal transform.
@@ -84,7 +77,6 @@ def tomography(
     """Projections along parallel rays from evenly spaced directions.
 
     Args:
-        image_shape: Shape of an image, :math:`(C, H, H)`; each channel is measured separately.
         angles: Number of directions.
         sigma: Standard deviation of the noise, for the operator scaled to norm one.
 

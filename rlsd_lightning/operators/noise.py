@@ -1,4 +1,4 @@
-r"""Noise models, each given by its standard deviation :math:`s` in units of an image in [-1, 1]."""
+r"""Noise models, each with its standard deviation :math:`s` in units of an image in [-1, 1]."""
 
 import math
 
@@ -15,10 +15,7 @@ class PoissonNoise(NoiseModel):
     r"""Poisson (photon) noise of an image in [-1, 1].
 
     With the intensity :math:`u = (x + 1) / 2` and the gain :math:`g = s^2 / 4` it returns
-    :math:`2 g \, \mathrm{Poisson}(u / g) - 1`, so that white has the standard deviation :math:`s` and black none.
-
-    Args:
-        sigma: Standard deviation :math:`s > 0` at white.
+    :math:`2 g \, \mathrm{Poisson}(u / g) - 1`: the standard deviation is :math:`s > 0` at white and zero at black.
     """
 
     def __init__(self, sigma: float) -> None:

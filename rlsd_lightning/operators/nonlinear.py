@@ -34,12 +34,8 @@ ON_EDGE = 1e-3
 class FourierMagnitude(Physics):
     r"""The magnitude :math:`|F(\mathrm{pad}(u))|` of the image :math:`u = (x + 1) / 2`, padded with zeros.
 
-    Intensities rule out a change of sign, and an image that fills its frame rules out shifts. The ambiguity that remains
-    is a turn of any channel by 180 degrees.
-
-    Args:
-        padding: Rows and columns of zeros on each side.
-        noise_model: The noise of the magnitudes.
+    Intensities rule out a change of sign, and an image that fills its frame rules out shifts. The remaining ambiguity is
+    a turn of any channel by 180 degrees. ``padding`` is the number of rows and columns of zeros on each side.
     """
 
     measures_images = False
@@ -81,12 +77,7 @@ def phase_retrieval(
 
 
 class Saturation(Physics):
-    r"""Saturation, :math:`A(x) = \mathrm{clip}(c \, x, -1, 1)`.
-
-    Args:
-        scale: The factor :math:`c`.
-        noise_model: The noise.
-    """
+    r"""Saturation, :math:`A(x) = \mathrm{clip}(c \, x, -1, 1)`, with the factor ``scale`` :math:`c > 0`."""
 
     def __init__(self, scale: float, noise_model: torch.nn.Module) -> None:
         super().__init__(noise_model=noise_model)
@@ -96,11 +87,7 @@ class Saturation(Physics):
         return (self.scale * x).clamp(-1, 1)
 
     def prox_l2(self, z: Tensor, y: Tensor, gamma: float) -> Tensor:
-        r"""Solves :math:`\arg\min_x \tfrac{\gamma}{2} \|A(x) - y\|^2 + \tfrac{1}{2} \|x - z\|^2`, value by value.
-
-        Below, inside and above the measurable range the best value is known. Gradient descent would stay at a
-        saturated value, where the gradient is zero.
-        """
+        """Best of the values below, inside and above the measurable range; saturated values have no gradient."""
         edge = 1 / self.scale
         inside = ((gamma * self.scale * y + z) / (gamma * self.scale**2 + 1)).clamp(-edge, edge)
         candidates = torch.stack([inside, z.clamp(min=edge), z.clamp(max=-edge)])
@@ -110,9 +97,6 @@ class Saturation(Physics):
 
 def hdr(image_shape: tuple[int, ...], scale: float = 2.0, sigma: float = 0.001, noise: str = "gaussian") -> Saturation:
     """High dynamic range: bright and dark values saturate; see :class:`Saturation`.
-
-    Args:
-        scale: The factor :math:`c > 0`.
 
     Raises:
         InputError: If the scale is not positive.
@@ -203,12 +187,7 @@ def _straight_through(x: Tensor, stepped: Tensor) -> Tensor:
 
 
 class Quantization(Physics):
-    """Rounding to evenly spaced levels from -1 to 1, with straight-through gradients.
-
-    Args:
-        levels: Number of levels.
-        noise_model: The noise after rounding.
-    """
+    """Rounding to evenly spaced levels from -1 to 1, with straight-through gradients and noise after rounding."""
 
     def __init__(self, levels: int, noise_model: torch.nn.Module) -> None:
         super().__init__(noise_model=noise_model)
@@ -219,10 +198,7 @@ class Quantization(Physics):
         return _straight_through(x, ((x.clamp(-1, 1) + 1) / 2 * top).round() / top * 2 - 1)
 
     def prox_l2(self, z: Tensor, y: Tensor, gamma: float) -> Tensor:
-        r"""Solves :math:`\arg\min_x \tfrac{\gamma}{2} \|A(x) - y\|^2 + \tfrac{1}{2} \|x - z\|^2`, value by value.
-
-        For each level the nearest value that is rounded to it is best; all levels are compared.
-        """
+        """Best of the levels, each with the nearest value that is rounded to it."""
         half = (1 - ON_EDGE) / (len(self.values) - 1)
         best, least = z, torch.full_like(z, torch.inf)
         for index, value in enumerate(self.values):
@@ -250,10 +226,6 @@ def quantization(
 ) -> Quantization:
     """Rounding to a few levels; see :class:`Quantization`.
 
-    Args:
-        levels: The number of levels, evenly spaced from -1 to 1.
-        sigma: Standard deviation of the noise after rounding, in units of an image in [-1, 1].
-
     Raises:
         InputError: If there are fewer than two levels.
     """
@@ -263,12 +235,7 @@ def quantization(
 
 
 def jpeg(image_shape: tuple[int, ...], quality: int = 10, sigma: float = 0.0, noise: str = "gaussian") -> Physics:
-    """JPEG compression, with straight-through gradients.
-
-    Args:
-        image_shape: Shape of an image, :math:`(C, H, W)` with one or three channels.
-        quality: From 1 to 100.
-        sigma: Standard deviation of the noise after decompression, in units of an image in [-1, 1].
+    """JPEG compression with a quality from 1 to 100, straight-through gradients, and noise after decompression.
 
     Raises:
         InputError: If the quality or the number of channels is out of range.
@@ -277,5 +244,4 @@ def jpeg(image_shape: tuple[int, ...], quality: int = 10, sigma: float = 0.0, no
         raise InputError(f"quality must be from 1 to 100, got {quality}")
     if image_shape[0] not in (1, 3):
         raise InputError(f"JPEG stores images of one or three channels, got shape {tuple(image_shape)}")
-
     return Physics(A=_Jpeg(quality), noise_model=make_noise(noise, sigma))

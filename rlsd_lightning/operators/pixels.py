@@ -43,13 +43,13 @@ def box_mask(height: int, width: int) -> Tensor:
     return mask
 
 
-def free_form_mask(height: int, width: int, seed: int = 0, share: float = 0.25) -> Tensor:
-    """Hides brush strokes that cover at least a share of the image."""
+def free_form_mask(height: int, width: int, seed: int = 0) -> Tensor:
+    """Hides brush strokes that cover at least a quarter of the image."""
     rng = np.random.default_rng(seed)
     canvas = Image.new("L", (width, height), 255)
     draw = ImageDraw.Draw(canvas)
     brush = max(2, min(height, width) // 10)
-    while np.mean(np.asarray(canvas) == 0) < share:
+    while np.mean(np.asarray(canvas) == 0) < 0.25:
         points = rng.uniform((0, 0), (width, height), size=(4, 2))
         draw.line([tuple(point) for point in points], fill=0, width=brush, joint="curve")
         for x, y in points:  # round ends
@@ -57,9 +57,9 @@ def free_form_mask(height: int, width: int, seed: int = 0, share: float = 0.25) 
     return torch.from_numpy(np.asarray(canvas) > 0)[None].float()
 
 
-def random_mask(height: int, width: int, seed: int = 0, share: float = 0.8) -> Tensor:
-    """Hides exactly a share of the pixels, chosen at random."""
-    hidden = np.random.default_rng(seed).permutation(height * width)[: round(share * height * width)]
+def random_mask(height: int, width: int) -> Tensor:
+    """Hides 80 % of the pixels, chosen at random."""
+    hidden = np.random.default_rng(0).permutation(height * width)[: round(0.8 * height * width)]
     mask = torch.ones(height * width)
     mask[torch.from_numpy(hidden)] = 0
     return mask.view(1, height, width)
@@ -69,12 +69,7 @@ _NAMED = {"half": half_mask, "box": box_mask, "free": free_form_mask, "random": 
 
 
 def load_mask(mask: str | Path, height: int, width: int) -> Tensor:
-    """Mask by name, or from an image file that is white where the image is observed.
-
-    Args:
-        mask: ``half``, ``box``, ``free``, ``random`` or a file.
-        height: The image's height.
-        width: The image's width.
+    """Mask ``half``, ``box``, ``free`` or ``random``, or of an image file that is white where the image is observed.
 
     Raises:
         InputError: If the file is missing, not an image, of another size, or hides everything.
@@ -95,11 +90,7 @@ def load_mask(mask: str | Path, height: int, width: int) -> Tensor:
 
 
 def inpainting(image_shape: tuple[int, ...], mask: str, sigma: float = 0.001, noise: str = "gaussian") -> Inpainting:
-    """Inpainting: some pixels are missing.
-
-    Args:
-        mask: A name or file, see :func:`load_mask`.
-    """
+    """Missing pixels, by a mask's name or file; see :func:`load_mask`."""
     pixels = load_mask(mask, *image_shape[-2:])
     return Inpainting(image_shape, mask=pixels.expand(image_shape).clone(), noise_model=make_noise(noise, sigma))
 
@@ -117,11 +108,8 @@ def colorization(image_shape: tuple[int, ...], sigma: float = 0.001, noise: str 
 def demosaicing(image_shape: tuple[int, ...], sigma: float = 0.001, noise: str = "gaussian") -> Demosaicing:
     """Bayer filter: one colour at each pixel.
 
-    Args:
-        image_shape: Shape of an image, :math:`(3, H, W)` with even sides.
-
     Raises:
-        InputError: If the image has other than three channels, or odd sides.
+        InputError: If the image does not have three channels and even sides.
     """
     if image_shape[0] != 3 or image_shape[1] % 2 or image_shape[2] % 2:
         raise InputError(f"demosaicing needs images of three channels and even sides, got shape {tuple(image_shape)}")
@@ -129,12 +117,7 @@ def demosaicing(image_shape: tuple[int, ...], sigma: float = 0.001, noise: str =
 
 
 def first_coordinate(image_shape: tuple[int, ...], sigma: float = 0.1) -> Inpainting:
-    """Observes a point's first coordinate.
-
-    Args:
-        image_shape: Shape of a point, :math:`(d,)`.
-        sigma: Standard deviation of the noise.
-    """
+    """Observes the first coordinate of a point with shape :math:`(d,)`."""
     mask = torch.zeros(image_shape)
     mask[0] = 1
     return Inpainting(image_shape, mask=mask, noise_model=GaussianNoise(sigma=float(sigma)))

@@ -2,7 +2,7 @@ r"""Proximal step of the auxiliary image x: data fidelity and distance to D(z)."
 
 from collections.abc import Iterable
 from itertools import groupby
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from deepinv.physics import DecomposablePhysics, Downsampling, LinearPhysics, Physics
@@ -20,20 +20,25 @@ RESULT_STEPS = 200
 """Inner steps of the final images' proximal step where it has no closed form."""
 
 
-def noise_share(measurement: Measurement, num_values: int) -> float:
-    r"""Noise variance in units of the misfit's mean: :math:`n / m \cdot s^2`; divided by a variance, a proximal weight.
+@runtime_checkable
+class HasProx(Protocol):
+    """An operator with a proximal step of its own."""
 
-    Args:
-        measurement: The measurement, with :math:`m` values and noise of deviation :math:`s`.
-        num_values: The number :math:`n` of an image's values.
+    def prox_l2(self, z: Tensor, y: Tensor, gamma: float) -> Tensor:
+        r"""Solves :math:`\arg\min_x \tfrac{\gamma}{2} \|A(x) - y\|^2 + \tfrac{1}{2} \|x - z\|^2`."""
+
+
+def noise_share(measurement: Measurement, num_values: int) -> float:
+    r"""Noise variance in units of the misfit's mean, :math:`n / m \cdot s^2`; divided by a variance, a proximal weight.
+
+    The measurement has :math:`m` values and noise of deviation :math:`s`; images have :math:`n` values.
     """
-    values_per_measured = num_values / measurement.y[0].numel()
-    return values_per_measured * noise_std(measurement.physics.noise_model, measurement.y) ** 2
+    return num_values / measurement.y[0].numel() * noise_std(measurement.physics.noise_model, measurement.y) ** 2
 
 
 def has_own_step(physics: Physics) -> bool:
-    """Whether operator and noise have a proximal step of their own; else Adam iterates."""
-    return hasattr(physics, "prox_l2") and has_square_misfit(physics.noise_model)
+    """Whether operator and noise have a proximal step of their own; Adam iterates if not."""
+    return isinstance(physics, HasProx) and has_square_misfit(physics.noise_model)
 
 
 def solves_apart(physics: Physics) -> bool:
@@ -82,14 +87,14 @@ def proximal_step(
 
 
 class ProximalSteps:
-    r"""The proximal steps of several measurements' particles.
+    r"""Proximal steps of several measurements' particles.
 
     Args:
         measurements: The measurements.
         num_values: Number of values of an image.
-        min_mu: Least weight :math:`\mu`, above 0.
-        together: Whether neighbours with one operator and one weight are solved in one call: many small operations cost a
-            GPU as much as one of their size together. False needs less memory.
+        min_mu: Smallest weight :math:`\mu`, above 0.
+        together: Solve neighbours with one operator and one weight in one call, which is faster on a GPU and needs more
+            memory.
     """
 
     def __init__(
@@ -104,15 +109,11 @@ class ProximalSteps:
         return max(self._noise_shares[measurement.name] / image_var, self._min_mu)
 
     def __call__(self, pairs: Iterable[tuple[Measurement, Tensor]], image_var: float, **settings: Any) -> Tensor:
-        """Solves for the images nearest to decoded latents that explain their measurements.
+        """Solves for the images of all pairs, in their order; see :func:`proximal_step`.
 
         Args:
             pairs: Measurements, and their particles' decoded latents with shape (n, ...).
             image_var: Variance of the decoded latents about the images.
-            settings: Further arguments of :func:`proximal_step`.
-
-        Returns:
-            The images of all pairs, in their order.
         """
 
         def kind(pair: tuple[Measurement, Tensor]) -> tuple:

@@ -22,8 +22,8 @@ class Prior(nn.Module, ABC):
         sigmas: Noise levels :math:`\sigma_t`, rising, with the same shape.
         latent_shape: Shape of one latent.
         image_shape: Shape of one image; images are in [-1, 1].
-        prediction_type: What the network predicts: ``epsilon``, ``v_prediction``, ``sample`` or ``flow``.
-        timestep_offset: The smallest timestep the network was trained to be asked for.
+        prediction_type: Output of the network: ``epsilon``, ``v_prediction``, ``sample`` or ``flow``.
+        timestep_offset: Smallest timestep that the network was trained on.
 
     Raises:
         InputError: If the prediction type is unknown.
@@ -31,6 +31,8 @@ class Prior(nn.Module, ABC):
 
     white_latents = False
     """Whether latents of images have about the mean 0 and the variance 1."""
+    computed_names: tuple[str, ...] = ("alphas", "sigmas")
+    """Buffers that the prior has computed itself; every processor rounds them in its own way."""
 
     def __init__(
         self,
@@ -43,9 +45,7 @@ class Prior(nn.Module, ABC):
     ) -> None:
         super().__init__()
         if prediction_type not in PREDICTION_TYPES:
-            raise InputError(
-                f"a prior that predicts one of {', '.join(PREDICTION_TYPES)} is expected, got '{prediction_type}'"
-            )
+            raise InputError(f"prediction_type must be one of {', '.join(PREDICTION_TYPES)}, got '{prediction_type}'")
         self.register_buffer("alphas", alphas)
         self.register_buffer("sigmas", sigmas)
         self.latent_shape = tuple(latent_shape)
@@ -54,7 +54,7 @@ class Prior(nn.Module, ABC):
         self.timestep_offset = timestep_offset
 
     def freeze(self) -> None:
-        """Switches to evaluation mode and takes every weight out of differentiation."""
+        """Switches to evaluation mode and turns off the gradients of all weights."""
         self.eval().requires_grad_(False)
 
     @property
@@ -84,7 +84,7 @@ class Prior(nn.Module, ABC):
 
     @abstractmethod
     def network(self, z_t: Tensor, t: int) -> Tensor:
-        """The network's own output, of the kind ``prediction_type`` names."""
+        """The network's output, of the kind ``prediction_type``."""
 
     def compile_networks(self, **options: Any) -> None:
         """Compiles the networks in place, with the options of ``torch.compile``.
@@ -92,7 +92,7 @@ class Prior(nn.Module, ABC):
         Raises:
             InputError: If the prior has none.
         """
-        raise InputError(f"compile=true is for priors with networks, but {type(self).__name__} has none")
+        raise InputError(f"compile_networks: a prior with networks is expected, got {type(self).__name__}")
 
     def encode(self, images: Tensor) -> Tensor:
         """Latents of images in [-1, 1]; the identity unless overridden."""

@@ -106,16 +106,12 @@ class GaussianMixture(nn.Module):
 
 
 class GaussianMixturePrior(Prior):
-    r"""A mixture of isotropic Gaussians as a prior; the latent is the image.
+    """A mixture of isotropic Gaussians as a prior, with Stable Diffusion's schedule; the latent is the image.
 
     Args:
         means: Centres, with shape :math:`(K, d)`.
         std: Standard deviation of every component.
         weights: With shape :math:`(K,)`; equal if left out.
-        num_train_timesteps: Length of the schedule, Stable Diffusion's: :math:`\sqrt{\beta_t}` linear from
-            ``beta_start`` to ``beta_end``.
-        beta_start: First :math:`\beta`.
-        beta_end: Last :math:`\beta`.
 
     Raises:
         InputError: If the shapes don't fit together.
@@ -126,14 +122,11 @@ class GaussianMixturePrior(Prior):
         means: Sequence[Sequence[float]] | Tensor,
         std: float = 0.1,
         weights: Sequence[float] | Tensor | None = None,
-        num_train_timesteps: int = 1000,
-        beta_start: float = 0.00085,
-        beta_end: float = 0.012,
     ) -> None:
         means = torch.as_tensor(means)
         means = means if means.is_floating_point() else means.float()
         weights = torch.ones(len(means)) if weights is None else torch.as_tensor(weights)
-        betas = torch.linspace(beta_start**0.5, beta_end**0.5, num_train_timesteps, dtype=torch.float64) ** 2
+        betas = torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2
         shape = means.shape[1:]
         alphas_cumprod = torch.cumprod(1 - betas, dim=0)
         super().__init__(alphas_cumprod.sqrt().to(means), (1 - alphas_cumprod).sqrt().to(means), shape, shape)

@@ -5,39 +5,42 @@ from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import torch
-from diffusers import AutoencoderKL, DiffusionPipeline, ModelMixin
+from diffusers import DiffusionPipeline, ModelMixin
 from torch import Tensor
 
 from rlsd_lightning.errors import InputError
 from rlsd_lightning.priors.base import Prior
-from rlsd_lightning.priors.loading import ddim_levels, load_pipeline
+from rlsd_lightning.priors.loading import ddim_levels, height_and_width, load_pipeline
 
-__all__ = ["LatentPrior", "PipelinePrior"]
+__all__ = ["PipelinePrior", "text_and_pooled"]
 
 
-class LatentPrior(Prior):
-    r"""A text-conditional latent diffusion prior of a diffusers pipeline.
+class PipelinePrior(Prior):
+    r"""A text-conditional latent diffusion prior of a diffusers pipeline, from a folder or the hub.
 
-    Subclasses implement :meth:`evaluate`. With a guidance scale :math:`g \ne 1` the network's output is
-    :math:`o_- + g \, (o_+ - o_-)` for the negative prompt and the prompt. The text encoders are let go once the
-    prompts are encoded.
+    The prediction type, the noise schedule and the latents' scale and shift are those of the checkpoint's own
+    configuration. With a guidance scale :math:`g \ne 1` the network's output is :math:`o_- + g \, (o_+ - o_-)` for the
+    negative prompt and the prompt. The text encoders are freed once the prompts are encoded.
+
+    Subclasses set ``pipeline`` (its class) and ``parts`` (its subfolders), and implement :meth:`conditions` and
+    :meth:`evaluate`.
 
     Args:
-        vae: The autoencoder; its scale and shift are those of its own configuration.
-        levels: Signal and noise levels of the schedule, each with shape :math:`(T,)`.
-        latent_channels: Channels of a latent.
-        image_size: Height and width in pixels, or one number for both.
-        conditions: What the network is told, by name; each with the prompt's row, or those of the negative prompt and
-            of the prompt.
-        guidance_scale: The scale :math:`g`.
-        prediction_type: What the network predicts.
-        timestep_offset: The smallest timestep the network was trained to be asked for.
+        pretrained: A local folder in the diffusers format, the name of a model on the hub, or a pipeline itself.
+        prompt: Text that describes the image; the paper uses the empty prompt.
+        negative_prompt: Text that guidance moves away from.
+        guidance_scale: Strength :math:`g` of classifier-free guidance; 1 is off and costs one network call less.
+        image_size: Height and width in pixels, or one number for both, multiples of the autoencoder's stride; the
+            checkpoint's own if left out.
+        variant: Variant of the weights on the hub, such as ``fp16``.
+        weights: Type of the weights: ``float32``, ``float16`` or ``bfloat16``.
         vae_tiling: Decode in tiles, for images that do not fit otherwise.
         decoder_checkpointing: Recompute the decoder's activations in the backward pass instead of keeping them.
-        patch_size: Height and width of the network's patches, in latents.
+        local_files_only: Never download from the hub.
+        allow_pickle: Also load weights in pickle files, which can run code.
 
     Raises:
-        InputError: If the image size does not fit the autoencoder.
+        InputError: If there is no such pipeline at ``pretrained``, or the image size does not fit the autoencoder.
 
     References:
         | High-Resolution Image Synthesis with Latent Diffusion Models (Rombach et al., 2022)
@@ -47,59 +50,81 @@ class LatentPrior(Prior):
     """
 
     white_latents = True
+    pipeline: type[DiffusionPipeline]
+    parts: tuple[str, ...]
+    left_out: ClassVar[dict[str, Any]] = {}
 
     def __init__(
         self,
-        vae: AutoencoderKL,
-        levels: tuple[Tensor, Tensor],
-        latent_channels: int,
-        image_size: int | Sequence[int],
-        conditions: dict[str, Tensor],
-        guidance_scale: float,
-        prediction_type: str,
-        timestep_offset: int,
+        pretrained: str | DiffusionPipeline,
+        prompt: str = "",
+        negative_prompt: str = "",
+        guidance_scale: float = 1.0,
+        image_size: int | Sequence[int] | None = None,
+        variant: str | None = None,
+        weights: str = "float32",
         vae_tiling: bool = False,
         decoder_checkpointing: bool = False,
-        patch_size: int = 1,
+        local_files_only: bool = False,
+        allow_pickle: bool = False,
     ) -> None:
-        height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
+        loaded = pretrained
+        if not isinstance(pretrained, DiffusionPipeline):
+            settings = (variant, weights, local_files_only, allow_pickle)
+            loaded = load_pipeline(self.pipeline, pretrained, self.parts, *settings, **self.left_out)
+        vae, network = loaded.vae, self.denoiser_of(loaded)
+        levels, prediction_type, offset = self.schedule(loaded)
         stride = 2 ** (len(vae.config.block_out_channels) - 1)
-        unit = stride * patch_size
+        height, width = height_and_width(image_size or network.config.sample_size * stride)
+        unit = stride * network.config.get("patch_size", 1)
         if height % unit or width % unit or min(height, width) < unit:
             raise InputError(
                 f"image_size must be a multiple of {unit}, the autoencoder's stride times the network's patch, got "
                 f"{image_size}"
             )
-        super().__init__(
-            *levels,
-            (latent_channels, height // stride, width // stride),
-            (vae.config.in_channels, height, width),
-            prediction_type,
-            timestep_offset,
-        )
-        # convolutions over pixels, forward and backward, are faster so; those over latents are not
+        latent_shape = (network.config.in_channels, height // stride, width // stride)
+        super().__init__(*levels, latent_shape, (vae.config.in_channels, height, width), prediction_type, offset)
+        # faster for convolutions over pixels, forward and backward, but not over latents
         self.vae = vae.to(memory_format=torch.channels_last)
         if vae_tiling:
             vae.enable_tiling()
         if decoder_checkpointing:
             vae.enable_gradient_checkpointing()
-        self.scaling = vae.config.scaling_factor
-        self.shift = vae.config.shift_factor or 0.0
+        self.scaling, self.shift = vae.config.scaling_factor, vae.config.shift_factor or 0.0
         self.guidance_scale = guidance_scale
+        with torch.no_grad():
+            conditions = self.conditions(loaded, prompt, negative_prompt, guidance_scale)
         self.condition_names = tuple(conditions)
+        self.computed_names = (*self.computed_names, *conditions)
         for name, value in conditions.items():
             self.register_buffer(name, value.detach())
+        self.denoiser = network
+        self.freeze()
+
+    def denoiser_of(self, pipeline: DiffusionPipeline) -> ModelMixin:
+        """The pipeline's network."""
+        return pipeline.unet
+
+    def schedule(self, pipeline: DiffusionPipeline) -> tuple[tuple[Tensor, Tensor], str, int]:
+        """Signal and noise levels, prediction type and timestep offset."""
+        return ddim_levels(pipeline.scheduler)
+
+    @abstractmethod
+    def conditions(
+        self, pipeline: DiffusionPipeline, prompt: str, negative_prompt: str, guidance_scale: float
+    ) -> dict[str, Tensor]:
+        """Conditions of the network by name, each with the prompt's row, below the negative prompt's if guided."""
 
     @abstractmethod
     def evaluate(self, z_t: Tensor, t: Tensor, **conditions: Tensor) -> Tensor:
         """The network's output for a batch of noisy latents, their timestep of shape () and the conditions of each."""
 
     def network(self, z_t: Tensor, t: int) -> Tensor:
-        conditions = {name: getattr(self, name) for name in self.condition_names}
+        conditions = {name: self.get_buffer(name) for name in self.condition_names}
         copies = max(len(value) for value in conditions.values())
         rows = {name: value.repeat_interleave(len(z_t), dim=0) for name, value in conditions.items()}
         weights = next(value.dtype for value in conditions.values())
-        # filled on the device, not copied to it; and no new program for every number where the network is compiled
+        # filled on the device, without a copy; a compiled network is not compiled again for each number
         timestep = torch.full((), t, device=z_t.device)
         output = self.evaluate(z_t.repeat(copies, 1, 1, 1).to(weights), timestep, **rows).to(z_t.dtype)
         if copies == 1:
@@ -121,81 +146,10 @@ class LatentPrior(Prior):
         return self.vae.decode((z / self.scaling + self.shift).to(self.vae.dtype)).sample.to(z.dtype)
 
 
-class PipelinePrior(LatentPrior):
-    r"""A latent diffusion prior from a folder or the hub.
-
-    The prediction type, the noise schedule and the latents' scale and shift are those of the checkpoint's own
-    configuration. Subclasses say which pipeline it is, which of its parts is the network, and how it is told a text.
-
-    Args:
-        pretrained: A local folder in the diffusers format, or the name of a model on the hub.
-        prompt: Text that describes the image; the paper uses the empty prompt.
-        negative_prompt: Text that guidance moves away from.
-        guidance_scale: Strength :math:`g` of classifier-free guidance; 1 is off and costs one network call less.
-        image_size: Height and width in pixels, or one number for both, multiples of the autoencoder's stride; the
-            checkpoint's own if left out.
-        variant: Weights' variant on the hub, such as ``fp16``.
-        weights: The type the weights are held in: ``float32``, ``float16`` or ``bfloat16``.
-        vae_tiling: Decode in tiles, for images that do not fit otherwise.
-        decoder_checkpointing: Recompute the decoder's activations in the backward pass instead of keeping them.
-        local_files_only: Never reach for the hub.
-        allow_pickle: Take weights in pickle files too, which can run code; else safetensors only.
-
-    Raises:
-        InputError: If there is no such pipeline at ``pretrained``, or the image size does not fit the autoencoder.
-    """
-
-    pipeline: type[DiffusionPipeline]
-    parts: tuple[str, ...]
-    left_out: ClassVar[dict[str, Any]] = {}
-
-    def __init__(
-        self,
-        pretrained: str,
-        prompt: str = "",
-        negative_prompt: str = "",
-        guidance_scale: float = 1.0,
-        image_size: int | Sequence[int] | None = None,
-        variant: str | None = None,
-        weights: str = "float32",
-        vae_tiling: bool = False,
-        decoder_checkpointing: bool = False,
-        local_files_only: bool = False,
-        allow_pickle: bool = False,
-    ) -> None:
-        pipeline = load_pipeline(
-            self.pipeline, pretrained, self.parts, variant, weights, local_files_only, allow_pickle, **self.left_out
-        )
-        vae, network = pipeline.vae, self.denoiser_of(pipeline)
-        levels, prediction_type, offset = self.schedule(pipeline)
-        with torch.no_grad():
-            conditions = self.conditions(pipeline, prompt, negative_prompt, guidance_scale)
-        super().__init__(
-            vae,
-            levels,
-            network.config.in_channels,
-            image_size or network.config.sample_size * 2 ** (len(vae.config.block_out_channels) - 1),
-            conditions,
-            guidance_scale,
-            prediction_type,
-            offset,
-            vae_tiling,
-            decoder_checkpointing,
-            getattr(network.config, "patch_size", 1),
-        )
-        self.denoiser = network
-        self.freeze()
-
-    def denoiser_of(self, pipeline: DiffusionPipeline) -> ModelMixin:
-        """The pipeline's network."""
-        return pipeline.unet
-
-    def schedule(self, pipeline: DiffusionPipeline) -> tuple[tuple[Tensor, Tensor], str, int]:
-        """Signal and noise levels, prediction type and timestep offset."""
-        return ddim_levels(pipeline.scheduler)
-
-    @abstractmethod
-    def conditions(
-        self, pipeline: DiffusionPipeline, prompt: str, negative_prompt: str, guidance_scale: float
-    ) -> dict[str, Tensor]:
-        """What the network is told, by name; without guidance the prompt's row only, else the negative prompt's first."""
+def text_and_pooled(pipeline: DiffusionPipeline, guidance_scale: float, **prompts: str | None) -> dict[str, Tensor]:
+    """Conditions of pipelines with pooled embeddings: each with the prompt's row, below the negative prompt's if guided."""
+    guided = guidance_scale != 1
+    text, negative, pooled, negative_pooled = pipeline.encode_prompt(**prompts, do_classifier_free_guidance=guided)
+    if guided:
+        text, pooled = torch.cat((negative, text)), torch.cat((negative_pooled, pooled))
+    return {"text": text, "pooled": pooled}

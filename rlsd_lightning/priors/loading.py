@@ -1,4 +1,4 @@
-"""Pipelines from folders or the hub, and what their schedulers say."""
+"""Pipelines from folders or the hub, and the noise levels of their schedulers."""
 
 import warnings
 from collections.abc import Sequence
@@ -11,9 +11,15 @@ from torch import Tensor, nn
 
 from rlsd_lightning.errors import LOADING_ERRORS, InputError, first_line
 
-__all__ = ["ddim_levels", "load_pipeline"]
+__all__ = ["ddim_levels", "height_and_width", "load_pipeline"]
 
 WEIGHT_TYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+
+
+def height_and_width(size: int | Sequence[int]) -> tuple[int, int]:
+    """Height and width of a size in pixels; one number stands for both."""
+    height, width = (size, size) if isinstance(size, int) else size
+    return height, width
 
 
 def ddim_levels(scheduler: Any) -> tuple[tuple[Tensor, Tensor], str, int]:
@@ -48,30 +54,25 @@ def load_pipeline(
     """Loads a pipeline from a folder or the hub.
 
     Args:
-        kind: The pipeline's class.
-        pretrained: A local folder in the diffusers format, or the name of a model on the hub.
+        kind: The pipeline's class; the further arguments are as in :class:`~rlsd_lightning.priors.PipelinePrior`.
         parts: Subfolders that a local folder must have.
-        variant: Weights' variant on the hub, such as ``fp16``.
-        weights: The type the weights are held in: ``float32``, ``float16`` or ``bfloat16``.
-        local_files_only: Never reach for the hub.
-        allow_pickle: Take weights in pickle files too, which can run code; else safetensors only.
         options: Further arguments of ``from_pretrained``.
 
     Raises:
         InputError: If there is no such pipeline.
     """
     if weights not in WEIGHT_TYPES:
-        raise InputError(f"prior.weights must be one of {', '.join(WEIGHT_TYPES)}, got '{weights}'")
+        raise InputError(f"weights must be one of {', '.join(WEIGHT_TYPES)}, got '{weights}'")
     folder = Path(pretrained)
     if folder.exists() and not (folder / "model_index.json").is_file():
         raise InputError(
-            f"a diffusers pipeline folder is expected as prior.pretrained, but '{pretrained}' has no model_index.json; "
-            "give the folder that the pipeline's save_pretrained wrote"
+            f"pretrained must be a diffusers pipeline folder, but '{pretrained}' has no model_index.json; give the folder "
+            "that the pipeline's save_pretrained wrote"
         )
     missing = [part for part in parts if folder.exists() and not (folder / part).is_dir()]
     if missing:
         raise InputError(
-            f"a complete folder of a {kind.__name__} is expected as prior.pretrained, but '{pretrained}' has no "
+            f"pretrained must be a complete folder of a {kind.__name__}, but '{pretrained}' has no "
             f"{', '.join(missing)}; copy or save the whole folder again, or choose the prior that fits it"
         )
     try:
@@ -93,8 +94,8 @@ def load_pipeline(
         return pipeline
     except LOADING_ERRORS as error:
         reason = first_line(error)
-        hint = "" if allow_pickle else "; if it has pickled weights only and you trust it, set prior.allow_pickle=true"
+        hint = "" if allow_pickle else "; if it has pickled weights only and you trust it, set allow_pickle=true"
         raise InputError(
-            f"prior.pretrained='{pretrained}' is neither a complete diffusers folder nor a model that can be fetched "
+            f"pretrained must be a complete diffusers folder or a model that can be fetched, got '{pretrained}' "
             f"({reason}); check the path, or fetch it with `hf download {pretrained}`{hint}"
         ) from error

@@ -7,7 +7,7 @@ from diffusers import DDPMPipeline
 from torch import Tensor
 
 from rlsd_lightning.priors.base import Prior
-from rlsd_lightning.priors.loading import ddim_levels, load_pipeline
+from rlsd_lightning.priors.loading import ddim_levels, height_and_width, load_pipeline
 
 __all__ = ["PixelPrior"]
 
@@ -15,12 +15,7 @@ __all__ = ["PixelPrior"]
 class PixelPrior(Prior):
     """The unconditional UNet of a ``DDPMPipeline`` or ``DDIMPipeline`` folder.
 
-    Args:
-        pretrained: A local folder in the diffusers format, or the name of a model on the hub.
-        variant: Weights' variant on the hub, such as ``fp16``.
-        weights: The type the weights are held in: ``float32``, ``float16`` or ``bfloat16``.
-        local_files_only: Never reach for the hub.
-        allow_pickle: Take weights in pickle files too, which can run code; else safetensors only.
+    Arguments are as in :class:`~rlsd_lightning.priors.PipelinePrior`.
 
     Raises:
         InputError: If there is no pipeline at ``pretrained``.
@@ -42,9 +37,7 @@ class PixelPrior(Prior):
             DDPMPipeline, pretrained, ("scheduler", "unet"), variant, weights, local_files_only, allow_pickle
         )
         unet = pipeline.unet
-        size = unet.config.sample_size
-        height, width = (size, size) if isinstance(size, int) else size
-        shape = (unet.config.in_channels, height, width)
+        shape = (unet.config.in_channels, *height_and_width(unet.config.sample_size))
         levels, prediction_type, offset = ddim_levels(pipeline.scheduler)
         super().__init__(*levels, shape, shape, prediction_type, offset)
         self.denoiser = unet

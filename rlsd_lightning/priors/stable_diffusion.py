@@ -15,12 +15,10 @@ __all__ = ["StableDiffusionPrior"]
 class StableDiffusionPrior(PipelinePrior):
     """The UNet of a ``StableDiffusionPipeline``, or of a latent consistency model.
 
-    A latent consistency model takes the guidance scale as an input and needs one network call. For the arguments see
+    A latent consistency model takes the guidance scale as an input and needs one network call. Arguments are as in
     :class:`~rlsd_lightning.priors.PipelinePrior`.
 
     References:
-        | High-Resolution Image Synthesis with Latent Diffusion Models (Rombach et al., 2022)
-        | https://arxiv.org/abs/2112.10752
         | Latent Consistency Models (Luo et al., 2023)
         | https://arxiv.org/abs/2310.04378
     """
@@ -33,9 +31,9 @@ class StableDiffusionPrior(PipelinePrior):
         unet = pipeline.unet
         if unet.config.addition_embed_type is not None:
             raise InputError(
-                "prior.pretrained must name a UNet that is told nothing but a text, but that of "
-                f"'{pipeline.config._name_or_path}' wants {unet.config.addition_embed_type}; choose prior=sdxl if it "
-                "is of Stable Diffusion XL"
+                "pretrained must name a UNet with text conditions only, but that of "
+                f"'{pipeline.config._name_or_path}' expects {unet.config.addition_embed_type}; choose "
+                "StableDiffusionXLPrior for Stable Diffusion XL"
             )
         return unet
 
@@ -44,7 +42,9 @@ class StableDiffusionPrior(PipelinePrior):
     ) -> dict[str, Tensor]:
         width = pipeline.unet.config.time_cond_proj_dim
         texts = [prompt] if guidance_scale == 1 or width else [negative_prompt, prompt]
-        conditions = {"text": _encode(pipeline, texts)}
+        tokenizer, length = pipeline.tokenizer, pipeline.tokenizer.model_max_length
+        tokens = tokenizer(texts, padding="max_length", max_length=length, truncation=True, return_tensors="pt")
+        conditions = {"text": pipeline.text_encoder(tokens.input_ids).last_hidden_state}
         if width:
             scale = torch.tensor([guidance_scale - 1.0])
             conditions["guidance"] = pipeline.get_guidance_scale_embedding(scale, width, pipeline.unet.dtype)
@@ -52,10 +52,3 @@ class StableDiffusionPrior(PipelinePrior):
 
     def evaluate(self, z_t: Tensor, t: Tensor, text: Tensor, guidance: Tensor | None = None) -> Tensor:
         return self.denoiser(z_t, t, text, timestep_cond=guidance).sample
-
-
-def _encode(pipeline: StableDiffusionPipeline, texts: list[str]) -> Tensor:
-    tokenizer = pipeline.tokenizer
-    length = tokenizer.model_max_length
-    tokens = tokenizer(texts, padding="max_length", max_length=length, truncation=True, return_tensors="pt")
-    return pipeline.text_encoder(tokens.input_ids).last_hidden_state

@@ -2,11 +2,10 @@
 
 from typing import Any
 
-import torch
 from diffusers import SD3Transformer2DModel, StableDiffusion3Pipeline
 from torch import Tensor
 
-from rlsd_lightning.priors.latent import PipelinePrior
+from rlsd_lightning.priors.latent import PipelinePrior, text_and_pooled
 
 __all__ = ["StableDiffusion3Prior"]
 
@@ -18,9 +17,8 @@ class StableDiffusion3Prior(PipelinePrior):
     noise follows. The levels :math:`\sigma_t` are those of the checkpoint's scheduler, its shift included.
 
     Args:
-        pretrained: A local folder in the diffusers format, or the name of a model on the hub.
+        pretrained: As in :class:`~rlsd_lightning.priors.PipelinePrior`, like ``settings``.
         t5: Load the third text encoder too (9 GB in float16); without it its part of the text is empty.
-        settings: Those of :class:`~rlsd_lightning.priors.PipelinePrior`.
 
     References:
         | Scaling Rectified Flow Transformers for High-Resolution Image Synthesis (Esser et al., 2024)
@@ -44,15 +42,10 @@ class StableDiffusion3Prior(PipelinePrior):
     def conditions(
         self, pipeline: StableDiffusion3Pipeline, prompt: str, negative_prompt: str, guidance_scale: float
     ) -> dict[str, Tensor]:
-        guided = guidance_scale != 1
-        text, negative, pooled, negative_pooled = pipeline.encode_prompt(
-            prompt, None, None, do_classifier_free_guidance=guided, negative_prompt=negative_prompt
-        )
-        if guided:
-            text, pooled = torch.cat((negative, text)), torch.cat((negative_pooled, pooled))
-        return {"text": text, "pooled": pooled}
+        prompts = {"prompt": prompt, "prompt_2": None, "prompt_3": None, "negative_prompt": negative_prompt}
+        return text_and_pooled(pipeline, guidance_scale, **prompts)
 
     def evaluate(self, z_t: Tensor, t: Tensor, text: Tensor, pooled: Tensor) -> Tensor:
-        # picked on the device: an index would wait for it
+        # selected on the device: an index would synchronize
         time = self.num_train_timesteps * self.sigmas.index_select(0, t.view(1)).expand(len(z_t))
         return self.denoiser(z_t, encoder_hidden_states=text, pooled_projections=pooled, timestep=time).sample

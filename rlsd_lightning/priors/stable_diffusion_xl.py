@@ -4,16 +4,16 @@ import torch
 from diffusers import StableDiffusionXLPipeline
 from torch import Tensor
 
-from rlsd_lightning.priors.latent import PipelinePrior
+from rlsd_lightning.priors.latent import PipelinePrior, text_and_pooled
 
 __all__ = ["StableDiffusionXLPrior"]
 
 
 class StableDiffusionXLPrior(PipelinePrior):
-    """The UNet of a ``StableDiffusionXLPipeline``, told that the image is whole and of its own size.
+    """The UNet of a ``StableDiffusionXLPipeline``, conditioned on an uncropped image of its own size.
 
-    Its autoencoder overflows in float16; hold the weights in bfloat16, or give a folder with a mended autoencoder. For
-    the arguments see :class:`~rlsd_lightning.priors.PipelinePrior`.
+    Its autoencoder overflows in float16; hold the weights in bfloat16, or give a folder with a repaired autoencoder.
+    Arguments are as in :class:`~rlsd_lightning.priors.PipelinePrior`.
 
     References:
         | SDXL: Improving Latent Diffusion Models for High-Resolution Image Synthesis (Podell et al., 2023)
@@ -26,16 +26,8 @@ class StableDiffusionXLPrior(PipelinePrior):
     def conditions(
         self, pipeline: StableDiffusionXLPipeline, prompt: str, negative_prompt: str, guidance_scale: float
     ) -> dict[str, Tensor]:
-        guided = guidance_scale != 1
-        text, negative, pooled, negative_pooled = pipeline.encode_prompt(
-            # None, as diffusers' own pipeline: zeros in place of the encoded empty text
-            prompt,
-            do_classifier_free_guidance=guided,
-            negative_prompt=negative_prompt or None,
-        )
-        if guided:
-            text, pooled = torch.cat((negative, text)), torch.cat((negative_pooled, pooled))
-        return {"text": text, "pooled": pooled}
+        # None, as diffusers' own pipeline: zeros in place of the encoded empty text
+        return text_and_pooled(pipeline, guidance_scale, prompt=prompt, negative_prompt=negative_prompt or None)
 
     def evaluate(self, z_t: Tensor, t: Tensor, text: Tensor, pooled: Tensor) -> Tensor:
         height, width = self.image_shape[-2:]

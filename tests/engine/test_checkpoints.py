@@ -22,7 +22,7 @@ from rlsd_lightning import (
 )
 from rlsd_lightning.engine.signals import StopOnSignal
 from rlsd_lightning.errors import StoppedError
-from rlsd_lightning.identity import nearly_agree
+from rlsd_lightning.identity import agree, same_output
 from rlsd_lightning.methods.base import ParticleModule
 
 
@@ -142,7 +142,7 @@ def test_a_checkpoint_of_another_machine_goes_on_and_one_of_another_prompt_does_
     module, checkpoint = make("a beard"), {"state_dict": {}}
     module.on_save_checkpoint(checkpoint)
     elsewhere = make("a beard")
-    for name in ("alphas", "sigmas", *elsewhere.prior.condition_names):
+    for name in elsewhere.prior.computed_names:
         getattr(elsewhere.prior, name).mul_(1 + 1e-6)  # processors round in their own ways
     elsewhere.identity.check(checkpoint)
     with pytest.raises(InputError, match="belongs to measurement 'noise'"):
@@ -157,9 +157,9 @@ def test_a_checkpoint_of_another_machine_goes_on_and_one_of_another_prompt_does_
 @pytest.mark.parametrize(("dtype", "accepted"), [(torch.float32, 1e-6), (torch.float16, 1e-3), (torch.bfloat16, 8e-3)])
 def test_computed_tensors_agree_up_to_their_types_rounding(dtype: torch.dtype, accepted: float) -> None:
     one = {"prompt": torch.randn(1000, generator=torch.Generator().manual_seed(0)).to(dtype)}
-    assert nearly_agree(one, {"prompt": (one["prompt"].double() * (1 + accepted)).to(dtype)})
-    assert not nearly_agree(one, {"prompt": one["prompt"] * 1.2})
-    assert not nearly_agree(one, {})
+    assert agree(one, {"prompt": (one["prompt"].double() * (1 + accepted)).to(dtype)}, same_output)
+    assert not agree(one, {"prompt": one["prompt"] * 1.2}, same_output)
+    assert not agree(one, {}, same_output)
 
 
 def test_a_checkpoint_of_another_feature_network_is_refused(tiny_prior, tiny_features, measurement) -> None:

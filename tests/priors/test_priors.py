@@ -154,7 +154,7 @@ def test_weights_may_be_held_in_half_precision(family: str, weights: str, tiny_f
 
 
 def test_an_unknown_type_of_weights_is_refused(tiny_folders: dict[str, Path]):
-    with pytest.raises(InputError, match=r"prior\.weights must be one of float32, .* got 'int8'"):
+    with pytest.raises(InputError, match=r"^weights must be one of float32, .* got 'int8'"):
         load(tiny_folders, "faces", weights="int8")
 
 
@@ -164,7 +164,7 @@ def test_pickled_weights_are_taken_only_when_trusted(tiny_folders: dict[str, Pat
     for file in (tmp_path / "pickled").rglob("*.safetensors"):  # transformers writes these whatever it is told
         torch.save(pipeline.text_encoder.state_dict(), file.with_name("pytorch_model.bin"))
         file.unlink()
-    with pytest.raises(InputError, match=r"prior\.allow_pickle=true"):
+    with pytest.raises(InputError, match="set allow_pickle=true"):
         StableDiffusionPrior(str(tmp_path / "pickled"))
     trusted = StableDiffusionPrior(str(tmp_path / "pickled"), allow_pickle=True)
     z = noisy(trusted)
@@ -177,7 +177,7 @@ def test_pickled_weights_are_taken_only_when_trusted(tiny_folders: dict[str, Pat
     ("family", "folder"), [("faces", "sdxl"), ("sdxl", "faces"), ("sd3", "sdxl"), ("faces", "sd3")]
 )
 def test_a_folder_of_another_family_is_refused(family: str, folder: str, tiny_folders: dict[str, Path]):
-    with pytest.raises(InputError, match=r"sdxl|complete folder of a"):
+    with pytest.raises(InputError, match=r"StableDiffusionXLPrior|complete folder of a"):
         CLASSES[family](str(tiny_folders[folder]), local_files_only=True)
 
 
@@ -193,5 +193,5 @@ def test_compiled_networks_are_one_graph_each_for_all_timesteps(family: str, tin
 
 
 def test_a_prior_without_networks_can_not_be_compiled():
-    with pytest.raises(InputError, match="GaussianMixturePrior has none"):
+    with pytest.raises(InputError, match="a prior with networks is expected, got GaussianMixturePrior"):
         GaussianMixturePrior(means=[[0.0, 1.0]], std=0.1).compile_networks()
