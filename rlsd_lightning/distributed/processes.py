@@ -132,10 +132,13 @@ class Processes:
             return value
         self._broadcasts += 1
         key = f"broadcast {self._broadcasts}"
+        if not self.is_first:
+            self._heartbeat.wait_for(key, [0])  # a probe of the batch size takes longer than any timeout
         with collective():
             if self.is_first:
-                self._store.set(key, json.dumps(value))
-            return json.loads(self._store.get(key))
+                self._store.set(f"{key} value", json.dumps(value))
+                self._store.add(f"{key} 0", 1)
+            return json.loads(self._store.get(f"{key} value"))
 
     def sum(self, value: int) -> int:
         """Sum over all processes, once each has called this or has left, however long that takes."""

@@ -17,7 +17,7 @@ from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
 from torch import distributed
 
 from rlsd_lightning.distributed.shard import Shard, collective
-from rlsd_lightning.errors import InputError, LostError
+from rlsd_lightning.errors import InputError, LostError, first_line
 
 __all__ = ["ParticleStrategy", "join_group", "leave_group"]
 
@@ -105,7 +105,7 @@ class ParticleStrategy(DDPStrategy):
                 store.wait(["complete"], timeout)
         except distributed.DistError as error:
             raise InputError(
-                f"the {size} processes of this run did not find each other ({str(error).splitlines()[0]}); start all of "
+                f"the {size} processes of this run did not find each other ({first_line(error)}); start all of "
                 "them, with the same MASTER_ADDR and MASTER_PORT, and where each can be reached by the others"
             ) from error
         return store
