@@ -67,9 +67,6 @@ def _load(folder: Path) -> DictConfig:
 def resumed(cfg: DictConfig) -> DictConfig:
     """The settings a run was started with, updated by those of this command line that may change.
 
-    Args:
-        cfg: The settings of this command line, which may repeat those that the run was started with.
-
     Raises:
         InputError: If a setting that determines the results, or a choice of a group, is another one than before.
     """

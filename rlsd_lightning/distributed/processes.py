@@ -27,13 +27,9 @@ log = logging.getLogger(__name__)
 def groups_of(parallel: str, processes: int, batches: int) -> tuple[int, str]:
     """Number of groups, and the reason.
 
-    Args:
-        parallel: ``auto``, ``measurements``, ``particles``, or ``GxP`` for G groups of P processes.
-        processes: Number of processes.
-        batches: Number of batches of measurements.
-
     Raises:
-        InputError: If ``parallel`` is none of these, or does not fit the number of processes.
+        InputError: If ``parallel`` is none of ``auto``, ``measurements``, ``particles`` and ``GxP`` (G groups of P
+            processes), or does not fit the number of processes.
     """
     if parallel == "measurements":
         return processes, "parallel=measurements"
@@ -58,10 +54,7 @@ class Processes:
     output folder and the groups must be agreed on before Trainers are made, of which a group may have any number.
 
     Args:
-        accelerator: As in the Trainer.
-        devices: As in the Trainer.
-        num_nodes: As in the Trainer.
-        patience: Timeout of exchanges and of the heartbeat, in seconds, at least 1.
+        patience: Timeout of exchanges and of the heartbeat, in seconds, at least 1; the others are the Trainer's.
 
     Raises:
         InputError: If these devices don't exist, or not all processes were started.

@@ -118,11 +118,7 @@ class ParticleStrategy(DDPStrategy):
             self.end()
 
     def end(self, grace: float = 10.0) -> None:
-        """Leaves the group, and ends the processes that this one launched.
-
-        Args:
-            grace: Seconds that a launched process has to end by itself, and again after SIGTERM.
-        """
+        """Leaves the group, and ends the processes that this one launched, by force after ``grace`` seconds."""
         launched = [] if self.launcher is None else self.launcher.procs.copy()
         if launched:
             self.launcher.procs.clear()  # Lightning kills this process when one of them fails, even while it says why
@@ -143,14 +139,9 @@ class ParticleStrategy(DDPStrategy):
 
 
 def join_group(store: distributed.Store, rank: int, size: int, device: torch.device, patience: timedelta) -> None:
-    """Makes torch's default process group of some processes.
+    """Makes torch's default process group of the processes that share a store; ``patience`` is its timeout.
 
-    Args:
-        store: Key-value store of these processes only.
-        rank: Rank of this process in the group.
-        size: Number of processes.
-        device: Device of this process. A GPU's tensors go through NCCL and the CPU's through gloo.
-        patience: Timeout of its collectives.
+    A GPU's tensors go through NCCL, those of the CPU through gloo.
     """
     backend = "gloo" if device.type == "cpu" else f"cpu:gloo,{device.type}:nccl"
     with collective():

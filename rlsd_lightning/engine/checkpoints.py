@@ -78,9 +78,7 @@ def put_aside(path: Path) -> None:
 def checkpoint_to_resume(path: Path, check: Callable[[dict], None] = lambda _: None) -> Path | None:
     """A checkpoint, or where that can't be used the one before it; None if there is neither.
 
-    Args:
-        path: The checkpoint.
-        check: Called with what it holds; raises an InputError if that is of another run.
+    ``check`` is called with its content, and raises an InputError if that belongs to another run.
 
     Raises:
         InputError: If there are some, and none can be used.

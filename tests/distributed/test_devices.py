@@ -187,21 +187,36 @@ def test_those_that_a_killed_process_started_end_with_it_before_all_have_met(sma
     assert "error: the process that started it is gone" in ended(process, 60)
 
 
+def start_faulty(small: list[str], run: Path, *settings: str, **fault: object) -> subprocess.Popen:
+    """Starts a run on two processes, with a fault before step 12."""
+    fault = {"_target_": "support.faults.Fault", "step": 12, **fault}
+    return start_train(
+        *small,
+        "num_steps=60",
+        "trainer.devices=2",
+        f"output_dir={run}",
+        *settings,
+        *(f"+callbacks.fault.{name}={value}" for name, value in fault.items()),
+        PYTHONPATH=os.pathsep.join([str(PROJECT), str(PROJECT / "tests")]),
+    )
+
+
+def test_a_process_that_works_alone_names_itself_in_its_error(small: list[str], tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    fault = {"kind": "disk", "position": 0, "measurement": "'001'"}
+    process = start_faulty(small, run, "data.limit=2", "parallel=measurements", "patience=20", **fault)
+    printed = ended(process, 60)
+    assert process.returncode != 0
+    assert f"process 1: error: '{run}' can't be written to ([Errno 28] No space left on device)" in printed
+    assert "process 0: " not in printed and "Traceback" not in printed
+
+
 @pytest.mark.parametrize(("kind", "position"), [("bug", 1), ("disk", 0)])
 def test_a_process_that_fails_says_why_and_ends_the_run_within_seconds(
     kind: str, position: int, small: list[str], tmp_path: Path
 ) -> None:
     run = tmp_path / "run"
-    fault = [f"kind={kind}", f"position={position}", "step=12"]
-    process = start_train(
-        *small,
-        "num_steps=60",
-        "trainer.devices=2",
-        f"output_dir={run}",
-        "+callbacks.fault._target_=support.faults.Fault",
-        *(f"+callbacks.fault.{setting}" for setting in fault),
-        PYTHONPATH=os.pathsep.join([str(PROJECT), str(PROJECT / "tests")]),
-    )
+    process = start_faulty(small, run, kind=kind, position=position)
     wait_for((run / "000" / "checkpoints" / "last.ckpt").is_file, process)
     printed = ended(process, 30)  # far below the patience of ten minutes
     assert process.returncode == 1, printed

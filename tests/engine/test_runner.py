@@ -181,6 +181,25 @@ def test_a_measurement_that_the_checkpoint_does_not_know_starts_afresh(
     assert_close(results(run, data.names), results(whole, data.names))
 
 
+def test_a_frame_without_a_result_before_it_starts_cold_and_says_so(
+    tiny_prior, tiny_features, data: MeasurementList, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Frames(MeasurementList):
+        sequence = True
+
+        def __getitem__(self, index):
+            if index == 0:
+                raise InputError("can't be read")
+            return super().__getitem__(index)
+
+    trainer = with_callbacks(results=tmp_path)
+    module = partial(make_module, tiny_prior, tiny_features, num_steps=4)
+    assert run_measurements(Frames(data), module, trainer, tmp_path) == (2, 1)
+    warnings = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    (said,) = [warning for warning in warnings if "previous" in warning]
+    assert said == "second: starts from noise, as the previous measurement 'first' has no result"
+
+
 # --- failures ------------------------------------------------------------------------------------------------------
 
 
