@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Mapping
 import torch
 from torch import Tensor, nn
 
-from rlsd_lightning.errors import InputError
+from rlsd_lightning.errors import InputError, first_line
 from rlsd_lightning.measurement import Measurement
 from rlsd_lightning.priors import Prior
 
@@ -169,7 +169,7 @@ def probe(measurement: Measurement, image_shape: tuple[int, ...]) -> Tensor:
     except (RuntimeError, ValueError, IndexError) as error:
         raise InputError(
             f"{type(measurement.physics).__name__} does not take images of shape {image_shape}, which the prior makes "
-            f"({str(error).splitlines()[0]})"
+            f"({first_line(error)})"
         ) from error
     if measured.shape != measurement.y.shape:
         raise InputError(

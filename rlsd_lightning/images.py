@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 from torchvision.transforms.functional import center_crop
 
-from rlsd_lightning.errors import InputError
+from rlsd_lightning.errors import InputError, first_line
 
 __all__ = [
     "find_images",
@@ -83,7 +83,7 @@ def _reading(path: Path) -> Iterator[None]:
     try:
         yield
     except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        reason = first_line(error)
         raise InputError(f"'{path}' can't be read as an image ({reason}); remove it or save it again") from error
 
 

@@ -1,13 +1,13 @@
 """A measurement and its operator: one inverse problem."""
 
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 from deepinv.physics import Physics
 from torch import Tensor
 
 from rlsd_lightning.functional.noise import measurement_key
 
-__all__ = ["Measurement", "MeasurementList", "SavedMeasurement"]
+__all__ = ["Measurement", "MeasurementList", "Measurements", "SavedMeasurement"]
 
 
 class Measurement(NamedTuple):
@@ -35,20 +35,40 @@ class Measurement(NamedTuple):
         return measurement_key(self.series or self.name)
 
 
+class Measurements(Protocol):
+    """Measurements of a run, read on access.
+
+    Attributes:
+        names: The measurements' names.
+        sequence: Whether each measurement starts from the particles of the previous one.
+        available: Number of measurements before any limit.
+    """
+
+    @property
+    def names(self) -> list[str]: ...
+
+    @property
+    def sequence(self) -> bool: ...
+
+    @property
+    def available(self) -> int: ...
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> Measurement: ...
+
+
 class MeasurementList(list[Measurement]):
     """Measurements in memory, with their ``names``."""
 
     sequence = False
-    """Whether each measurement starts from the particles of the previous one."""
 
     @property
     def names(self) -> list[str]:
-        """The measurements' names."""
         return [measurement.name for measurement in self]
 
     @property
     def available(self) -> int:
-        """Number of measurements before any limit."""
         return len(self)
 
 

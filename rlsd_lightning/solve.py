@@ -7,11 +7,11 @@ from typing import Any
 import lightning as L
 from deepinv.physics import Physics
 from lightning.pytorch.callbacks import Callback
-from torch import Tensor, nn
+from torch import Tensor
 
 from rlsd_lightning.distributed.strategy import ParticleStrategy
 from rlsd_lightning.engine.callbacks import FiniteGuard
-from rlsd_lightning.features import LatentFeatures
+from rlsd_lightning.features import Features, LatentFeatures
 from rlsd_lightning.measurement import Measurement
 from rlsd_lightning.methods.base import ParticleModule
 from rlsd_lightning.methods.rlsd import RLSD
@@ -29,7 +29,7 @@ def solve(
     num_particles: int = 4,
     num_steps: int = 100,
     seed: int = 0,
-    features: nn.Module | None = None,
+    features: Features | None = None,
     method: Callable[..., ParticleModule] = RLSD,
     callbacks: Sequence[Callback] = (),
     trainer: dict[str, Any] | None = None,
@@ -86,18 +86,6 @@ def solve(
     }
     if options["devices"] != 1 or options.get("num_nodes", 1) != 1:
         options.setdefault("strategy", ParticleStrategy())
-    collected = _Collect()
     with tempfile.TemporaryDirectory() as scratch:
-        L.Trainer(**{"default_root_dir": scratch, **options}, callbacks=[FiniteGuard(), *callbacks, collected]).fit(
-            module
-        )
-    return collected.images
-
-
-class _Collect(Callback):
-    """Keeps the final images while the networks still are on the module's device."""
-
-    images: Tensor
-
-    def on_train_end(self, trainer: L.Trainer, pl_module: ParticleModule) -> None:
-        self.images = pl_module.pictures()[0].float().cpu()
+        L.Trainer(**{"default_root_dir": scratch, **options}, callbacks=[FiniteGuard(), *callbacks]).fit(module)
+    return module.pictures()[0].float().cpu()

@@ -15,9 +15,9 @@ def command() -> None:
     """Runs a subcommand if the first argument is a bare word, else Hydra's application."""
     word = sys.argv[1] if len(sys.argv) > 1 else ""
     if not re.fullmatch(r"[A-Za-z_][\w-]*", word):
-        from rlsd_lightning.cli.train import command as start  # seconds of imports, which no subcommand needs
+        from rlsd_lightning.cli.train import hydra_app  # seconds of imports, which no subcommand needs
 
-        start()
+        hydra_app()
     elif word in SUBCOMMANDS:
         logging.basicConfig(level=logging.WARNING)
         sys.exit(importlib.import_module(f"rlsd_lightning.cli.{word}").main(sys.argv[2:]))

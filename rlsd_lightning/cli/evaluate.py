@@ -44,9 +44,7 @@ PROTOCOLS = ("default", "paper")
 def load_networks(features: str, protocol: str) -> tuple[Networks, list[str]]:
     """The available networks, and a note on each that is missing.
 
-    Args:
-        features: A transformers folder of a vision transformer, or its name on the hub.
-        protocol: ``default``, or ``paper``, which does not resize images for the features.
+    ``features`` is a vision transformer's folder or its name on the hub; the protocol ``paper`` does not resize for it.
 
     Raises:
         InputError: If the vision transformer can't be loaded.
@@ -72,16 +70,9 @@ def load_networks(features: str, protocol: str) -> tuple[Networks, list[str]]:
 def evaluate_run(
     saved: list[SavedMeasurement], networks: Networks, protocol: str = "default", reference: Tensor | None = None
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """Figures of one run.
+    """Figures of one run, means over the measurements where they are known, and each measurement's.
 
-    Args:
-        saved: The run's measurements.
-        networks: Networks that the images are compared in.
-        protocol: ``default`` or ``paper``.
-        reference: Images for the distances of sets, with shape :math:`(M, 3, H, W)`; the truths by default.
-
-    Returns:
-        The run's figures (means over the measurements where they are known), and each measurement's.
+    The distances of sets are to ``reference``, with shape :math:`(M, 3, H, W)`, or to the truths.
 
     Raises:
         InputError: If the protocol needs a truth that is unknown.
@@ -98,7 +89,9 @@ def evaluate_run(
             figures[key] = ", ".join(dict.fromkeys(values))
         else:
             figures[key] = sum(values) / len(values) if values else None
-    _check_sizes(saved)
+    sizes = {tuple(one.images.shape[1:]) for one in saved}
+    if len(sizes) > 1:
+        raise InputError(f"particles of one size are expected in a run, got {sorted(sizes)}")
     truth = None if unknown else torch.cat([one.truth for one in saved])
     compared = truth if reference is None else reference
     if protocol == "paper":
@@ -108,12 +101,6 @@ def evaluate_run(
     if networks.classifier is not None and images.shape[-1] == networks.features.image_size:
         figures |= attribute_figures(images, truth, networks.classifier)
     return figures, rows
-
-
-def _check_sizes(saved: list[SavedMeasurement]) -> None:
-    sizes = {tuple(one.images.shape[1:]) for one in saved}
-    if len(sizes) > 1:
-        raise InputError(f"particles of one size are expected in a run, got {sorted(sizes)}")
 
 
 def table(results: dict[str, dict[str, Any]]) -> str:

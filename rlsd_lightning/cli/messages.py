@@ -20,7 +20,16 @@ STORAGE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, e
 """Error numbers of a full, read-only or vanished disk."""
 REQUEUE = 75
 """Exit code of a run that a signal stopped: start it again."""
-REMOVED = {"preset": "set num_steps=50 (fast), 100 (balanced) or 999 (paper) instead"}
+REMOVED = {
+    "preset": "set num_steps=50 (fast), 100 (balanced) or 999 (paper) instead",
+    "method.sampling_share": "set method.refine_share instead, which is one minus it",
+    "method.zeta": "set method.guidance_scale instead",
+    "method.sigma_break": "set method.repulsion_until instead, a share of the steps: a thousandth of it",
+    "method.room": "set method.repulsion_saturation of method=distilled instead",
+    "method.renew_every": "leave it out; the decoder runs in every step",
+    "method.x_update": "leave it out; method=rlsd_paper moves x by Adam",
+    "method/mixture": "choose method=dwgf instead",
+}
 """Settings of earlier versions, and their replacements."""
 ORIGINS = {"priors": "prior", "features": "features", "operators": "physics", "data": "data", "images": "data"}
 """The configuration group of each part of the package; that of all others is ``method``."""
@@ -39,14 +48,7 @@ def in_short(summary: Path) -> str:
 
 
 def failure(error: BaseException, cfg: DictConfig, folder: Path, who: str) -> tuple[str, int] | None:
-    """The line and exit code of an error that the user can mend; None for a bug.
-
-    Args:
-        error: The error that ended the run.
-        cfg: The settings of the command line.
-        folder: The folder that the run started in.
-        who: The process, if it is not the first.
-    """
+    """The line and exit code of an error that the user can mend; None for a bug. ``who`` names the process."""
     again = f"python train.py resume={cfg.output_dir}"
     if isinstance(error, InputError | HydraException | OmegaConfBaseException):
         reason, code = explain(error, cfg)
@@ -70,6 +72,9 @@ def explain(error: BaseException, cfg: DictConfig | None = None) -> tuple[str, i
     unknown = re.match("Could not override '([^']+)'", str(error))
     if unknown:
         return f"there is no setting '{unknown[1]}' with these choices; {_hint(unknown[1], error.__cause__)}", 2
+    choice = re.search("Could not find '([^']+)'", str(error))
+    if choice and choice[1] in REMOVED:
+        return f"there is no {choice[1].replace('/', '=')}; {REMOVED[choice[1]]}", 2
     link = error
     while link is not None and not isinstance(link, InputError):
         link = link.__cause__ or link.__context__

@@ -17,7 +17,20 @@ from rlsd_lightning.errors import InputError
 
 __all__ = ["resumed", "run_folder"]
 
-FIXED = ("method", "physics", "prior", "features", "num_particles", "num_steps", "seed", "measurements_per_batch")
+FIXED = (
+    "method",
+    "physics",
+    "prior",
+    "features",
+    "num_particles",
+    "num_steps",
+    "seed",
+    "measurements_per_batch",
+    "data.seed",
+    "data.sequence",
+    "data.tile",
+    "trainer.precision",
+)
 """Settings, or groups of them, that determine a run's results."""
 MAY_CHANGE = (
     *OTHER_FILES,
@@ -54,9 +67,6 @@ def _load(folder: Path) -> DictConfig:
 def resumed(cfg: DictConfig) -> DictConfig:
     """The settings a run was started with, updated by those of this command line that may change.
 
-    Args:
-        cfg: The settings of this command line, which may repeat those that the run was started with.
-
     Raises:
         InputError: If a setting that determines the results, or a choice of a group, is another one than before.
     """
@@ -75,7 +85,7 @@ def resumed(cfg: DictConfig) -> DictConfig:
             before, asked = chosen_before.get(name), chosen[name]
         else:
             before, asked = (OmegaConf.select(settings, name) for settings in (started, cfg))
-        fixed = is_choice or (name.split(".")[0] in FIXED and name not in MAY_CHANGE)
+        fixed = is_choice or (not {name, name.split(".")[0]}.isdisjoint(FIXED) and name not in MAY_CHANGE)
         if fixed and before != asked:
             raise InputError(
                 f"{name} was {before!r} when the run was started and can't change to {asked!r}; leave it out, or start a "

@@ -42,12 +42,7 @@ OTHER_FILES = ("prior.pretrained", "features.pretrained", "physics.network", "ph
 
 
 def near_miss(name: str, siblings: Iterable[str]) -> str | None:
-    """Closest existing setting, or None.
-
-    Args:
-        name: The misspelt name, with its group before a dot.
-        siblings: Names of the existing settings of that group.
-    """
+    """Closest existing setting, or None; ``name`` has its group before a dot, ``siblings`` are that group's settings."""
     group, dot, last = name.rpartition(".")
     near = difflib.get_close_matches(last, siblings, n=1)
     return f"{group}{dot}{near[0]}" if near else None

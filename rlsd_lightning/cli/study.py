@@ -50,7 +50,9 @@ def gather(folder: Path) -> list[dict[str, Any]]:
     rows = [row for summary in sorted(folder.glob("*/summary.csv")) if (row := _row(summary, axes))]
     if not axes or not rows:
         raise InputError(f"'{folder}' has no result of a study")
-    values = {axis: _in_order({row[axis] for row in rows}) for axis in axes}
+    # numbers by size, then words alphabetically
+    order = {axis: {row[axis] for row in rows} for axis in axes}
+    values = {axis: sorted(found, key=lambda value: (isinstance(value, str), value)) for axis, found in order.items()}
     rows.sort(key=lambda row: [values[axis].index(row[axis]) for axis in axes])
     with (folder / "study.csv").open("w", newline="") as file:
         writer = csv.DictWriter(file, fieldnames=[*axes, "measurements", *FIGURES])
@@ -77,12 +79,6 @@ def _value(word: str) -> float | str:
         with suppress(ValueError):
             return kind(word)
     return word
-
-
-def _in_order(values: set) -> list:
-    """Numbers by size, words alphabetically."""
-    numbers = all(isinstance(value, int | float) for value in values)
-    return sorted(values) if numbers else sorted(values, key=str)
 
 
 def pareto_front(points: Sequence[tuple[float, float]]) -> list[int]:
@@ -125,19 +121,14 @@ def _front(panel, rows: list[dict[str, Any]], axes: list[str], label: str | None
     front = pareto_front(points)
     panel.plot(*zip(*(points[i] for i in front), strict=True), linewidth=1, color=drawn.get_facecolor()[0])
     for i in front:
-        panel.annotate(", ".join(_name(known[i][axis]) for axis in axes), points[i], fontsize=7)
-
-
-def _name(value: float | str) -> str:
-    return value if isinstance(value, str) else f"{value:g}"
+        panel.annotate(", ".join(str(known[i][axis]) for axis in axes), points[i], fontsize=7)
 
 
 def _line(panel, rows: list[dict[str, Any]], axis: str, name: str) -> None:
     known = [(row[axis], row[name]) for row in rows if row[name] is not None]
-    is_number = all(isinstance(value, int | float) for value, _ in known)
-    panel.plot([value for value, _ in known], [figure for _, figure in known], marker="o")
+    panel.plot(*zip(*known, strict=True), marker="o")
     panel.set_xlabel(axis)
-    if is_number and all(value > 0 for value, _ in known):
+    if all(isinstance(value, int | float) and value > 0 for value, _ in known):
         panel.set_xscale("log")
 
 
@@ -150,25 +141,15 @@ def _heat_map(figure: Figure, panel, rows: list[dict[str, Any]], values: dict[st
     filled = [[float("nan") if cell is None else cell for cell in line] for line in cells]
     figure.colorbar(panel.imshow(filled, aspect="auto"), ax=panel)
     panel.set(xlabel=", ".join(others), ylabel=first)
-    panel.set_xticks(
-        range(len(columns)), [", ".join(map(_name, column)) for column in columns], rotation=45, ha="right"
-    )
-    panel.set_yticks(range(len(values[first])), [_name(value) for value in values[first]])
+    panel.set_xticks(range(len(columns)), [", ".join(map(str, column)) for column in columns], rotation=45, ha="right")
+    panel.set_yticks(range(len(values[first])), list(map(str, values[first])))
 
 
 class Study(Callback):
     """Gathers a study when its last run has ended."""
 
     def on_multirun_end(self, config: DictConfig, **kwargs: object) -> None:
-        try:
-            log.info("%s", _gathered(Path(config.hydra.sweep.dir)))
-        except InputError as error:
-            log.error("error: %s", error)
-
-
-def _gathered(folder: Path) -> str:
-    """Gathers a study; returns a line with its files."""
-    return f"{len(gather(folder))} runs: {folder / 'study.csv'}, {folder / 'study.png'}"
+        main([config.hydra.sweep.dir])
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -176,7 +157,8 @@ def main(arguments: list[str] | None = None) -> int:
     options = argparse.ArgumentParser(prog="train.py study", description=__doc__.splitlines()[0])
     options.add_argument("folder", type=Path, help="a study's folder, such as outputs/study/gamma_lambda")
     try:
-        print(_gathered(options.parse_args(arguments).folder))
+        folder = options.parse_args(arguments).folder
+        print(f"{len(gather(folder))} runs: {folder / 'study.csv'}, {folder / 'study.png'}")
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

@@ -10,12 +10,13 @@ python train.py task=inpaint --help                               # every choice
 import logging
 import os
 import sys
+import threading
 import warnings
 from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
 
-# composition errors are shown in one line by command(), not by Hydra in ten
+# composition errors are shown in one line by hydra_app(), not by Hydra in ten
 os.environ.setdefault("HYDRA_FULL_ERROR", "1")
 
 import diffusers
@@ -33,7 +34,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from rlsd_lightning.cli import CONFIGS, PROJECT
-from rlsd_lightning.cli.messages import REQUEUE, explain, failure, in_short
+from rlsd_lightning.cli.messages import REQUEUE, STORAGE, explain, failure, in_short
 from rlsd_lightning.cli.resume import resumed, run_folder
 from rlsd_lightning.cli.settings import (
     check_settings,
@@ -55,6 +56,13 @@ failed: list[str] = []
 log = logging.getLogger("train")
 
 
+def _report_thread(args: threading.ExceptHookArgs) -> None:
+    """Leaves a disk's error in TensorBoard's writer thread to the main thread, which raises it again."""
+    if getattr(args.exc_value, "errno", None) not in STORAGE:
+        threading.__excepthook__(args)
+
+
+threading.excepthook = _report_thread
 logging.raiseExceptions = False  # no traceback for each line of a log on a full disk
 warnings.filterwarnings("ignore", module="lightning")
 warnings.filterwarnings("ignore", message=".*LeafSpec.*")
@@ -65,16 +73,17 @@ OmegaConf.register_new_resolver("project", lambda path: str(PROJECT / path), rep
 OmegaConf.register_new_resolver("run_folder", run_folder, replace=True)
 
 
-def trainer_factory(cfg: DictConfig, run_folder: Path, processes: Processes) -> Callable[[Path], L.Trainer]:
-    """Function that makes a new Trainer for a batch of measurements, whose folder is its argument."""
+def trainer_factory(cfg: DictConfig, run_folder: Path, processes: Processes) -> Callable[..., L.Trainer]:
+    """Function that makes a new Trainer; arguments as ``make_trainer`` in :func:`run_measurements`."""
     # once, not for every batch
     features = instantiate(cfg.callbacks.results.features) if "results" in cfg.callbacks else None
     # Lightning would requeue a SLURM job by itself, from a checkpoint in the middle of a step
     in_slurm = SLURMEnvironment.detect() and not TorchElasticEnvironment.detect()
     environment = [SLURMEnvironment(auto_requeue=False)] if in_slurm else []
 
-    def make(folder: Path) -> L.Trainer:
+    def make(folder: Path, position: str = "", probe: bool = False) -> L.Trainer:
         own = {
+            "progress": lambda callback: {"position": position},
             "checkpoint": lambda callback: {"dirpath": str(folder / callback.dirpath)},
             "results": lambda callback: {"folder": str(run_folder), "features": features},
             "stop": lambda callback: {"folder": str(folder / callback.folder)},
@@ -82,17 +91,18 @@ def trainer_factory(cfg: DictConfig, run_folder: Path, processes: Processes) -> 
         callbacks = {
             name: instantiate(callback, **own[name](callback) if name in own else {})
             for name, callback in cfg.callbacks.items()
-            if name != "progress" or processes.is_first
+            if not probe and (name != "progress" or processes.is_first)
         }
         try:
             return instantiate(cfg.trainer)(
                 strategy=processes.strategy(),
                 callbacks=list(callbacks.values()),
-                logger=instantiate(cfg.logger)(save_dir=folder),
+                logger=False if probe else instantiate(cfg.logger)(save_dir=folder),
                 enable_progress_bar="progress" in callbacks,
                 enable_checkpointing="checkpoint" in callbacks,
                 default_root_dir=folder,
                 plugins=[AtomicCheckpointIO(), *environment],
+                **({"max_steps": 1} if probe else {}),
             )
         except (MisconfigurationException, ValueError) as error:
             raise InputError(f"these settings of the trainer can't be used: {error}") from error
@@ -169,14 +179,15 @@ def run(cfg: DictConfig, folder: Path) -> int:
 def main(cfg: DictConfig) -> None:
     """Runs one configuration; errors that the user can mend become one line."""
     folder = Path(cfg.output_dir)
-    is_first = rank_zero_only.rank == 0
+    rank = rank_zero_only.rank  # in a group it is the rank in the group
+    is_first = rank == 0
     try:
         if is_first:
             folder.mkdir(parents=True, exist_ok=True)
         with only_run_in(folder) if is_first else nullcontext():
             code = run(cfg, folder)
     except (Exception, KeyboardInterrupt) as error:
-        said = failure(error, cfg, folder, "" if is_first else f"process {rank_zero_only.rank}: ")
+        said = failure(error, cfg, folder, "" if is_first else f"process {rank}: ")
         if said is None:
             raise
         line, code = said
@@ -191,7 +202,7 @@ def main(cfg: DictConfig) -> None:
         sys.exit(code)
 
 
-def command() -> None:
+def hydra_app() -> None:
     """Hydra's application: one run, or a multirun."""
     failed.clear()
     try:

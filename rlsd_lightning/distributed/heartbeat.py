@@ -62,15 +62,15 @@ class Heartbeat:
         self._add("sum", value)
         self._add(f"finished {self._rank}", 1)
         if self._rank:
-            self._wait_for("summed", [0])
+            self.wait_for("summed", [0])
             total = self._add("sum")
             self._add(f"left {self._rank}", 1)
             return total
-        self._wait_for("finished", range(1, self._size))
+        self.wait_for("finished", range(1, self._size))
         total = self._add("sum")
         self._add("summed 0", 1)
         with suppress(LostError):  # the sum is complete, whoever is lost now
-            self._wait_for("left", range(1, self._size))  # they still need the store
+            self.wait_for("left", range(1, self._size))  # they still need the store
         return total
 
     def leave(self) -> None:
@@ -80,7 +80,7 @@ class Heartbeat:
                 self._add(f"finished {self._rank}", 1)
                 self._add(f"left {self._rank}", 1)
 
-    def _wait_for(self, event: str, ranks: Iterable[int]) -> None:
+    def wait_for(self, event: str, ranks: Iterable[int]) -> None:
         """Waits for an event of other processes, as long as their hearts beat."""
         beats, since = {}, {}
         while missing := [rank for rank in ranks if not self._add(f"{event} {rank}")]:

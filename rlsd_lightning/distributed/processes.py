@@ -27,13 +27,9 @@ log = logging.getLogger(__name__)
 def groups_of(parallel: str, processes: int, batches: int) -> tuple[int, str]:
     """Number of groups, and the reason.
 
-    Args:
-        parallel: ``auto``, ``measurements``, ``particles``, or ``GxP`` for G groups of P processes.
-        processes: Number of processes.
-        batches: Number of batches of measurements.
-
     Raises:
-        InputError: If ``parallel`` is none of these, or does not fit the number of processes.
+        InputError: If ``parallel`` is none of ``auto``, ``measurements``, ``particles`` and ``GxP`` (G groups of P
+            processes), or does not fit the number of processes.
     """
     if parallel == "measurements":
         return processes, "parallel=measurements"
@@ -58,10 +54,7 @@ class Processes:
     output folder and the groups must be agreed on before Trainers are made, of which a group may have any number.
 
     Args:
-        accelerator: As in the Trainer.
-        devices: As in the Trainer.
-        num_nodes: As in the Trainer.
-        patience: Timeout of exchanges and of the heartbeat, in seconds, at least 1.
+        patience: Timeout of exchanges and of the heartbeat, in seconds, at least 1; the others are the Trainer's.
 
     Raises:
         InputError: If these devices don't exist, or not all processes were started.
@@ -132,10 +125,13 @@ class Processes:
             return value
         self._broadcasts += 1
         key = f"broadcast {self._broadcasts}"
+        if not self.is_first:
+            self._heartbeat.wait_for(key, [0])  # a probe of the batch size takes longer than any timeout
         with collective():
             if self.is_first:
-                self._store.set(key, json.dumps(value))
-            return json.loads(self._store.get(key))
+                self._store.set(f"{key} value", json.dumps(value))
+                self._store.add(f"{key} 0", 1)
+            return json.loads(self._store.get(f"{key} value"))
 
     def sum(self, value: int) -> int:
         """Sum over all processes, once each has called this or has left, however long that takes."""

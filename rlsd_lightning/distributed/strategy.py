@@ -17,7 +17,7 @@ from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
 from torch import distributed
 
 from rlsd_lightning.distributed.shard import Shard, collective
-from rlsd_lightning.errors import InputError, LostError
+from rlsd_lightning.errors import InputError, LostError, first_line
 
 __all__ = ["ParticleStrategy", "join_group", "leave_group"]
 
@@ -105,7 +105,7 @@ class ParticleStrategy(DDPStrategy):
                 store.wait(["complete"], timeout)
         except distributed.DistError as error:
             raise InputError(
-                f"the {size} processes of this run did not find each other ({str(error).splitlines()[0]}); start all of "
+                f"the {size} processes of this run did not find each other ({first_line(error)}); start all of "
                 "them, with the same MASTER_ADDR and MASTER_PORT, and where each can be reached by the others"
             ) from error
         return store
@@ -118,11 +118,7 @@ class ParticleStrategy(DDPStrategy):
             self.end()
 
     def end(self, grace: float = 10.0) -> None:
-        """Leaves the group, and ends the processes that this one launched.
-
-        Args:
-            grace: Seconds that a launched process has to end by itself, and again after SIGTERM.
-        """
+        """Leaves the group, and ends the processes that this one launched, by force after ``grace`` seconds."""
         launched = [] if self.launcher is None else self.launcher.procs.copy()
         if launched:
             self.launcher.procs.clear()  # Lightning kills this process when one of them fails, even while it says why
@@ -143,14 +139,9 @@ class ParticleStrategy(DDPStrategy):
 
 
 def join_group(store: distributed.Store, rank: int, size: int, device: torch.device, patience: timedelta) -> None:
-    """Makes torch's default process group of some processes.
+    """Makes torch's default process group of the processes that share a store; ``patience`` is its timeout.
 
-    Args:
-        store: Key-value store of these processes only.
-        rank: Rank of this process in the group.
-        size: Number of processes.
-        device: Device of this process. A GPU's tensors go through NCCL and the CPU's through gloo.
-        patience: Timeout of its collectives.
+    A GPU's tensors go through NCCL, those of the CPU through gloo.
     """
     backend = "gloo" if device.type == "cpu" else f"cpu:gloo,{device.type}:nccl"
     with collective():

@@ -2,13 +2,15 @@
 
 import gc
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import lightning as L
 import torch
 
-from rlsd_lightning.measurement import Measurement
+from rlsd_lightning.errors import InputError
+from rlsd_lightning.measurement import Measurement, Measurements
 from rlsd_lightning.methods.base import ParticleModule
 
 __all__ = ["largest_batch"]
@@ -16,41 +18,37 @@ __all__ = ["largest_batch"]
 
 def largest_batch(
     make_module: Callable[[Sequence[Measurement]], ParticleModule],
-    measurement: Measurement,
-    most: int,
-    make_trainer: Callable[[Path], L.Trainer],
+    data: Measurements,
+    make_trainer: Callable[..., L.Trainer],
 ) -> int:
-    """Largest number of measurements whose first step, the one that needs the most memory, fits.
+    """Largest number of measurements whose first step, the one that needs the most memory, fits; at least 1.
 
-    Doubles the number until a step fails, then bisects.
+    Doubles the number of copies of the first readable measurement until a step fails, then bisects.
 
-    Args:
-        make_module: Module of the measurements of a batch.
-        measurement: A measurement like the others.
-        most: Number of measurements, the upper limit.
-        make_trainer: New Trainer that writes to a folder, with the run's device and precision.
-
-    Returns:
-        At least 1, at most ``most``.
+    Raises:
+        InputError: If no measurement can be read.
     """
-    fits, fails = 1, most + 1
+    measurement = _first_readable(data)
+    fits, fails = 1, len(data) + 1
     while fits + 1 < fails:
-        tried = min(2 * fits, most) if fails > most else (fits + fails) // 2
-        if _fits(make_module, [measurement._replace(name=f"{index}") for index in range(tried)], make_trainer):
-            fits = tried
-        else:
-            fails = tried
+        tried = min(2 * fits, len(data)) if fails > len(data) else (fits + fails) // 2
+        copies = [measurement._replace(name=f"{index}") for index in range(tried)]
+        fits, fails = (tried, fails) if _fits(make_module, copies, make_trainer) else (fits, tried)
     return fits
+
+
+def _first_readable(data: Measurements) -> Measurement:
+    for index in range(len(data) - 1):
+        with suppress(InputError):
+            return data[index]
+    return data[len(data) - 1]
 
 
 def _fits(make_module: Callable, measurements: list[Measurement], make_trainer: Callable) -> bool:
     """Whether the first step of a fit has enough memory."""
     with TemporaryDirectory() as scratch:
-        trainer = make_trainer(Path(scratch))
-        trainer.callbacks, trainer.loggers = [], []
-        trainer.fit_loop.epoch_loop.max_steps = 1
         try:
-            trainer.fit(make_module(measurements))
+            make_trainer(Path(scratch), probe=True).fit(make_module(measurements))
         except torch.OutOfMemoryError:
             return False
         except SystemExit as stop:  # which Lightning makes of Ctrl-C

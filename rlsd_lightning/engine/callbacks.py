@@ -56,11 +56,12 @@ class Progress(TQDMProgressBar):
 
     Args:
         refresh_rate: Steps between two updates.
+        position: Text before the measurement's name, such as ``[2/3]``.
     """
 
-    def __init__(self, refresh_rate: int = 5) -> None:
+    def __init__(self, refresh_rate: int = 5, position: str = "") -> None:
         super().__init__(refresh_rate=refresh_rate, leave=True)
-        self.position = ""
+        self.position = position
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: ParticleModule) -> None:
         super().on_train_epoch_start(trainer, pl_module)

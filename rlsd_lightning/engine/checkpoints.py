@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
-from rlsd_lightning.errors import InputError
+from rlsd_lightning.errors import InputError, first_line
 
 __all__ = ["LAST", "PREVIOUS", "AtomicCheckpointIO", "checkpoint_to_resume", "put_aside"]
 
@@ -64,9 +64,8 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         except OSError:
             raise  # the disk's fault, not the file's
         except Exception as error:  # the unpickler raises whatever the damage leads it to
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise InputError(
-                f"'{path}' can't be read as a checkpoint ({reason}); remove it to start the measurement again"
+                f"'{path}' can't be read as a checkpoint ({first_line(error)}); remove it to start the measurement again"
             ) from error
 
 
@@ -79,9 +78,7 @@ def put_aside(path: Path) -> None:
 def checkpoint_to_resume(path: Path, check: Callable[[dict], None] = lambda _: None) -> Path | None:
     """A checkpoint, or where that can't be used the one before it; None if there is neither.
 
-    Args:
-        path: The checkpoint.
-        check: Called with what it holds; raises an InputError if that is of another run.
+    ``check`` is called with its content, and raises an InputError if that belongs to another run.
 
     Raises:
         InputError: If there are some, and none can be used.

@@ -18,9 +18,6 @@ __all__ = ["only_run_in"]
 def only_run_in(folder: Path) -> Iterator[None]:
     """Holds a folder's lock, which ends with the process, however it ends.
 
-    Args:
-        folder: The run's folder.
-
     Raises:
         InputError: If another run holds it, or the folder can't be written to.
     """

@@ -10,11 +10,10 @@ import torch
 
 from rlsd_lightning.distributed.processes import Processes
 from rlsd_lightning.engine.batch_size import largest_batch
-from rlsd_lightning.engine.callbacks import Progress
 from rlsd_lightning.engine.checkpoints import LAST, PREVIOUS, checkpoint_to_resume, put_aside
-from rlsd_lightning.errors import InputError, NonFiniteError
+from rlsd_lightning.errors import InputError, NonFiniteError, first_line
 from rlsd_lightning.identity import saved_samples
-from rlsd_lightning.measurement import Measurement
+from rlsd_lightning.measurement import Measurement, Measurements
 from rlsd_lightning.methods.base import ParticleModule
 from rlsd_lightning.results.report import write_report
 from rlsd_lightning.results.store import is_damaged, last_particles, read_metrics, write_summary
@@ -26,9 +25,9 @@ log = logging.getLogger(__name__)
 
 
 def run_measurements(
-    data,
+    data: Measurements,
     make_module: Callable[[Sequence[Measurement]], ParticleModule],
-    make_trainer: Callable[[Path], L.Trainer],
+    make_trainer: Callable[..., L.Trainer],
     folder: Path,
     checkpoint: tuple[str, Path] | None = None,
     measurements_per_batch: int | str = 1,
@@ -38,14 +37,12 @@ def run_measurements(
     """Solves the measurements without a result, each from its last checkpoint if there is one.
 
     Args:
-        data: Sequence of measurements with their ``names``; with a true ``sequence`` each starts from the previous one.
-        make_module: Module of the measurements of a batch.
-        make_trainer: New Trainer that writes to the folder of a batch.
-        folder: Folder of the run.
+        make_trainer: New Trainer that writes to the folder of a batch. Keywords: ``position``, the batch's place in the
+            data for the progress bar; ``probe``, one step without callbacks.
         checkpoint: Name of one batch's folder, and the checkpoint to resume it from; the other batches are left alone.
         measurements_per_batch: Number of measurements solved side by side; ``auto`` fills the device's memory.
-        processes: Processes of the run; by default this one alone.
-        parallel: How they share the work, see :func:`~rlsd_lightning.distributed.processes.groups_of`.
+        processes: Processes of the run; by default this one alone. ``parallel`` says how they share the work, see
+            :func:`~rlsd_lightning.distributed.processes.groups_of`.
 
     Returns:
         Number of measurements with a result, and of those asked for without one; zeros in all processes but the first.
@@ -81,7 +78,9 @@ def _batches(names: Sequence[str], size: int) -> dict[str, range]:
 class _Run:
     """The state of a run; the arguments are those of :func:`run_measurements`."""
 
-    def __init__(self, data, make_module: Callable, make_trainer: Callable, folder: Path, processes: Processes) -> None:
+    def __init__(
+        self, data: Measurements, make_module: Callable, make_trainer: Callable, folder: Path, processes: Processes
+    ) -> None:
         self.data, self.make_module, self.make_trainer, self.folder = data, make_module, make_trainer, folder
         self.processes = processes
         self.particle_steps = 0
@@ -95,7 +94,7 @@ class _Run:
             raise InputError(f"measurements_per_batch must be at least 1, or auto, got {asked}")
         if self.data.sequence and asked != 1:
             raise InputError(
-                f"measurements_per_batch must be 1 with data.sequence=true, where each starts from the last, got {asked}"
+                f"measurements_per_batch must be 1 with sequence=true, where each starts from the last, got {asked}"
             )
         if asked != "auto":
             return asked
@@ -107,18 +106,10 @@ class _Run:
             device, size = self.processes.device, 1
             # a process that exceeds a CPU's memory is killed without an error, and larger batches are no faster there
             if device.type != "cpu":
-                size = largest_batch(self.make_module, self._first_readable(), len(self.data), self.make_trainer)
+                size = largest_batch(self.make_module, self.data, self.make_trainer)
             log.info("measurements_per_batch=auto: %d on %s", size, device)
             chosen.write_text(f"{size}\n")
         return int(chosen.read_text())
-
-    def _first_readable(self) -> Measurement:
-        for index in range(len(self.data)):
-            try:
-                return self.data[index]
-            except InputError as error:
-                reason = error
-        raise reason
 
     def solve_all(self, batches: dict[str, range], parallel: str, checkpoint: Path | None) -> None:
         """Solves the batches of this process's group, and waits for the other groups."""
@@ -145,7 +136,10 @@ class _Run:
                 self._report(name, error)
                 continue
             if self.data.sequence and index:
-                measurement = measurement._replace(start=last_particles(self.folder / self.data.names[index - 1]))
+                previous = self.data.names[index - 1]
+                measurement = measurement._replace(start=last_particles(self.folder / previous))
+                if measurement.start is None:
+                    log.warning("%s: starts from noise, as the previous measurement '%s' has no result", name, previous)
             measurements.append(measurement)
         return measurements
 
@@ -163,6 +157,7 @@ class _Run:
                 return
             log.error("%s: %s; its measurements are solved one by one", label, str(error))
         # not in the handler: the error holds the frames of the failed step, and these its memory
+        self.processes.shard.any(False)  # barrier: all processes must see the same results
         for m in measurements:
             if read_metrics(self.folder / m.name) is None:
                 self.solve([m], m.name, self.folder / m.name / "checkpoints" / LAST)
@@ -172,7 +167,11 @@ class _Run:
         (self.folder / label).mkdir(exist_ok=True)
         while measurements:
             try:
-                self._fit(self.make_module(measurements), self.make_trainer(self.folder / label), checkpoint)
+                first = self.data.names.index(measurements[0].name) + 1
+                last = self.data.names.index(measurements[-1].name) + 1
+                position = f"[{first if first == last else f'{first}-{last}'}/{len(self.data)}] "
+                trainer = self.make_trainer(self.folder / label, position=position)
+                self._fit(self.make_module(measurements), trainer, checkpoint)
                 return
             except NonFiniteError as error:
                 log.error("%s", error)
@@ -180,7 +179,6 @@ class _Run:
                 checkpoint = self.folder / label / "checkpoints" / LAST
 
     def _fit(self, module: ParticleModule, trainer: L.Trainer, checkpoint: Path | None) -> None:
-        self._show_position(module, trainer)
         if checkpoint is not None:
             checkpoint = self._agreed_checkpoint(checkpoint, module)
         if checkpoint is not None:
@@ -192,19 +190,12 @@ class _Run:
             if self.processes.shard.size > 1:
                 raise  # the others of the group wait for this process
             raise InputError(
-                f"'{module.name}' does not fit into the device's memory ({str(error).splitlines()[0]}); set "
-                "method.particle_chunk=1, prior.decoder_checkpointing=true or fewer particles or measurements_per_batch"
+                f"'{module.name}' does not fit into the device's memory ({first_line(error)}); set particle_chunk=1, "
+                "decoder_checkpointing=true or fewer particles or measurements_per_batch"
             ) from error
         self.particle_steps += (module.steps_done - module.resumed_at) * len(module.z[module.rows])
         if module.steps_done < len(module.timesteps):
             log.error("%s: stopped after %d of %d steps", module.name, module.steps_done, len(module.timesteps))
-
-    def _show_position(self, module: ParticleModule, trainer: L.Trainer) -> None:
-        first = self.data.names.index(module.measurements[0].name) + 1
-        last = first + len(module.measurements) - 1
-        if isinstance(trainer.progress_bar_callback, Progress):
-            position = f"{first}" if first == last else f"{first}-{last}"
-            trainer.progress_bar_callback.position = f"[{position}/{len(self.data)}] "
 
     def _agreed_checkpoint(self, path: Path, module: ParticleModule) -> Path | None:
         """Checkpoint that all processes of the group resume from."""

@@ -8,7 +8,7 @@ from deepinv.physics import BlurFFT, Physics
 from torch import Tensor
 from torchvision.io import decode_jpeg, encode_jpeg
 
-from rlsd_lightning.errors import InputError
+from rlsd_lightning.errors import InputError, first_line
 from rlsd_lightning.images import load_array
 from rlsd_lightning.operators.filters import gaussian_blur, motion_blur
 from rlsd_lightning.operators.noise import make_noise
@@ -177,7 +177,7 @@ def _load_script(path: str) -> torch.jit.ScriptModule:
     try:
         return torch.jit.load(path, map_location="cpu")
     except (RuntimeError, ValueError, OSError) as error:
-        reason = str(error).strip().splitlines()[0]
+        reason = first_line(error)
         raise InputError(f"network must be a TorchScript file, but '{path}' can't be read ({reason})") from error
 
 

@@ -13,7 +13,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save
 from torch import Tensor
 
-from rlsd_lightning.errors import InputError
+from rlsd_lightning.errors import InputError, first_line
 from rlsd_lightning.images import load_image
 from rlsd_lightning.measurement import SavedMeasurement
 
@@ -113,9 +113,8 @@ def _load(folder: Path) -> SavedMeasurement:
         tensors = load_file(folder / PARTICLES_FILE)
         images = tensors["x"].float()
     except (OSError, ValueError, KeyError, SafetensorError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise InputError(
-            f"'{folder}' is incomplete or damaged ({reason}); python train.py resume=<the run> makes it again"
+            f"'{folder}' is incomplete or damaged ({first_line(error)}); python train.py resume=<the run> makes it again"
         ) from error
     if images.ndim != 4:
         raise InputError(f"particles of shape (N, C, H, W) are expected in '{folder}', got {tuple(images.shape)}")

@@ -12,6 +12,7 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor, nn
 
+from rlsd_lightning.errors import first_line
 from rlsd_lightning.evaluation.health import health_metrics, health_settings, health_warnings
 from rlsd_lightning.evaluation.scores import aligned, score
 from rlsd_lightning.features import load_lpips
@@ -161,7 +162,7 @@ def _shared_error(
     try:
         shared = estimated_error(module, measurement, images, decoded)
     except Exception as error:  # noqa: BLE001  an operator may refuse a batch, or memory run out
-        reason = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
+        reason = f"{type(error).__name__}: {first_line(error)}"
     else:
         if shared is None or shared.variance.isfinite().all():
             return shared

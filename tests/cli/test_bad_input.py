@@ -143,6 +143,8 @@ BAD_COMMANDS = [
     (["data.images=[a,b]"], ["data.images", "a"]),
     (["task=toy=2"], ["'='"]),
     (["preset=fast"], ["preset", "num_steps=50"]),
+    (["method.zeta=2"], ["method.zeta", "set method.guidance_scale"]),
+    (["method=mixture"], ["method=mixture", "choose method=dwgf"]),
     (["task=super_resolution", "data.mask=half"], ["there is no setting 'physics.mask'", "factor, filter"]),
     (["task=super_resolution", "physics.mask=half"], ["there is no setting 'physics.mask'"]),
     (["no_equals_sign"], ["no_equals_sign"]),

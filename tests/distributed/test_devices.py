@@ -58,10 +58,12 @@ def test_a_run_on_apples_gpu_is_one_process_without_ddp(monkeypatch: pytest.Monk
             3,
             ["num_particles=2", "method=distilled", "method.repulsion_saturation=3"],
         ),  # one process has no particle at all
-        (3, ["method.eta=.inf", "method.refine_share=0"]),
-        (2, ["method=rlsd_paper", "features=vit", "features.pretrained={features}"]),
+        pytest.param(3, ["method.eta=.inf", "method.refine_share=0"], marks=pytest.mark.slow),
+        pytest.param(
+            2, ["method=rlsd_paper", "features=vit", "features.pretrained={features}"], marks=pytest.mark.slow
+        ),
         (4, ["data.limit=2", "measurements_per_batch=2", "method=distilled", "method.repulsion_saturation=3"]),
-        (2, ["trainer.precision=bf16-mixed"]),
+        pytest.param(2, ["trainer.precision=bf16-mixed"], marks=pytest.mark.slow),
     ],
     ids=["vit", "empty", "fresh", "paper", "batch", "bf16"],
 )
@@ -119,7 +121,7 @@ def test_float16_on_a_cpu_is_bfloat16_and_says_so(small: list[str], tmp_path: Pa
 # --- stopped and killed --------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("to", ["first", "other"])
+@pytest.mark.parametrize("to", [pytest.param("first", marks=pytest.mark.slow), "other"])
 def test_a_signal_to_any_process_saves_and_the_run_goes_on_with_another_number(
     to: str, small: list[str], tmp_path: Path
 ) -> None:
@@ -159,7 +161,7 @@ def test_a_signal_to_one_lone_process_leaves_the_others_work_alone(small: list[s
         assert_same_bits(run / name, whole / name)
 
 
-@pytest.mark.parametrize("to", ["first", "other"])
+@pytest.mark.parametrize("to", ["first", pytest.param("other", marks=pytest.mark.slow)])
 def test_a_killed_process_takes_the_run_down_and_nothing_is_lost(to: str, small: list[str], tmp_path: Path) -> None:
     command = [*small, "num_steps=60"]
     run, whole = tmp_path / "run", tmp_path / "whole"
@@ -173,10 +175,8 @@ def test_a_killed_process_takes_the_run_down_and_nothing_is_lost(to: str, small:
     while any(Path(f"/proc/{other}").exists() for other in others):
         assert time.monotonic() < deadline, "a process outlived the run"
         time.sleep(0.1)
-    again = start_train(f"resume={run}", "trainer.devices=3")
+    assert train(f"resume={run}", "trainer.devices=1")[0] == 0
     assert train(*command, f"output_dir={whole}")[0] == 0
-    printed = ended(again)
-    assert again.returncode == 0, printed
     assert_same_bits(run / "000", whole / "000")
 
 
@@ -187,21 +187,36 @@ def test_those_that_a_killed_process_started_end_with_it_before_all_have_met(sma
     assert "error: the process that started it is gone" in ended(process, 60)
 
 
-@pytest.mark.parametrize(("kind", "position"), [("bug", 1), ("disk", 0)])
-def test_a_process_that_fails_says_why_and_ends_the_run_within_seconds(
-    kind: str, position: int, small: list[str], tmp_path: Path
-) -> None:
-    run = tmp_path / "run"
-    fault = [f"kind={kind}", f"position={position}", "step=12"]
-    process = start_train(
+def start_faulty(small: list[str], run: Path, *settings: str, **fault: object) -> subprocess.Popen:
+    """Starts a run on two processes, with a fault before step 12."""
+    fault = {"_target_": "support.faults.Fault", "step": 12, **fault}
+    return start_train(
         *small,
         "num_steps=60",
         "trainer.devices=2",
         f"output_dir={run}",
-        "+callbacks.fault._target_=support.faults.Fault",
-        *(f"+callbacks.fault.{setting}" for setting in fault),
+        *settings,
+        *(f"+callbacks.fault.{name}={value}" for name, value in fault.items()),
         PYTHONPATH=os.pathsep.join([str(PROJECT), str(PROJECT / "tests")]),
     )
+
+
+def test_a_process_that_works_alone_names_itself_in_its_error(small: list[str], tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    fault = {"kind": "disk", "position": 0, "measurement": "'001'"}
+    process = start_faulty(small, run, "data.limit=2", "parallel=measurements", "patience=20", **fault)
+    printed = ended(process, 60)
+    assert process.returncode != 0
+    assert f"process 1: error: '{run}' can't be written to ([Errno 28] No space left on device)" in printed
+    assert "process 0: " not in printed and "Traceback" not in printed
+
+
+@pytest.mark.parametrize(("kind", "position"), [pytest.param("bug", 1, marks=pytest.mark.slow), ("disk", 0)])
+def test_a_process_that_fails_says_why_and_ends_the_run_within_seconds(
+    kind: str, position: int, small: list[str], tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    process = start_faulty(small, run, kind=kind, position=position)
     wait_for((run / "000" / "checkpoints" / "last.ckpt").is_file, process)
     printed = ended(process, 30)  # far below the patience of ten minutes
     assert process.returncode == 1, printed

@@ -14,9 +14,12 @@ from rlsd_lightning.distributed.heartbeat import Heartbeat
 from rlsd_lightning.distributed.processes import Processes
 from rlsd_lightning.errors import LostError
 
+STATE = ("rank", "size", "_store", "_heartbeat", "_broadcasts")
+"""What a broadcast needs of a Processes."""
 
-def beating(size: int, seconds: float = 60) -> list[Heartbeat]:
-    store = HashStore()
+
+def beating(size: int, seconds: float = 60, store: HashStore | None = None) -> list[Heartbeat]:
+    store = store or HashStore()
     return [Heartbeat(store, rank, size, timedelta(seconds=seconds)) for rank in range(size)]
 
 
@@ -32,6 +35,17 @@ def test_one_that_works_for_longer_than_the_patience_is_waited_for() -> None:
         time.sleep(1)
         assert not total.done()
         assert other.sum(2) == total.result(5) == 3
+
+
+def test_a_broadcast_is_waited_for_by_the_heartbeat(monkeypatch: pytest.MonkeyPatch) -> None:
+    store = HashStore()
+    store.set_timeout(timedelta(seconds=0.1))
+    monkeypatch.setattr(Processes, "__init__", lambda self, *state: vars(self).update(zip(STATE, state, strict=True)))
+    first, other = (Processes(rank, 2, store, one, 0) for rank, one in enumerate(beating(2, 0.3, store)))
+    with ThreadPoolExecutor(1) as pool:
+        received = pool.submit(other.broadcast, None)
+        time.sleep(1)  # longer than both timeouts
+        assert first.broadcast(7) == received.result(5) == 7
 
 
 def test_one_that_left_is_not_waited_for() -> None:

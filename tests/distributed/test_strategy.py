@@ -7,10 +7,12 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from unittest import mock
 
 import lightning as L
 import pytest
 import torch
+from support import fit
 from support.command import PROJECT, wait_for
 
 from rlsd_lightning import RLSD, InputError, LatentFeatures
@@ -51,69 +53,67 @@ def ended(process: subprocess.Popen, seconds: float = 240) -> str:
         subprocess.run(["pkill", "-KILL", "-g", str(process.pid)], check=False)
 
 
-def kept(folder: Path, processes: int) -> list[list[dict]]:
-    """What each process wrote, by process and fit."""
+def kept(folder: Path, processes: int) -> list[dict]:
+    """What each process wrote."""
     return [torch.load(folder / f"process{rank}.pt", weights_only=True) for rank in range(processes)]
 
 
+def alone(prior: Path, folder: Path, *arguments: object) -> dict:
+    """What the script writes on one device, run in this process."""
+    folder.mkdir()
+    with mock.patch.dict(os.environ):
+        fit.main(list(map(str, (prior, folder, *arguments))))
+    return kept(folder, 1)[0]
+
+
+@pytest.mark.parametrize(
+    ("count", "before"), [(2, ()), pytest.param(3, TORCHRUN, marks=pytest.mark.slow)], ids=["lightning", "torchrun"]
+)
 def test_particles_are_spread_and_the_same_on_any_number_of_processes(
-    start: Callable[..., subprocess.Popen], tmp_path: Path
+    count: int,
+    before: Sequence[str],
+    start: Callable[..., subprocess.Popen],
+    tiny_prior_folder: Path,
+    tmp_path: Path,
 ) -> None:
-    runs = {
-        1: start(tmp_path / "1"),
-        2: start(tmp_path / "2", "--devices", 2),
-        3: start(tmp_path / "3", "--devices", 3, before=TORCHRUN),
-    }
-    for process in runs.values():
-        printed = ended(process)
-        assert process.returncode == 0, printed
-    (whole,) = kept(tmp_path / "1", 1)
-    for count in (2, 3):
-        processes = kept(tmp_path / f"{count}", count)
-        for fit, expected in enumerate(whole):
-            found = [process[fit] for process in processes]
-            rows = [each["rows"] for each in found]
-            assert sum(rows) == 5
-            assert max(rows) < 5
-            for rank, each in enumerate(found):
-                assert each["x"].equal(expected["x"])
-                assert each["steps"] == expected["steps"] == 10
-                # its own rows only; a lone one needs no second decode in the backward pass
-                assert 0 < each["decoded"] * 5 <= expected["decoded"] * rows[rank]
-                assert each["is_first"] == (rank == 0,) * 3
-                assert each["world"] == count
-                assert each["broadcast"] == "from 0"
-                assert each["gathered"] == rows
-                assert each["sum"] == 5
-                assert each["decisions"] == [False, True]
-    assert not whole[0]["x"].equal(whole[1]["x"])
-    # resumed in the middle, on other numbers
     middle = Path("0") / "checkpoints" / "step=5.ckpt"
-    goes_on = {
-        2: start(tmp_path / "3 to 2", "--devices", 2, "--checkpoint", tmp_path / "3" / middle, "--fits", 1),
-        1: start(tmp_path / "2 to 1", "--checkpoint", tmp_path / "2" / middle, "--fits", 1),
-    }
-    for count, process in goes_on.items():
-        printed = ended(process)
-        assert process.returncode == 0, printed
-        for (resumed,) in kept(tmp_path / f"{count + 1} to {count}", count):
-            assert resumed["x"].equal(whole[0]["x"])
-            assert resumed["steps"] == 10
-            assert resumed["decoded"] < whole[0]["decoded"] * 3 / 4
+    one = alone(tiny_prior_folder, tmp_path / "one")
+    process = start(tmp_path / "many", "--devices", count, "--checkpoint", tmp_path / "one" / middle, before=before)
+    printed = ended(process)
+    assert process.returncode == 0, printed
+    processes = kept(tmp_path / "many", count)
+    for number, expected in enumerate(one["fits"]):
+        found = [process["fits"][number] for process in processes]
+        rows = [each["rows"] for each in found]
+        assert sum(rows) == 5
+        assert max(rows) < 5
+        for rank, each in enumerate(found):
+            assert each["x"].equal(expected["x"])
+            assert each["steps"] == expected["steps"] == 10
+            # its own rows only; a lone one needs no second decode in the backward pass
+            assert 0 < each["decoded"] * 5 <= expected["decoded"] * rows[rank]
+            assert each["is_first"] == (rank == 0,) * 3
+            assert each["world"] == count
+            assert each["broadcast"] == "from 0"
+            assert each["gathered"] == rows
+            assert each["sum"] == 5
+            assert each["decisions"] == [False, True]
+    whole = one["fits"][0]
+    assert not whole["x"].equal(one["fits"][1]["x"])
+    # resumed in the middle, on another number of processes
+    back = alone(tiny_prior_folder, tmp_path / "back", "--checkpoint", tmp_path / "many" / middle)
+    for resumed in (back["resumed"], *(process["resumed"] for process in processes)):
+        assert resumed["x"].equal(whole["x"])
+        assert resumed["steps"] == 10
+        assert resumed["decoded"] < whole["decoded"] * 3 / 4
+    # solve() returns all particles in every process
+    assert len(one["solved"]) == 5
+    assert all(process["solved"].equal(one["solved"]) for process in processes)
 
 
-def test_solve_spreads_the_particles_and_returns_all(start: Callable[..., subprocess.Popen], tmp_path: Path) -> None:
-    many, one = start(tmp_path / "many", "--solve", "--devices", 2), start(tmp_path / "one", "--solve")
-    for process in (many, one):
-        printed = ended(process)
-        assert process.returncode == 0, printed
-    ((expected,),) = kept(tmp_path / "one", 1)
-    assert len(expected["x"]) == 5
-    for (found,) in kept(tmp_path / "many", 2):
-        assert found["x"].equal(expected["x"])
-
-
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP], ids=["killed", "hung"])
+@pytest.mark.parametrize(
+    "number", [pytest.param(signal.SIGKILL, marks=pytest.mark.slow), signal.SIGSTOP], ids=["killed", "hung"]
+)
 def test_a_script_ends_when_one_of_its_processes_does(
     number: signal.Signals, start: Callable[..., subprocess.Popen], tmp_path: Path
 ) -> None:
@@ -127,6 +127,7 @@ def test_a_script_ends_when_one_of_its_processes_does(
         assert "rlsd_lightning.errors.LostError: " in printed
 
 
+@pytest.mark.slow
 def test_other_strategies_are_refused_in_a_script(start: Callable[..., subprocess.Popen], tmp_path: Path) -> None:
     process = start(tmp_path / "run", "--devices", 2, "--strategy", "ddp")
     printed = ended(process)

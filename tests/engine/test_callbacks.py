@@ -98,8 +98,7 @@ def test_the_bar_names_the_measurement_and_shows_every_term(
 ) -> None:
     settings = {"gamma": 0.1, "repulsion_until": 1.0, "refine_share": 0.5}
     module = RLSD(tiny_prior, measurement, tiny_features, num_steps=STEPS, num_particles=2, **settings)
-    bar, curves = Progress(refresh_rate=1), Curves()
-    bar.position = "[2/3] "
+    bar, curves = Progress(refresh_rate=1, position="[2/3] "), Curves()
     fit(module, tmp_path, bar, curves, log_every_n_steps=2, enable_progress_bar=True)
     (*_, last) = capfd.readouterr().out.replace("\r", "\n").strip().splitlines()
     assert last.startswith("[2/3] noise: ")

@@ -3,7 +3,7 @@
 import copy
 import shutil
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -60,6 +60,11 @@ class Full(Callback):
     def on_train_batch_start(self, trainer, pl_module, batch, batch_idx: int) -> None:
         if self.fails(pl_module.measurements):
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+
+def with_callbacks(*callbacks: Callback, **settings) -> Callable[..., L.Trainer]:
+    """A maker of Trainers for a run."""
+    return lambda folder, **place: trainer_with(folder, *callbacks, **settings, **place)
 
 
 def results(folder: Path, names: Sequence[str]) -> dict[str, Tensor]:
@@ -145,13 +150,11 @@ def test_a_stopped_batch_goes_on_without_those_that_are_finished(
     run, whole = tmp_path / "run", tmp_path / "whole"
     run_measurements(data, module, partial(trainer_with, results=whole), whole, measurements_per_batch=3)
     with pytest.raises(StopError):
-        run_measurements(data, module, lambda f: trainer_with(f, StopAt(5), results=run), run, measurements_per_batch=3)
+        run_measurements(data, module, with_callbacks(StopAt(5), results=run), run, measurements_per_batch=3)
     shutil.copytree(whole / "second", run / "second")
     finished = written_at(run / "second" / "metrics.json")
     visited = Visited()
-    count = run_measurements(
-        data, module, lambda f: trainer_with(f, visited, results=run), run, measurements_per_batch=3
-    )
+    count = run_measurements(data, module, with_callbacks(visited, results=run), run, measurements_per_batch=3)
     assert count == (3, 0)
     assert visited.steps == [5, 6, 7, 8]
     assert_close(results(run, ["first", "third"]), results(whole, ["first", "third"]))
@@ -178,6 +181,25 @@ def test_a_measurement_that_the_checkpoint_does_not_know_starts_afresh(
     assert_close(results(run, data.names), results(whole, data.names))
 
 
+def test_a_frame_without_a_result_before_it_starts_cold_and_says_so(
+    tiny_prior, tiny_features, data: MeasurementList, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Frames(MeasurementList):
+        sequence = True
+
+        def __getitem__(self, index):
+            if index == 0:
+                raise InputError("can't be read")
+            return super().__getitem__(index)
+
+    trainer = with_callbacks(results=tmp_path)
+    module = partial(make_module, tiny_prior, tiny_features, num_steps=4)
+    assert run_measurements(Frames(data), module, trainer, tmp_path) == (2, 1)
+    warnings = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    (said,) = [warning for warning in warnings if "previous" in warning]
+    assert said == "second: starts from noise, as the previous measurement 'first' has no result"
+
+
 # --- failures ------------------------------------------------------------------------------------------------------
 
 
@@ -189,10 +211,7 @@ def test_a_measurement_that_diverges_keeps_its_checkpoint_and_the_others_finish(
     run_measurements(data, module, partial(trainer_with, results=whole), whole)
     visited = Visited()
 
-    def trainer(folder: Path) -> L.Trainer:
-        guards = (Poison("second", 5), FiniteGuard(every_n_steps=3), visited)
-        return trainer_with(folder, *guards, every=3, results=run)
-
+    trainer = with_callbacks(Poison("second", 5), FiniteGuard(every_n_steps=3), visited, every=3, results=run)
     assert run_measurements(data, module, trainer, run, measurements_per_batch=size) == (2, 1)
     (message,) = [record.getMessage() for record in caplog.records if record.levelname == "ERROR"]
     assert message.startswith("particles of 'second' are no longer finite at step 6; lower")
@@ -215,10 +234,10 @@ def test_a_measurement_that_does_not_fit_into_memory_is_one_line(
     full = Full(lambda measurements: measurements[0].name == "large")
 
     def solve() -> tuple[int, int]:
-        return run_measurements(data, module, lambda folder: trainer_with(folder, full, results=tmp_path), tmp_path)
+        return run_measurements(data, module, with_callbacks(full, results=tmp_path), tmp_path)
 
     if len(names) == 1:
-        with pytest.raises(InputError, match=r"'large' does not fit .* method\.particle_chunk=1"):
+        with pytest.raises(InputError, match=r"'large' does not fit .* particle_chunk=1"):
             solve()
     else:
         assert solve() == (1, 1)
@@ -229,8 +248,7 @@ def test_a_batch_that_does_not_fit_into_memory_is_solved_one_by_one(
     tiny_prior, tiny_features, data: MeasurementList, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     module, full = partial(make_module, tiny_prior, tiny_features), Full(lambda measurements: len(measurements) > 1)
-    trainer = partial(trainer_with, results=tmp_path)
-    count = run_measurements(data, module, lambda f: trainer(f, full), tmp_path, measurements_per_batch=3)
+    count = run_measurements(data, module, with_callbacks(full, results=tmp_path), tmp_path, measurements_per_batch=3)
     assert count == (3, 0)
     assert "batch_0000-0002: 'first to third' does not fit into the device's memory" in caplog.text
 
@@ -260,7 +278,7 @@ def test_one_by_one_begins_when_the_failed_batch_has_let_go_of_its_memory(
 
     module = partial(make_module, tiny_prior, tiny_features)
     run = {"folder": tmp_path, "measurements_per_batch": 3}
-    assert run_measurements(data, module, lambda f: trainer_with(f, Large(), results=tmp_path), **run) == (3, 0)
+    assert run_measurements(data, module, with_callbacks(Large(), results=tmp_path), **run) == (3, 0)
     assert len(held) == 1
 
 
@@ -296,13 +314,14 @@ def test_the_largest_batch_is_the_last_that_does_not_run_out_of_memory(
     def module(measurements: Sequence[Measurement]) -> RLSD:
         return Small(tiny_prior, measurements, tiny_features, num_steps=2, num_particles=2)
 
-    assert largest_batch(module, measurement, 6, trainer_with) == min(fitting, 6)
+    assert largest_batch(module, MeasurementList([measurement] * 6), trainer_with) == min(fitting, 6)
 
 
 def test_the_largest_batch_of_the_published_method(tiny_prior, tiny_features, measurement: Measurement) -> None:
     # its step needs a Trainer
     module = partial(RLSDPaper, tiny_prior, features=tiny_features, num_steps=2, num_particles=2)
-    assert largest_batch(lambda measurements: module(measurements=measurements), measurement, 3, trainer_with) == 3
+    data = MeasurementList([measurement] * 3)
+    assert largest_batch(lambda measurements: module(measurements=measurements), data, trainer_with) == 3
 
 
 @pytest.mark.parametrize("size", [0, -1, "all", 1.5])
@@ -338,7 +357,7 @@ def test_command_line_solves_side_by_side(tiny_prior_folder: Path, tiny_features
         assert events.Scalars(curve)[-1].value == pytest.approx(mean, rel=1e-3)
     code, printed = train(f"resume={tmp_path / '2'}", "measurements_per_batch=1")
     assert code == 1
-    assert "'measurements_per_batch' was chosen when the run was started" in printed
+    assert "measurements_per_batch was 2 when the run was started and can't change to 1" in printed
 
 
 def test_command_line_refuses_a_batch_of_a_sequence(tiny_prior_folder: Path, tmp_path: Path) -> None:

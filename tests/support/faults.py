@@ -9,13 +9,14 @@ FAULTS = {"bug": RuntimeError("a fault of its own"), "disk": OSError(errno.ENOSP
 
 
 class Fault(Callback):
-    """Raises in one process, before a step."""
+    """Raises before a step, in the process with this position in its group; only for one measurement if it is named."""
 
-    def __init__(self, kind: str, position: int, step: int) -> None:
-        self.kind, self.position, self.step = kind, position, step
+    def __init__(self, kind: str, position: int, step: int, measurement: str | None = None) -> None:
+        self.kind, self.position, self.step, self.measurement = kind, position, step, measurement
 
     def on_train_batch_start(self, trainer, pl_module, batch, batch_idx: int) -> None:
-        if pl_module.shard.position == self.position and batch_idx == self.step:
+        named = self.measurement in (None, pl_module.name)
+        if named and pl_module.shard.position == self.position and batch_idx == self.step:
             raise FAULTS[self.kind]
 
 

@@ -14,7 +14,7 @@ from rlsd_lightning.operators import inpainting
 SETTINGS = {"num_particles": 5, "particle_chunk": 1}
 
 
-def fit(prior, measurement, folder: Path, args: argparse.Namespace, seed: int) -> dict:
+def fit(prior, measurement, folder: Path, args: argparse.Namespace, seed: int, checkpoint: Path | None = None) -> dict:
     decoded = []
     decode = type(prior).decode
     prior.decode = lambda z: decoded.append(len(z)) or decode(prior, z)
@@ -28,7 +28,7 @@ def fit(prior, measurement, folder: Path, args: argparse.Namespace, seed: int) -
         callbacks=[ModelCheckpoint(folder / "checkpoints", "{step}", every_n_train_steps=5, save_top_k=-1)],
         enable_progress_bar=False,
     )
-    trainer.fit(module, ckpt_path=args.checkpoint, weights_only=True)
+    trainer.fit(module, ckpt_path=checkpoint, weights_only=True)
     mine, rank = torch.tensor([float(len(module.z[module.rows]))]), trainer.global_rank
     return {
         "x": module.pictures()[0],
@@ -44,7 +44,8 @@ def fit(prior, measurement, folder: Path, args: argparse.Namespace, seed: int) -
     }
 
 
-def main() -> None:
+def main(arguments: list[str] | None = None) -> None:
+    """Two fits, a third from a checkpoint if there is one, and a solve."""
     options = argparse.ArgumentParser()
     options.add_argument("prior")
     options.add_argument("folder", type=Path)
@@ -53,20 +54,17 @@ def main() -> None:
     options.add_argument("--strategy", default="particles")
     options.add_argument("--patience", type=float, default=600)
     options.add_argument("--checkpoint", type=Path)
-    options.add_argument("--fits", type=int, default=2)
-    options.add_argument("--solve", action="store_true")
-    args = options.parse_args()
+    args = options.parse_args(arguments)
     prior = StableDiffusionPrior(args.prior, local_files_only=True)
     physics = inpainting(prior.image_shape, "half")
     truth = 2 * torch.rand(1, *prior.image_shape, generator=torch.Generator().manual_seed(0)) - 1
-    if args.solve:
-        trainer = {"accelerator": "cpu", "devices": args.devices, "enable_progress_bar": False}
-        x = solve(physics.A(truth), physics, prior, num_steps=args.steps, trainer=trainer, **SETTINGS)
-        kept = [{"x": x}]
-    else:
-        measurement = Measurement("noise", physics.A(truth), physics)
-        # one Trainer after another in the same processes
-        kept = [fit(prior, measurement, args.folder / f"{seed}", args, seed) for seed in range(args.fits)]
+    measurement = Measurement("noise", physics.A(truth), physics)
+    # one Trainer after another in the same processes
+    kept = {"fits": [fit(prior, measurement, args.folder / f"{seed}", args, seed) for seed in (0, 1)]}
+    if args.checkpoint:
+        kept["resumed"] = fit(prior, measurement, args.folder / "resumed", args, 0, args.checkpoint)
+    trainer = {"accelerator": "cpu", "devices": args.devices, "enable_progress_bar": False}
+    kept["solved"] = solve(measurement.y, physics, prior, num_steps=args.steps, trainer=trainer, **SETTINGS)
     torch.save(kept, args.folder / f"process{rank_zero_only.rank}.pt")
 
 

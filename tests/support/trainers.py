@@ -31,7 +31,14 @@ class Visited(Callback):
         self.steps.append(batch[0])
 
 
-def trainer_with(folder: Path, *callbacks: Callback, every: int = 1, results: Path | None = None) -> L.Trainer:
+def trainer_with(
+    folder: Path,
+    *callbacks: Callback,
+    every: int = 1,
+    results: Path | None = None,
+    position: str = "",
+    probe: bool = False,
+) -> L.Trainer:
     """Checkpoints of one batch go to ``folder``, and so do results unless they have a folder of their own."""
     folder.mkdir(exist_ok=True)
     checkpoint = ModelCheckpoint(
@@ -48,7 +55,9 @@ def trainer_with(folder: Path, *callbacks: Callback, every: int = 1, results: Pa
         enable_progress_bar=False,
         enable_model_summary=False,
         use_distributed_sampler=False,
-        callbacks=[*callbacks, checkpoint, ImageResults(results or folder)],
+        enable_checkpointing=not probe,
+        callbacks=[] if probe else [*callbacks, checkpoint, ImageResults(results or folder)],
+        max_steps=1 if probe else -1,
         plugins=[AtomicCheckpointIO()],
     )
 
