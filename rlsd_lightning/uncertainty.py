@@ -15,7 +15,7 @@ from torch.nn.functional import avg_pool2d
 from rlsd_lightning.functional.losses import at_least_float32
 from rlsd_lightning.functional.noise import keyed_normal
 from rlsd_lightning.measurement import Measurement
-from rlsd_lightning.operators.likelihood import measured, noise_std
+from rlsd_lightning.operators.likelihood import equivalent_forms, measured, noise_std
 from rlsd_lightning.operators.noise import PoissonNoise
 from rlsd_lightning.operators.proximal import has_own_step, proximal_step
 
@@ -116,8 +116,9 @@ def decoder_error(
         if abs(ratio - 1) < CLOSE:
             break
         following = min(variance * ratio, LARGEST)
-    if hasattr(physics, "equivalents"):
-        left = physics.equivalents(left[None]).mean(dim=0)[0]
+    forms = equivalent_forms(physics, left[None])
+    if forms is not None:
+        left = forms.mean(dim=0)[0]
     return DecoderError(variance**0.5, left)
 
 

@@ -7,7 +7,7 @@ from torchmetrics.functional.image import structural_similarity_index_measure
 
 from rlsd_lightning.functional.metrics import diversity, psnr, residual_rms
 from rlsd_lightning.operators.compose import NullOperator
-from rlsd_lightning.operators.likelihood import data_fit
+from rlsd_lightning.operators.likelihood import data_fit, equivalent_forms
 
 __all__ = ["SMALLEST_SSIM", "aligned", "pseudo_inverse", "score", "ssim_each"]
 
@@ -24,17 +24,14 @@ def pseudo_inverse(physics: Physics, y: Tensor) -> Tensor | None:
 
 
 def aligned(images: Tensor, reference: Tensor, physics: Physics) -> Tensor:
-    """Each particle's equivalent form nearest to a reference, with shape :math:`(N, C, H, W)`.
+    """Each particle's equivalent form nearest to a reference of shape :math:`(1, C, H, W)`.
 
-    Args:
-        images: Particles, with shape :math:`(N, C, H, W)`.
-        reference: Image with shape :math:`(1, C, H, W)`.
-        physics: Operator. Its optional ``equivalents`` maps particles to the forms that it can't tell apart, with
-            shape :math:`(K, N, C, H, W)`; without it the particles are returned unchanged.
+    Particles are returned unchanged if the operator has no
+    :func:`~rlsd_lightning.operators.likelihood.equivalent_forms`.
     """
-    if not hasattr(physics, "equivalents"):
+    forms = equivalent_forms(physics, images)
+    if forms is None:
         return images
-    forms = physics.equivalents(images)
     nearest = (forms - reference).square().flatten(2).mean(dim=2).argmin(dim=0)
     return forms[nearest, torch.arange(len(images), device=images.device)]
 

@@ -42,8 +42,6 @@ class FourierMagnitude(Physics):
         noise_model: The noise of the magnitudes.
     """
 
-    measures_images = False
-
     def __init__(self, padding: tuple[int, int], noise_model: torch.nn.Module) -> None:
         super().__init__(noise_model=noise_model)
         self.padding = padding

@@ -11,7 +11,7 @@ from torch.nn.functional import interpolate
 from rlsd_lightning.evaluation.scores import aligned, pseudo_inverse
 from rlsd_lightning.images import to_pil
 from rlsd_lightning.measurement import Measurement
-from rlsd_lightning.operators.likelihood import observed_pixels
+from rlsd_lightning.operators.likelihood import NOT_PICTURES, HasEquivalents, observed_pixels
 from rlsd_lightning.results.grid import write_filmstrip, write_grid
 from rlsd_lightning.results.store import write_particles
 
@@ -89,7 +89,7 @@ def _pictures(images: Tensor, mean: Tensor, measurement: Measurement) -> list[tu
 
 
 def _is_picture(y: Tensor, physics: Physics) -> bool:
-    return y.ndim == 4 and y.shape[1] in (1, 3) and getattr(physics, "measures_images", True)
+    return y.ndim == 4 and y.shape[1] in (1, 3) and not isinstance(physics, NOT_PICTURES)
 
 
 def _optional_tensors(images: Tensor, measurement: Measurement, shared: Tensor | None) -> dict[str, Tensor]:
@@ -99,6 +99,6 @@ def _optional_tensors(images: Tensor, measurement: Measurement, shared: Tensor |
     observed = observed_pixels(physics, images.shape[1:])
     if observed is not None:
         tensors["observed"] = observed
-    if truth is not None and hasattr(physics, "equivalents"):
+    if truth is not None and isinstance(physics, HasEquivalents):
         tensors["aligned"] = aligned(images.detach().to(y.device), truth.to(y.device), physics)
     return tensors

@@ -117,7 +117,9 @@ def test_neighbours_under_one_operator_are_solved_for_at_once(tiny_prior, monkey
     ]
     module = make("rlsd", tiny_prior, measurements, num_particles=count, num_steps=4)
     decoded = rand(count * len(operators), *shape, generator=Generator().manual_seed(1)) * 2 - 1
-    apart = cat([proximal_step(m.physics, m.y, particles, module.proximal.mu(m, 0.01)) for m, particles in module.each(decoded)])
+    apart = cat(
+        [proximal_step(m.physics, m.y, particles, module.proximal.mu(m, 0.01)) for m, particles in module.each(decoded)]
+    )
     sizes = []
 
     def counted(physics: Physics, y: Tensor, images: Tensor, *args, **settings) -> Tensor:
