@@ -9,6 +9,7 @@ Everything is in units of a squared error: the misfit of a particle is
 import math
 from typing import Protocol, runtime_checkable
 
+import torch
 from deepinv.physics import (
     Demosaicing,
     GaussianNoise,

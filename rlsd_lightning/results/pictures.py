@@ -15,10 +15,12 @@ from rlsd_lightning.operators.likelihood import NOT_PICTURES, HasEquivalents, ob
 from rlsd_lightning.results.grid import write_filmstrip, write_grid
 from rlsd_lightning.results.store import write_particles
 
-__all__ = ["thumbnails", "write_evolution", "write_images"]
+__all__ = ["FILMSTRIP_ROWS", "thumbnails", "write_evolution", "write_images"]
 
 THUMBNAIL = 96
-"""Most pixels of a thumbnail's longer side: checkpoints hold ten of every particle."""
+"""Most pixels of a thumbnail's longer side: checkpoints hold ten of a particle."""
+FILMSTRIP_ROWS = 16
+"""Most particles of a filmstrip, which bounds the picture and the checkpoints."""
 WHITE_STD = 0.5
 """Standard deviation that std.png shows as white: a quarter of the range [-1, 1]."""
 
@@ -32,15 +34,17 @@ def thumbnails(images: Tensor) -> Tensor:
     return ((images + 1) * 127.5).round().to("cpu", torch.uint8)
 
 
-def write_evolution(path: Path, moments: Sequence[tuple[int, Tensor]]) -> None:
-    """Write a filmstrip of particles, one row a particle.
+def write_evolution(path: Path, moments: Sequence[tuple[int, Tensor]], num_particles: int) -> None:
+    """Write a filmstrip, one row a particle.
 
     Args:
         path: File to write.
-        moments: Numbers of steps taken and the thumbnails after them, with shape :math:`(N, C, h, w)`.
+        moments: Numbers of steps taken and the thumbnails after them, with shape :math:`(n, C, h, w)`.
+        num_particles: Number of all particles; the title says so if there are more than rows.
     """
     columns = [(f"step {step}", [to_pil(image / 127.5 - 1) for image in images]) for step, images in moments]
-    write_filmstrip(path, columns)
+    rows = len(columns[0][1])
+    write_filmstrip(path, columns, f"{rows} of {num_particles} particles" if rows < num_particles else "")
 
 
 def write_images(

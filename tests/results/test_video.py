@@ -10,7 +10,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from support.command import train
 
-from rlsd_lightning import RLSD, InputError, LatentFeatures, Measurement
+from rlsd_lightning import RLSD, Distilled, InputError, LatentFeatures, Measurement
 from rlsd_lightning.data import ImageMeasurements
 from rlsd_lightning.images import fit, load_volume
 from rlsd_lightning.operators import denoising
@@ -99,7 +99,11 @@ def test_a_given_start_takes_the_last_share_of_the_schedule(tiny_prior):
         for m in (cold, warm)
     ]
     assert acts[1] == acts[0][-2:] == [True, False]
-    rates = [m.configure_optimizers()["lr_scheduler"]["scheduler"].lr_lambdas[0](0) for m in (cold, warm)]
+    annealed = [
+        Distilled(tiny_prior, m.measurements, LatentFeatures(), num_particles=2, num_steps=STEPS, warm_share=0.25)
+        for m in (cold, warm)
+    ]
+    rates = [m.configure_optimizers()["lr_scheduler"]["scheduler"].lr_lambdas[0](0) for m in annealed]
     assert rates == pytest.approx([1, 0.5 * (1 + np.cos(0.75 * np.pi))])
     moved = module(tiny_prior, blank(tiny_prior, start=(start[0] + 1, start[1])), warm_share=0.25)
     saved = {"state_dict": {}}
