@@ -38,7 +38,10 @@ class _Network(nn.Module):
 
     def __init__(self, features: Callable[[Tensor], Tensor], width: int) -> None:
         super().__init__()
-        self.forward, self.num_features = features, width
+        self.features, self.num_features = features, width
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.features(images)
 
 
 def vit_network(name: str, features: Callable[[Tensor], Tensor], width: int) -> SetNetwork:

@@ -71,15 +71,10 @@ def null_space(physics: Physics, images: Tensor, y: Tensor) -> tuple[float, floa
     The projection of an image :math:`v` is :math:`B v = v - \arg\min_u \lVert A u - A v \rVert^2 / s^2 + \lVert u \rVert^2`:
     its part in the null space, and in directions below the noise's deviation :math:`s`.
 
-    Args:
-        physics: Operator and its noise.
-        images: Particles, with shape :math:`(N, C, H, W)`.
-        y: Measurement, which Poisson noise depends on.
-
     Returns:
-        :math:`\lVert B c \rVert^2 / \lVert c \rVert^2` in [0, 1], where :math:`c` is the mean image without its mean
-        colour; and the deviation of :math:`B x` over the RMS of :math:`B c`, None for one particle. None unless the
-        operator is linear and its noise Gaussian.
+        :math:`\lVert B c \rVert^2 / \lVert c \rVert^2` in [0, 1] for the mean image :math:`c` without its mean colour; and
+        the deviation of :math:`B x` over the RMS of :math:`B c`, None for one particle. None unless the operator is
+        linear and its noise Gaussian.
     """
     if not (isinstance(physics, LinearPhysics) and has_square_misfit(physics.noise_model)):
         return None

@@ -92,7 +92,7 @@ def score(solved: Solved, features: Tensor, lpips: nn.Module | None) -> dict[str
 
 
 def _against(truth: Tensor, images: Tensor, lpips: nn.Module | None) -> dict[str, float]:
-    """Figures of aligned particles against the truth."""
+    """Figures of aligned particles that compare them with the truth."""
     each = psnr(images, truth)
     figures = {"psnr_mean": each.mean(), "psnr_best": each.max()}
     figures["psnr_of_mean"] = psnr(images.mean(dim=0, keepdim=True), truth)

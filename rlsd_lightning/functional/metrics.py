@@ -29,13 +29,9 @@ def psnr(images: Tensor, truth: Tensor) -> Tensor:
 
 
 def diversity(features: Tensor) -> Tensor:
-    r"""One minus the mean cosine similarity of the features of two different particles, with shape :math:`()`.
+    r"""One minus the mean cosine similarity of two particles' features, which have shape :math:`(N, D)`.
 
-    Args:
-        features: With shape :math:`(N, D)`.
-
-    Returns:
-        From 0 (all alike) to 2; 0 if :math:`N = 1`.
+    It is from 0 (all alike) to 2, and 0 for one particle.
 
     References:
         | Repulsive Latent Score Distillation for Solving Inverse Problems (Zilberstein et al., 2025)
@@ -50,11 +46,11 @@ def diversity(features: Tensor) -> Tensor:
 
 
 def pixel_std(images: Tensor, region: Tensor | None = None) -> float | None:
-    r"""Root mean square of the particles' unbiased standard deviation, which many and few particles share on average.
+    r"""Root mean square of the particles' unbiased standard deviation, whose expectation does not depend on their number.
 
     Args:
         images: With shape :math:`(N, *)`.
-        region: Which entries count, a boolean tensor of shape :math:`(*)`; all if left out.
+        region: Entries that count, a boolean tensor of shape :math:`(*)`; all if left out.
 
     Returns:
         In units of an image in [-1, 1]; None for one particle, or where nothing counts.
@@ -66,11 +62,7 @@ def pixel_std(images: Tensor, region: Tensor | None = None) -> float | None:
 
 
 def gradient_energy(images: Tensor) -> Tensor:
-    r"""How sharp images are: the mean square of differences of neighbours, down plus across, with shape :math:`(N,)`.
-
-    Args:
-        images: With shape :math:`(N, C, H, W)`.
-    """
+    r"""Mean square of differences of neighbours, down plus across, with shape :math:`(N,)`, for :math:`(N, C, H, W)`."""
     return sum(images.diff(dim=dim).square().flatten(1).mean(dim=1) for dim in (-2, -1))
 
 
@@ -83,7 +75,7 @@ def mode_total_variation(assignments: Tensor, weights: Tensor) -> Tensor:
     r"""Total variation between the particles' shares of the modes and the modes' weights.
 
     Args:
-        assignments: The index of each particle's mode, with shape :math:`(N,)`.
+        assignments: Index of each particle's mode, with shape :math:`(N,)`.
         weights: The true weights, with shape :math:`(K,)`, summing to one.
 
     Returns:

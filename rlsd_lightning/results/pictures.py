@@ -53,12 +53,12 @@ def write_images(
     """Write the particles' pictures and tensors, their mean, the uncertainty ``std`` and a labelled grid.
 
     ``std`` is the root of the particles' variance plus the shared variance, averaged over colours. Mean and ``std`` use
-    the equivalent forms nearest to the first particle's. A measurement that is no picture is shown by its pseudo-inverse.
+    the equivalent forms nearest to the first particle. A measurement that is no picture is shown by its pseudo-inverse.
 
     Args:
         folder: The measurement's folder.
         images: Particles in [-1, 1], with shape :math:`(N, C, H, W)`.
-        z: Latents of the particles.
+        z: Latents, with shape :math:`(N, ...)`.
         measurement: Measurement that the particles explain.
         shared: Variance of the error that all particles share, with shape :math:`(C, H, W)`, if it was estimated; see
             :func:`~rlsd_lightning.uncertainty.decoder_error`.
