@@ -1,6 +1,6 @@
 """Health metrics of particles, logged during a run, and warnings with remedies at its end."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 from typing import NamedTuple
 
 import torch
@@ -13,7 +13,7 @@ from rlsd_lightning.functional.metrics import diversity, gradient_energy, pixel_
 from rlsd_lightning.methods.base import ParticleModule
 from rlsd_lightning.operators.likelihood import data_fit, has_square_misfit, noise_std
 
-__all__ = ["HealthMetrics", "health_metrics", "health_warnings", "mean_metrics", "null_space", "problems"]
+__all__ = ["HealthMetrics", "health_metrics", "health_warnings", "null_space", "problems"]
 
 MIN_DIVERSITY = 0.01
 """Diversity of collapsed particles is below it: they look the same."""
@@ -125,15 +125,6 @@ def _sharpness(images: Tensor, reference: Tensor) -> float | None:
     """Ratio of gradient energies; None for a constant reference."""
     energy, of_reference = (gradient_energy(each.clamp(-1, 1)).mean() for each in (images, reference))
     return (energy / of_reference).item() if of_reference else None
-
-
-def mean_metrics(every: Sequence[HealthMetrics]) -> dict[str, float]:
-    """Mean of each known metric over measurements."""
-    named = {
-        name: [value for value in values if value is not None]
-        for name, *values in zip(HealthMetrics._fields, *every, strict=True)
-    }
-    return {name: sum(values) / len(values) for name, values in named.items() if values}
 
 
 Problem = tuple[str, dict[str, str]]

@@ -11,11 +11,12 @@ from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 from torch import Tensor
 from torchvision.utils import make_grid
 
-from rlsd_lightning.evaluation.health import HealthMetrics, health_metrics, mean_metrics
+from rlsd_lightning.evaluation.health import health_metrics
 from rlsd_lightning.evaluation.scores import Solved, aligned
 from rlsd_lightning.functional.metrics import psnr
 from rlsd_lightning.methods.base import ParticleModule
 from rlsd_lightning.results.pictures import WHITE_STD
+from rlsd_lightning.results.store import mean_figures
 
 __all__ = ["Monitor", "log_moment"]
 
@@ -88,14 +89,15 @@ def _tensorboards(trainer: L.Trainer) -> list[TensorBoardLogger]:
 @torch.no_grad()
 def _figures(module: ParticleModule, every: list[Solved], repulsion_ratio: float | None) -> dict[str, float]:
     """Health metrics and, where a truth is known, PSNR: means over measurements."""
-    health: list[HealthMetrics] = []
+    health: list[dict[str, float | None]] = []
     ratios: list[Tensor] = []
     for solved in every:
-        health.append(health_metrics(module, solved, module.compared(solved.z, solved.decoded), repulsion_ratio))
+        features = module.compared(solved.z, solved.decoded)
+        health.append(health_metrics(module, solved, features, repulsion_ratio)._asdict())
         if solved.measurement.truth is not None:
             truth = solved.measurement.truth.to(solved.images)
             ratios.append(psnr(aligned(solved.images, truth, solved.measurement.physics), truth))
-    values = {f"health/{name}": value for name, value in mean_metrics(health).items()}
+    values = {f"health/{name}": value for name, value in mean_figures(health).items()}
     if ratios:
         every_ratio = torch.stack(ratios)
         values |= {"psnr/mean": every_ratio.mean().item(), "psnr/best": every_ratio.amax(dim=1).mean().item()}

@@ -52,12 +52,13 @@ class Results(Callback):
         self._seconds_before = 0.0
         self._start = 0.0
         self._repulsion: float | None = None
+        self._moments: dict[str, list[tuple[int, Tensor]]] = {}
 
     def state_dict(self) -> dict[str, Any]:
-        return {"seconds": self._seconds()}
+        return {"seconds": self._seconds(), "moments": self._moments}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self._seconds_before = state["seconds"]
+        self._seconds_before, self._moments = state["seconds"], state["moments"]
 
     def _seconds(self) -> float:
         return self._seconds_before + time.perf_counter() - self._start
@@ -99,21 +100,8 @@ class ImageResults(Results):
     """Writes pictures, tensors, figures and health warnings of images, and shows ten moments of the run.
 
     The moments are in TensorBoard, if the Trainer logs to it, and in a filmstrip. Its thumbnails are part of a
-    checkpoint, so a resumed run has the whole filmstrip.
+    checkpoint, so a resumed run has the whole filmstrip. Arguments are those of :class:`Results`.
     """
-
-    def __init__(
-        self, folder: str | Path, features: nn.Module | None = None, prior_diversity: float | None = None
-    ) -> None:
-        super().__init__(folder, features, prior_diversity)
-        self._moments: dict[str, list[tuple[int, Tensor]]] = {}
-
-    def state_dict(self) -> dict[str, Any]:
-        return super().state_dict() | {"moments": self._moments}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        super().load_state_dict(state)
-        self._moments = state["moments"]
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: ParticleModule, outputs: Any, batch: Any, batch_idx: int

@@ -27,7 +27,6 @@ from rlsd_lightning.evaluation.health import (
     HealthMetrics,
     health_metrics,
     health_warnings,
-    mean_metrics,
     null_space,
     problems,
 )
@@ -240,15 +239,6 @@ def test_repulsion_that_is_too_strong_is_noticed(ratio: float | None, shift: flo
     lines = look(measured(inpainting, truth, mask="half"), images, images + shift, repulsion_ratio=ratio)
     assert [line for line in lines if said and line.startswith(said)] == lines
     assert bool(lines) is bool(said)
-
-
-def test_means_are_of_what_is_known() -> None:
-    assert mean_metrics(
-        [HealthMetrics(diversity=0.2, null_space_energy=None), HealthMetrics(diversity=0.4, null_space_energy=0.5)]
-    ) == {
-        "diversity": pytest.approx(0.3),
-        "null_space_energy": 0.5,
-    }
 
 
 # --- runs made to fail ---------------------------------------------------------------------------------------------
