@@ -18,6 +18,7 @@ from pathlib import Path
 
 import lightning as L
 import torch
+from distances import projected_wasserstein, random_directions, within_mode_spread
 from mixtures import MixtureProblem, grid_problem, linear_levels, three_modes, two_dimensions
 from torch import Tensor
 
@@ -32,12 +33,7 @@ from rlsd_lightning import (
     RLSDPaper,
     TwistedFilter,
 )
-from rlsd_lightning.functional.metrics import (
-    mode_total_variation,
-    projected_wasserstein,
-    random_directions,
-    within_mode_spread,
-)
+from rlsd_lightning.functional.metrics import mode_total_variation
 from rlsd_lightning.methods.base import ParticleModule
 
 STEPS = 200

@@ -1,8 +1,8 @@
 r"""The error that all particles share: what the autoencoder can't reconstruct, estimated where the measurement sees it.
 
-Particles are images :math:`x_i` near decoded latents, but the truth is :math:`D(z) + e` with a reconstruction error
-:math:`e`. What the measurement does not determine of it no particle has, so that their spread is too small, however well
-latents are sampled. What it does determine moves :math:`x_i` away from :math:`D(z_i)`, and so tells the error's variance.
+The truth is :math:`D(z) + e` with a reconstruction error :math:`e`. Particles lack the part of it that the measurement
+does not determine, so their spread is too small. The determined part moves :math:`x_i` away from :math:`D(z_i)`, and
+gives the error's variance.
 """
 
 from typing import Any, NamedTuple
@@ -15,7 +15,7 @@ from torch.nn.functional import avg_pool2d
 from rlsd_lightning.functional.losses import at_least_float32
 from rlsd_lightning.functional.noise import keyed_normal
 from rlsd_lightning.measurement import Measurement
-from rlsd_lightning.operators.likelihood import measured, noise_std
+from rlsd_lightning.operators.likelihood import equivalent_forms, measured, noise_std
 from rlsd_lightning.operators.noise import PoissonNoise
 from rlsd_lightning.operators.proximal import has_own_step, proximal_step
 
@@ -24,31 +24,29 @@ __all__ = ["DecoderError", "decoder_error"]
 DRAWS = 16
 """Simulated truths."""
 SLOW_DRAWS = 4
-"""The same where a proximal step has no closed form."""
+"""Simulated truths where a proximal step has no closed form."""
 SLOW_STEPS = 100
-"""Inner steps of such a one: for phase retrieval within a tenth of what 200 give."""
+"""Inner steps of a proximal step without a closed form."""
 KNOWN_NOISE = (GaussianNoise, PoissonNoise, ZeroNoise)
-"""Noise that is simulated; Laplace's is not, as its proximal step moves a part of the values only."""
+"""Noise that is simulated; Laplace noise is not, as its proximal step moves only a part of the values."""
 PASSES = 6
-"""Simulations with errors at most; a linear operator takes two."""
+"""Most simulations with errors; a linear operator takes two."""
 CLOSE = 0.02
-"""Relative difference of what errors do in a simulation and in the run that ends them."""
+"""Relative difference between simulation and run that ends the simulations."""
 LARGEST = 1.0
-"""Errors of this variance are as large as images."""
+"""Largest variance: errors as large as images."""
 DETAIL = 5
-"""Pixels a side of what counts as an image's detail."""
+"""Pixels a side of the local mean whose residual counts as detail."""
 FLAT_SHARE = 0.02
-"""Variance of errors where an image has no detail, relative to its mean. Found with :data:`DETAIL` on errors of the embedded
-autoencoder on 48 tuning faces: their mean log likelihood rises by 0.49 a value against errors that are equal everywhere."""
+"""Error variance where an image has no detail, relative to its mean; errors are never zero."""
 
 
 class DecoderError(NamedTuple):
-    r"""How far decoded latents are from images.
+    r"""Distance of decoded latents from images.
 
     Attributes:
-        std: The root mean square :math:`\sqrt v` of the reconstruction error, in units of an image in [-1, 1].
-        variance: The shared error's variance :math:`V` of every value, with shape :math:`(C, H, W)`; comes on top of the
-            particles' own.
+        std: Root mean square :math:`\sqrt v` of the reconstruction error, in units of an image in [-1, 1].
+        variance: Variance :math:`V` of the shared error, with shape :math:`(C, H, W)`, on top of the particles' own.
     """
 
     std: float
@@ -67,35 +65,33 @@ def decoder_error(
     key: int,
     at_once: int | None = None,
 ) -> DecoderError | None:
-    r"""Estimates the reconstruction error from the particles of one measurement, and what of it stays in the images.
+    r"""Estimate the reconstruction error of one measurement's particles, and the part of it that stays in the images.
 
     Truths are simulated about the decoded latents, measured, and solved for by the same proximal step,
 
     .. math::
         u = D(z_i) + \sqrt{v \, s} \, e, \qquad y' = A(u) + n, \qquad x' = \mathrm{prox}(D(z_i), y')
 
-    with standard normal :math:`e` (for linear operators its sign), where :math:`s` is the energy of details around a value of
-    the decoded image, over its mean. The variance :math:`v` is the one for which :math:`\overline{(x' - D)^2}` is what the
-    particles have, :math:`\overline{(x - D)^2}`, and :math:`V = \overline{(u - x')^2}`.
+    with standard normal :math:`e` (its sign for linear operators) and the energy :math:`s` of details around a value of
+    the decoded image, over its mean. The variance :math:`v` solves
+    :math:`\overline{(x' - D)^2} = \overline{(x - D)^2}`, and :math:`V = \overline{(u - x')^2}`.
 
-    For a linear operator and Gaussian noise :math:`v` is unbiased, but for the draws, if errors are as simulated and latents
-    are draws from their posterior. Latents that are optimised follow :math:`e` and the noise, which makes it too small;
-    latents that are badly sampled make it too large. The larger the noise beside the errors that are seen, the more :math:`v`
-    scatters; where noise alone explains the distance it is zero.
+    For a linear operator and Gaussian noise :math:`v` is unbiased if latents are posterior draws. Optimised latents follow
+    :math:`e` and the noise, which makes it too small; badly sampled latents make it too large.
 
     Args:
-        measurement: What the particles explain.
-        images: The particles :math:`x`, proximal steps from the decoded latents, with shape :math:`(N, C, H, W)`.
-        decoded: The decoded latents :math:`D(z)`, with the same shape.
-        image_var: The first :math:`v`.
+        measurement: Measurement that the particles explain.
+        images: Particles :math:`x`, proximal steps from the decoded latents, with shape :math:`(N, C, H, W)`.
+        decoded: Decoded latents :math:`D(z)`, with the same shape.
+        image_var: First guess of :math:`v`.
         weight: The proximal steps' weight :math:`\mu`.
         seed: The run's seed.
         key: The measurement's key, of :func:`~rlsd_lightning.functional.noise.keyed_normal`.
         at_once: Simulations that are solved side by side; all if left out.
 
     Returns:
-        The estimate, for operators that can't tell forms of an image apart a mean over forms; None where it can't be made:
-        nothing is measured, the noise is of a kind that is not simulated, or the measurement is complex.
+        The estimate, a mean over equivalent forms of an image; None if nothing is measured, the noise is not simulated,
+        or the measurement is complex.
     """
     physics = measurement.physics
     if not isinstance(physics.noise_model, KNOWN_NOISE) or measurement.y.is_complex():
@@ -116,13 +112,14 @@ def decoder_error(
         if abs(ratio - 1) < CLOSE:
             break
         following = min(variance * ratio, LARGEST)
-    if hasattr(physics, "equivalents"):
-        left = physics.equivalents(left[None]).mean(dim=0)[0]
+    forms = equivalent_forms(physics, left[None])
+    if forms is not None:
+        left = forms.mean(dim=0)[0]
     return DecoderError(variance**0.5, left)
 
 
 class _Simulation:
-    """Simulated truths about the decoded latents, measured and solved for; arguments as in :func:`decoder_error`."""
+    """Simulated truths about decoded latents, measured and solved for; arguments as in :func:`decoder_error`."""
 
     def __init__(
         self, measurement: Measurement, decoded: Tensor, weight: float, seed: int, key: int, at_once: int | None
@@ -134,14 +131,14 @@ class _Simulation:
         self.at_once = at_once or len(self.numbers)
 
     def __call__(self, variance: float) -> tuple[float, Tensor]:
-        """The mean square of x' - D(z) for errors of a variance, and the mean square of u - x' for every value."""
+        """Mean square of x' - D(z) for errors of a variance, and mean square of u - x' for every value."""
         answered, left = torch.zeros_like(self.decoded[0]), torch.zeros_like(self.decoded[0])
         for numbers in self.numbers.split(self.at_once):
             particles = numbers.to(self.decoded.device) % len(self.decoded)
             starts = self.decoded[particles]
             errors = self._draw(self.decoded, numbers, "decoder_error")
             if isinstance(self.physics, LinearPhysics):
-                errors = errors.sign()  # only their variance counts, and signs have no scatter in it
+                errors = errors.sign()  # only their variance counts, and that of signs has no scatter
             truths = (starts + (variance * self.detail[particles]).sqrt() * errors).clamp(-1, 1)
             ys = measured(self.physics, truths) + self.noise * self._draw(self.y, numbers, "trial_noise")
             solved = proximal_step(self.physics, ys, starts, self.weight, inner_steps=SLOW_STEPS)
@@ -155,7 +152,7 @@ class _Simulation:
 
 
 def _detail(images: Tensor) -> Tensor:
-    """Where images have details: the energy of what a local mean takes away, each image's over its mean."""
+    """Energy of each image's details, which a local mean takes away, over its mean."""
 
     def smooth(values: Tensor) -> Tensor:
         return avg_pool2d(values, DETAIL, stride=1, padding=DETAIL // 2, count_include_pad=False)
@@ -166,5 +163,5 @@ def _detail(images: Tensor) -> Tensor:
 
 
 def _mean(values: Tensor, **dims: Any) -> Tensor:
-    """With the same bits whatever the number of threads; on the CPU, as Apple's GPUs have no double precision."""
+    """Mean that does not depend on the number of threads; on the CPU, as Apple's GPUs have no double precision."""
     return values.cpu().double().mean(**dims)

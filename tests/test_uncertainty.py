@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from safetensors.torch import load_file
 from support.command import train
 from torch import Tensor, nn
 
+from rlsd_lightning.evaluation.scores import Solved
 from rlsd_lightning.functional.calibration import calibration, total_calibration
 from rlsd_lightning.measurement import Measurement
 from rlsd_lightning.operators import as_physics, hdr, phase_retrieval, quantization, super_resolution
@@ -249,15 +251,13 @@ def test_results_that_are_no_proximal_steps_have_none(method: list[str], small: 
 
 
 class _Module:
-    """As much of a method as results ask for."""
+    """The part of a method that results need."""
 
-    def __init__(self, answer: Callable[[], DecoderError]) -> None:
-        self.answer, self.hparams = answer, {}
-        self.prior = nn.Module()
-        self.prior.white_latents = False
-
-    def decoder_error(self, *_: object) -> DecoderError:
-        return self.answer()
+    def __init__(self) -> None:
+        self.hparams, self.decoder_std, self.has_proximal_results = {}, 0.08, True
+        self.particle_chunk, self.num_particles, self.seed = None, 2, 0
+        self.prior = SimpleNamespace(white_latents=False, latent_shape=(4, 8, 8), image_shape=SHAPE)
+        self.proximal = SimpleNamespace(mu=lambda measurement, variance: 1.0)
 
     def compared(self, z: Tensor, images: Tensor, features: nn.Module | None) -> Tensor:
         return z.flatten(1)
@@ -275,11 +275,16 @@ def raising() -> DecoderError:
     ],
 )
 def test_results_are_written_whatever_becomes_of_the_estimate(
-    answer: Callable[[], DecoderError], said: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    answer: Callable[[], DecoderError],
+    said: str,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr("rlsd_lightning.results.writer.decoder_error", lambda *_, **__: answer())
     physics, images = mask(0.01), torch.rand(2, *SHAPE)
     measurement = Measurement("one", physics.A(images[:1]), physics, images[:1])
-    figures = ImageResults(tmp_path).results(tmp_path, _Module(answer), measurement, images, images, images)
+    figures = ImageResults(tmp_path).results(tmp_path, _Module(), Solved(measurement, images, images, images))
     assert said in caplog.text
     assert figures["decoder_error"] is None
     tensors = load_file(tmp_path / "particles.safetensors")

@@ -34,7 +34,7 @@ class PerceptualDistance(nn.Module):
         d(a, b) = \operatorname{mean}_{l, p} \| \phi_{l, p}(a) - \phi_{l, p}(b) \|^2
 
     Args:
-        folder: What :meth:`~rlsd_lightning.evaluation.attributes.AttributeClassifier.save` wrote. It should not be the
+        folder: Folder that features.py wrote. It should not be the
             network that later measures the prior.
 
     References:

@@ -6,6 +6,7 @@ feature of the repulsion kernel where DINO's weights are not at hand; the heads 
 
 import lightning as L
 import torch
+from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader
@@ -13,7 +14,7 @@ from transformers import ViTConfig, ViTModel
 
 from examples.face_prior.faces import Faces
 from examples.face_prior.training import cosine_adamw, fit, parser
-from rlsd_lightning.evaluation.attributes import AttributeClassifier
+from rlsd_lightning.evaluation.attributes import HEADS_FILE, AttributeClassifier
 
 
 class _Training(L.LightningModule):
@@ -51,7 +52,8 @@ def main(arguments: list[str] | None = None) -> None:
     faces = Faces(args.faces)
     module = _Training(faces.pixels.shape[1], args.steps)
     fit(module, DataLoader(faces, args.batch_size, shuffle=True), args.work / "features", args.steps)
-    module.classifier.cpu().save(args.out)
+    module.classifier.cpu().vit.save_pretrained(args.out)
+    save_file(module.classifier.heads.state_dict(), args.out / HEADS_FILE)
     print(f"feature network saved in {args.out}")
 
 

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import ViTModel
 
@@ -32,11 +32,7 @@ HEADS_FILE = "heads.safetensors"
 
 
 class AttributeClassifier(nn.Module):
-    """Linear classifiers of face attributes on a vision transformer's class token.
-
-    Args:
-        vit: Vision transformer.
-    """
+    """Linear classifiers of face attributes on a vision transformer's class token."""
 
     def __init__(self, vit: ViTModel) -> None:
         super().__init__()
@@ -59,14 +55,9 @@ class AttributeClassifier(nn.Module):
         """Index of the most likely value of each attribute, with shape :math:`(n, 7)`."""
         return torch.stack([logits.argmax(-1) for logits in self(images).values()], dim=-1)
 
-    def save(self, folder: Path) -> None:
-        """Write a folder for ``ViTModel.from_pretrained``, and the heads beside it."""
-        self.vit.save_pretrained(folder)
-        save_file(self.heads.state_dict(), folder / HEADS_FILE)
-
 
 def load_classifier(folder: str | Path) -> AttributeClassifier:
-    """Load a frozen classifier that :meth:`AttributeClassifier.save` wrote."""
+    """Load a frozen classifier: a folder of a ``ViTModel``, with the heads in :data:`HEADS_FILE`."""
     classifier = AttributeClassifier(ViTModel.from_pretrained(folder, add_pooling_layer=False, local_files_only=True))
     classifier.heads.load_state_dict(load_file(Path(folder) / HEADS_FILE))
     return classifier.eval().requires_grad_(False)

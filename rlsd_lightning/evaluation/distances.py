@@ -1,6 +1,7 @@
 """Distances between two sets of images in a network's features."""
 
 import warnings
+from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
@@ -23,28 +24,29 @@ class SetNetwork(NamedTuple):
 
     Attributes:
         name: Suffix of the figures ``fid_<name>`` and ``kid_<name>``.
-        feature: The ``feature`` argument of torchmetrics: a network of images in [-1, 1], or Inception's feature count.
+        feature: The ``feature`` argument of torchmetrics: a network, or Inception's number of features.
+        lowest: Least value of the images that the network takes, -1 or 0; the highest is 1.
     """
 
     name: str
     feature: nn.Module | int
+    lowest: int = -1
 
 
-class _ClassToken(nn.Module):
-    """Adapter of a vision transformer for torchmetrics."""
+class _Network(nn.Module):
+    """A function as torchmetrics wants it: a module that knows its number of features."""
 
-    def __init__(self, features: nn.Module, width: int) -> None:
+    def __init__(self, features: Callable[[Tensor], Tensor], width: int) -> None:
         super().__init__()
-        self.features = features
-        self.num_features = width
+        self.features, self.num_features = features, width
 
     def forward(self, images: Tensor) -> Tensor:
         return self.features(images)
 
 
-def vit_network(name: str, features: nn.Module, width: int) -> SetNetwork:
-    """Feature network from a module that maps images in [-1, 1] to vectors of a width."""
-    return SetNetwork(name, _ClassToken(features, width))
+def vit_network(name: str, features: Callable[[Tensor], Tensor], width: int) -> SetNetwork:
+    """Feature network from a function of images in [-1, 1] to vectors of a width."""
+    return SetNetwork(name, _Network(features, width))
 
 
 def load_inception() -> SetNetwork | None:
@@ -52,14 +54,13 @@ def load_inception() -> SetNetwork | None:
     cache = Path(torch.hub.get_dir()) / "checkpoints"
     if find_spec("torch_fidelity") is None or not list(cache.glob("weights-inception-2015-12-05-*.pth")):
         return None
-    return SetNetwork("inception", 2048)
+    return SetNetwork("inception", 2048, lowest=0)
 
 
 def _updated(metric: nn.Module, network: SetNetwork, a: Tensor, b: Tensor) -> nn.Module:
     for images, real in ((a, True), (b, False)):
         for batch in images.clamp(-1, 1).split(BATCH):
-            # the metric of Inception takes [0, 1] (normalize=True)
-            metric.update(batch / 2 + 0.5 if isinstance(network.feature, int) else batch, real=real)
+            metric.update(batch if network.lowest else batch / 2 + 0.5, real=real)
     return metric
 
 
@@ -76,7 +77,7 @@ def frechet_distance(network: SetNetwork, a: Tensor, b: Tensor) -> float:
         | GANs Trained by a Two Time-Scale Update Rule Converge to a Local Nash Equilibrium (Heusel et al., 2017)
         | https://arxiv.org/abs/1706.08500
     """
-    metric = FrechetInceptionDistance(feature=network.feature, normalize=isinstance(network.feature, int))
+    metric = FrechetInceptionDistance(feature=network.feature, normalize=network.lowest == 0)
     return _updated(metric, network, a, b).compute().item()
 
 
@@ -84,22 +85,17 @@ def frechet_distance(network: SetNetwork, a: Tensor, b: Tensor) -> float:
 def kernel_distance(network: SetNetwork, a: Tensor, b: Tensor) -> float:
     r"""Unbiased squared maximum mean discrepancy with :math:`k(f, g) = (f \cdot g / D + 1)^3`; it can be negative.
 
-    Args:
-        network: Feature network.
-        a: Images in [-1, 1], with shape :math:`(n, 3, H, W)`, :math:`n \ge 2`.
-        b: Images of the other set.
+    Arguments are those of :func:`frechet_distance`.
 
     References:
         | Demystifying MMD GANs (Binkowski et al., 2018)
         | https://arxiv.org/abs/1801.01401
     """
     size = min(len(a), len(b), SUBSET_SIZE)
-    subsets = 1 if size == len(a) == len(b) else SUBSETS
+    sizes = {"subsets": 1 if size == len(a) == len(b) else SUBSETS, "subset_size": size}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # about its memory
-        metric = KernelInceptionDistance(
-            feature=network.feature, subsets=subsets, subset_size=size, normalize=isinstance(network.feature, int)
-        )
+        metric = KernelInceptionDistance(feature=network.feature, normalize=network.lowest == 0, **sizes)
     _updated(metric, network, a, b)
     with torch.random.fork_rng(devices=[]):  # draws the subsets
         torch.manual_seed(0)

@@ -50,14 +50,9 @@ def _lpips_each(lpips: nn.Module, images: Tensor, truth: Tensor) -> Tensor:
 
 @torch.no_grad()
 def image_figures(saved: SavedMeasurement, networks: Networks) -> dict[str, Any]:
-    """Figures of one measurement in the default protocol, which docs/evaluation.md defines.
+    """Figures of one measurement in the default protocol; None where the truth, weights or the noise are unknown.
 
-    Args:
-        saved: Finished measurement.
-        networks: Networks that images are compared with.
-
-    Returns:
-        Figures by name; None where the truth, weights or the noise are unknown.
+    They are defined in docs/evaluation.md.
     """
     lpips, truth = networks.lpips, saved.truth
     images = saved.images if saved.aligned is None else saved.aligned
@@ -99,7 +94,7 @@ def set_figures(images: Tensor, reference: Tensor | None, networks: Networks) ->
     Args:
         images: Particles of all measurements, with shape :math:`(n, 3, H, W)`.
         reference: Reference images, with shape :math:`(m, 3, H, W)`; at least two are needed.
-        networks: Networks that images are compared with.
+        networks: Networks with the one for sets of images.
     """
     known = reference is not None and min(len(images), len(reference)) > 1
     return {
@@ -144,10 +139,6 @@ def paper_image_figures(saved: SavedMeasurement, networks: Networks) -> dict[str
 
     Each metric takes its own best particle, without alignment. LPIPS and the features see images in [0, 1] at their own
     size, so these figures are lower than the default protocol's.
-
-    Args:
-        saved: Finished measurement with a truth.
-        networks: Networks that images are compared with; the features take images of any size.
 
     Returns:
         ``paper_psnr_max``, ``paper_lpips_min`` (None without weights) and ``paper_diversity_<network>``.

@@ -1,19 +1,19 @@
 """Health metrics of particles, logged during a run, and warnings with remedies at its end."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 from typing import NamedTuple
 
 import torch
 from deepinv.physics import LinearPhysics, Physics
 from torch import Tensor
 
+from rlsd_lightning.evaluation.scores import Solved
 from rlsd_lightning.functional.losses import at_least_float32
 from rlsd_lightning.functional.metrics import diversity, gradient_energy, pixel_std
-from rlsd_lightning.measurement import Measurement
 from rlsd_lightning.methods.base import ParticleModule
 from rlsd_lightning.operators.likelihood import data_fit, has_square_misfit, noise_std
 
-__all__ = ["HealthMetrics", "health_metrics", "health_settings", "health_warnings", "mean_metrics", "null_space"]
+__all__ = ["HealthMetrics", "health_metrics", "health_warnings", "null_space", "problems"]
 
 MIN_DIVERSITY = 0.01
 """Diversity of collapsed particles is below it: they look the same."""
@@ -33,8 +33,6 @@ LATENT_NORM = (0.8, 1.25)
 """White latents of d elements have norm sqrt(d) up to a share 1 / sqrt(2 d); encoded images vary a little more."""
 MAX_REPULSION = 1.0
 """Above it the particles follow each other more than the data or the prior."""
-DECODER_STD = 0.08
-"""Typical RMS distance of D(z) from an image, for methods without a setting of their own."""
 MAX_COUPLING = 2.0
 """Images twice as far from D(z) as the decoder's error are not explained by the prior."""
 
@@ -53,7 +51,7 @@ class HealthMetrics(NamedTuple):
         latent_norm: :math:`\lVert z \rVert / \sqrt d`, a mean over particles, for priors with white latents.
         repulsion_ratio: Ratio of the repulsion's norm to the data gradient's, or to the score's in distillation; a mean
             over the steps with repulsion.
-        coupling: RMS of :math:`x - D(z)` over the decoder's typical error.
+        coupling: RMS of :math:`x - D(z)` over the decoder's typical error; None without a decoder.
     """
 
     diversity: float | None = None
@@ -73,15 +71,10 @@ def null_space(physics: Physics, images: Tensor, y: Tensor) -> tuple[float, floa
     The projection of an image :math:`v` is :math:`B v = v - \arg\min_u \lVert A u - A v \rVert^2 / s^2 + \lVert u \rVert^2`:
     its part in the null space, and in directions below the noise's deviation :math:`s`.
 
-    Args:
-        physics: Operator and its noise.
-        images: Particles, with shape :math:`(N, C, H, W)`.
-        y: Measurement, which Poisson noise depends on.
-
     Returns:
-        :math:`\lVert B c \rVert^2 / \lVert c \rVert^2` in [0, 1], where :math:`c` is the mean image without its mean
-        colour; and the deviation of :math:`B x` over the RMS of :math:`B c`, None for one particle. None unless the
-        operator is linear and its noise Gaussian.
+        :math:`\lVert B c \rVert^2 / \lVert c \rVert^2` in [0, 1] for the mean image :math:`c` without its mean colour; and
+        the deviation of :math:`B x` over the RMS of :math:`B c`, None for one particle. None unless the operator is
+        linear and its noise Gaussian.
     """
     if not (isinstance(physics, LinearPhysics) and has_square_misfit(physics.noise_model)):
         return None
@@ -98,27 +91,17 @@ def null_space(physics: Physics, images: Tensor, y: Tensor) -> tuple[float, floa
 
 @torch.no_grad()
 def health_metrics(
-    measurement: Measurement,
-    images: Tensor,
-    decoded: Tensor,
-    z: Tensor,
-    features: Tensor,
-    white_latents: bool = False,
-    repulsion_ratio: float | None = None,
-    decoder_std: float = DECODER_STD,
+    module: ParticleModule, solved: Solved, features: Tensor, repulsion_ratio: float | None = None
 ) -> HealthMetrics:
     """Health metrics of one measurement's particles.
 
     Args:
-        measurement: Measurement that the particles explain.
-        images: Particles, with shape :math:`(N, C, H, W)`.
-        decoded: Decoded latents, with the same shape.
-        z: Latents, with shape :math:`(N, ...)`.
-        features: Features, with shape :math:`(N, D)`.
-        white_latents: Whether the prior's latents have variance 1.
+        module: Method, which knows the decoder's error and whether the prior's latents are white.
+        solved: The measurement and its particles.
+        features: Features of the particles, with shape :math:`(N, D)`.
         repulsion_ratio: See :class:`HealthMetrics`.
-        decoder_std: Typical error of the decoder; 0 without a decoder.
     """
+    measurement, images, decoded, z = solved
     physics, truth = measurement.physics, measurement.truth
     images, decoded = at_least_float32(images), at_least_float32(decoded)
     energy, spread = null_space(physics, images, measurement.y) or (None, None)
@@ -130,9 +113,11 @@ def health_metrics(
         residual_sigmas=data_fit(physics, images, measurement.y)["residual_sigmas"] if gaussian else None,
         sharpness_to_decoded=_sharpness(images, decoded),
         sharpness_to_truth=None if truth is None else _sharpness(images, truth.to(images)),
-        latent_norm=z.float().square().flatten(1).mean(dim=1).sqrt().mean().item() if white_latents else None,
+        latent_norm=z.float().square().flatten(1).mean(dim=1).sqrt().mean().item()
+        if module.prior.white_latents
+        else None,
         repulsion_ratio=repulsion_ratio,
-        coupling=(images - decoded).square().mean().sqrt().item() / decoder_std if decoder_std else None,
+        coupling=(images - decoded).square().mean().sqrt().item() / module.decoder_std if module.decoder_std else None,
     )
 
 
@@ -140,23 +125,6 @@ def _sharpness(images: Tensor, reference: Tensor) -> float | None:
     """Ratio of gradient energies; None for a constant reference."""
     energy, of_reference = (gradient_energy(each.clamp(-1, 1)).mean() for each in (images, reference))
     return (energy / of_reference).item() if of_reference else None
-
-
-def health_settings(module: ParticleModule) -> dict[str, float]:
-    """A method's arguments of :func:`health_metrics`."""
-    return {
-        "white_latents": module.prior.white_latents,
-        "decoder_std": module.hparams.get("decoder_std", DECODER_STD),
-    }
-
-
-def mean_metrics(every: Sequence[HealthMetrics]) -> dict[str, float]:
-    """Mean of each known metric over measurements."""
-    named = {
-        name: [value for value in values if value is not None]
-        for name, *values in zip(HealthMetrics._fields, *every, strict=True)
-    }
-    return {name: sum(values) / len(values) for name, values in named.items() if values}
 
 
 Problem = tuple[str, dict[str, str]]
@@ -174,8 +142,12 @@ def health_warnings(
         settings: Names of the method's settings; remedies that change others are left out. All are kept if left out.
     """
     known = None if settings is None else {*settings, "num_steps", "sigma", "features"}
-    problems = [*_collapse(metrics, prior_diversity), *_misfit(metrics), *_repulsion(metrics)]
-    return [_sentence(problem, remedies, known) for problem, remedies in problems]
+    return [_sentence(problem, remedies, known) for problem, remedies in problems(metrics, prior_diversity)]
+
+
+def problems(metrics: HealthMetrics, prior_diversity: float | None = None) -> list[Problem]:
+    """All problems with all their remedies; arguments as in :func:`health_warnings`."""
+    return [*_collapse(metrics, prior_diversity), *_misfit(metrics), *_repulsion(metrics)]
 
 
 def _collapse(metrics: HealthMetrics, prior_diversity: float | None) -> list[Problem]:
@@ -193,23 +165,23 @@ def _collapse(metrics: HealthMetrics, prior_diversity: float | None) -> list[Pro
 
 def _misfit(metrics: HealthMetrics) -> list[Problem]:
     """Images that do not fit the measurement, the latents or the truth, and latents that do not fit the prior."""
-    problems: list[Problem] = []
+    found: list[Problem] = []
     steps = {"num_steps": "take more num_steps"}
     follow = steps | {"lr_z": "raise lr_z", "distillation_weight": "lower distillation_weight"}
     if _above(metrics.residual_sigmas, MAX_RESIDUAL_SIGMAS):
         remedies = {"sigma": "check sigma"} | steps | {"gamma": "lower gamma", "min_mu": "lower min_mu"}
-        problems.append((f"the residual is {metrics.residual_sigmas:.3g} standard deviations of the noise", remedies))
+        found.append((f"the residual is {metrics.residual_sigmas:.3g} standard deviations of the noise", remedies))
     if _above(metrics.sharpness_to_decoded, MAX_SHARPNESS_TO_DECODED):
         ratio = f"x has {metrics.sharpness_to_decoded:.3g} times the gradient energy of D(z)"
-        problems.append((f"the latents do not follow the images ({ratio})", follow))
+        found.append((f"the latents do not follow the images ({ratio})", follow))
     if _below(metrics.sharpness_to_truth, MIN_SHARPNESS_TO_TRUTH):
         ratio = f"{metrics.sharpness_to_truth:.2g} of the truth's gradient energy"
-        problems.append((f"the reconstructions are blurred ({ratio})", follow))
+        found.append((f"the reconstructions are blurred ({ratio})", follow))
     if metrics.latent_norm is not None and not LATENT_NORM[0] <= metrics.latent_norm <= LATENT_NORM[1]:
         ratio = f"{metrics.latent_norm:.3g} times the norm of the prior's samples"
         remedies = {"lr_z": "lower lr_z", "gamma": "lower gamma", "distillation_weight": "raise distillation_weight"}
-        problems.append((f"the latents have left the prior's distribution ({ratio})", remedies))
-    return problems
+        found.append((f"the latents have left the prior's distribution ({ratio})", remedies))
+    return found
 
 
 def _repulsion(metrics: HealthMetrics) -> list[Problem]:
@@ -224,7 +196,7 @@ def _repulsion(metrics: HealthMetrics) -> list[Problem]:
     problem = (
         f"the repulsion is too strong or the steps too few: RMS(x - D(z)) is {metrics.coupling:.3g} decoder errors"
     )
-    return [(problem, {"num_steps": "take more num_steps"} | lower | {"sigma_break": "lower sigma_break"})]
+    return [(problem, {"num_steps": "take more num_steps"} | lower | {"repulsion_until": "lower repulsion_until"})]
 
 
 def _sentence(problem: str, remedies: dict[str, str], known: Collection[str] | None) -> str:

@@ -1,18 +1,37 @@
 """Figures of one measurement's particles at the end of a run."""
 
+from typing import NamedTuple
+
 import torch
 from deepinv.physics import LinearPhysics, Physics
 from torch import Tensor, nn
 from torchmetrics.functional.image import structural_similarity_index_measure
 
 from rlsd_lightning.functional.metrics import diversity, psnr, residual_rms
+from rlsd_lightning.measurement import Measurement
 from rlsd_lightning.operators.compose import NullOperator
-from rlsd_lightning.operators.likelihood import data_fit
+from rlsd_lightning.operators.likelihood import data_fit, equivalent_forms
 
-__all__ = ["SMALLEST_SSIM", "aligned", "pseudo_inverse", "score", "ssim_each"]
+__all__ = ["SMALLEST_SSIM", "Solved", "aligned", "pseudo_inverse", "score", "ssim_each"]
 
 SMALLEST_SSIM = 11
 """Pixels of the window of SSIM; smaller images have none."""
+
+
+class Solved(NamedTuple):
+    """A measurement and its particles.
+
+    Attributes:
+        measurement: Measurement that the particles explain.
+        images: Particles in [-1, 1], with shape :math:`(N, C, H, W)`.
+        decoded: Decoded latents, with the same shape.
+        z: Latents, with shape :math:`(N, ...)`.
+    """
+
+    measurement: Measurement
+    images: Tensor
+    decoded: Tensor
+    z: Tensor
 
 
 @torch.no_grad()
@@ -24,17 +43,14 @@ def pseudo_inverse(physics: Physics, y: Tensor) -> Tensor | None:
 
 
 def aligned(images: Tensor, reference: Tensor, physics: Physics) -> Tensor:
-    """Each particle's equivalent form nearest to a reference, with shape :math:`(N, C, H, W)`.
+    """Each particle's equivalent form nearest to a reference of shape :math:`(1, C, H, W)`.
 
-    Args:
-        images: Particles, with shape :math:`(N, C, H, W)`.
-        reference: Image with shape :math:`(1, C, H, W)`.
-        physics: Operator. Its optional ``equivalents`` maps particles to the forms that it can't tell apart, with
-            shape :math:`(K, N, C, H, W)`; without it the particles are returned unchanged.
+    Particles are returned unchanged if the operator has no
+    :func:`~rlsd_lightning.operators.likelihood.equivalent_forms`.
     """
-    if not hasattr(physics, "equivalents"):
+    forms = equivalent_forms(physics, images)
+    if forms is None:
         return images
-    forms = physics.equivalents(images)
     nearest = (forms - reference).square().flatten(2).mean(dim=2).argmin(dim=0)
     return forms[nearest, torch.arange(len(images), device=images.device)]
 
@@ -48,16 +64,11 @@ def ssim_each(images: Tensor, truth: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def score(
-    images: Tensor, y: Tensor, physics: Physics, truth: Tensor | None, features: Tensor, lpips: nn.Module | None
-) -> dict[str, float | None]:
+def score(solved: Solved, features: Tensor, lpips: nn.Module | None) -> dict[str, float | None]:
     """Figures of one measurement's particles; None where the truth, a noise level or weights are missing.
 
     Args:
-        images: Particles in [-1, 1], with shape :math:`(N, C, H, W)`.
-        y: Measurement, with shape :math:`(1, ...)`.
-        physics: Operator.
-        truth: Clean image with shape :math:`(1, C, H, W)`, if known.
+        solved: The measurement and its particles.
         features: Features of the particles, with shape :math:`(N, D)`.
         lpips: LPIPS metric, if its weights are available.
 
@@ -66,11 +77,13 @@ def score(
         ``residual``, the RMS of :math:`y - A(x)`; the figures of
         :func:`~rlsd_lightning.operators.likelihood.data_fit`; ``diversity``, one minus the mean cosine of two features.
     """
+    images, y, physics = solved.images, solved.measurement.y, solved.measurement.physics
     names = ("psnr_mean", "psnr_best", "psnr_of_mean", "psnr_pseudo_inverse", "ssim_mean", "lpips_mean")
     scores: dict[str, float | None] = dict.fromkeys(names)
     scores["residual"] = residual_rms(physics.A(images), y).item()
     scores |= data_fit(physics, images, y)
-    if truth is not None:
+    if solved.measurement.truth is not None:
+        truth = solved.measurement.truth.to(images)
         scores |= _against(truth, aligned(images, truth, physics), lpips)
         without_prior = pseudo_inverse(physics, y)
         if without_prior is not None:
@@ -79,7 +92,7 @@ def score(
 
 
 def _against(truth: Tensor, images: Tensor, lpips: nn.Module | None) -> dict[str, float]:
-    """Figures of aligned particles against the truth."""
+    """Figures of aligned particles that compare them with the truth."""
     each = psnr(images, truth)
     figures = {"psnr_mean": each.mean(), "psnr_best": each.max()}
     figures["psnr_of_mean"] = psnr(images.mean(dim=0, keepdim=True), truth)

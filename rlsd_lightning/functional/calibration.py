@@ -1,31 +1,27 @@
-r"""Whether particles are as far apart as they are from the truth.
+r"""Calibration of particles: whether they are as far apart as they are from the truth.
 
-If the truth :math:`u` is one more draw of what a pixel's :math:`N` particles are drawn from, and that is Gaussian, then
-with the particles' mean :math:`m` and unbiased deviation :math:`s`
+If the truth :math:`u` and the :math:`N` particles are draws from one Gaussian, then with the particles' mean :math:`m`
+and unbiased deviation :math:`s`, for every :math:`N \ge 2`,
 
-.. math:: \frac{u - m}{s \sqrt{1 + 1/N}} \sim t_{N - 1},
+.. math:: \frac{u - m}{s \sqrt{1 + 1/N}} \sim t_{N - 1}.
 
-exactly, for every :math:`N \ge 2`. Few particles are therefore held against Student's distribution: with four, an
-interval that takes :math:`s` for the true deviation and promises 95 % would hold 82 % of the truths at best.
+Intervals therefore use Student's distribution: with few particles, :math:`s` is not the true deviation.
 """
 
 import math
+from statistics import NormalDist
 
 import torch
 from torch import Tensor
 
-__all__ = ["LEVELS", "calibration", "interval_factor", "student_mass", "total_calibration", "within_share"]
+__all__ = ["LEVELS", "calibration", "interval_factor", "student_mass", "total_calibration"]
 
 LEVELS = (50, 80, 90, 95)
-"""Nominal coverage of the intervals that are held against the truth, in percent."""
+"""Nominal coverage of the intervals, in percent."""
 
 
 def student_mass(t: float, degrees: int) -> float:
-    r"""The probability :math:`P(|T| \le t)` of Student's distribution, a finite sum for whole degrees of freedom.
-
-    Args:
-        t: At least 0.
-        degrees: Degrees of freedom, at least 1.
+    r"""Probability :math:`P(|T| \le t)` of Student's distribution with whole degrees of freedom, for :math:`t \ge 0`.
 
     References:
         | Handbook of Mathematical Functions (Abramowitz & Stegun, 1964), Eqs. 26.7.3 and 26.7.4
@@ -42,15 +38,14 @@ def student_mass(t: float, degrees: int) -> float:
 
 
 def interval_factor(level: float, count: int) -> float:
-    r"""How many deviations :math:`s` on each side of the mean of :math:`N` particles hold a share of truths.
+    r"""Half width, in deviations :math:`s`, of the interval that holds a share of truths.
 
     Args:
         level: The share, in (0, 1).
         count: The number :math:`N \ge 2` of particles.
 
     Returns:
-        :math:`\sqrt{1 + 1/N}` times the quantile of Student's distribution; 1.96 at 95 % for many particles, 3.56 for
-        four.
+        :math:`\sqrt{1 + 1/N}` times the quantile of Student's distribution.
     """
     low, high = 0.0, 1.0
     while student_mass(high, count - 1) < level:
@@ -61,18 +56,6 @@ def interval_factor(level: float, count: int) -> float:
     return high * math.sqrt(1 + 1 / count)
 
 
-def within_share(error: Tensor, std: Tensor, factor: float, resolution: float = 0.0) -> float:
-    r"""The share of :math:`|e| \le k s + r`.
-
-    Args:
-        error: Errors :math:`e` of the mean.
-        std: Deviations :math:`s`, with the same shape.
-        factor: The number :math:`k` of deviations.
-        resolution: How far :math:`r` the truth may be from what is written of it.
-    """
-    return (error.abs() <= factor * std + resolution).float().mean().item()
-
-
 def calibration(
     images: Tensor, truth: Tensor, region: Tensor | None = None, resolution: float = 0.0
 ) -> dict[str, float | None]:
@@ -81,14 +64,14 @@ def calibration(
     Args:
         images: Particles, with shape :math:`(N, *)`.
         truth: With shape :math:`(1, *)`.
-        region: Which entries count, a boolean tensor of shape :math:`(*)`; all if left out.
+        region: Entries that count, a boolean tensor of shape :math:`(*)`; all if left out.
         resolution: Half a step of the truth's values: 1/255 for a picture of 8 bits in [-1, 1].
 
     Returns:
         ``within_k_std`` for k of 1, 2 and 3, the share of entries whose truth is within :math:`k s` of the mean, and
-        ``within_k_std_expected``, what it would be for exact Gaussian particles; ``coverage_p``, the share in the
-        interval that holds p percent for exact Gaussian particles; ``coverage_p_normal``, the share in the interval
-        that would if :math:`s` were known; ``calibration_error``, the mean distance of ``coverage_p`` from p percent;
+        ``within_k_std_expected``, the same for exact Gaussian particles; ``coverage_p``, the share in the interval
+        that holds p percent for exact Gaussian particles; ``coverage_p_normal``, the share in the interval for a known
+        deviation :math:`s`; ``calibration_error``, the mean distance of ``coverage_p`` from p percent;
         ``spread_to_error``, :math:`\sqrt{(1 + 1/N) \, \overline{s^2} / \overline{(u - m)^2}}`, which is 1 if calibrated
         and less if the particles are too alike. All are None for one particle, or where nothing counts.
     """
@@ -96,74 +79,73 @@ def calibration(
     names = [f"within_{k}_std{end}" for k in (1, 2, 3) for end in ("", "_expected")]
     names += [f"coverage_{level}{end}" for level in LEVELS for end in ("", "_normal")]
     figures: dict[str, float | None] = dict.fromkeys([*names, "calibration_error", "spread_to_error"])
-    if region is not None:
-        images, truth = images[:, region], truth[:, region]
-    if count < 2 or not truth.numel():
+    error, variance = _moments(images, truth, region)
+    if count < 2 or not error.numel():
         return figures
-    error, std = truth[0] - images.mean(dim=0), images.std(dim=0)
+    std = variance.sqrt()
     for k in (1, 2, 3):
-        figures[f"within_{k}_std"] = within_share(error, std, k, resolution)
+        figures[f"within_{k}_std"] = _share(error, k * std, resolution)
         figures[f"within_{k}_std_expected"] = student_mass(k / math.sqrt(1 + 1 / count), count - 1)
     for level in LEVELS:
-        share = level / 100
-        figures[f"coverage_{level}"] = within_share(error, std, interval_factor(share, count), resolution)
-        figures[f"coverage_{level}_normal"] = within_share(error, std, _normal_factor(share), resolution)
+        figures[f"coverage_{level}"] = _share(error, interval_factor(level / 100, count) * std, resolution)
+        figures[f"coverage_{level}_normal"] = _share(error, _normal_factor(level / 100) * std, resolution)
     figures["calibration_error"] = sum(abs(figures[f"coverage_{p}"] - p / 100) for p in LEVELS) / len(LEVELS)
-    mse = error.square().mean().item()
-    if mse:
-        figures["spread_to_error"] = math.sqrt((1 + 1 / count) * std.square().mean().item() / mse)
-    return figures
+    return figures | {"spread_to_error": _ratio((1 + 1 / count) * variance.mean(), error)}
 
 
 def total_calibration(
     images: Tensor, shared: Tensor | None, truth: Tensor, region: Tensor | None = None, resolution: float = 0.0
 ) -> dict[str, float | None]:
-    r"""How often truths lie within the uncertainty of particles and of the error that they share.
+    r"""Shares of truths within the uncertainty of particles and of the error that they share.
 
     With the variance :math:`V` of the latter, the interval for :math:`p` percent is
     :math:`|u - m| \le \sqrt{f_p^2 s^2 + q_p^2 V}`, with the factor :math:`f_p` of :func:`interval_factor` and the normal
-    distribution's quantile :math:`q_p`: that of either where the other variance is zero. Between, and with few particles, it holds
-    more than it says: of two of them at most 96 percent for 90, of four 92.4.
+    distribution's quantile :math:`q_p`. It is exact if either variance is zero, and otherwise holds more than
+    :math:`p` percent for few particles.
 
     Args:
         images: Particles, with shape :math:`(N, *)`.
-        shared: The variance :math:`V`, with shape :math:`(*)`; None where it is not known.
+        shared: The variance :math:`V`, with shape :math:`(*)`, if known.
         truth: With shape :math:`(1, *)`.
-        region: Which entries count, a boolean tensor of shape :math:`(*)`; all if left out.
+        region: Entries that count, as in :func:`calibration`.
         resolution: Half a step of the truth's values.
 
     Returns:
         ``total_coverage_p`` and ``total_spread_to_error``,
         :math:`\sqrt{((1 + 1/N) \, \overline{s^2} + \overline V) / \overline{(u - m)^2}}`; None where nothing is known.
     """
-    figures: dict[str, float | None] = dict.fromkeys(
-        [*(f"total_coverage_{p}" for p in LEVELS), "total_spread_to_error"]
-    )
-    if shared is None:
+    names = [f"total_coverage_{p}" for p in LEVELS]
+    figures: dict[str, float | None] = dict.fromkeys([*names, "total_spread_to_error"])
+    error, variance = _moments(images, truth, region)
+    if shared is None or not error.numel():
         return figures
+    shared, count = shared if region is None else shared[region], len(images)
+    for name, level in zip(names, LEVELS, strict=True):
+        factor = interval_factor(level / 100, count) if count > 1 else 0.0
+        half = (factor**2 * variance + _normal_factor(level / 100) ** 2 * shared).sqrt()
+        figures[name] = _share(error, half, resolution)
+    return figures | {"total_spread_to_error": _ratio((1 + 1 / count) * variance.mean() + shared.mean(), error)}
+
+
+def _moments(images: Tensor, truth: Tensor, region: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Errors of the particles' mean, and their unbiased variance, 0 for one particle."""
     if region is not None:
-        images, truth, shared = images[:, region], truth[:, region], shared[region]
-    if not truth.numel():
-        return figures
-    count = len(images)
+        images, truth = images[:, region], truth[:, region]
     error = truth[0] - images.mean(dim=0)
-    variance = images.var(dim=0) if count > 1 else torch.zeros_like(error)
-    for level in LEVELS:
-        share = level / 100
-        factor = interval_factor(share, count) if count > 1 else 0.0
-        half = (factor**2 * variance + _normal_factor(share) ** 2 * shared).sqrt()
-        figures[f"total_coverage_{level}"] = within_share(error, half, 1, resolution)
+    return error, images.var(dim=0) if len(images) > 1 else torch.zeros_like(error)
+
+
+def _share(error: Tensor, half: Tensor, resolution: float) -> float:
+    """Share of errors within half an interval, for truths known up to a resolution."""
+    return (error.abs() <= half + resolution).float().mean().item()
+
+
+def _ratio(variance: Tensor, error: Tensor) -> float | None:
+    """Root of a variance over the mean squared error; None without an error."""
     mse = error.square().mean().item()
-    if mse:
-        total = (1 + 1 / count) * variance.mean() + shared.mean()
-        figures["total_spread_to_error"] = math.sqrt(total.item() / mse)
-    return figures
+    return math.sqrt(variance.item() / mse) if mse else None
 
 
 def _normal_factor(level: float) -> float:
-    """The normal distribution's, by bisection of its mass erf(k / sqrt(2))."""
-    low, high = 0.0, 10.0
-    for _ in range(60):
-        middle = (low + high) / 2
-        low, high = (middle, high) if math.erf(middle / math.sqrt(2)) < level else (low, middle)
-    return high
+    """Half width of the normal distribution's interval."""
+    return NormalDist().inv_cdf((1 + level) / 2)

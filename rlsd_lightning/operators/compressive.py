@@ -16,8 +16,6 @@ __all__ = ["MaskedSinglePixelCamera", "compressed_sensing", "single_pixel"]
 class MaskedSinglePixelCamera(SinglePixelCamera):
     """deepinv's single-pixel camera, without noise on the patterns that are not measured."""
 
-    measures_images = False
-
     def noise(self, x: Tensor, **kwargs) -> Tensor:
         return super().noise(x, **kwargs) * self.mask
 
@@ -43,7 +41,7 @@ def compressed_sensing(
     kept = (channels, max(1, round(height * ratio**0.5)), max(1, round(width * ratio**0.5)))
     signs = torch.randint(0, 2, image_shape, generator=torch.Generator().manual_seed(operator_seed)) * 2.0 - 1
     transform = partial(dst1, dim=(-2, -1))  # its own inverse
-    physics = StructuredRandom(
+    return StructuredRandom(
         image_shape,
         kept,
         transform_func=transform,
@@ -51,8 +49,6 @@ def compressed_sensing(
         diagonals=[signs],
         noise_model=make_noise(noise, sigma, of_images=False),
     )
-    physics.measures_images = False
-    return physics
 
 
 def single_pixel(

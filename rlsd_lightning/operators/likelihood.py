@@ -7,9 +7,20 @@ Everything is in units of a squared error: the misfit of a particle is
 """
 
 import math
+from typing import Protocol, runtime_checkable
 
 import torch
-from deepinv.physics import Demosaicing, Inpainting, LaplaceNoise, NoiseModel, Physics
+from deepinv.physics import (
+    Demosaicing,
+    GaussianNoise,
+    Inpainting,
+    LaplaceNoise,
+    NoiseModel,
+    Physics,
+    SinglePixelCamera,
+    StructuredRandom,
+    Tomography,
+)
 from torch import Tensor
 
 from rlsd_lightning.functional.losses import absolute_misfit, at_least_float32, photon_misfit, square_misfit
@@ -17,11 +28,38 @@ from rlsd_lightning.functional.metrics import residual_rms
 from rlsd_lightning.operators.compressive import MaskedSinglePixelCamera
 from rlsd_lightning.operators.medical import RealMRI
 from rlsd_lightning.operators.noise import PoissonNoise
+from rlsd_lightning.operators.nonlinear import FourierMagnitude
 
-__all__ = ["MASKED", "data_fit", "has_square_misfit", "measured", "misfit", "noise_std", "observed_pixels"]
+__all__ = [
+    "MASKED",
+    "NOT_PICTURES",
+    "HasEquivalents",
+    "data_fit",
+    "equivalent_forms",
+    "has_square_misfit",
+    "measured",
+    "misfit",
+    "noise_std",
+    "observed_pixels",
+]
 
 MASKED = (Inpainting, RealMRI, MaskedSinglePixelCamera)
 """Operators that set unmeasured values to zero."""
+NOT_PICTURES = (RealMRI, Tomography, SinglePixelCamera, StructuredRandom, FourierMagnitude)
+"""Operators whose measurements are no pictures, whatever their shape."""
+
+
+@runtime_checkable
+class HasEquivalents(Protocol):
+    """Operator with the same measurement for several forms of an image."""
+
+    def equivalents(self, images: Tensor) -> Tensor:
+        """Forms with the same measurement, with shape :math:`(K, N, C, H, W)`."""
+
+
+def equivalent_forms(physics: Physics, images: Tensor) -> Tensor | None:
+    """Forms of images with the same measurement, with shape :math:`(K, N, C, H, W)`; None if the operator has none."""
+    return physics.equivalents(images) if isinstance(physics, HasEquivalents) else None
 
 
 def measured(physics: Physics, images: Tensor) -> Tensor:
@@ -41,7 +79,7 @@ def noise_std(noise_model: NoiseModel, y: Tensor) -> float:
         return math.sqrt((4 * noise_model.gain * ((y + 1) / 2).clamp_min(0).mean()).item())
     if isinstance(noise_model, LaplaceNoise):
         return math.sqrt(2) * float(noise_model.b.max())
-    return float(getattr(noise_model, "sigma", torch.zeros(())).max())
+    return float(noise_model.sigma.max()) if isinstance(noise_model, GaussianNoise) else 0.0
 
 
 def has_square_misfit(noise_model: NoiseModel) -> bool:

@@ -17,8 +17,6 @@ CG_STEPS = 15
 class RealMRI(LinearPhysics):
     """Magnetic resonance imaging of real images, with a mask of measured frequencies of shape :math:`(H, W)`."""
 
-    measures_images = False
-
     def __init__(self, mask: Tensor, noise_model: torch.nn.Module) -> None:
         super().__init__(noise_model=noise_model)
         self.complex = MRI(mask=mask)
@@ -93,6 +91,4 @@ def tomography(
         torch.manual_seed(0)
         # a fixed number of steps: a tolerance would make the images of a batch depend on each other
         solver = {"max_iter": CG_STEPS, "tol": 1e-10}
-        physics = Tomography(angles=angles, img_width=width, normalize=True, noise_model=noise_model, **solver)
-    physics.measures_images = False
-    return physics
+        return Tomography(angles=angles, img_width=width, normalize=True, noise_model=noise_model, **solver)

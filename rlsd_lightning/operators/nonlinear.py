@@ -38,8 +38,6 @@ class FourierMagnitude(Physics):
     a turn of any channel by 180 degrees. ``padding`` is the number of rows and columns of zeros on each side.
     """
 
-    measures_images = False
-
     def __init__(self, padding: tuple[int, int], noise_model: torch.nn.Module) -> None:
         super().__init__(noise_model=noise_model)
         self.padding = padding

@@ -8,6 +8,7 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from rlsd_lightning.evaluation.scores import Solved
 from rlsd_lightning.functional.metrics import mode_total_variation
 from rlsd_lightning.measurement import Measurement
 from rlsd_lightning.methods.base import ParticleModule
@@ -29,17 +30,10 @@ def exact_posterior(prior: GaussianMixturePrior, measurement: Measurement) -> Ga
 class DensityResults(Results):
     """Draws particles on the exact posterior's density and compares their shares of its modes."""
 
-    def results(
-        self,
-        folder: Path,
-        pl_module: ParticleModule,
-        measurement: Measurement,
-        images: Tensor,
-        decoded: Tensor,
-        z: Tensor,
-    ) -> dict[str, Any]:
-        posterior, images = exact_posterior(pl_module.prior, measurement).cpu(), images.cpu()
-        write_particles(folder, {"x": images, "z": z, "y": measurement.y})
+    def results(self, folder: Path, pl_module: ParticleModule, solved: Solved) -> dict[str, Any]:
+        images = solved.images.cpu()
+        posterior = exact_posterior(pl_module.prior, solved.measurement).cpu()
+        write_particles(folder, {"x": images, "z": solved.z, "y": solved.measurement.y})
         _draw_density(folder / "grid.png", posterior, copy.deepcopy(pl_module.prior.mixture).cpu(), images)
         return {
             "mode_total_variation": mode_total_variation(posterior.assign(images), posterior.weights).item(),

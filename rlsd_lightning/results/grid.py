@@ -38,36 +38,42 @@ def write_grid(path: Path, panels: Sequence[tuple[str, Image.Image]], std: np.nd
         row, column = divmod(index, columns)
         left, bottom = MARGIN + column * (PANEL + MARGIN), height - (row + 1) * (PANEL + TITLE + MARGIN) + MARGIN
         _place(figure, picture, left, bottom, PANEL)
-        centre, above = left + PANEL / 2, bottom + PANEL + 4
-        figure.text(centre / width, above / height, title, ha="center", va="bottom", fontsize=9)
+        _write(figure, title, left + PANEL / 2, bottom + PANEL + 4)
     # beside the last panel, the uncertainty
     scale = figure.add_axes(((left + PANEL + 4) / width, (bottom + 20) / height, 8 / width, (PANEL - 40) / height))
     figure.colorbar(colours, cax=scale, format=lambda value, _: f"{value:.3g}").ax.tick_params(labelsize=7)
     figure.savefig(path)
 
 
-def write_filmstrip(path: Path, columns: Sequence[tuple[str, Sequence[Image.Image]]]) -> None:
+def write_filmstrip(path: Path, columns: Sequence[tuple[str, Sequence[Image.Image]]], title: str = "") -> None:
     """Write titled columns of pictures.
 
     Args:
         path: File to write.
         columns: Titles and pictures, the same number in every column.
+        title: Line above all columns, if any.
     """
-    rows = len(columns[0][1])
-    width, height = MARGIN + len(columns) * (FRAME + MARGIN), TITLE + rows * (FRAME + MARGIN)
+    rows, head = len(columns[0][1]), TITLE * (2 if title else 1)
+    width, height = MARGIN + len(columns) * (FRAME + MARGIN), head + rows * (FRAME + MARGIN)
     figure = _figure(width, height)
-    for column, (title, pictures) in enumerate(columns):
+    _write(figure, title, width / 2, height - TITLE + 4)
+    for column, (name, pictures) in enumerate(columns):
         left = MARGIN + column * (FRAME + MARGIN)
-        centre, above = left + FRAME / 2, height - TITLE + 4
-        figure.text(centre / width, above / height, title, ha="center", va="bottom", fontsize=9)
+        _write(figure, name, left + FRAME / 2, height - head + 4)
         for row, picture in enumerate(pictures):
-            _place(figure, picture, left, height - TITLE - row * (FRAME + MARGIN) - FRAME, FRAME)
+            _place(figure, picture, left, height - head - row * (FRAME + MARGIN) - FRAME, FRAME)
     figure.savefig(path)
 
 
 def _figure(width: int, height: int) -> Figure:
     """An empty figure of a size in pixels; the half pixels make up for matplotlib's truncation."""
     return Figure(figsize=((width + 0.5) / DPI, (height + 0.5) / DPI), dpi=DPI)
+
+
+def _write(figure: Figure, title: str, centre: float, bottom: float) -> None:
+    """Write a title at a place in pixels."""
+    width, height = (DPI * side for side in figure.get_size_inches())
+    figure.text(centre / width, bottom / height, title, ha="center", va="bottom", fontsize=9)
 
 
 def _place(figure: Figure, picture: Image.Image, left: int, bottom: int, side: int) -> None:

@@ -11,43 +11,23 @@ from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 from torch import Tensor
 from torchvision.utils import make_grid
 
-from rlsd_lightning.evaluation.health import HealthMetrics, health_metrics, health_settings, mean_metrics
-from rlsd_lightning.evaluation.scores import aligned
+from rlsd_lightning.evaluation.health import health_metrics
+from rlsd_lightning.evaluation.scores import Solved, aligned
 from rlsd_lightning.functional.metrics import psnr
-from rlsd_lightning.measurement import Measurement
 from rlsd_lightning.methods.base import ParticleModule
 from rlsd_lightning.results.pictures import WHITE_STD
+from rlsd_lightning.results.store import mean_figures
 
-__all__ = ["MOMENTS", "Monitor", "images_at", "moments"]
-
-MOMENTS = 10
-"""Moments of a run with pictures: enough to see the particles form, few enough to scroll through."""
-
-
-def moments(num_steps: int, count: int = MOMENTS) -> list[int]:
-    """Numbers of completed steps at which pictures are taken, evenly spread; the last is ``num_steps``."""
-    return sorted({-(-num_steps * (index + 1) // count) for index in range(count)})
-
-
-def images_at(module: ParticleModule, done: int) -> tuple[Tensor, Tensor] | None:
-    """All particles and their decoded latents after a step; the final ones after the last step.
-
-    Every process of a group must call it. None where the step decoded nothing.
-    """
-    return module.pictures() if done == len(module.timesteps) else module.current_images()
+__all__ = ["Monitor", "log_moment"]
 
 
 class Monitor(Callback):
-    """Logs speed, health metrics, PSNR and pictures to TensorBoard; with several measurements, curves are their means.
+    """Logs the speed, and lets a resumed run discard what a killed one logged after its checkpoint.
 
     A step's number on every axis is its index, as on Lightning's own curves.
-
-    Args:
-        count: Number of moments with pictures, evenly spread over the steps.
     """
 
-    def __init__(self, count: int = MOMENTS) -> None:
-        self.count = count
+    def __init__(self) -> None:
         self._next_step = 0
         self._last_timing: tuple[int, float] | None = None
 
@@ -74,32 +54,32 @@ class Monitor(Callback):
         self, trainer: L.Trainer, pl_module: ParticleModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         done = batch_idx + 1
-        if done % trainer.log_every_n_steps == 0:
-            self._log_speed(done, len(pl_module.z))
-        if done not in moments(len(pl_module.timesteps), self.count):
+        if done % trainer.log_every_n_steps:
             return
-        repulsion = pl_module.repulsion_ratio()
-        seen = images_at(pl_module, done)
-        if seen is None or seen[0].ndim != 4 or pl_module.shard.position:
-            return
-        # self.log would repeat the values until the next moment
-        values = _figures(pl_module, *seen, repulsion)
-        for logger in trainer.loggers:
-            logger.log_metrics(values, step=batch_idx)
-        for logger in _tensorboards(trainer):
-            for measurement, particles, decoded in pl_module.each(*seen):
-                label = f"/{measurement.name}" if len(pl_module.measurements) > 1 else ""
-                for name, picture in _panels(measurement, particles, decoded).items():
-                    logger.experiment.add_image(name + label, picture, batch_idx)
-
-    def _log_speed(self, done: int, particles: int) -> None:
         step, start = self._last_timing
         now = time.perf_counter()
         seconds = (now - start) / (done - step)
-        self.log("step", float(done - 1))  # otherwise Lightning adds a curve of the epoch, which is always 0
+        self.log("step", float(batch_idx))  # otherwise Lightning adds a curve of the epoch, which is always 0
         self.log("seconds_per_step", seconds)
-        self.log("particle_steps_per_second", particles / seconds)
+        self.log("particle_steps_per_second", len(pl_module.z) / seconds)
         self._last_timing = (done, now)
+
+
+def log_moment(
+    trainer: L.Trainer, module: ParticleModule, every: list[Solved], step: int, repulsion_ratio: float | None
+) -> None:
+    """Log health metrics, PSNR and pictures of all measurements; with several, curves are their means."""
+    if not trainer.loggers:
+        return
+    # self.log would repeat the values until the next moment
+    values = _figures(module, every, repulsion_ratio)
+    for logger in trainer.loggers:
+        logger.log_metrics(values, step=step)
+    for logger in _tensorboards(trainer):
+        for solved in every:
+            label = f"/{solved.measurement.name}" if len(every) > 1 else ""
+            for name, picture in _panels(solved).items():
+                logger.experiment.add_image(name + label, picture, step)
 
 
 def _tensorboards(trainer: L.Trainer) -> list[TensorBoardLogger]:
@@ -107,30 +87,29 @@ def _tensorboards(trainer: L.Trainer) -> list[TensorBoardLogger]:
 
 
 @torch.no_grad()
-def _figures(module: ParticleModule, images: Tensor, decoded: Tensor, repulsion: float | None) -> dict[str, float]:
+def _figures(module: ParticleModule, every: list[Solved], repulsion_ratio: float | None) -> dict[str, float]:
     """Health metrics and, where a truth is known, PSNR: means over measurements."""
-    health: list[HealthMetrics] = []
-    settings = health_settings(module) | {"repulsion_ratio": repulsion}
+    health: list[dict[str, float | None]] = []
     ratios: list[Tensor] = []
-    for measurement, particles, at_z, z in module.each(images, decoded, module.z.detach()):
-        features = module.compared(z, at_z)
-        health.append(health_metrics(measurement, particles, at_z, z, features, **settings))
-        if measurement.truth is not None:
-            truth = measurement.truth.to(particles)
-            ratios.append(psnr(aligned(particles, truth, measurement.physics), truth))
-    values = {f"health/{name}": value for name, value in mean_metrics(health).items()}
+    for solved in every:
+        features = module.compared(solved.z, solved.decoded)
+        health.append(health_metrics(module, solved, features, repulsion_ratio)._asdict())
+        if solved.measurement.truth is not None:
+            truth = solved.measurement.truth.to(solved.images)
+            ratios.append(psnr(aligned(solved.images, truth, solved.measurement.physics), truth))
+    values = {f"health/{name}": value for name, value in mean_figures(health).items()}
     if ratios:
-        every = torch.stack(ratios)
-        values |= {"psnr/mean": every.mean().item(), "psnr/best": every.amax(dim=1).mean().item()}
+        every_ratio = torch.stack(ratios)
+        values |= {"psnr/mean": every_ratio.mean().item(), "psnr/best": every_ratio.amax(dim=1).mean().item()}
     return values
 
 
-def _panels(measurement: Measurement, images: Tensor, decoded: Tensor) -> dict[str, Tensor]:
+def _panels(solved: Solved) -> dict[str, Tensor]:
     """Pictures in [0, 1]: the particles, their decoded latents, and the particles' standard deviation."""
     grids = {
         name: make_grid(pictures.float().clamp(-1, 1) / 2 + 0.5, nrow=8)
-        for name, pictures in (("particles", images), ("decoded", decoded))
+        for name, pictures in (("particles", solved.images), ("decoded", solved.decoded))
     }
-    alike = aligned(images, images[:1], measurement.physics).float().clamp(-1, 1)
+    alike = aligned(solved.images, solved.images[:1], solved.measurement.physics).float().clamp(-1, 1)
     spread = alike.var(dim=0, correction=0).mean(dim=0).sqrt()
     return grids | {"particles_std": (spread / WHITE_STD).clamp(max=1)[None]}

@@ -11,14 +11,16 @@ from torch.nn.functional import interpolate
 from rlsd_lightning.evaluation.scores import aligned, pseudo_inverse
 from rlsd_lightning.images import to_pil
 from rlsd_lightning.measurement import Measurement
-from rlsd_lightning.operators.likelihood import observed_pixels
+from rlsd_lightning.operators.likelihood import NOT_PICTURES, HasEquivalents, observed_pixels
 from rlsd_lightning.results.grid import write_filmstrip, write_grid
 from rlsd_lightning.results.store import write_particles
 
-__all__ = ["thumbnails", "write_evolution", "write_images"]
+__all__ = ["FILMSTRIP_ROWS", "thumbnails", "write_evolution", "write_images"]
 
 THUMBNAIL = 96
-"""Most pixels of a thumbnail's longer side: checkpoints hold ten of every particle."""
+"""Most pixels of a thumbnail's longer side: checkpoints hold ten of a particle."""
+FILMSTRIP_ROWS = 16
+"""Most particles of a filmstrip, which bounds the picture and the checkpoints."""
 WHITE_STD = 0.5
 """Standard deviation that std.png shows as white: a quarter of the range [-1, 1]."""
 
@@ -32,15 +34,17 @@ def thumbnails(images: Tensor) -> Tensor:
     return ((images + 1) * 127.5).round().to("cpu", torch.uint8)
 
 
-def write_evolution(path: Path, moments: Sequence[tuple[int, Tensor]]) -> None:
-    """Write a filmstrip of particles, one row a particle.
+def write_evolution(path: Path, moments: Sequence[tuple[int, Tensor]], num_particles: int) -> None:
+    """Write a filmstrip, one row a particle.
 
     Args:
         path: File to write.
-        moments: Numbers of steps taken and the thumbnails after them, with shape :math:`(N, C, h, w)`.
+        moments: Numbers of steps taken and the thumbnails after them, with shape :math:`(n, C, h, w)`.
+        num_particles: Number of all particles; the title says so if there are more than rows.
     """
     columns = [(f"step {step}", [to_pil(image / 127.5 - 1) for image in images]) for step, images in moments]
-    write_filmstrip(path, columns)
+    rows = len(columns[0][1])
+    write_filmstrip(path, columns, f"{rows} of {num_particles} particles" if rows < num_particles else "")
 
 
 def write_images(
@@ -49,12 +53,12 @@ def write_images(
     """Write the particles' pictures and tensors, their mean, the uncertainty ``std`` and a labelled grid.
 
     ``std`` is the root of the particles' variance plus the shared variance, averaged over colours. Mean and ``std`` use
-    the equivalent forms nearest to the first particle's. A measurement that is no picture is shown by its pseudo-inverse.
+    the equivalent forms nearest to the first particle. A measurement that is no picture is shown by its pseudo-inverse.
 
     Args:
         folder: The measurement's folder.
         images: Particles in [-1, 1], with shape :math:`(N, C, H, W)`.
-        z: Latents of the particles.
+        z: Latents, with shape :math:`(N, ...)`.
         measurement: Measurement that the particles explain.
         shared: Variance of the error that all particles share, with shape :math:`(C, H, W)`, if it was estimated; see
             :func:`~rlsd_lightning.uncertainty.decoder_error`.
@@ -89,7 +93,7 @@ def _pictures(images: Tensor, mean: Tensor, measurement: Measurement) -> list[tu
 
 
 def _is_picture(y: Tensor, physics: Physics) -> bool:
-    return y.ndim == 4 and y.shape[1] in (1, 3) and getattr(physics, "measures_images", True)
+    return y.ndim == 4 and y.shape[1] in (1, 3) and not isinstance(physics, NOT_PICTURES)
 
 
 def _optional_tensors(images: Tensor, measurement: Measurement, shared: Tensor | None) -> dict[str, Tensor]:
@@ -99,6 +103,6 @@ def _optional_tensors(images: Tensor, measurement: Measurement, shared: Tensor |
     observed = observed_pixels(physics, images.shape[1:])
     if observed is not None:
         tensors["observed"] = observed
-    if truth is not None and hasattr(physics, "equivalents"):
+    if truth is not None and isinstance(physics, HasEquivalents):
         tensors["aligned"] = aligned(images.detach().to(y.device), truth.to(y.device), physics)
     return tensors

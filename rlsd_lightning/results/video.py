@@ -16,18 +16,17 @@ __all__ = ["write_sequence"]
 
 MIN_HEIGHT = 128
 """Approximate minimum height of a frame in pixels; players blur smaller frames."""
+FRAME_RATE = 8
+"""Frames a second."""
+QUALITY = "16"
+"""Constant rate factor of H.264: lower is better and larger, 0 is lossless."""
 
 
-def write_sequence(folder: Path, names: Sequence[str], frames_per_second: int = 8) -> None:
-    """Write sequence.mp4, and sequence.npy with all particles.
+def write_sequence(folder: Path, names: Sequence[str]) -> None:
+    """Write sequence.mp4, and sequence.npy with all particles, from a run's finished measurements in temporal order.
 
     A frame shows the truth, if known, every particle, and their mean. The array is in [-1, 1] and has shape
     :math:`(N, T, C, H, W)`; particle i is one coherent sequence.
-
-    Args:
-        folder: The run's folder.
-        names: Finished measurements in temporal order.
-        frames_per_second: Frame rate of the film.
     """
     sequences, film = [], []
     for name in names:
@@ -39,13 +38,13 @@ def write_sequence(folder: Path, names: Sequence[str], frames_per_second: int = 
         scale = max(1, round(MIN_HEIGHT / row.shape[-2]))
         film.append(np.asarray(to_pil(interpolate(row[None], scale_factor=scale, mode="nearest")[0])))
     np.save(folder / "sequence.npy", torch.stack(sequences, dim=1).numpy())
-    _write_film(folder / "sequence.mp4", film, frames_per_second)
+    _write_film(folder / "sequence.mp4", film)
 
 
-def _write_film(path: Path, frames: list[np.ndarray], frames_per_second: int) -> None:
+def _write_film(path: Path, frames: list[np.ndarray]) -> None:
     height, width = (side - side % 2 for side in frames[0].shape[:2])  # the codec subsamples colours by two
     with av.open(str(path), "w") as container:
-        stream = container.add_stream("libx264", rate=frames_per_second, options={"crf": "16"})
+        stream = container.add_stream("libx264", rate=FRAME_RATE, options={"crf": QUALITY})
         stream.height, stream.width, stream.pix_fmt = height, width, "yuv420p"
         for frame in frames:
             pixels = np.ascontiguousarray(frame[:height, :width])

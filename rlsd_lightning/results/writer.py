@@ -13,25 +13,30 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor, nn
 
 from rlsd_lightning.errors import first_line
-from rlsd_lightning.evaluation.health import health_metrics, health_settings, health_warnings
-from rlsd_lightning.evaluation.scores import aligned, score
+from rlsd_lightning.evaluation.health import health_metrics, health_warnings
+from rlsd_lightning.evaluation.scores import Solved, aligned, score
 from rlsd_lightning.features import load_lpips
-from rlsd_lightning.measurement import Measurement
 from rlsd_lightning.methods.base import ParticleModule
-from rlsd_lightning.results.monitor import images_at, moments
-from rlsd_lightning.results.pictures import thumbnails, write_evolution, write_images
+from rlsd_lightning.results.monitor import log_moment
+from rlsd_lightning.results.pictures import FILMSTRIP_ROWS, thumbnails, write_evolution, write_images
 from rlsd_lightning.results.store import mean_figures, write_metrics
 from rlsd_lightning.uncertainty import DecoderError, decoder_error
 
-__all__ = ["ImageResults", "Results"]
+__all__ = ["MOMENTS", "ImageResults", "Results", "moments"]
+
+MOMENTS = 10
+"""Moments of a run with pictures: enough to see the particles form, few enough to scroll through."""
 
 log = logging.getLogger(__name__)
 
 
+def moments(num_steps: int) -> list[int]:
+    """Numbers of completed steps at which pictures are taken, evenly spread; the last is ``num_steps``."""
+    return sorted({-(-num_steps * (index + 1) // MOMENTS) for index in range(MOMENTS)})
+
+
 class Results(Callback):
     """Writes the results of finished measurements, metrics.json last: it marks a finished measurement.
-
-    Thumbnails of the moments are part of a checkpoint, so a resumed run has its whole filmstrip.
 
     Args:
         folder: The run's folder; each measurement has a subfolder of its name.
@@ -62,18 +67,6 @@ class Results(Callback):
     def on_train_start(self, trainer: L.Trainer, pl_module: ParticleModule) -> None:
         self._start = time.perf_counter()
 
-    def on_train_batch_end(
-        self, trainer: L.Trainer, pl_module: ParticleModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        done = batch_idx + 1
-        if done not in moments(len(pl_module.timesteps)):
-            return
-        seen = images_at(pl_module, done)
-        if seen is None or seen[0].ndim != 4 or pl_module.shard.position:
-            return
-        for measurement, images in pl_module.each(seen[0]):
-            self._moments.setdefault(measurement.name, []).append((done, thumbnails(images)))
-
     def on_train_end(self, trainer: L.Trainer, pl_module: ParticleModule) -> None:
         if pl_module.steps_done < len(pl_module.timesteps):
             return  # stopped early: not finished
@@ -83,12 +76,12 @@ class Results(Callback):
         if pl_module.shard.position:
             return  # the first process of a group writes
         written = []
-        for measurement, x, at_z, z in pl_module.each(images, decoded, pl_module.z.detach()):
-            folder = self.folder / measurement.name
+        for solved in map(Solved._make, pl_module.each(images, decoded, pl_module.z.detach())):
+            folder = self.folder / solved.measurement.name
             folder.mkdir(parents=True, exist_ok=True)
             metrics = {
-                "name": measurement.name,
-                **self.results(folder, pl_module, measurement, x, at_z, z),
+                "name": solved.measurement.name,
+                **self.results(folder, pl_module, solved),
                 "num_particles": pl_module.num_particles,
                 "num_steps": len(pl_module.timesteps),
                 "seconds": round(seconds, 3),
@@ -100,67 +93,62 @@ class Results(Callback):
                 logger.log_hyperparams(dict(pl_module.hparams), mean_figures(written))
 
     @abstractmethod
-    def results(
-        self,
-        folder: Path,
-        pl_module: ParticleModule,
-        measurement: Measurement,
-        images: Tensor,
-        decoded: Tensor,
-        z: Tensor,
-    ) -> dict[str, Any]:
+    def results(self, folder: Path, pl_module: ParticleModule, solved: Solved) -> dict[str, Any]:
         """Write the files of one measurement's particles to its folder; returns their figures."""
 
 
 class ImageResults(Results):
-    """Writes pictures, tensors, figures, health warnings and a filmstrip of image-shaped particles."""
+    """Writes pictures, tensors, figures and health warnings of images, and shows ten moments of the run.
 
-    def results(
-        self,
-        folder: Path,
-        pl_module: ParticleModule,
-        measurement: Measurement,
-        images: Tensor,
-        decoded: Tensor,
-        z: Tensor,
-    ) -> dict[str, Any]:
-        physics, truth = measurement.physics, measurement.truth
-        shared = _shared_error(pl_module, measurement, images, decoded)
-        write_images(folder, images, z, measurement, None if shared is None else shared.variance)
+    The moments are in TensorBoard, if the Trainer logs to it, and in a filmstrip. Its thumbnails are part of a
+    checkpoint, so a resumed run has the whole filmstrip. Arguments are those of :class:`Results`.
+    """
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: ParticleModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        done, last = batch_idx + 1, len(pl_module.timesteps)
+        if done not in moments(last):
+            return
+        repulsion = pl_module.repulsion_ratio()
+        seen = pl_module.pictures() if done == last else pl_module.current_images()
+        if seen is None or pl_module.shard.position:
+            return
+        every = [Solved._make(each) for each in pl_module.each(*seen, pl_module.z.detach())]
+        for solved in every:
+            shown = thumbnails(solved.images[:FILMSTRIP_ROWS])
+            self._moments.setdefault(solved.measurement.name, []).append((done, shown))
+        log_moment(trainer, pl_module, every, batch_idx, repulsion)
+
+    def results(self, folder: Path, pl_module: ParticleModule, solved: Solved) -> dict[str, Any]:
+        measurement, images = solved.measurement, solved.images
+        shared = estimated_error(pl_module, solved)
+        write_images(folder, images, solved.z, measurement, None if shared is None else shared.variance)
         if measurement.name in self._moments:
-            write_evolution(folder / "filmstrip.png", self._moments[measurement.name])
+            write_evolution(folder / "filmstrip.png", self._moments[measurement.name], len(images))
         features = None if self.features is None else self.features.to(images.device)
         with torch.no_grad():
-            compared = pl_module.compared(z, aligned(images, images[:1], physics), features)
-        settings = health_settings(pl_module) | {"repulsion_ratio": self._repulsion}
-        metrics = health_metrics(measurement, images, decoded, z, compared, **settings)
+            compared = pl_module.compared(solved.z, aligned(images, images[:1], measurement.physics), features)
+        metrics = health_metrics(pl_module, solved, compared, self._repulsion)
         warnings = health_warnings(metrics, self.prior_diversity, pl_module.hparams)
         for sentence in warnings:
             log.warning("%s: %s", measurement.name, sentence)
-        truth = None if truth is None else truth.to(images)
-        figures = score(images, measurement.y, physics, truth, compared, load_lpips())
+        figures = score(solved, compared, load_lpips())
         return figures | {"decoder_error": None if shared is None else shared.std, "warnings": warnings}
 
 
-def estimated_error(
-    module: ParticleModule, measurement: Measurement, images: Tensor, decoded: Tensor
-) -> DecoderError | None:
-    """The decoder's error, estimated from a measurement's particles; None where they are not proximal steps."""
-    variance = module.decoder_std**2
-    if not module.has_proximal_results or module.prior.latent_shape == module.prior.image_shape or images.ndim != 4:
+def estimated_error(module: ParticleModule, solved: Solved) -> DecoderError | None:
+    """The decoder's error, estimated from proximal steps; None, and a warning, if the estimate fails."""
+    if not module.has_proximal_results or module.prior.latent_shape == module.prior.image_shape:
         return None
-    # the same whatever the processes, which round differently
-    settings = {"at_once": module.particle_chunk or module.num_particles, "seed": module.seed}
-    weight = module.proximal.mu(measurement, variance)
-    return decoder_error(measurement, images, decoded, variance, weight, key=measurement.noise_key, **settings)
-
-
-def _shared_error(
-    module: ParticleModule, measurement: Measurement, images: Tensor, decoded: Tensor
-) -> DecoderError | None:
-    """The particles' shared error; None if it can't be estimated, as a failed estimate must not cost the result."""
+    measurement, variance = solved.measurement, module.decoder_std**2
     try:
-        shared = estimated_error(module, measurement, images, decoded)
+        # the same for any number of processes, which round differently
+        settings = {"at_once": module.particle_chunk or module.num_particles, "seed": module.seed}
+        weight = module.proximal.mu(measurement, variance)
+        shared = decoder_error(
+            measurement, solved.images, solved.decoded, variance, weight, key=measurement.noise_key, **settings
+        )
     except Exception as error:  # noqa: BLE001  an operator may refuse a batch, or memory run out
         reason = f"{type(error).__name__}: {first_line(error)}"
     else:

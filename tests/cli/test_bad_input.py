@@ -247,7 +247,7 @@ def test_evaluate_and_study_are_subcommands(tmp_path: Path) -> None:
 SETTINGS = OmegaConf.create(
     {
         "num_steps": 3,
-        "method": {"gamma": 0, "seed": 0, "sigma_break": 1, "num_steps": 3},
+        "method": {"gamma": 0, "seed": 0, "repulsion_until": 1, "num_steps": 3},
         "physics": {"sigma": 0, "mask": "half"},
         "data": {"limit": 1, "seed": 0},
         "prior": {"pretrained": "p"},

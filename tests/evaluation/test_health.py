@@ -2,7 +2,9 @@
 
 import json
 import logging
+from inspect import signature
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -10,8 +12,26 @@ from support.command import train
 from support.trainers import fit
 from torch.nn.functional import avg_pool2d
 
-from rlsd_lightning import RLSD, Distilled, LatentFeatures, Measurement, RLSDPaper
-from rlsd_lightning.evaluation.health import HealthMetrics, health_metrics, health_warnings, mean_metrics, null_space
+from rlsd_lightning import (
+    DWGF,
+    RLSD,
+    Distilled,
+    LatentDAPS,
+    LatentDPS,
+    LatentFeatures,
+    Measurement,
+    RLSDPaper,
+    TwistedFilter,
+)
+from rlsd_lightning.evaluation.health import (
+    HealthMetrics,
+    health_metrics,
+    health_warnings,
+    null_space,
+    problems,
+)
+from rlsd_lightning.evaluation.scores import Solved
+from rlsd_lightning.methods.base import ParticleModule
 from rlsd_lightning.operators import (
     NullOperator,
     colorization,
@@ -27,6 +47,8 @@ from rlsd_lightning.results.writer import ImageResults
 
 SHAPE = (3, 32, 32)
 GENERATOR = torch.Generator()
+METHOD = SimpleNamespace(prior=SimpleNamespace(white_latents=True), decoder_std=0.08)
+"""The part of a method that health metrics need."""
 
 
 @pytest.fixture(autouse=True)
@@ -50,9 +72,8 @@ def look(measurement: Measurement, images: torch.Tensor, decoded: torch.Tensor |
     z = torch.randn(len(images), 4, 8, 8, generator=GENERATOR)
     z = z / z.flatten(1).square().mean(dim=1).sqrt().view(-1, 1, 1, 1) * more.pop("norm", 1.0)
     decoded = images if decoded is None else decoded
-    return health_warnings(
-        health_metrics(measurement, images, decoded, z, images.flatten(1), white_latents=True, **more)
-    )
+    solved = Solved(measurement, images, decoded, z)
+    return health_warnings(health_metrics(METHOD, solved, images.flatten(1), **more))
 
 
 # --- null space ----------------------------------------------------------------------------------------------------
@@ -193,7 +214,10 @@ def test_latents_that_left_the_prior_are_noticed(norm: float) -> None:
 
 def test_only_white_latents_have_a_shell() -> None:
     truth, z = smooth(), 20 * torch.ones(4, 4, 8, 8)
-    seen = health_metrics(measured(denoising, truth), alike(truth), alike(truth), z, alike(truth).flatten(1))
+    solved = Solved(measured(denoising, truth), alike(truth), alike(truth), z)
+    method = SimpleNamespace(prior=SimpleNamespace(white_latents=False), decoder_std=0.0)
+    seen = health_metrics(method, solved, alike(truth).flatten(1))
+    assert seen.coupling is None
     assert seen.latent_norm is None
     assert StableDiffusionPrior.white_latents
     assert not GaussianMixturePrior.white_latents
@@ -215,15 +239,6 @@ def test_repulsion_that_is_too_strong_is_noticed(ratio: float | None, shift: flo
     lines = look(measured(inpainting, truth, mask="half"), images, images + shift, repulsion_ratio=ratio)
     assert [line for line in lines if said and line.startswith(said)] == lines
     assert bool(lines) is bool(said)
-
-
-def test_means_are_of_what_is_known() -> None:
-    assert mean_metrics(
-        [HealthMetrics(diversity=0.2, null_space_energy=None), HealthMetrics(diversity=0.4, null_space_energy=0.5)]
-    ) == {
-        "diversity": pytest.approx(0.3),
-        "null_space_energy": 0.5,
-    }
 
 
 # --- runs made to fail ---------------------------------------------------------------------------------------------
@@ -256,6 +271,20 @@ def test_remedies_name_only_settings_of_the_method() -> None:
         "take more num_steps",
         "",
     ]
+
+
+def test_every_remedy_is_a_setting() -> None:
+    methods = (RLSD, RLSDPaper, Distilled, DWGF, LatentDAPS, LatentDPS, TwistedFilter)
+    chains = [vars(base) for method in methods for base in method.__mro__ if issubclass(base, ParticleModule)]
+    known = {name for members in chains if "__init__" in members for name in signature(members["__init__"]).parameters}
+    too_strong = HealthMetrics(repulsion_ratio=2.0)
+    all_else = HealthMetrics(0.001, 0.5, 0.01, 50.0, 3.0, 0.1, 9.0, 0.5, 3.0)
+    found = [*problems(too_strong), *problems(all_else)]
+    assert len(found) == 7
+    for _, remedies in found:
+        assert set(remedies) <= known | {"num_steps", "sigma", "features"}
+        for name, remedy in remedies.items():
+            assert name in remedy
 
 
 @pytest.mark.parametrize("said", FAILURES)

@@ -6,6 +6,7 @@ from deepinv.physics import GaussianNoise, Inpainting
 from torch import Tensor
 from torch.distributions import Categorical, Independent, MixtureSameFamily, Normal
 
+from benchmarks.distances import within_mode_spread
 from rlsd_lightning import (
     DWGF,
     Distilled,
@@ -17,7 +18,7 @@ from rlsd_lightning import (
     Measurement,
     solve,
 )
-from rlsd_lightning.functional.metrics import mode_total_variation, within_mode_spread
+from rlsd_lightning.functional.metrics import mode_total_variation
 from rlsd_lightning.methods.dwgf import mixture_mean
 from rlsd_lightning.operators import inpainting, nonlinear_blur
 from rlsd_lightning.results.density import exact_posterior

@@ -11,6 +11,7 @@ from support.steps import optimizers_of, take_step
 from support.trainers import trainer_with
 from torch import Tensor
 
+from benchmarks.distances import within_mode_spread
 from rlsd_lightning import (
     RLSD,
     Distilled,
@@ -22,7 +23,7 @@ from rlsd_lightning import (
     solve,
 )
 from rlsd_lightning.errors import NonFiniteError
-from rlsd_lightning.functional.metrics import mode_total_variation, within_mode_spread
+from rlsd_lightning.functional.metrics import mode_total_variation
 from rlsd_lightning.operators import inpainting
 
 FORMS = pytest.mark.parametrize(

@@ -12,8 +12,9 @@ from support.operator_cases import EVERY
 from support.trainers import trainer_with
 from torch import Tensor
 
+from benchmarks.distances import within_mode_spread
 from rlsd_lightning import GaussianMixturePrior, InputError, LatentFeatures, Measurement, TwistedFilter
-from rlsd_lightning.functional.metrics import mode_total_variation, within_mode_spread
+from rlsd_lightning.functional.metrics import mode_total_variation
 from rlsd_lightning.operators import make_noise
 from rlsd_lightning.priors import GaussianMixture
 from rlsd_lightning.results.density import exact_posterior

@@ -18,9 +18,10 @@ from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
 from rlsd_lightning import RLSD, LatentFeatures
 from rlsd_lightning.evaluation.health import HealthMetrics
-from rlsd_lightning.results.monitor import Monitor, moments
+from rlsd_lightning.results.grid import write_filmstrip
+from rlsd_lightning.results.monitor import Monitor
 from rlsd_lightning.results.pictures import thumbnails
-from rlsd_lightning.results.writer import ImageResults
+from rlsd_lightning.results.writer import ImageResults, moments
 
 STEPS = 6
 
@@ -55,7 +56,6 @@ def run(tiny_prior_folder: Path, tiny_features_folder: Path, tmp_path_factory) -
         "num_particles=2",
         "data.limit=2",
         "trainer.log_every_n_steps=2",
-        "callbacks.monitor.count=2",
         f"output_dir={folder}",
         "method.gamma=0.1",
         "method.repulsion_until=1",
@@ -120,7 +120,7 @@ def test_there_is_no_curve_of_the_only_epoch(events: EventAccumulator) -> None:
 @pytest.mark.parametrize("name", ["particles", "decoded"])
 def test_pictures_show_the_particles_as_they_evolve(events: EventAccumulator, name: str) -> None:
     pictures = events.Images(name)
-    assert [picture.step for picture in pictures] == [2, STEPS - 1]
+    assert [picture.step for picture in pictures] == list(range(STEPS))
     image = Image.open(io.BytesIO(pictures[-1].encoded_image_string))
     assert image.size == (2 * (32 + 2) + 2, 32 + 2 * 2)  # two pictures and their borders
     assert pictures[0].encoded_image_string != pictures[1].encoded_image_string
@@ -135,7 +135,7 @@ def test_the_last_picture_is_the_result(run: tuple[Path, str], events: EventAccu
 
 def test_the_particles_deviation_is_shown_too(run: tuple[Path, str], events: EventAccumulator) -> None:
     pictures = events.Images("particles_std")
-    assert [picture.step for picture in pictures] == [2, STEPS - 1]
+    assert [picture.step for picture in pictures] == list(range(STEPS))
     shown = np.asarray(Image.open(io.BytesIO(pictures[-1].encoded_image_string)).convert("L"))
     particles = load_file(run[0] / "001" / "particles.safetensors")["x"].clamp(-1, 1)
     expected = particles.var(dim=0, correction=0).mean(dim=0).sqrt().numpy() * 510  # white is a quarter of the range
@@ -144,7 +144,7 @@ def test_the_particles_deviation_is_shown_too(run: tuple[Path, str], events: Eve
 
 def test_the_psnr_curve_has_a_point_per_picture_and_ends_at_the_result(events: EventAccumulator) -> None:
     curve = events.Scalars("psnr/mean")
-    assert [point.step for point in curve] == [2, STEPS - 1]
+    assert [point.step for point in curve] == list(range(STEPS))
     assert curve[-1].value == pytest.approx(events.Scalars("final/psnr_mean")[-1].value, abs=1e-4)
 
 
@@ -203,7 +203,8 @@ def test_the_step_time_is_that_of_one_step(
 
 def test_without_a_truth_there_is_no_psnr_curve(tiny_prior, tiny_features, measurement, tmp_path: Path) -> None:
     module = RLSD(tiny_prior, measurement._replace(truth=None), tiny_features, num_steps=3, num_particles=2)
-    fit(module, tmp_path, Monitor(), logger=TensorBoardLogger(tmp_path, "", ""), log_every_n_steps=1)
+    logger = TensorBoardLogger(tmp_path, "", "")
+    fit(module, tmp_path, Monitor(), ImageResults(tmp_path), logger=logger, log_every_n_steps=1)
     tags = events_in(tmp_path).Tags()
     assert not [name for name in tags["scalars"] if "psnr" in name]
     assert "particles" in tags["images"]
@@ -212,11 +213,11 @@ def test_without_a_truth_there_is_no_psnr_curve(tiny_prior, tiny_features, measu
 
 def test_health_metrics_are_curves(tiny_prior, measurement, tmp_path: Path) -> None:
     module = RLSD(tiny_prior, measurement, LatentFeatures(), num_steps=STEPS, num_particles=3)
-    fit(module, tmp_path, Monitor(count=2), logger=TensorBoardLogger(tmp_path, "", ""), log_every_n_steps=2)
+    fit(module, tmp_path, ImageResults(tmp_path), logger=TensorBoardLogger(tmp_path, "", ""), log_every_n_steps=2)
     events = events_in(tmp_path)
     for name in HealthMetrics._fields:
         points = events.Scalars(f"health/{name}")
-        assert [point.step for point in points] == [2, 5]
+        assert [point.step for point in points] == list(range(STEPS))
         assert np.isfinite([point.value for point in points]).all()
 
 
@@ -230,6 +231,24 @@ def test_a_step_that_decodes_nothing_has_no_picture(tiny_prior, measurement, tmp
     assert [picture.step for picture in events_in(tmp_path).Images("particles")] == [STEPS - 1]
     with Image.open(tmp_path / "noise" / "filmstrip.png") as strip:
         assert strip.size == (6 + 102, 22 + 2 * 102)
+
+
+@pytest.mark.parametrize(("count", "title"), [(16, ""), (17, "16 of 17 particles")])
+def test_a_filmstrip_has_at_most_sixteen_rows_and_says_so(
+    count: int, title: str, tiny_prior, measurement, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    titles = []
+    monkeypatch.setattr(
+        "rlsd_lightning.results.pictures.write_filmstrip",
+        lambda path, columns, title: [titles.append(title), write_filmstrip(path, columns, title)],
+    )
+    module = RLSD(tiny_prior, measurement, LatentFeatures(), num_steps=2, num_particles=count)
+    results = ImageResults(tmp_path)
+    fit(module, tmp_path, results)
+    assert titles == [title]
+    assert [len(images) for _, images in results.state_dict()["moments"]["noise"]] == [16, 16]
+    with Image.open(tmp_path / "noise" / "filmstrip.png") as strip:
+        assert strip.size == (6 + 2 * 102, (44 if title else 22) + 16 * 102)
 
 
 def test_large_particles_have_small_thumbnails() -> None:

@@ -16,7 +16,7 @@ from support.command import train
 from support.page import Page
 
 from rlsd_lightning.results.report import write_report
-from rlsd_lightning.results.store import read_metrics, write_metrics, write_summary
+from rlsd_lightning.results.store import mean_figures, read_metrics, write_metrics, write_summary
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 
@@ -43,6 +43,11 @@ def opened(page: Path, scratch: Path) -> str:
         check=True,
     )
     return finished.stdout
+
+
+def test_means_are_of_the_figures_that_are_known() -> None:
+    rows = [{"name": "a", "diversity": 0.2, "energy": None}, {"name": "b", "diversity": 0.4, "energy": 0.5}]
+    assert mean_figures(rows) == {"diversity": pytest.approx(0.3), "energy": 0.5}
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from support.command import train
 
-from rlsd_lightning import RLSD, InputError, LatentFeatures, Measurement
+from rlsd_lightning import RLSD, Distilled, InputError, LatentFeatures, Measurement
 from rlsd_lightning.data import ImageMeasurements
 from rlsd_lightning.images import fit, load_volume
 from rlsd_lightning.operators import denoising
@@ -88,16 +88,22 @@ def test_a_stopped_sequence_goes_on_to_the_same_bits(
 def test_a_given_start_takes_the_last_share_of_the_schedule(tiny_prior):
     generator = torch.Generator().manual_seed(0)
     start = tuple(torch.randn(2, *shape, generator=generator) for shape in (tiny_prior.latent_shape, (3, 32, 32)))
-    cold, warm = (
-        module(tiny_prior, blank(tiny_prior)),
-        module(tiny_prior, blank(tiny_prior, start=start), warm_share=0.25),
-    )
+    cold = module(tiny_prior, blank(tiny_prior), repulsion_until=1.0)
+    warm = module(tiny_prior, blank(tiny_prior, start=start), repulsion_until=1.0, warm_share=0.25)
     assert warm.z.equal(start[0])
     assert warm.x.equal(start[1])
     assert warm.timesteps == cold.timesteps[-2:]
     assert warm.noise(0).equal(cold.noise(6))
-    assert [warm.repulsion_is_on(step, 800) for step in (0, 1)] == [cold.repulsion_is_on(step, 800) for step in (6, 7)]
-    rates = [m.configure_optimizers()["lr_scheduler"]["scheduler"].lr_lambdas[0](0) for m in (cold, warm)]
+    acts = [
+        [m.repulsion.acts(m.first_step + step, m.num_steps, 2) for step in range(len(m.timesteps))]
+        for m in (cold, warm)
+    ]
+    assert acts[1] == acts[0][-2:] == [True, False]
+    annealed = [
+        Distilled(tiny_prior, m.measurements, LatentFeatures(), num_particles=2, num_steps=STEPS, warm_share=0.25)
+        for m in (cold, warm)
+    ]
+    rates = [m.configure_optimizers()["lr_scheduler"]["scheduler"].lr_lambdas[0](0) for m in annealed]
     assert rates == pytest.approx([1, 0.5 * (1 + np.cos(0.75 * np.pi))])
     moved = module(tiny_prior, blank(tiny_prior, start=(start[0] + 1, start[1])), warm_share=0.25)
     saved = {"state_dict": {}}
@@ -166,12 +172,12 @@ def test_fit_crops_the_centre():
 
 @pytest.mark.parametrize("share", [0, 1.5])
 def test_a_share_of_the_schedule_out_of_range_is_refused(share: float, tiny_prior):
-    with pytest.raises(InputError, match=rf"method\.warm_share .*got {share}"):
+    with pytest.raises(InputError, match=rf"warm_share must .*got {share}"):
         module(tiny_prior, blank(tiny_prior), warm_share=share)
 
 
 def test_a_start_of_another_shape_is_refused(tiny_prior):
-    with pytest.raises(InputError, match=r"\(2, 4, 8, 8\) are expected, got \(3, 4, 8, 8\)"):
+    with pytest.raises(InputError, match=r"shape \(2, 4, 8, 8\) is expected, got \(3, 4, 8, 8\)"):
         module(tiny_prior, blank(tiny_prior, start=(torch.zeros(3, 4, 8, 8), torch.zeros(3, 3, 32, 32))))
 
 
