@@ -70,7 +70,7 @@ class LatentDPS(ParticleModule):
             if not isinstance(measurement.physics, LinearPhysics):
                 raise InputError(
                     "gluing must be 0 for an operator that is not linear, but this one is a "
-                    f"{type(measurement.physics).__name__}; choose method=dps"
+                    f"{type(measurement.physics).__name__}; set gluing=0"
                 )
         self._square_norms: dict[str, Tensor] = {}
 

@@ -83,7 +83,7 @@ class RLSDPaper(ParticleModule):
             if not has_square_misfit(measurement.physics.noise_model):
                 raise InputError(
                     "RLSDPaper expects Gaussian noise, but this operator's is "
-                    f"{type(measurement.physics.noise_model).__name__}; choose RLSD (method=rlsd)"
+                    f"{type(measurement.physics.noise_model).__name__}; choose RLSD"
                 )
         self.automatic_optimization = False
 

@@ -77,7 +77,7 @@ def test_gluing_is_more_guidance_where_latents_are_images_and_the_operator_a_mas
 def test_gluing_is_refused_where_there_is_no_adjoint(tiny_prior):
     physics = nonlinear_blur(tiny_prior.image_shape)
     measurement = Measurement("m", torch.zeros(1, *tiny_prior.image_shape), physics)
-    with pytest.raises(InputError, match=r"^gluing must be 0 for an operator that is not linear, .* choose method=dps"):
+    with pytest.raises(InputError, match=r"^gluing must be 0 for an operator that is not linear, .* set gluing=0"):
         LatentDPS(tiny_prior, measurement, LatentFeatures(), gluing=0.1)
 
 
