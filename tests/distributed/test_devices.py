@@ -58,7 +58,7 @@ def test_a_run_on_apples_gpu_is_one_process_without_ddp(monkeypatch: pytest.Monk
             3,
             ["num_particles=2", "method=distilled", "method.repulsion_saturation=3"],
         ),  # one process has no particle at all
-        pytest.param(3, ["method.eta=.inf", "method.refine_share=0"], marks=pytest.mark.slow),
+        pytest.param(3, ["method.eta=inf", "method.refine_share=0"], marks=pytest.mark.slow),
         pytest.param(
             2, ["method=rlsd_paper", "features=vit", "features.pretrained={features}"], marks=pytest.mark.slow
         ),
