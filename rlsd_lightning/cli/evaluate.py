@@ -121,11 +121,11 @@ def _cell(value: Any) -> str:
 
 def _write_csv(path: Path, rows: dict[str, list[dict]]) -> None:
     """Writes one row for each measurement of every run."""
-    columns = dict.fromkeys(key for measured in rows.values() for row in measured for key in row)
+    flat = [{"run": run, **row} for run, measured in rows.items() for row in measured]
     with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, ["run", *columns])
+        writer = csv.DictWriter(file, list(dict.fromkeys(key for row in flat for key in row)))
         writer.writeheader()
-        writer.writerows({"run": run, **row} for run, measured in rows.items() for row in measured)
+        writer.writerows(flat)
 
 
 def _load_reference(folder: str, saved: list[SavedMeasurement]) -> Tensor:

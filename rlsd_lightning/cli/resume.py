@@ -5,14 +5,7 @@ from pathlib import Path
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
-from rlsd_lightning.cli.settings import (
-    CHOICES,
-    OTHER_FILES,
-    SETTINGS,
-    make_paths_absolute,
-    move_older,
-    overridden,
-)
+from rlsd_lightning.cli.settings import CHOICES, OTHER_FILES, SETTINGS, make_paths_absolute, move_older, overridden
 from rlsd_lightning.errors import InputError
 
 __all__ = ["resumed", "run_folder"]

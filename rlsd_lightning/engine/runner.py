@@ -147,7 +147,9 @@ class _Run:
         """Solves a batch, from its checkpoint if there is one; one by one if it fails."""
         try:
             alone = [m.name for m in measurements] == [label]
-            known = {label} if alone else _saved_names(checkpoint)  # a lone one's must be its own
+            known = {label} if alone else set()  # a lone one's must be its own
+            if not alone:
+                checkpoint_to_resume(checkpoint, lambda held: known.update(saved_samples(held)))
             self._fit_finite([m for m in measurements if m.name in known], label, checkpoint)
             self._fit_finite([m for m in measurements if m.name not in known], label, None)
             return
@@ -227,10 +229,3 @@ class _Run:
             write_sequence(self.folder, [row["name"] for row in rows])
         asked = [self.data.names[index] for indices in batches.values() for index in indices]
         return len(rows), sum(results[name] is None for name in asked)
-
-
-def _saved_names(checkpoint: Path) -> set[str]:
-    """Names of a checkpoint's measurements; empty if there is no such file."""
-    names: set[str] = set()
-    checkpoint_to_resume(checkpoint, lambda held: names.update(saved_samples(held)))
-    return names

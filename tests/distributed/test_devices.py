@@ -62,7 +62,11 @@ def test_a_run_on_apples_gpu_is_one_process_without_ddp(monkeypatch: pytest.Monk
         pytest.param(
             2, ["method=rlsd_paper", "features=vit", "features.pretrained={features}"], marks=pytest.mark.slow
         ),
-        (4, ["data.limit=2", "measurements_per_batch=2", "method=distilled", "method.repulsion_saturation=3"]),
+        pytest.param(
+            4,
+            ["data.limit=2", "measurements_per_batch=2", "method=distilled", "method.repulsion_saturation=3"],
+            marks=pytest.mark.slow,
+        ),
         pytest.param(2, ["trainer.precision=bf16-mixed"], marks=pytest.mark.slow),
     ],
     ids=["vit", "empty", "fresh", "paper", "batch", "bf16"],
@@ -180,6 +184,7 @@ def test_a_killed_process_takes_the_run_down_and_nothing_is_lost(to: str, small:
     assert_same_bits(run / "000", whole / "000")
 
 
+@pytest.mark.slow
 def test_those_that_a_killed_process_started_end_with_it_before_all_have_met(small: list[str], tmp_path: Path) -> None:
     process = start_train(*small, "num_steps=60", "trainer.devices=3", f"output_dir={tmp_path / 'run'}")
     wait_for(lambda: len(children(process)) == 2, process)
