@@ -34,7 +34,7 @@ __all__ = ["LatentDAPS"]
 
 
 class LatentDAPS(ParticleModule):
-    r"""Independent samples that may correct earlier steps: nothing but noise ties a level to the one before.
+    r"""Independent samples; each noise level is coupled to the previous one through noise only.
 
     A step costs ``ode_steps`` calls of the denoiser, and ``langevin_steps`` decodes with their backward passes.
 

@@ -10,9 +10,9 @@ and the spread :math:`u_t = \sigma_t^2 / (\alpha_t^2 v + \sigma_t^2)` of what no
     z_s &\sim q_t = \mathcal{N}(m_t(z_t, \hat z + \delta), \tau_t^2 I), \quad
         w \leftarrow w \, \frac{g_s(z_s)}{g_t(z_t)} \, \frac{\mathcal{N}(z_s; m_t(z_t, \hat z), \tau_t^2 I)}{q_t(z_s)}
 
-and where the weights have become too unequal, particles are drawn anew in proportion to them. For a linear operator,
-Gaussian noise and a Gaussian prior of variance :math:`v`, :math:`g_t` is :math:`p(y \mid z_t)`, a constant apart. For any
-other prior the weights make up for the difference as :math:`N` grows, but for what the timesteps leave out.
+and where the weights have become too unequal, particles are resampled in proportion to them. For a linear operator,
+Gaussian noise and a Gaussian prior of variance :math:`v`, :math:`g_t` is :math:`p(y \mid z_t)` up to a constant. For other
+priors the weights correct the difference as :math:`N` grows, up to time discretisation.
 """
 
 from collections.abc import Sequence
@@ -49,8 +49,8 @@ class TwistedFilter(ParticleModule):
             the images.
         resample_below: Particles are drawn anew where the effective share of the particles is below this; 0: only at
             the end.
-        evidence_values: Weights count as if so many values had been measured where there are more: a few particles
-            can't represent thousands of measured values. Fewer values count in full.
+        evidence_values: Tempers the likelihood to an effective number of measured values, as a few particles can't represent
+            thousands; fewer values count in full.
         common: See :class:`~rlsd_lightning.methods.base.ParticleModule`, also for the positional arguments; with ``decoder_std=0`` the results are draws with all their
             noise, and ``min_mu`` is in effect the least noise.
 
