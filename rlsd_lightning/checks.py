@@ -13,6 +13,7 @@ from rlsd_lightning.priors import Prior
 __all__ = [
     "check_particles",
     "check_trainer",
+    "require_at_least_one",
     "require_at_least_zero",
     "require_one_of",
     "require_positive",
@@ -38,6 +39,11 @@ def require_at_least_zero(**settings: float) -> None:
 def require_positive(**settings: float) -> None:
     """Raises an InputError for a setting that is not above 0."""
     _require(lambda value: value > 0, "above 0", settings)
+
+
+def require_at_least_one(**settings: int | None) -> None:
+    """Raises an InputError for a number below 1; None is no number."""
+    _require(lambda value: value is None or value >= 1, "at least 1", settings)
 
 
 def require_share(**settings: float) -> None:
@@ -72,9 +78,7 @@ def check_particles(settings: Mapping[str, Any], measurements: Sequence[Measurem
     Raises:
         InputError: If they can't.
     """
-    for name in ("num_particles", "particle_chunk"):
-        if settings[name] is not None and settings[name] < 1:
-            raise InputError(f"{name} must be at least 1, got {settings[name]}")
+    require_at_least_one(num_particles=settings["num_particles"], particle_chunk=settings["particle_chunk"])
     if not 1 <= settings["num_steps"] <= prior.num_train_timesteps:
         raise InputError(
             f"num_steps must be from 1 to {prior.num_train_timesteps}, the prior's schedule, got {settings['num_steps']}"

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rlsd_lightning.checks import require_at_least_zero, require_positive
+from rlsd_lightning.checks import require_at_least_one, require_at_least_zero, require_positive
 from rlsd_lightning.errors import InputError
 from rlsd_lightning.features import Features
 from rlsd_lightning.functional.schedules import add_noise
@@ -72,7 +72,7 @@ class LatentDAPS(ParticleModule):
     ) -> None:
         super().__init__(prior, measurements, features, **common)
         require_at_least_zero(likelihood_std=likelihood_std)
-        require_positive(ode_steps=ode_steps, langevin_steps=langevin_steps)
+        require_at_least_one(ode_steps=ode_steps, langevin_steps=langevin_steps)
         require_positive(step_size=step_size, gain=gain, latent_std=latent_std)
         self.register_buffer("z_t", noisy_start(self))
         self.stds = {

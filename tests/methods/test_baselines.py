@@ -140,6 +140,7 @@ def test_daps_needs_some_noise(tiny_prior):
     [
         (LatentDPS, {"guidance_scale": -1.0}, "^guidance_scale must be at least 0, got -1.0"),
         (LatentDPS, {"gluing": -1.0}, "^gluing must be at least 0, got -1.0"),
+        (LatentDAPS, {"langevin_steps": 0}, "^langevin_steps must be at least 1, got 0"),
         (LatentDAPS, {"ode_steps": 0}, "^ode_steps must be at least 1, got 0"),
         (LatentDAPS, {"step_size": 0.0}, "^step_size must be above 0, got 0.0"),
         (LatentDAPS, {"decoder_std": -1.0}, "^decoder_std must be at least 0, got -1.0"),

@@ -94,10 +94,7 @@ def test_a_given_start_takes_the_last_share_of_the_schedule(tiny_prior):
     assert warm.x.equal(start[1])
     assert warm.timesteps == cold.timesteps[-2:]
     assert warm.noise(0).equal(cold.noise(6))
-    acts = [
-        [m.repulsion.acts(m.first_step + step, m.num_steps, 2) for step in range(len(m.timesteps))]
-        for m in (cold, warm)
-    ]
+    acts = [[m.repulsion.acts(step) for step in range(len(m.timesteps))] for m in (cold, warm)]
     assert acts[1] == acts[0][-2:] == [True, False]
     annealed = [
         Distilled(tiny_prior, m.measurements, LatentFeatures(), num_particles=2, num_steps=STEPS, warm_share=0.25)
