@@ -158,8 +158,13 @@ def prior_weight(alpha: Tensor, sigma: Tensor, kind: str = "linear") -> Tensor:
         sigma: Noise level :math:`\sigma_t`.
         kind: One of :data:`PRIOR_WEIGHTS`: ``linear`` is :math:`r`, ``log`` is :math:`\log(1 + r)`.
 
+    Raises:
+        ValueError: If the kind is unknown.
+
     References:
         | A Variational Perspective on Solving Inverse Problems with Diffusion Models (Mardani et al., 2024)
         | https://arxiv.org/abs/2305.04391
     """
+    if kind not in PRIOR_WEIGHTS:
+        raise ValueError(f"kind must be one of {', '.join(PRIOR_WEIGHTS)}, got '{kind}'")
     return PRIOR_WEIGHTS[kind](sigma / alpha.clamp_min(LEAST_SIGNAL))

@@ -58,16 +58,10 @@ def test_a_run_on_apples_gpu_is_one_process_without_ddp(monkeypatch: pytest.Monk
             3,
             ["num_particles=2", "method=distilled", "method.repulsion_saturation=3"],
         ),  # one process has no particle at all
-        pytest.param(3, ["method.eta=inf", "method.refine_share=0"], marks=pytest.mark.slow),
-        pytest.param(
-            2, ["method=rlsd_paper", "features=vit", "features.pretrained={features}"], marks=pytest.mark.slow
-        ),
-        pytest.param(
-            4,
-            ["data.limit=2", "measurements_per_batch=2", "method=distilled", "method.repulsion_saturation=3"],
-            marks=pytest.mark.slow,
-        ),
-        pytest.param(2, ["trainer.precision=bf16-mixed"], marks=pytest.mark.slow),
+        (3, ["method.eta=inf", "method.refine_share=0"]),
+        (2, ["method=rlsd_paper", "features=vit", "features.pretrained={features}"]),
+        (4, ["data.limit=2", "measurements_per_batch=2", "method=distilled", "method.repulsion_saturation=3"]),
+        (2, ["trainer.precision=bf16-mixed"]),
     ],
     ids=["vit", "empty", "fresh", "paper", "batch", "bf16"],
 )
@@ -125,7 +119,7 @@ def test_float16_on_a_cpu_is_bfloat16_and_says_so(small: list[str], tmp_path: Pa
 # --- stopped and killed --------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("to", [pytest.param("first", marks=pytest.mark.slow), "other"])
+@pytest.mark.parametrize("to", ["first", "other"])
 def test_a_signal_to_any_process_saves_and_the_run_goes_on_with_another_number(
     to: str, small: list[str], tmp_path: Path
 ) -> None:
@@ -165,7 +159,7 @@ def test_a_signal_to_one_lone_process_leaves_the_others_work_alone(small: list[s
         assert_same_bits(run / name, whole / name)
 
 
-@pytest.mark.parametrize("to", ["first", pytest.param("other", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("to", ["first", "other"])
 def test_a_killed_process_takes_the_run_down_and_nothing_is_lost(to: str, small: list[str], tmp_path: Path) -> None:
     command = [*small, "num_steps=60"]
     run, whole = tmp_path / "run", tmp_path / "whole"
@@ -184,7 +178,6 @@ def test_a_killed_process_takes_the_run_down_and_nothing_is_lost(to: str, small:
     assert_same_bits(run / "000", whole / "000")
 
 
-@pytest.mark.slow
 def test_those_that_a_killed_process_started_end_with_it_before_all_have_met(small: list[str], tmp_path: Path) -> None:
     process = start_train(*small, "num_steps=60", "trainer.devices=3", f"output_dir={tmp_path / 'run'}")
     wait_for(lambda: len(children(process)) == 2, process)
@@ -216,7 +209,7 @@ def test_a_process_that_works_alone_names_itself_in_its_error(small: list[str], 
     assert "process 0: " not in printed and "Traceback" not in printed
 
 
-@pytest.mark.parametrize(("kind", "position"), [pytest.param("bug", 1, marks=pytest.mark.slow), ("disk", 0)])
+@pytest.mark.parametrize(("kind", "position"), [("bug", 1), ("disk", 0)])
 def test_a_process_that_fails_says_why_and_ends_the_run_within_seconds(
     kind: str, position: int, small: list[str], tmp_path: Path
 ) -> None:

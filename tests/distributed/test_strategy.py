@@ -66,9 +66,7 @@ def alone(prior: Path, folder: Path, *arguments: object) -> dict:
     return kept(folder, 1)[0]
 
 
-@pytest.mark.parametrize(
-    ("count", "before"), [(2, ()), pytest.param(3, TORCHRUN, marks=pytest.mark.slow)], ids=["lightning", "torchrun"]
-)
+@pytest.mark.parametrize(("count", "before"), [(2, ()), (3, TORCHRUN)], ids=["lightning", "torchrun"])
 def test_particles_are_spread_and_the_same_on_any_number_of_processes(
     count: int,
     before: Sequence[str],
@@ -111,9 +109,7 @@ def test_particles_are_spread_and_the_same_on_any_number_of_processes(
     assert all(process["solved"].equal(one["solved"]) for process in processes)
 
 
-@pytest.mark.parametrize(
-    "number", [pytest.param(signal.SIGKILL, marks=pytest.mark.slow), signal.SIGSTOP], ids=["killed", "hung"]
-)
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP], ids=["killed", "hung"])
 def test_a_script_ends_when_one_of_its_processes_does(
     number: signal.Signals, start: Callable[..., subprocess.Popen], tmp_path: Path
 ) -> None:
@@ -127,7 +123,6 @@ def test_a_script_ends_when_one_of_its_processes_does(
         assert "rlsd_lightning.errors.LostError: " in printed
 
 
-@pytest.mark.slow
 def test_other_strategies_are_refused_in_a_script(start: Callable[..., subprocess.Popen], tmp_path: Path) -> None:
     process = start(tmp_path / "run", "--devices", 2, "--strategy", "ddp")
     printed = ended(process)

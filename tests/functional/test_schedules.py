@@ -99,7 +99,7 @@ def test_weight_is_linear_unless_told():
 
 
 def test_unknown_weight_is_refused_by_name():
-    with pytest.raises(KeyError, match="cubic"):
+    with pytest.raises(ValueError, match="'cubic'"):
         prior_weight(torch.ones(()), torch.ones(()), "cubic")
 
 

@@ -5,14 +5,18 @@ import copy
 import pytest
 import torch
 from support.problems import make
+from support.processes import as_process
 from support.steps import take_step
 from support.trainers import fit
+from torch import Tensor
 
 from rlsd_lightning import (
     DWGF,
     RLSD,
     Distilled,
     InputError,
+    LatentDAPS,
+    LatentDPS,
     LatentFeatures,
     Measurement,
     PixelFeatures,
@@ -20,6 +24,7 @@ from rlsd_lightning import (
     StableDiffusionPrior,
     TwistedFilter,
 )
+from rlsd_lightning.distributed.shard import Shard
 from rlsd_lightning.engine.callbacks import FiniteGuard, not_finite
 from rlsd_lightning.errors import NonFiniteError
 from rlsd_lightning.operators import inpainting, super_resolution
@@ -149,3 +154,24 @@ def test_measurements_side_by_side_take_the_steps_they_would_take_alone(
         torch.testing.assert_close(seen[rows], take_step(alone, 2), rtol=1e-8, atol=1e-10)
         for name, value in alone.state_dict().items():
             torch.testing.assert_close(together.state_dict()[name][rows], value, rtol=1e-8, atol=1e-10)
+
+
+class Hollow(Shard):
+    """Exchanges with processes that send zeros."""
+
+    def gather(self, mine: Tensor, total: int) -> Tensor:
+        return mine.new_zeros(total, *mine.shape[1:])
+
+    def sum(self, mine: Tensor) -> Tensor:
+        return mine
+
+
+@pytest.mark.parametrize("method", [RLSD, Distilled, DWGF, LatentDPS, LatentDAPS, TwistedFilter, RLSDPaper])
+def test_a_process_without_particles_takes_part_in_the_pictures(method: type, tiny_prior, measurement: Measurement):
+    # else the processes would wait for each other in different exchanges
+    module = method(tiny_prior, measurement, PixelFeatures(), num_particles=1, num_steps=4)
+    as_process(module, 0, 2, Hollow)
+    assert module.rows == slice(0, 0)
+    take_step(module)
+    images, decoded = module.current_images()
+    assert images.shape == decoded.shape == (1, *tiny_prior.image_shape)
