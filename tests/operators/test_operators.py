@@ -13,7 +13,7 @@ import torch
 from deepinv.physics import LinearPhysics, Physics
 from PIL import Image
 from support.command import PROJECT, train
-from support.operator_cases import EVERY, LINEAR, SHAPE, SMOOTH, STEPS, images
+from support.operator_cases import EVERY, ITERATED, LINEAR, SHAPE, SMOOTH, STEPS, images
 from torch import Tensor, nn
 
 from rlsd_lightning import InputError, operators, solve
@@ -109,8 +109,7 @@ def test_pseudo_inverse_explains_its_measurement(make: Callable):
     physics = make(SHAPE)
     y = physics.A(images(1))
     error = physics.A(pseudo_inverse(physics, y)) - y
-    # conjugate gradients on tomography are stopped early
-    assert error.norm() < (0.2 if make is LINEAR["tomography"] else 0.02) * y.norm()
+    assert error.norm() < (0.2 if make in ITERATED else 0.02) * y.norm()
 
 
 # What each is
@@ -378,7 +377,6 @@ def test_the_new_operator_of_the_documentation_runs(tmp_path: Path, tiny_prior_f
         (lambda: operators.compressed_sensing(SHAPE, ratio=0), r"ratio .*got 0"),
         (lambda: operators.single_pixel(SHAPE, ratio=1.5), r"ratio .*got 1\.5"),
         (lambda: operators.single_pixel((3, 48, 32)), r"powers of two, got 32x48"),
-        (lambda: operators.tomography((3, 32, 64)), r"square images, got 64x32"),
         (lambda: operators.tomography(SHAPE, angles=0), r"angles .*got 0"),
         (lambda: operators.mri(SHAPE, acceleration=0), r"acceleration .*got 0"),
         (lambda: operators.mri(SHAPE, acceleration=32), r"from 1 to 16"),

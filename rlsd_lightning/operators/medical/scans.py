@@ -1,0 +1,67 @@
+r"""Scanners' arrays as measurements.
+
+A scanner measures one grey image :math:`g \geq 0`; the prior makes images :math:`x` in [-1, 1] with :math:`C` channels.
+With the value :math:`w` that is white, :math:`g = w (x + 1) / 2` in every channel, and a linear scan :math:`A(g)` is the
+measurement :math:`y = 2 A(g) / w - A(1)`. Every channel has to explain the same scan, so the solution is grey.
+"""
+
+import math
+from typing import Protocol, runtime_checkable
+
+import torch
+from deepinv.physics import LinearPhysics
+from torch import Tensor
+
+from rlsd_lightning.errors import InputError
+
+__all__ = ["ReadsScans", "check_white", "in_image_units", "require_finite", "shape_text"]
+
+
+@runtime_checkable
+class ReadsScans(Protocol):
+    """Operator that understands the arrays of scanners."""
+
+    def from_scan(self, values: Tensor) -> tuple[Tensor, LinearPhysics]:
+        """Measurement of a scanner's array, and its operator.
+
+        Args:
+            values: The array as it was saved, in one of the operator's axis orders.
+
+        Returns:
+            The measurement in units of an image in [-1, 1], with the shape of :math:`A(x)`; and the operator, which has
+            the array's own mask if none was given.
+
+        Raises:
+            InputError: If the array has another shape, or values that no image in [-1, 1] gives.
+        """
+
+
+def shape_text(**axes: int) -> str:
+    """Names and lengths of axes, such as ``(row, column) = (64, 64)``."""
+    return f"({', '.join(axes)}) = ({', '.join(map(str, axes.values()))})"
+
+
+def require_finite(values: Tensor, what: str) -> None:
+    """Raises an InputError for values that are infinite or not a number."""
+    bad = int((~torch.isfinite(values)).sum())
+    if bad:
+        raise InputError(
+            f"{what} of finite numbers is expected, got {bad} infinite or NaN values of {values.numel()}; replace them"
+        )
+
+
+def check_white(white: float | None) -> None:
+    """Raises an InputError unless white is None or a finite number above 0."""
+    if white is not None and not 0 < white < math.inf:
+        raise InputError(f"white must be above 0, or null for scans of images in [-1, 1], got {white}")
+
+
+def in_image_units(scan: Tensor, of_white: Tensor, white: float | None) -> Tensor:
+    r"""Scan in units of an image in [-1, 1], :math:`2 A(g) / w - A(1)`.
+
+    Args:
+        scan: The scan :math:`A(g)` of an image in [0, w], or of one in [-1, 1] if white is None.
+        of_white: The scan :math:`A(1)`.
+        white: The value :math:`w` that is white.
+    """
+    return scan if white is None else 2 / white * scan - of_white
