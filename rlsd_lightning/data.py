@@ -14,6 +14,8 @@ from rlsd_lightning.images import find_images, fit, load_array, load_image, load
 from rlsd_lightning.measurement import Measurement, MeasurementList
 from rlsd_lightning.operators.compose import make_physics
 from rlsd_lightning.operators.likelihood import MASKED
+from rlsd_lightning.operators.medical import PerMeasurement
+from rlsd_lightning.reading import TakesArrays, read_array, shown
 
 __all__ = ["ImageMeasurements", "load_measured", "measure", "measurements", "point_measurement", "unobserved"]
 
@@ -37,6 +39,11 @@ def load_measured(path: str | Path, physics: Physics, image_shape: tuple[int, ..
         InputError: If the file is missing or can't be read.
     """
     path = Path(path)
+    if path.suffix == ".npy" and path.is_file() and isinstance(physics, TakesArrays):
+        try:
+            return physics.from_array(read_array(path, complex_allowed=True).values)
+        except InputError as error:
+            raise InputError(f"measurement '{shown(path)}': {error}") from error
     if not path.is_file():
         raise InputError(f"measurement must be an image or .npy file, but there is none at '{path}'")
     y = torch.from_numpy(load_array(path)).float() if path.suffix == ".npy" else load_values(path)
@@ -161,6 +168,8 @@ def measurements(
         raise InputError("tile must be left out with a measured file, as it makes mosaics of clean images")
     if measurement is not None:
         y = load_measured(measurement, operator, image_shape)
+        if isinstance(operator, PerMeasurement):
+            operator = operator.for_measurement(y)
         return MeasurementList([Measurement(Path(measurement).stem, y, operator)])
     if images is None:
         raise InputError("images=null and measurement=null give nothing to solve; set one of them")

@@ -178,12 +178,8 @@ def fit(images: Tensor, height: int, width: int) -> Tensor:
     return interpolate(cropped, size=(height, width), mode="bicubic", antialias=True).clamp(-1, 1)
 
 
-def load_array(path: Path, complex_too: bool = False) -> np.ndarray:
+def load_array(path: Path) -> np.ndarray:
     """Array of real numbers from a .npy file.
-
-    Args:
-        path: The file.
-        complex_too: Whether complex numbers are accepted.
 
     Raises:
         InputError: If the file is missing, can't be read or holds something else.
@@ -193,6 +189,6 @@ def load_array(path: Path, complex_too: bool = False) -> np.ndarray:
     except (OSError, ValueError, EOFError) as error:
         raise InputError(f"'{path}' can't be read as an array ({error}); save it with numpy.save") from error
     kind = values.dtype if isinstance(values, np.ndarray) else np.dtype(object)  # several arrays in one file
-    if kind.kind not in ("biufc" if complex_too else "biuf"):
+    if kind.kind not in "biuf":
         raise InputError(f"an array of real numbers is expected, but '{path}' holds {kind}; save one with numpy.save")
     return values

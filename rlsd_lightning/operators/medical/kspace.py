@@ -1,61 +1,57 @@
 """Files and arrays of magnetic resonance imaging: k-space, masks of frequencies, and coil sensitivities."""
 
-import logging
 import math
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from rlsd_lightning.errors import InputError
-from rlsd_lightning.images import load_array
 from rlsd_lightning.operators.medical.scans import require_finite, shape_text
-from rlsd_lightning.operators.pixels import load_mask
+from rlsd_lightning.reading import is_array, load_array, read_array, read_mask, shown, split_key
 
 __all__ = ["check_centre", "complex_kspace", "load_coil_maps", "load_frequencies"]
-
-log = logging.getLogger(__name__)
 
 TOO_FAR_OUT = 10
 """Energy at the corners over that at the centre, above which frequency zero must lie at a corner."""
 
 
-def complex_kspace(values: Tensor, channels: int, coils: int | None, rows: int, columns: int) -> Tensor:
-    """K-space of every channel, from one of the usual axis orders.
+def complex_kspace(values: Tensor, channels: int, coils: int, rows: int, columns: int) -> Tensor:
+    """K-spaces of an array in one of the usual axis orders.
 
     Args:
-        values: Complex with shape ``(row, column)`` or ``(coil, row, column)``; or real, with an axis of real and
-            imaginary parts before or behind these; or one for each channel, in the order of :math:`A(x)`.
+        values: Complex with axes ``(row, column)``, ``(coil, row, column)`` or ``(scan, coil, row, column)``; one coil's
+            axis may be left out. Or real, with an axis of real and imaginary parts anywhere. Or real, with both parts of
+            every channel before the coils, as :math:`A(x)`.
         channels: Number :math:`C` of the images' channels.
-        coils: Number :math:`K` of coils; None if the operator has no axis of coils.
+        coils: Number :math:`K` of coils.
         rows: Height :math:`H` of the images.
         columns: Width :math:`W` of the images.
 
     Returns:
-        Complex numbers with shape :math:`(C, H, W)` or :math:`(C, K, H, W)`.
+        Complex numbers with shape :math:`(n, C, K, H, W)`.
 
     Raises:
         InputError: If the axes have other lengths, or can be understood in two ways.
     """
-    scan = (rows, columns) if coils is None else (coils, rows, columns)
-    own = (2 * channels, *scan)
-    if not values.is_complex() and _stripped(values.shape, len(own)) == own:
-        return _complex(values.reshape(channels, 2, *scan), 1)
+    scan = (coils, rows, columns)
+    if not values.is_complex() and channels > 1:
+        for own in ((2 * channels, *scan), (2 * channels, rows, columns)):
+            if values.shape[-len(own) :] == own and math.prod(own[:-2]) == 2 * channels * coils:
+                return _complex(values.reshape(-1, channels, 2, *scan), 2)
     kspace = values if values.is_complex() else _complex(values, _pairs_axis(values, scan))
-    shape = _stripped(kspace.shape, len(scan))
-    if coils == 1 and shape == scan[1:]:
-        shape = scan
-    if shape not in (scan, (channels, *scan)):
-        raise _misfit(values, scan, _remedy(kspace.shape, coils, rows, columns))
-    return kspace.reshape(shape).expand(channels, *scan)
+    if not _fits(kspace.shape, scan):
+        raise _misfit(values, scan, _remedy(kspace.shape, *scan))
+    return kspace.reshape(-1, 1, *scan).expand(-1, channels, -1, -1, -1)
 
 
-def _stripped(shape: torch.Size, axes: int) -> tuple[int, ...]:
-    """A shape without leading ones, as far as it has more axes than a number."""
-    lengths = tuple(shape)
-    while len(lengths) > axes and lengths[0] == 1:
-        lengths = lengths[1:]
-    return lengths
+def _fits(shape: torch.Size, scan: tuple[int, int, int]) -> bool:
+    """Whether a shape is ``(row, column)``, ``(coil, row, column)`` or ``(scan, coil, row, column)``; see above."""
+    shape = tuple(shape)
+    while len(shape) > 4 and shape[0] == 1:
+        shape = shape[1:]
+    return shape[-3:] == scan if len(shape) in (3, 4) else shape == scan[1:] and scan[0] == 1
 
 
 def _complex(values: Tensor, axis: int) -> Tensor:
@@ -63,22 +59,22 @@ def _complex(values: Tensor, axis: int) -> Tensor:
     return torch.view_as_complex(values.float().movedim(axis, -1).contiguous())
 
 
-def _pairs_axis(values: Tensor, scan: tuple[int, ...]) -> int:
-    """The axis of real and imaginary parts, from the end."""
-    found = [
-        axis - values.ndim
-        for axis, length in enumerate(values.shape)
-        if length == 2 and _stripped(values.select(axis, 0).shape, len(scan)) == scan
-    ]
-    if not found:
-        raise _misfit(values, scan, _remedy(values.shape, None, *scan[-2:]) or "save it as a complex array")
+def _pairs_axis(values: Tensor, scan: tuple[int, int, int]) -> int:
+    """The axis of real and imaginary parts."""
+    axes = range(values.ndim)
+    found = [axis for axis in axes if values.shape[axis] == 2 and _fits(values.select(axis, 0).shape, scan)]
     if len(found) > 1:
-        raise _misfit(values, scan, "two axes can be real and imaginary parts: save it as a complex array")
+        raise _misfit(values, scan, "two of its axes may be real and imaginary parts: save it as a complex array")
+    if not found:
+        remedy = _remedy(values.shape, *scan) if min(values.shape, default=0) > 2 else ""
+        raise _misfit(values, scan, remedy or "save it as a complex array")
     return found[0]
 
 
-def _misfit(values: Tensor, scan: tuple[int, ...], remedy: str) -> InputError:
-    axes = dict(zip(("row", "column") if len(scan) == 2 else ("coil", "row", "column"), scan, strict=True))
+def _misfit(values: Tensor, scan: tuple[int, int, int], remedy: str) -> InputError:
+    axes = dict(zip(("coil", "row", "column"), scan, strict=True))
+    if scan[0] == 1:
+        del axes["coil"]
     kind = "complex" if values.is_complex() else "real"
     return InputError(
         f"a complex k-space of shape {shape_text(**axes)} is expected, got {kind} numbers of shape "
@@ -86,18 +82,18 @@ def _misfit(values: Tensor, scan: tuple[int, ...], remedy: str) -> InputError:
     )
 
 
-def _remedy(shape: torch.Size, coils: int | None, rows: int, columns: int) -> str:
+def _remedy(shape: torch.Size, coils: int, rows: int, columns: int) -> str:
     """What to do with a k-space of another shape; empty if unknown."""
     if len(shape) < 2:
         return ""
-    if tuple(shape[-2:]) != (rows, columns):
-        if min(shape[-2] - rows, shape[-1] - columns) < 0:
-            return "set image_size to the k-space's size, if the prior takes it"
-        factor = math.sqrt(rows * columns / (shape[-2] * shape[-1]))
-        return f"crop it to the central {rows}x{columns} frequencies and multiply it by {factor:.4g}"
-    if len(shape) > 2 and coils is None:
-        return f"set coil_maps to the sensitivities of the {shape[-3]} coils, or give the k-space of one coil"
-    return ""
+    if tuple(shape[-2:]) == (rows, columns):
+        if coils > 1:
+            return f"give coil_maps of the scan's coils, as there are {coils}"
+        return "set coil_maps to the sensitivities of its coils; slices have the shape (slice, 1, row, column)"
+    if shape[-2] < rows or shape[-1] < columns:
+        return "set image_size to the k-space's size, if the prior takes it"
+    factor = math.sqrt(rows * columns / (shape[-2] * shape[-1]))
+    return f"crop it to the central {rows}x{columns} frequencies and multiply it by {factor:.4g}"
 
 
 def check_centre(kspace: Tensor) -> None:
@@ -120,11 +116,11 @@ def check_centre(kspace: Tensor) -> None:
 
 
 def load_frequencies(mask: str | Path, rows: int, columns: int) -> Tensor:
-    """Mask of measured frequencies from a file.
+    """Mask of measured frequencies from a file, with frequency zero in the middle.
 
     Args:
-        mask: A picture that is white, or a .npy file that is not zero, where a frequency is measured. Frequency zero is
-            in the middle. A .npy file may hold the columns alone, with shape :math:`(W,)`.
+        mask: An array of two values, of which the larger is measured, with shape ``(row, column)`` or of the columns alone;
+            or a picture that is white where a frequency is measured, see :func:`~rlsd_lightning.reading.read_mask`.
 
     Returns:
         Zeros and ones, with shape :math:`(H, W)`.
@@ -132,28 +128,36 @@ def load_frequencies(mask: str | Path, rows: int, columns: int) -> Tensor:
     Raises:
         InputError: If the file can't be read, has another size, or measures nothing.
     """
-    if Path(mask).suffix != ".npy":
-        if not Path(mask).is_file():
-            raise InputError(f"mask must be a picture or a .npy file of measured frequencies, got '{mask}'")
-        return load_mask(mask, rows, columns)[0]
-    values = torch.from_numpy(load_array(Path(mask)))
-    require_finite(values, f"a mask '{mask}'")
-    shape = _stripped(values.shape, 2 if values.ndim > 1 else 1)
-    if shape not in ((rows, columns), (columns,), (1, columns), (columns, 1)):
+    path, key = split_key(mask)
+    if not path.is_file():
+        raise InputError(f"mask must be a file of the measured frequencies, got '{shown(mask)}'")
+    if is_array(path):
+        values = torch.from_numpy(np.array(read_array(path, key).values, dtype=np.float64)).squeeze()
+        seen, size = _two_valued(values, mask), tuple(values.shape)
+    else:
+        seen, size = read_mask(mask, rows, columns)
+        seen = torch.from_numpy(seen.copy())
+    if size not in ((rows, columns), (columns,)):
         raise InputError(
-            f"a mask of shape {shape_text(row=rows, column=columns)} or (column,) = ({columns},) is expected, the size of "
-            f"the prior's images, but '{mask}' has shape {tuple(values.shape)}"
+            f"a mask of shape {shape_text(row=rows, column=columns)} is expected, the size of the prior's images, or of "
+            f"columns alone with shape ({columns},), but '{shown(mask)}' has {size}; frequencies can't be resized"
         )
-    if values.unique().numel() > 2:
+    return seen.float().expand(rows, columns).clone()
+
+
+def _two_valued(values: Tensor, mask: str | Path) -> Tensor:
+    """Whether each of at most two values is the larger one, or not zero if there is one only."""
+    require_finite(values, f"mask '{shown(mask)}'")
+    found = values.unique()
+    if len(found) > 2:
         raise InputError(
-            f"a mask of two values is expected, but '{mask}' has {values.unique().numel()} from {values.min():g} to "
-            f"{values.max():g}; save it as zeros and ones"
+            f"a mask of two values is expected, but '{shown(mask)}' has {len(found)} from {found[0]:g} to {found[-1]:g}; "
+            "save zeros and ones"
         )
-    seen = values.reshape(shape) != 0
-    seen = seen if shape == (rows, columns) else seen.reshape(1, columns).expand(rows, columns)
+    seen = values > 0 if len(found) == 1 else values == found[-1]
     if not seen.any():
-        raise InputError(f"mask='{mask}' measures no frequency (share 0 of 1); measured frequencies are ones")
-    return seen.float()
+        raise InputError(f"mask='{shown(mask)}' measures no frequency; measured frequencies are ones")
+    return seen
 
 
 def load_coil_maps(path: str | Path, rows: int, columns: int) -> Tensor:
@@ -168,17 +172,19 @@ def load_coil_maps(path: str | Path, rows: int, columns: int) -> Tensor:
     Raises:
         InputError: If the file can't be read or holds something else.
     """
-    values = torch.from_numpy(load_array(Path(path), complex_too=True))
-    require_finite(values, f"coil_maps '{path}'")
-    shape = _stripped(values.shape, 3)
+    if not split_key(path)[0].is_file():
+        raise InputError(f"coil_maps must be a file of the coils' sensitivities, got '{shown(path)}'")
+    values = torch.from_numpy(np.array(load_array(path, complex_allowed=True)))
+    require_finite(values, f"coil_maps '{shown(path)}'")
+    shape = tuple(values.shape[1:] if values.ndim == 4 and len(values) == 1 else values.shape)
     if not values.is_complex() or len(shape) not in (2, 3) or shape[-2:] != (rows, columns):
         kind = "complex" if values.is_complex() else "real"
         raise InputError(
             f"complex coil_maps of shape (coil, row, column) = (any, {rows}, {columns}) are expected, the size of the "
-            f"prior's images, but '{path}' has {kind} numbers of shape {tuple(values.shape)}; resize or reorder them, "
+            f"prior's images, but '{shown(path)}' has {kind} numbers of shape {tuple(values.shape)}; resize or reorder them, "
             "and save them by numpy.save(path, maps.astype('complex64'))"
         )
     maps = values.reshape(-1, rows, columns).to(torch.complex64)
     if not maps.abs().any():
-        raise InputError(f"coil_maps with values are expected, but '{path}' has zeros only")
+        raise InputError(f"coil_maps with values are expected, but '{shown(path)}' has zeros only")
     return maps

@@ -8,8 +8,9 @@ the mask :math:`M` of measured frequencies and the coils' sensitivities :math:`S
 import logging
 import math
 
+import numpy as np
 import torch
-from deepinv.physics import MRI, LinearPhysics, MultiCoilMRI
+from deepinv.physics import MRI, LinearPhysics, MultiCoilMRI, Physics
 from deepinv.physics.generator import GaussianMaskGenerator
 from torch import Tensor, nn
 
@@ -31,7 +32,7 @@ CG_STEPS = 30
 """Conjugate gradient steps of one proximal step with several coils, which starts at D(z)."""
 SLACK = 1.1
 """How far the norm of a measured k-space may exceed that of an image in [-1, 1], for noise."""
-IMAGINARY = 0.25
+UNEXPLAINED = 0.25
 """Share of the k-space's norm that no real image explains, above which there is a warning."""
 
 
@@ -77,65 +78,95 @@ class CoilMRI(LinearPhysics):
         pairs = y.unflatten(1, (-1, 2))
         return self.complex.A_adjoint(pairs.flatten(0, 1))[:, 0].unflatten(0, pairs.shape[:2])
 
-    def from_scan(self, values: Tensor) -> tuple[Tensor, LinearPhysics]:
-        """Measurement of a k-space, and its operator.
+    def from_array(self, values: np.ndarray) -> Tensor:
+        """Measurements of an array of k-spaces, with shape :math:`(n, 2 C, K, H, W)`.
 
-        See :class:`~rlsd_lightning.operators.medical.scans.ReadsScans` and
-        :func:`~rlsd_lightning.operators.medical.kspace.complex_kspace`.
+        See :func:`~rlsd_lightning.operators.medical.kspace.complex_kspace` for the axes. Every channel has to explain the
+        same k-space. Frequencies that the mask hides are zero.
+
+        Raises:
+            InputError: If the array has other axes, or values that no image in [-1, 1] gives.
         """
-        kspace = complex_kspace(values, self.channels, self.coils, *self.mask.shape[-2:])
-        physics = self._with_mask_of(kspace)
+        scans = complex_kspace(
+            torch.from_numpy(np.array(values)), self.channels, self.coils or 1, *self.mask.shape[-2:]
+        )
+        return torch.cat([self._measurement(scan if self.coils else scan[:, 0]) for scan in scans])
+
+    def for_measurement(self, y: Tensor) -> Physics:
+        """The operator; if its mask was drawn, one whose mask is where the measurement is not zero."""
+        return self._with_mask((y != 0).flatten(0, -3).any(dim=0)) if self.drawn else self
+
+    def _with_mask(self, seen: Tensor) -> "CoilMRI":
+        maps = None if self.coils is None else self.complex.coil_maps[0]
+        return type(self)(seen.float(), maps, self.channels, self.noise_model, self.white)
+
+    def _measurement(self, kspace: Tensor) -> Tensor:
+        """The measurement of a complex k-space with shape (C, K, H, W), or (C, H, W) without coils."""
+        seen = self._measured(kspace)
+        physics = self._with_mask(seen) if self.drawn else self
         kspace = torch.where(physics.mask[0, 0] > 0, kspace, 0)
-        require_finite(kspace, "a k-space")
+        require_finite(kspace, "k-space")
         check_centre(kspace)
         scan = torch.view_as_real(kspace).movedim(-1, 1).flatten(0, 1)[None]
         of_white = physics.A(torch.ones(1, self.channels, *self.mask.shape[-2:]))
         y = in_image_units(scan, of_white, self.white)
-        physics._check(y, y if self.white is None else y + of_white)
-        return y, physics
+        physics.check_size(y)
+        physics.say_unexplained(y, y if self.white is None else y + of_white)
+        return y
 
-    def _with_mask_of(self, kspace: Tensor) -> LinearPhysics:
-        """The operator with the mask of a k-space: its own if a file has it, else where values are not zero."""
+    def _measured(self, kspace: Tensor) -> Tensor:
+        """Frequencies with values other than zero, with shape (H, W).
+
+        Raises:
+            InputError: If there are none, or the mask hides them all.
+        """
         seen = (kspace != 0).flatten(0, -3).any(dim=0)
         if not seen.any():
-            raise InputError("a k-space with values is expected, got zeros only")
+            raise InputError(
+                "a k-space with values other than zero is expected, got zeros only; check how it was saved"
+            )
         share = 100 * seen.float().mean().item()
         if self.drawn:
-            log.info("k-space: measured are the %.1f %% of its frequencies that are not zero; mask sets others", share)
-            maps = None if self.coils is None else self.complex.coil_maps[0]
-            return type(self)(seen.float(), maps, self.channels, self.noise_model, self.white)
-        both = 100 * (seen & (self.mask[0, 0] > 0)).float().mean().item()
-        if not both:
+            log.info("k-space: %.1f %% of the frequencies are not zero and count as measured; mask sets others", share)
+            return seen
+        within = 100 * (seen & (self.mask[0, 0] > 0)).float().mean().item()
+        if not within:
             raise InputError(
-                f"the mask measures {100 * self.mask.mean():.1f} % of the frequencies, but the k-space is zero at all of "
-                "them; apply numpy.fft.fftshift to one of the two, as frequency zero is expected in the middle"
+                f"a k-space with values where mask measures is expected, {100 * self.mask.mean():.1f} % of the frequencies, "
+                "got zeros at all of them; apply numpy.fft.fftshift to the one whose frequency zero is not in the middle"
             )
-        if both < share:
-            log.warning("k-space: %.1f %% of its frequencies have values but are hidden by mask", share - both)
-        return self
+        if share - within > 0.05:
+            log.warning("k-space: mask hides %.1f %% of the frequencies, which have values", share - within)
+        return seen
 
-    def _check(self, y: Tensor, scan: Tensor) -> None:
-        """Checks the size of the values and their phase.
+    def check_size(self, y: Tensor) -> None:
+        """Checks that images in [-1, 1] give values of this size.
+
+        Raises:
+            InputError: If they don't.
+        """
+        rows, columns = self.mask.shape[-2:]
+        sensitivity = self.complex.coil_maps[0].abs().square().sum(dim=0).max().sqrt().item() if self.coils else 1.0
+        largest, norm = sensitivity * math.sqrt(rows * columns), y[:, :2].norm().item()
+        if norm > SLACK * largest:
+            raise InputError(
+                f"a k-space of norm at most {largest:.4g} is expected, that of images in [-1, 1] under an orthonormal "
+                f"transform, got {norm:.4g} with white={self.white}; set white to the largest value of the scanned image, "
+                f"or divide by sqrt(height * width) = {math.sqrt(rows * columns):.4g} what numpy.fft.fft2 gave"
+            )
+
+    def say_unexplained(self, y: Tensor, scan: Tensor) -> None:
+        """Warns of a k-space that no real image explains.
 
         Args:
             y: The measurement in units of an image in [-1, 1].
-            scan: The measurement, for an image in [0, 2] if white is given.
+            scan: The k-space in the same units, without an offset.
         """
-        rows, columns = self.mask.shape[-2:]
-        maps = None if self.coils is None else self.complex.coil_maps[0]
-        best = 1.0 if maps is None else maps.abs().square().sum(dim=0).max().sqrt().item()
-        largest, norm = best * math.sqrt(rows * columns), y[:, :2].norm().item()
-        if norm > SLACK * largest:
-            raise InputError(
-                f"a k-space with a norm of at most {largest:.4g} is expected, that of images in [-1, 1] under an "
-                f"orthonormal transform, got {norm:.4g}; set white to the largest value of the scanned image (now "
-                f"{self.white}), and divide a k-space of numpy.fft.fft2 by sqrt(height * width)"
-            )
-        unexplained = (y - self.A(self.A_dagger(y))).norm() / scan.norm()
-        if unexplained > IMAGINARY:
+        unexplained = ((y - self.A(self.A_dagger(y))).norm() / scan.norm()).item()
+        if unexplained > UNEXPLAINED:
             log.warning(
-                "k-space: no real image explains %.0f %% of it (by norm); an image with a phase needs the phase in "
-                "coil_maps, see docs/scans.md",
+                "k-space: no real image explains %.0f %% of it (by norm); put the image's phase into coil_maps, see "
+                "docs/scans.md",
                 100 * unexplained,
             )
 

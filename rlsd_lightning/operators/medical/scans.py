@@ -9,31 +9,20 @@ import math
 from typing import Protocol, runtime_checkable
 
 import torch
-from deepinv.physics import LinearPhysics
+from deepinv.physics import Physics
 from torch import Tensor
 
 from rlsd_lightning.errors import InputError
 
-__all__ = ["ReadsScans", "check_white", "in_image_units", "require_finite", "shape_text"]
+__all__ = ["PerMeasurement", "check_white", "in_image_units", "require_finite", "shape_text"]
 
 
 @runtime_checkable
-class ReadsScans(Protocol):
-    """Operator that understands the arrays of scanners."""
+class PerMeasurement(Protocol):
+    """Operator that depends on the measurement that it explains."""
 
-    def from_scan(self, values: Tensor) -> tuple[Tensor, LinearPhysics]:
-        """Measurement of a scanner's array, and its operator.
-
-        Args:
-            values: The array as it was saved, in one of the operator's axis orders.
-
-        Returns:
-            The measurement in units of an image in [-1, 1], with the shape of :math:`A(x)`; and the operator, which has
-            the array's own mask if none was given.
-
-        Raises:
-            InputError: If the array has another shape, or values that no image in [-1, 1] gives.
-        """
+    def for_measurement(self, y: Tensor) -> Physics:
+        """The operator of one measurement, which has the shape of :math:`A(x)`."""
 
 
 def shape_text(**axes: int) -> str:

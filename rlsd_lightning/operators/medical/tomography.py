@@ -9,18 +9,18 @@ the image. The operator is divided by its norm.
 import logging
 import math
 from collections.abc import Iterable
-from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from deepinv.physics import LinearPhysics
 from torch import Tensor, nn
 from torch.nn.functional import grid_sample
 
 from rlsd_lightning.errors import InputError, first_line
-from rlsd_lightning.images import load_array
 from rlsd_lightning.operators.medical.scans import check_white, in_image_units, require_finite, shape_text
 from rlsd_lightning.operators.noise import make_noise
+from rlsd_lightning.reading import load_array
 
 __all__ = ["Projections", "tomography"]
 
@@ -35,7 +35,7 @@ GEOMETRIES = ("parallel", "fan", "fanbeam")
 
 
 class Projections(LinearPhysics):
-    r"""Line integrals of images, divided by the operator's norm, with shape :math:`(N, C, \mathrm{detector, angle})`.
+    """Line integrals of images, divided by the operator's norm, with shape ``(N, C, detector, angle)``.
 
     Args:
         image_shape: Shape of the images, :math:`(C, H, W)`.
@@ -83,40 +83,56 @@ class Projections(LinearPhysics):
             before, norm = norm, x.norm().item()
         return torch.tensor(norm).sqrt()
 
-    def from_scan(self, values: Tensor) -> tuple[Tensor, LinearPhysics]:
-        """Measurement of a sinogram, and this operator; see :class:`~rlsd_lightning.operators.medical.scans.ReadsScans`.
+    def from_array(self, values: np.ndarray) -> Tensor:
+        """Measurements of an array of sinograms, with shape ``(n, C, detector, angle)``.
 
         Args:
-            values: Real numbers with shape ``(detector, angle)`` or, if the two differ, ``(angle, detector)``; may have
-                a leading axis of one or of the images' channels.
-        """
-        if values.is_complex():
-            raise InputError("a sinogram of real numbers is expected, got complex ones; give its real part")
-        shape = (self.detectors, self.angles)
-        sinogram = values.float().flatten(0, -3) if values.ndim > 2 else values.float()[None]
-        if tuple(sinogram.shape[-2:]) == shape[::-1] != shape:
-            log.info("sinogram: its axes (angle, detector) are swapped")
-            sinogram = sinogram.mT
-        if tuple(sinogram.shape[-2:]) != shape or len(sinogram) not in (1, self.image_shape[0]):
-            raise InputError(
-                f"a sinogram of shape {shape_text(detector=shape[0], angle=shape[1])} is expected, got "
-                f"{tuple(values.shape)}; set n_detector_pixels and angles to those of the scan"
-            )
-        require_finite(sinogram, "a sinogram")
-        of_white = self.A(torch.ones(1, *self.image_shape))
-        scan = sinogram.expand(self.image_shape[0], -1, -1)[None] / self.scale
-        y = in_image_units(scan, of_white, self.white)
-        self._check(y, of_white)
-        return y, self
+            values: Real, with axes ``(detector, angle)`` or, if their lengths differ, ``(angle, detector)``. There may be an
+                axis of scans before these, or of the images' channels, or both. Every channel has to explain the same
+                sinogram if there is no such axis.
 
-    def _check(self, y: Tensor, of_white: Tensor) -> None:
-        """Checks the size of the values: a ray's integral is largest for a white image."""
-        excess = y.abs() - of_white - SLACK * of_white.max()
-        if (excess > 0).any():
-            found, most = y.abs().max() * self.scale, of_white.max() * self.scale
+        Raises:
+            InputError: If the array has other axes, or values that no image in [-1, 1] gives.
+        """
+        expected = shape_text(detector=self.detectors, angle=self.angles)
+        if np.iscomplexobj(values):
+            raise InputError(f"a sinogram {expected} of real numbers is expected, got complex ones; save its real part")
+        sinograms, size = torch.from_numpy(np.array(values, dtype=np.float32)), (self.detectors, self.angles)
+        if tuple(sinograms.shape[-2:]) == size[::-1] != size:
+            log.info("sinogram: the axes (angle, detector) are swapped to (detector, angle)")
+            sinograms = sinograms.mT
+        channels = self.image_shape[0]
+        own = sinograms.ndim > 2 and sinograms.shape[-3] == channels
+        scans = (
+            sinograms.reshape(-1, channels if own else 1, *sinograms.shape[-2:]) if sinograms.ndim > 1 else sinograms
+        )
+        if tuple(sinograms.shape[-2:]) != size or not len(scans):
             raise InputError(
-                f"line integrals up to {most:.4g} pixels of an image in [-1, 1] are expected, got {found:.4g}; set white "
-                f"to the largest attenuation per pixel (now {self.white}), or n_detector_pixels and detector_spacing"
+                f"a sinogram of shape {expected} is expected, got {tuple(values.shape)}; {self._remedy(values)}"
+            )
+        require_finite(scans, "sinogram")
+        of_white = self.A(torch.ones(1, *self.image_shape))
+        y = in_image_units(scans.expand(-1, channels, -1, -1) / self.scale, of_white, self.white)
+        self._check_size(y, of_white)
+        return y
+
+    def _remedy(self, values: np.ndarray) -> str:
+        """What to do with a sinogram of another shape."""
+        lengths = list(values.shape[-2:])
+        for length, other in (lengths, lengths[::-1]) if len(lengths) == 2 else ():
+            if length == self.angles:
+                return f"set n_detector_pixels={other}"
+            if length == self.detectors:
+                return f"set angles to the {other} directions in degrees, or to their number"
+        return f"set n_detector_pixels and angles (now {self.detectors} and {self.angles}) to those of the scan"
+
+    def _check_size(self, y: Tensor, of_white: Tensor) -> None:
+        """Checks that images in [-1, 1] give such values: a ray's integral is largest for a white image."""
+        if (y.abs() > of_white + SLACK * of_white.max()).any():
+            found, most = (y.abs().max() * self.scale).item(), (of_white.max() * self.scale).item()
+            raise InputError(
+                f"line integrals up to {most:.4g} pixels of an image in [-1, 1] are expected, got {found:.4g} with "
+                f"white={self.white}; set white to the largest attenuation per pixel"
             )
 
 
@@ -252,7 +268,7 @@ def _degrees(angles: int | str | Iterable[float], angular_range: float) -> Tenso
             raise InputError(f"angles must be at least 1 over some degrees, got {angles} over {angular_range}")
         return torch.arange(angles, dtype=torch.float64) * (angular_range / angles)
     try:
-        values = load_array(Path(angles)) if isinstance(angles, str) else list(angles)
+        values = load_array(angles) if isinstance(angles, str) else list(angles)
         degrees = torch.as_tensor(values, dtype=torch.float64).flatten()
     except (TypeError, ValueError) as error:
         raise InputError(f"angles must be {expected}, got {angles!r} ({first_line(error)})") from error
