@@ -19,6 +19,7 @@ from rlsd_lightning.functional.noise import ParticleNoise
 from rlsd_lightning.functional.schedules import ddim_timesteps
 from rlsd_lightning.identity import CheckpointIdentity, keep_particles
 from rlsd_lightning.measurement import Measurement
+from rlsd_lightning.operators.medical import as_seen
 from rlsd_lightning.operators.proximal import RESULT_STEPS, ProximalSteps
 from rlsd_lightning.priors import Prior
 from rlsd_lightning.timesteps import Timesteps
@@ -169,12 +170,18 @@ class ParticleModule(L.LightningModule):
         self._seen = images.detach(), decoded.detach()
 
     def pictures(self) -> tuple[Tensor, Tensor]:
-        """The reconstructions; after the last step they are computed once."""
+        """The reconstructions, in grey where an operator sees nothing else; after the last step computed once."""
         if self.steps_done < len(self.timesteps):
-            return self.reconstructions()
+            return self._as_seen(*self.reconstructions())
         if self._finished is None:
-            self._finished = self.reconstructions()
+            self._finished = self._as_seen(*self.reconstructions())
         return self._finished
+
+    def _as_seen(self, *values: Tensor) -> tuple[Tensor, ...]:
+        """Images of all particles, without colours that a measurement of grey leaves open."""
+        return tuple(
+            torch.cat([as_seen(each.physics, images) for each, images in self.each(value)]) for value in values
+        )
 
     @property
     def steps_done(self) -> int:

@@ -22,10 +22,10 @@ def coil_maps(coils: int, height: int, width: int) -> Tensor:
     return maps / maps.abs().square().sum(dim=0).sqrt()
 
 
-def coil_mri(shape: tuple[int, ...], coils: int = 4) -> Physics:
+def coil_mri(shape: tuple[int, ...], coils: int = 4, grey: bool = False) -> Physics:
     """Magnetic resonance imaging with several coils, made without a file."""
     maps = coil_maps(coils, *shape[1:])
-    return CoilMRI(operators.mri(shape).mask[0, 0], maps, shape[0], operators.make_noise("gaussian", 0.001))
+    return CoilMRI(operators.mri(shape).mask[0, 0], maps, shape[0], operators.make_noise("gaussian", 0.001), grey=grey)
 
 
 LINEAR: dict[str, Callable[..., Physics]] = {
@@ -42,10 +42,15 @@ LINEAR: dict[str, Callable[..., Physics]] = {
     "single_pixel": operators.single_pixel,
     "tomography": operators.tomography,
     "tomography_of_limited_angles": partial(operators.tomography, angles=[0, 7.5, 20, 40, 90], n_detector_pixels=32),
-    "tomography_by_a_fan": partial(operators.tomography, angles=20, geometry="fan", source_radius=40, rotation_axis=31.5),
+    "tomography_of_grey": partial(operators.tomography, grey=True),
+    "tomography_by_a_fan": partial(
+        operators.tomography, angles=20, geometry="fan", source_radius=40, rotation_axis=31.5
+    ),
     "mri": operators.mri,
     "mri_of_everything": partial(operators.mri, acceleration=1),
+    "mri_of_grey": partial(operators.mri, grey=True),
     "mri_by_coils": coil_mri,
+    "mri_of_grey_by_coils": partial(coil_mri, grey=True),
     "composition": partial(
         operators.compose,
         operators=[
@@ -55,7 +60,7 @@ LINEAR: dict[str, Callable[..., Physics]] = {
         ],
     ),
 }
-ITERATED = [LINEAR[name] for name in LINEAR if name.startswith("tomography") or name == "mri_by_coils"]
+ITERATED = [LINEAR[name] for name in LINEAR if name.startswith("tomography") or name.endswith("by_coils")]
 """Operators whose proximal step and pseudo-inverse are conjugate gradients that stop early."""
 SMOOTH: dict[str, Callable[..., Physics]] = {
     "phase_retrieval": operators.phase_retrieval,

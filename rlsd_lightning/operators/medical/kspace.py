@@ -30,7 +30,7 @@ def complex_kspace(values: Tensor, channels: int, coils: int, rows: int, columns
         columns: Width :math:`W` of the images.
 
     Returns:
-        Complex numbers with shape :math:`(n, C, K, H, W)`.
+        Complex numbers with shape :math:`(n, 1, K, H, W)`, or :math:`(n, C, K, H, W)` where every channel was measured.
 
     Raises:
         InputError: If the axes have other lengths, or can be understood in two ways.
@@ -43,7 +43,7 @@ def complex_kspace(values: Tensor, channels: int, coils: int, rows: int, columns
     kspace = values if values.is_complex() else _complex(values, _pairs_axis(values, scan))
     if not _fits(kspace.shape, scan):
         raise _misfit(values, scan, _remedy(kspace.shape, *scan))
-    return kspace.reshape(-1, 1, *scan).expand(-1, channels, -1, -1, -1)
+    return kspace.reshape(-1, 1, *scan).to(torch.complex64)
 
 
 def _fits(shape: torch.Size, scan: tuple[int, int, int]) -> bool:
@@ -66,7 +66,8 @@ def _pairs_axis(values: Tensor, scan: tuple[int, int, int]) -> int:
     if len(found) > 1:
         raise _misfit(values, scan, "two of its axes may be real and imaginary parts: save it as a complex array")
     if not found:
-        remedy = _remedy(values.shape, *scan) if min(values.shape, default=0) > 2 else ""
+        parts_missing = _fits(values.shape, scan)
+        remedy = "" if parts_missing or 2 in values.shape else _remedy(values.shape, *scan)
         raise _misfit(values, scan, remedy or "save it as a complex array")
     return found[0]
 

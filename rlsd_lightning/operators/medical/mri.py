@@ -5,6 +5,7 @@ the mask :math:`M` of measured frequencies and the coils' sensitivities :math:`S
 :math:`H // 2` and column :math:`W // 2`.
 """
 
+import functools
 import logging
 import math
 
@@ -21,7 +22,7 @@ from rlsd_lightning.operators.medical.kspace import (
     load_coil_maps,
     load_frequencies,
 )
-from rlsd_lightning.operators.medical.scans import check_white, in_image_units, require_finite
+from rlsd_lightning.operators.medical.scans import check_white, grey_of, in_image_units, require_finite
 from rlsd_lightning.operators.noise import make_noise
 
 __all__ = ["CoilMRI", "RealMRI", "mri"]
@@ -40,7 +41,7 @@ class CoilMRI(LinearPhysics):
     r"""Magnetic resonance imaging of real images, by several coils.
 
     Measurements have shape :math:`(N, 2 C, K, H, W)` for :math:`C` channels and :math:`K` coils, with the real and
-    imaginary parts of every channel; :math:`(N, 2 C, H, W)` without sensitivities.
+    imaginary parts of every channel; :math:`(N, 2, K, H, W)` of grey; and no axis of coils without sensitivities.
 
     Args:
         mask: Mask of measured frequencies, with shape :math:`(H, W)`.
@@ -48,6 +49,7 @@ class CoilMRI(LinearPhysics):
         channels: Number :math:`C` of the images' channels.
         noise_model: Noise of the measured values.
         white: Value of scanned images that is white; None for scans of images in [-1, 1].
+        grey: Whether the mean of the channels is measured, instead of every channel.
         drawn: Whether the mask was drawn, so that a measured k-space has another.
     """
 
@@ -58,16 +60,22 @@ class CoilMRI(LinearPhysics):
         channels: int,
         noise_model: nn.Module,
         white: float | None = None,
+        grey: bool = False,
         drawn: bool = False,
     ) -> None:
         # a fixed number of steps: a tolerance would make the images of a batch depend on each other
         super().__init__(noise_model=noise_model, max_iter=CG_STEPS, tol=1e-10, implicit_backward_solver=False)
         self.complex = MRI(mask=mask) if coil_maps is None else MultiCoilMRI(mask=mask, coil_maps=coil_maps)
         self.coils = None if coil_maps is None else len(coil_maps)
-        self.channels, self.white, self.drawn = channels, white, drawn
+        self.channels, self.white, self.grey, self.drawn = channels, white, grey, drawn
         self.register_buffer("mask", mask[None, None])
 
+    def as_seen(self, images: Tensor) -> Tensor:
+        """Images in grey if nothing else is measured."""
+        return grey_of(images) if self.grey else images
+
     def A(self, x: Tensor, **kwargs) -> Tensor:  # noqa: N802
+        x = x.mean(dim=1, keepdim=True) if self.grey else x
         pairs = torch.stack((x, torch.zeros_like(x)), dim=2)  # (N, C, 2, H, W)
         return self.complex.A(pairs.flatten(0, 1)).unflatten(0, x.shape[:2]).flatten(1, 2)
 
@@ -76,34 +84,42 @@ class CoilMRI(LinearPhysics):
 
     def A_adjoint(self, y: Tensor, **kwargs) -> Tensor:  # noqa: N802
         pairs = y.unflatten(1, (-1, 2))
-        return self.complex.A_adjoint(pairs.flatten(0, 1))[:, 0].unflatten(0, pairs.shape[:2])
+        x = self.complex.A_adjoint(pairs.flatten(0, 1))[:, 0].unflatten(0, pairs.shape[:2])
+        return x.expand(-1, self.channels, -1, -1) / self.channels if self.grey else x
 
     def from_array(self, values: np.ndarray) -> Tensor:
-        """Measurements of an array of k-spaces, with shape :math:`(n, 2 C, K, H, W)`.
+        """Measurements of an array of k-spaces, with shape :math:`(n, 2, K, H, W)` unless every channel was measured.
 
-        See :func:`~rlsd_lightning.operators.medical.kspace.complex_kspace` for the axes. Every channel has to explain the
-        same k-space. Frequencies that the mask hides are zero.
+        See :func:`~rlsd_lightning.operators.medical.kspace.complex_kspace` for the axes. Frequencies that the mask hides are
+        zero.
 
         Raises:
             InputError: If the array has other axes, or values that no image in [-1, 1] gives.
         """
-        scans = complex_kspace(
-            torch.from_numpy(np.array(values)), self.channels, self.coils or 1, *self.mask.shape[-2:]
-        )
+        channels, size = 1 if self.grey else self.channels, self.mask.shape[-2:]
+        scans = complex_kspace(torch.from_numpy(np.array(values)), channels, self.coils or 1, *size)
         return torch.cat([self._measurement(scan if self.coils else scan[:, 0]) for scan in scans])
 
     def for_measurement(self, y: Tensor) -> Physics:
-        """The operator; if its mask was drawn, one whose mask is where the measurement is not zero."""
-        return self._with_mask((y != 0).flatten(0, -3).any(dim=0)) if self.drawn else self
+        """The operator of a measurement: of grey, and with the mask of what is not zero if this one was drawn."""
+        grey = y.shape[1] == 2
+        if self.drawn:
+            return self._changed(grey, (y != 0).flatten(0, -3).any(dim=0))
+        return self._in_grey if grey and not self.grey else self
 
-    def _with_mask(self, seen: Tensor) -> "CoilMRI":
+    @functools.cached_property
+    def _in_grey(self) -> "CoilMRI":
+        """The operator of the mean of the channels: one for all measurements, which can then be solved together."""
+        return self._changed(True, self.mask[0, 0])
+
+    def _changed(self, grey: bool, seen: Tensor) -> "CoilMRI":
         maps = None if self.coils is None else self.complex.coil_maps[0]
-        return type(self)(seen.float(), maps, self.channels, self.noise_model, self.white)
+        return type(self)(seen.float(), maps, self.channels, self.noise_model, self.white, grey)
 
     def _measurement(self, kspace: Tensor) -> Tensor:
-        """The measurement of a complex k-space with shape (C, K, H, W), or (C, H, W) without coils."""
-        seen = self._measured(kspace)
-        physics = self._with_mask(seen) if self.drawn else self
+        """The measurement of a complex k-space with shape (C, K, H, W), or (C, H, W) without coils; C is 1 for grey."""
+        seen, grey = self._measured(kspace), len(kspace) == 1
+        physics = self._changed(grey, seen if self.drawn else self.mask[0, 0])
         kspace = torch.where(physics.mask[0, 0] > 0, kspace, 0)
         require_finite(kspace, "k-space")
         check_centre(kspace)
@@ -178,8 +194,9 @@ class RealMRI(CoilMRI):
         """Closed form: for real images a frequency's weight is the mean of the mask there and at its negative."""
         mask = torch.fft.ifftshift(self.mask, dim=(-2, -1))
         seen = 0.5 * (mask + mask.flip(-2, -1).roll((1, 1), dims=(-2, -1)))[..., : mask.shape[-1] // 2 + 1]
-        spectrum = torch.fft.rfft2(z + gamma * self.A_adjoint(y)) / (1 + gamma * seen)
-        return torch.fft.irfft2(spectrum, s=z.shape[-2:])
+        weight = gamma / self.channels if self.grey else gamma  # the mean of the channels has this square norm
+        spectrum = torch.fft.rfft2(self.as_seen(z) + gamma * self.A_adjoint(y)) / (1 + weight * seen)
+        return z - self.as_seen(z) + torch.fft.irfft2(spectrum, s=z.shape[-2:])
 
 
 def mri(
@@ -188,11 +205,12 @@ def mri(
     operator_seed: int = 0,
     mask: str | None = None,
     coil_maps: str | None = None,
+    grey: bool = False,
     white: float | None = None,
     sigma: float = 0.001,
     noise: str = "gaussian",
 ) -> CoilMRI:
-    """Some frequencies of the Fourier transform, for each channel; see this module for the conventions.
+    """Some frequencies of the Fourier transform; see this module for the conventions.
 
     Args:
         acceleration: Reciprocal of the share of columns that are measured, from 1 (all) to half the width; more of them
@@ -203,6 +221,8 @@ def mri(
             file is not zero.
         coil_maps: File of the coils' sensitivities, see
             :func:`~rlsd_lightning.operators.medical.kspace.load_coil_maps`; None: one coil of even sensitivity.
+        grey: Whether the mean of the channels is measured, as by a scanner, instead of every channel. A k-space from a
+            file decides itself.
         white: Value of scanned images that is white, above 0; None for a k-space of an image in [-1, 1].
         sigma: Standard deviation of the noise of real and imaginary parts, for an image in [-1, 1].
 
@@ -223,4 +243,4 @@ def mri(
         seen = GaussianMaskGenerator((2, height, width), acceleration=acceleration, rng=generator).step()["mask"][0, 0]
     maps = None if coil_maps is None else load_coil_maps(coil_maps, height, width)
     kind = RealMRI if maps is None else CoilMRI
-    return kind(seen, maps, channels, make_noise(noise, sigma, of_images=False), white, drawn=mask is None)
+    return kind(seen, maps, channels, make_noise(noise, sigma, of_images=False), white, grey, drawn=mask is None)

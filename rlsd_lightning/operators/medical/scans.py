@@ -1,8 +1,9 @@
 r"""Scanners' arrays as measurements.
 
-A scanner measures one grey image :math:`g \geq 0`; the prior makes images :math:`x` in [-1, 1] with :math:`C` channels.
-With the value :math:`w` that is white, :math:`g = w (x + 1) / 2` in every channel, and a linear scan :math:`A(g)` is the
-measurement :math:`y = 2 A(g) / w - A(1)`. Every channel has to explain the same scan, so the solution is grey.
+A scanner measures one grey image :math:`g \geq 0`; the prior makes images :math:`x` in [-1, 1], of three channels as a
+rule. A scan :math:`A` measures the mean of the channels, and the grey of a particle is its solution: the colours, which
+nothing measures, are left to the prior. With the value :math:`w` that is white, :math:`g = w (x + 1) / 2`, and the linear
+scan :math:`A(g)` becomes the measurement :math:`y = 2 A(g) / w - A(1)`.
 """
 
 import math
@@ -14,7 +15,16 @@ from torch import Tensor
 
 from rlsd_lightning.errors import InputError
 
-__all__ = ["PerMeasurement", "check_white", "in_image_units", "require_finite", "shape_text"]
+__all__ = [
+    "PerMeasurement",
+    "SeesGrey",
+    "as_seen",
+    "check_white",
+    "grey_of",
+    "in_image_units",
+    "require_finite",
+    "shape_text",
+]
 
 
 @runtime_checkable
@@ -23,6 +33,24 @@ class PerMeasurement(Protocol):
 
     def for_measurement(self, y: Tensor) -> Physics:
         """The operator of one measurement, which has the shape of :math:`A(x)`."""
+
+
+@runtime_checkable
+class SeesGrey(Protocol):
+    """Operator that may measure the mean of the channels only."""
+
+    def as_seen(self, images: Tensor) -> Tensor:
+        """Images in grey if nothing else is measured, with shape :math:`(N, C, H, W)`; else unchanged."""
+
+
+def as_seen(physics: Physics, images: Tensor) -> Tensor:
+    """Images of shape :math:`(N, C, H, W)`, in grey if the operator measures nothing else."""
+    return physics.as_seen(images) if isinstance(physics, SeesGrey) else images
+
+
+def grey_of(images: Tensor) -> Tensor:
+    """Mean of the channels, as an image with as many equal channels."""
+    return images.mean(dim=1, keepdim=True).expand_as(images)
 
 
 def shape_text(**axes: int) -> str:
