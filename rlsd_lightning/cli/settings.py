@@ -20,6 +20,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 from rlsd_lightning.errors import InputError
 from rlsd_lightning.methods.base import ParticleModule
+from rlsd_lightning.reading.paths import absolute, split_key
 
 __all__ = [
     "check_settings",
@@ -80,8 +81,8 @@ def make_paths_absolute(cfg: DictConfig) -> None:
     """Makes paths absolute, as a run may be resumed from another folder."""
     for name in ("data.images", "data.measurement", *OLDER.values(), *OTHER_FILES):
         value = OmegaConf.select(cfg, name)
-        if isinstance(value, str) and (Path(value).exists() or glob.has_magic(value)):
-            OmegaConf.update(cfg, name, os.path.abspath(value))
+        if isinstance(value, str) and (split_key(value)[0].exists() or glob.has_magic(value)):
+            OmegaConf.update(cfg, name, absolute(value))
 
 
 def accepted_parameters(target: Callable) -> dict[str, inspect.Parameter]:

@@ -170,18 +170,10 @@ class ParticleModule(L.LightningModule):
         self._seen = images.detach(), decoded.detach()
 
     def pictures(self) -> tuple[Tensor, Tensor]:
-        """The reconstructions, in grey where an operator sees nothing else; after the last step computed once."""
-        if self.steps_done < len(self.timesteps):
-            return self._as_seen(*self.reconstructions())
-        if self._finished is None:
-            self._finished = self._as_seen(*self.reconstructions())
+        """The reconstructions, in grey where nothing else was measured; after the last step they are computed once."""
+        if self._finished is None or self.steps_done < len(self.timesteps):
+            self._finished = tuple(as_seen(self.each(images)) for images in self.reconstructions())
         return self._finished
-
-    def _as_seen(self, *values: Tensor) -> tuple[Tensor, ...]:
-        """Images of all particles, without colours that a measurement of grey leaves open."""
-        return tuple(
-            torch.cat([as_seen(each.physics, images) for each, images in self.each(value)]) for value in values
-        )
 
     @property
     def steps_done(self) -> int:

@@ -13,7 +13,19 @@ from PIL import Image
 
 from rlsd_lightning.errors import InputError, first_line
 
-__all__ = ["ARRAYS", "PICTURES", "find_files", "is_array", "reading", "shown", "split_key"]
+__all__ = [
+    "ARRAYS",
+    "PICTURES",
+    "absolute",
+    "conversion_of",
+    "find_images",
+    "is_array",
+    "name_of",
+    "printable",
+    "reading",
+    "shown",
+    "split_key",
+]
 
 log = logging.getLogger(__name__)
 
@@ -78,7 +90,7 @@ def _is_dicom(path: Path) -> bool:
         return False
 
 
-def find_files(where: str | Path, what: str = "images") -> list[Path]:
+def find_images(where: str | Path, what: str = "images") -> list[Path]:
     """Files of a file, folder or glob pattern, in natural order (frame2 before frame10).
 
     Hidden files are left out. Of a folder, the pictures are taken; its arrays if it has no pictures.
@@ -147,7 +159,7 @@ def reading(path: Path, what: str = "an image", advice: str = "remove it or save
         raise
     except Image.DecompressionBombError as error:
         raise InputError(
-            f"'{shown(path)}' has more than {2 * Image.MAX_IMAGE_PIXELS // 10**6} megapixels, which may be a decompression "
+            f"'{shown(path)}' has more than {2 * Image.MAX_IMAGE_PIXELS / 1e6:.0f} megapixels, which may be a decompression "
             "bomb; make it smaller"
         ) from error
     except (
@@ -159,9 +171,13 @@ def reading(path: Path, what: str = "an image", advice: str = "remove it or save
 
 
 def name_of(path: Path) -> str:
-    """A file's name without suffix, as the name of a folder; bytes that are not UTF-8 become ``%F6``."""
-    stem = path.name[: -len(".nii.gz")] if path.name.lower().endswith(".nii.gz") else path.stem
-    return "".join(f"%{byte - 0xDC00:02X}" if 0xDC80 <= (byte := ord(letter)) <= 0xDCFF else letter for letter in stem)
+    """A file's name without suffix, as the name of a folder."""
+    return printable(path.name[: -len(".nii.gz")] if path.name.lower().endswith(".nii.gz") else path.stem)
+
+
+def printable(name: str) -> str:
+    """A file's name in which bytes that are not UTF-8 are written as ``%F6``."""
+    return "".join(f"%{ord(each) - 0xDC00:02X}" if 0xDC80 <= ord(each) <= 0xDCFF else each for each in name)
 
 
 def absolute(where: str | Path) -> str:

@@ -14,10 +14,13 @@ TOLERANCE = 1e-3
 """What rounding may add to a range, as a share of it."""
 LEAST_OF_255 = 64
 """Real numbers whose largest is below this are not taken for 0 to 255."""
-DARKEST = -0.5
-"""A measured image in [-1, 1] has values below this; one in [0, 1] has not, unless its noise is strong."""
+DARKEST, CENTRE = -0.5, 0.25
+"""The lowest value of a measured image in [-1, 1] is below the first, and the middle of its range below the second.
+
+One in [0, 1] has its middle near one half, however noisy it is.
+"""
 STRONGEST = 3.0
-"""Noise of a measured image in [-1, 1] that is believed without being declared: its largest value."""
+"""The largest noise of a measured image in [-1, 1] that is believed, unless a stronger one is declared."""
 
 
 class Range(NamedTuple):
@@ -51,7 +54,7 @@ def as_range(asked: str | Sequence[float] | None) -> Range | None:
         raise InputError(f"range must be two numbers, black and white, such as 0,255, got '{asked}'") from error
     if not -np.inf < low < high < np.inf:
         raise InputError(f"range must be two finite numbers, the lower one first, got {low:g},{high:g}")
-    return Range(low, high, True, f"values from {low:g} to {high:g} are black to white, as asked")
+    return Range(low, high, True, f"values are black at {low:g} and white at {high:g}, as asked")
 
 
 def check_finite(values: np.ndarray, what: object) -> None:
@@ -64,7 +67,7 @@ def check_finite(values: np.ndarray, what: object) -> None:
     if bad:
         raise InputError(
             f"finite values are expected, but {bad} of {values.size} values of '{shown(what)}' are NaN or infinite; "
-            "replace them, or measure around them: give it as a measurement with a mask that hides them"
+            "replace them (a mask may hide those of a measurement)"
         )
 
 
@@ -130,11 +133,11 @@ def measured_range(values: np.ndarray, asked: Range | None, what: object, noise_
         return asked
     if values.dtype.kind in "biu":
         return _integer_range(low, high, values.dtype, what)
-    if low < DARKEST and max(-low, high) <= 1 + margin:
+    if low < DARKEST and low + high < 2 * CENTRE and max(-low, high) <= 1 + margin:
         return Range(-1, 1, said="real numbers around -1 to 1 are black to white")
-    if low >= -TOLERANCE and high <= 1 + max(TOLERANCE, 3 * noise_std):
+    if low >= -TOLERANCE and high <= 1 + TOLERANCE:
         return Range(0, 1, said="real numbers from 0 to 1 are black to white")
-    if low >= -255 * TOLERANCE and LEAST_OF_255 <= high <= 255 * (1 + max(TOLERANCE, 3 * noise_std)):
+    if low >= -255 * TOLERANCE and LEAST_OF_255 <= high <= 255 * (1 + TOLERANCE):
         return Range(0, 255, said="real numbers from 0 to 255 are black to white")
     raise _unclear(what, low, high, "real numbers around -1 to 1, from 0 to 1 or from 0 to 255 are expected")
 
@@ -159,5 +162,7 @@ def _holds(limits: str, low: float, high: float) -> bool:
 
 def scaled(values: np.ndarray, limits: Range) -> np.ndarray:
     """Values in float32, -1 at black and 1 at white."""
+    if (limits.low, limits.high) == (-1, 1):
+        return values.astype(np.float32)
     wide = values.astype(np.float64 if values.dtype.kind in "iu" and values.dtype.itemsize > 2 else np.float32)
     return ((wide - limits.low) / ((limits.high - limits.low) / 2) - 1).astype(np.float32)

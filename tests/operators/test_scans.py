@@ -1,5 +1,6 @@
 """Scans: the operators against independent ones, and scanners' arrays as measurements."""
 
+import re
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -186,11 +187,27 @@ def test_an_image_with_a_phase_is_warned_of_unless_a_coil_has_it(tmp_path: Path,
     image = picture(32, 32)
     phase = np.exp(1j * np.linspace(-2, 2, 32))[None] * np.ones((32, 1))
     operators.mri((3, 32, 32), acceleration=1).from_array(kspace(phase * image))
-    assert "no real image explains" in caplog.text
+    share = re.search(r"no real image explains (\d+) % of it", caplog.text)
+    exact = np.linalg.norm((phase * image).imag) / np.linalg.norm(image)
+    assert int(share[1]) == pytest.approx(100 * exact, abs=1)
     caplog.clear()
     maps = saved(tmp_path, "maps.npy", phase)
     operators.mri((3, 32, 32), acceleration=1, coil_maps=maps).from_array(kspace(phase * image))
-    assert caplog.text == ""
+    operators.mri((3, 32, 32), acceleration=1).from_array(kspace(image))
+    assert "no real image" not in caplog.text
+
+
+@pytest.mark.parametrize("acceleration", [1, 4])
+@pytest.mark.parametrize("grey", [False, True])
+def test_the_pseudo_inverse_of_mri_is_the_shortest_least_squares_solution(acceleration: int, grey: bool):
+    physics = operators.mri((3, 16, 16), acceleration=acceleration, grey=grey)
+    y = (
+        torch.randn(physics.A(torch.zeros(1, 3, 16, 16)).shape, generator=torch.Generator().manual_seed(0))
+        * physics.mask
+    )
+    matrix = physics.A(torch.eye(3 * 256).view(-1, 3, 16, 16)).flatten(1).T
+    expected = torch.linalg.pinv(matrix.double(), rtol=1e-4) @ y.flatten().double()
+    torch.testing.assert_close(physics.A_dagger(y).flatten().double(), expected, rtol=1e-3, atol=1e-3)
 
 
 # Tomography
@@ -279,6 +296,15 @@ def test_a_distant_fan_is_parallel():
         detector_spacing=2.0,
     )
     torch.testing.assert_close(fan.A(image), parallel.A(image), rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("make", [partial(operators.tomography, angles=1), partial(coil_mri, coils=1)])
+def test_a_pseudo_inverse_of_noise_is_finite_where_little_is_measured(make: Callable):
+    physics = make((3, 32, 32))
+    y = torch.randn(physics.A(torch.zeros(1, 3, 32, 32)).shape, generator=torch.Generator().manual_seed(0))
+    x = physics.A_dagger(y)
+    assert x.norm() < 10 * y.norm()
+    assert (physics.A(x) - y).norm() < y.norm()
 
 
 @pytest.mark.parametrize("geometry", ["parallel", "fan"])

@@ -11,7 +11,7 @@ import math
 
 import numpy as np
 import torch
-from deepinv.physics import MRI, LinearPhysics, MultiCoilMRI, Physics
+from deepinv.physics import MRI, MultiCoilMRI, Physics
 from deepinv.physics.generator import GaussianMaskGenerator
 from torch import Tensor, nn
 
@@ -22,7 +22,13 @@ from rlsd_lightning.operators.medical.kspace import (
     load_coil_maps,
     load_frequencies,
 )
-from rlsd_lightning.operators.medical.scans import check_white, grey_of, in_image_units, require_finite
+from rlsd_lightning.operators.medical.scans import (
+    SolvedByConjugateGradients,
+    check_white,
+    grey_of,
+    in_image_units,
+    require_finite,
+)
 from rlsd_lightning.operators.noise import make_noise
 
 __all__ = ["CoilMRI", "RealMRI", "mri"]
@@ -37,7 +43,7 @@ UNEXPLAINED = 0.25
 """Share of the k-space's norm that no real image explains, above which there is a warning."""
 
 
-class CoilMRI(LinearPhysics):
+class CoilMRI(SolvedByConjugateGradients):
     r"""Magnetic resonance imaging of real images, by several coils.
 
     Measurements have shape :math:`(N, 2 C, K, H, W)` for :math:`C` channels and :math:`K` coils, with the real and
@@ -63,8 +69,7 @@ class CoilMRI(LinearPhysics):
         grey: bool = False,
         drawn: bool = False,
     ) -> None:
-        # a fixed number of steps: a tolerance would make the images of a batch depend on each other
-        super().__init__(noise_model=noise_model, max_iter=CG_STEPS, tol=1e-10, implicit_backward_solver=False)
+        super().__init__(noise_model, CG_STEPS)
         self.complex = MRI(mask=mask) if coil_maps is None else MultiCoilMRI(mask=mask, coil_maps=coil_maps)
         self.coils = None if coil_maps is None else len(coil_maps)
         self.channels, self.white, self.grey, self.drawn = channels, white, grey, drawn
@@ -191,12 +196,22 @@ class RealMRI(CoilMRI):
     """Magnetic resonance imaging of real images by one coil of even sensitivity."""
 
     def prox_l2(self, z: Tensor, y: Tensor, gamma: float, **kwargs) -> Tensor:
-        """Closed form: for real images a frequency's weight is the mean of the mask there and at its negative."""
-        mask = torch.fft.ifftshift(self.mask, dim=(-2, -1))
-        seen = 0.5 * (mask + mask.flip(-2, -1).roll((1, 1), dims=(-2, -1)))[..., : mask.shape[-1] // 2 + 1]
+        """Closed form, frequency by frequency."""
         weight = gamma / self.channels if self.grey else gamma  # the mean of the channels has this square norm
-        spectrum = torch.fft.rfft2(self.as_seen(z) + gamma * self.A_adjoint(y)) / (1 + weight * seen)
+        spectrum = torch.fft.rfft2(self.as_seen(z) + gamma * self.A_adjoint(y)) / (1 + weight * self._seen())
         return z - self.as_seen(z) + torch.fft.irfft2(spectrum, s=z.shape[-2:])
+
+    def A_dagger(self, y: Tensor, **kwargs) -> Tensor:  # noqa: N802
+        """Closed form; what was not measured is zero."""
+        seen = self._seen()
+        weight = self.channels if self.grey else 1.0
+        spectrum = torch.fft.rfft2(weight * self.A_adjoint(y)) * torch.where(seen > 0, 1 / seen.clamp_min(0.5), 0.0)
+        return torch.fft.irfft2(spectrum, s=self.mask.shape[-2:])
+
+    def _seen(self) -> Tensor:
+        """Share of a real image's frequency that is measured: 0, 1/2 or 1, the mean of the mask there and at its negative."""
+        mask = torch.fft.ifftshift(self.mask, dim=(-2, -1))
+        return 0.5 * (mask + mask.flip(-2, -1).roll((1, 1), dims=(-2, -1)))[..., : mask.shape[-1] // 2 + 1]
 
 
 def mri(

@@ -7,13 +7,15 @@ scan :math:`A(g)` becomes the measurement :math:`y = 2 A(g) / w - A(1)`.
 """
 
 import math
+from collections.abc import Iterable
 from typing import Protocol, runtime_checkable
 
 import torch
-from deepinv.physics import Physics
-from torch import Tensor
+from deepinv.physics import LinearPhysics, Physics
+from torch import Tensor, nn
 
 from rlsd_lightning.errors import InputError
+from rlsd_lightning.measurement import Measurement
 
 __all__ = [
     "PerMeasurement",
@@ -25,6 +27,32 @@ __all__ = [
     "require_finite",
     "shape_text",
 ]
+
+
+DAMPING = 1e4
+"""Weight of the misfit against the image's square norm in a pseudo-inverse, for operators of norm one."""
+
+
+class SolvedByConjugateGradients(LinearPhysics):
+    """Linear operator without closed forms.
+
+    Args:
+        noise_model: Noise of the measured values.
+        steps: Conjugate gradient steps of a proximal step. They are always taken: if a tolerance ended them, the images of a
+            batch would depend on each other.
+    """
+
+    def __init__(self, noise_model: nn.Module, steps: int) -> None:
+        super().__init__(noise_model=noise_model, implicit_backward_solver=False)
+        self.steps = steps
+
+    def prox_l2(self, z: Tensor, y: Tensor, gamma: float, **kwargs) -> Tensor:
+        r"""Solves :math:`\arg\min_x \tfrac{\gamma}{2} \|A(x) - y\|^2 + \tfrac{1}{2} \|x - z\|^2`."""
+        return super().prox_l2(z, y, gamma, max_iter=self.steps, tol=1e-10)
+
+    def A_dagger(self, y: Tensor, **kwargs) -> Tensor:  # noqa: N802
+        """Pseudo-inverse, damped and with few steps: conjugate gradients would diverge in the null space."""
+        return super().prox_l2(0.0, y, DAMPING, max_iter=self.steps, tol=1e-4)
 
 
 @runtime_checkable
@@ -43,9 +71,18 @@ class SeesGrey(Protocol):
         """Images in grey if nothing else is measured, with shape :math:`(N, C, H, W)`; else unchanged."""
 
 
-def as_seen(physics: Physics, images: Tensor) -> Tensor:
-    """Images of shape :math:`(N, C, H, W)`, in grey if the operator measures nothing else."""
-    return physics.as_seen(images) if isinstance(physics, SeesGrey) else images
+def as_seen(pairs: Iterable[tuple[Measurement, Tensor]]) -> Tensor:
+    """Images of several measurements, in grey where an operator measures nothing else.
+
+    Args:
+        pairs: Measurements, and their images with shape :math:`(N, C, H, W)`.
+    """
+    return torch.cat(
+        [
+            measurement.physics.as_seen(images) if isinstance(measurement.physics, SeesGrey) else images
+            for measurement, images in pairs
+        ]
+    )
 
 
 def grey_of(images: Tensor) -> Tensor:

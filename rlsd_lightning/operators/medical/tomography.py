@@ -13,13 +13,20 @@ import math
 
 import numpy as np
 import torch
-from deepinv.physics import LinearPhysics, Physics
+from deepinv.physics import Physics
 from torch import Tensor, nn
 from torch.nn.functional import grid_sample
 
 from rlsd_lightning.errors import InputError
 from rlsd_lightning.operators.medical.rays import detector_positions, directions, fan_of, points_along_rays
-from rlsd_lightning.operators.medical.scans import check_white, grey_of, in_image_units, require_finite, shape_text
+from rlsd_lightning.operators.medical.scans import (
+    SolvedByConjugateGradients,
+    check_white,
+    grey_of,
+    in_image_units,
+    require_finite,
+    shape_text,
+)
 from rlsd_lightning.operators.noise import make_noise
 
 __all__ = ["Projections", "tomography"]
@@ -34,7 +41,7 @@ GEOMETRIES = ("parallel", "fan", "fanbeam")
 """Names of geometries; the last is another name of a fan."""
 
 
-class Projections(LinearPhysics):
+class Projections(SolvedByConjugateGradients):
     """Line integrals of images, divided by the operator's norm.
 
     Measurements have shape ``(N, C, detector, angle)``, or ``(N, 1, detector, angle)`` of grey.
@@ -60,8 +67,7 @@ class Projections(LinearPhysics):
         white: float | None = None,
         grey: bool = False,
     ) -> None:
-        # a fixed number of steps: a tolerance would make the images of a batch depend on each other
-        super().__init__(noise_model=noise_model, max_iter=CG_STEPS, tol=1e-10, implicit_backward_solver=False)
+        super().__init__(noise_model, CG_STEPS)
         self.image_shape, self.white, self.grey = tuple(image_shape), white, grey
         self.detectors, self.angles = points.shape[1:3]
         size = torch.tensor(image_shape[:0:-1], dtype=points.dtype)  # (W, H)
