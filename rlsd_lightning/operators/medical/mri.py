@@ -28,6 +28,7 @@ from rlsd_lightning.operators.medical.scans import (
     grey_of,
     in_image_units,
     require_finite,
+    say_noise_unit,
 )
 from rlsd_lightning.operators.noise import make_noise
 
@@ -256,6 +257,7 @@ def mri(
     else:
         generator = torch.Generator().manual_seed(operator_seed)
         seen = GaussianMaskGenerator((2, height, width), acceleration=acceleration, rng=generator).step()["mask"][0, 0]
+    say_noise_unit(white)
     maps = None if coil_maps is None else load_coil_maps(coil_maps, height, width)
     kind = RealMRI if maps is None else CoilMRI
     return kind(seen, maps, channels, make_noise(noise, sigma, of_images=False), white, grey, drawn=mask is None)

@@ -76,7 +76,7 @@ def directions(angles: int | str | Iterable[float], angular_range: float) -> Ten
             raise InputError(f"angles must be at least 1 over some degrees, got {angles} over {angular_range}")
         return torch.arange(angles, dtype=torch.float64) * (angular_range / angles)
     try:
-        values = load_array(angles) if isinstance(angles, str) else list(angles)
+        values = load_array(angles).copy() if isinstance(angles, str) else list(angles)
         degrees = torch.as_tensor(values, dtype=torch.float64).flatten()
     except (TypeError, ValueError) as error:
         raise InputError(f"angles must be {expected}, got {angles!r} ({first_line(error)})") from error

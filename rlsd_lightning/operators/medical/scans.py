@@ -6,6 +6,7 @@ nothing measures, are left to the prior. With the value :math:`w` that is white,
 scan :math:`A(g)` becomes the measurement :math:`y = 2 A(g) / w - A(1)`.
 """
 
+import logging
 import math
 from collections.abc import Iterable
 from typing import Protocol, runtime_checkable
@@ -28,6 +29,8 @@ __all__ = [
     "shape_text",
 ]
 
+
+log = logging.getLogger(__name__)
 
 DAMPING = 1e4
 """Weight of the misfit against the image's square norm in a pseudo-inverse, for operators of norm one."""
@@ -108,6 +111,12 @@ def check_white(white: float | None) -> None:
     """Raises an InputError unless white is None or a finite number above 0."""
     if white is not None and not 0 < white < math.inf:
         raise InputError(f"white must be above 0, or null for scans of images in [-1, 1], got {white}")
+
+
+def say_noise_unit(white: float | None, scale: float = 1.0) -> None:
+    """Says what the noise of a file is in units of an image in [-1, 1]."""
+    if white is not None:
+        log.info("white=%g: noise of deviation s in the file is sigma = %.4g s", white, 2 / (white * scale))
 
 
 def in_image_units(scan: Tensor, of_white: Tensor, white: float | None) -> Tensor:

@@ -25,6 +25,7 @@ from rlsd_lightning.operators.medical.scans import (
     grey_of,
     in_image_units,
     require_finite,
+    say_noise_unit,
     shape_text,
 )
 from rlsd_lightning.operators.noise import make_noise
@@ -250,4 +251,5 @@ def tomography(
         physics.angles,
         physics.scale,
     )
+    say_noise_unit(white, physics.scale.item())
     return physics
