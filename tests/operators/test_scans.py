@@ -11,6 +11,7 @@ import torch
 from deepinv.physics import LinearPhysics, Tomography
 from PIL import Image
 from support.operator_cases import coil_maps, coil_mri
+from support.scans import kspace, picture
 from torch import Tensor
 
 from rlsd_lightning import InputError, StableDiffusionPrior, operators, solve
@@ -19,23 +20,6 @@ from rlsd_lightning.operators.proximal import proximal_step
 
 SIZES = [(32, 32), (24, 33), (21, 16)]
 """Heights and widths, even and odd."""
-
-
-def picture(height: int, width: int, seed: int = 0) -> np.ndarray:
-    """A smooth image in [-1, 1] that has no symmetry."""
-    rng = np.random.default_rng(seed)
-    rows, columns = np.mgrid[:height, :width] / max(height, width)
-    image = sum(
-        rng.uniform(-1, 1) * np.exp(-((rows - y) ** 2 + (columns - x) ** 2) / 0.02)
-        for x, y in rng.uniform(0.2, 0.7, (6, 2))
-    )
-    return 2 * (image - image.min()) / np.ptp(image) - 1
-
-
-def kspace(image: np.ndarray) -> np.ndarray:
-    """numpy's Fourier transform in the convention of docs/scans.md."""
-    axes = (-2, -1)
-    return np.fft.fftshift(np.fft.fft2(np.fft.ifftshift(image, axes=axes), norm="ortho"), axes=axes)
 
 
 def columns(width: int) -> np.ndarray:
