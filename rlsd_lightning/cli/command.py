@@ -1,15 +1,17 @@
 """Entry of the command line: ``rlsd evaluate RUN...`` is a subcommand, everything else is a run.
 
-torch and Lightning take seconds to import, so nothing here imports them: help and a wrong command line answer at once, and
-:mod:`rlsd_lightning.cli.train` is imported when the configuration is composed.
+torch and Lightning take seconds to import, so nothing here imports them: help and a wrong command line answer at once.
+:mod:`rlsd_lightning.cli.train` and the subcommands import them, through :func:`heavy`.
 """
 
+import gc
 import importlib
 import importlib.metadata
 import logging
 import os
 import re
 import sys
+from types import ModuleType
 
 # composition errors are shown in one line by hydra_app(), not by Hydra in ten
 os.environ.setdefault("HYDRA_FULL_ERROR", "1")
@@ -51,7 +53,7 @@ def command() -> None:
         hydra_app()
     elif word in SUBCOMMANDS:
         logging.basicConfig(level=logging.WARNING)
-        sys.exit(importlib.import_module(f"rlsd_lightning.cli.{word}").main(arguments[1:]))
+        sys.exit(heavy(word).main(arguments[1:]))
     else:
         known = ", ".join(SUBCOMMANDS)
         print(f"error: there is no subcommand '{word}', only {known}; options of a run are name=value", file=sys.stderr)
@@ -83,12 +85,26 @@ def hydra_app() -> None:
 @hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name="train")
 def compose_and_run(cfg: DictConfig) -> None:
     """Runs what Hydra composed."""
-    from rlsd_lightning.cli.train import main  # seconds of imports, which a wrong command line does not wait for
-
-    code = main(cfg)
+    code = heavy("train").main(cfg)
     hydra_run = HydraConfig.get()
     runs_in_turn = hydra_run.mode == RunMode.MULTIRUN and hydra_run.runtime.choices["hydra/launcher"] == "basic"
     if code and runs_in_turn and code != REQUEUE:
         failed.append(cfg.output_dir)  # the other runs go on
     elif code:
         sys.exit(code)
+
+
+def heavy(name: str) -> ModuleType:
+    """Module beside this one that imports torch and Lightning.
+
+    What it imports stays until the end. Exempt from garbage collection, a third of the time is saved, here and at exit.
+    """
+    module = f"rlsd_lightning.cli.{name}"
+    if module in sys.modules:
+        return sys.modules[module]
+    gc.disable()
+    try:
+        return importlib.import_module(module)
+    finally:
+        gc.freeze()
+        gc.enable()
