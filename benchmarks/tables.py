@@ -160,7 +160,7 @@ def write_tables(page: Path, made: dict) -> None:
         SystemExit: If the page has a marker of an unknown table, or lacks one.
     """
     text = page.read_text()
-    names = re.findall(r"<!-- (\w+) -->\n", text)
+    names = re.findall(r"<!-- (?!end)(\w+) -->\n", text)
     if sorted(names) != sorted(TABLES):
         raise SystemExit(f"the page must have the markers {', '.join(TABLES)}, got {', '.join(names)}")
     for name in names:
