@@ -3,7 +3,13 @@
 import sys
 from pathlib import Path
 
+from omegaconf import OmegaConf
+
+from rlsd_lightning.resources import PROJECT
+
 __all__ = ["program"]
+
+OmegaConf.register_new_resolver("project", lambda path: str(PROJECT / path), replace=True)
 
 
 def program() -> str:

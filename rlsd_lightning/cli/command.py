@@ -28,7 +28,7 @@ from rlsd_lightning.cli.messages import REQUEUE, explain
 from rlsd_lightning.cli.resume import run_folder
 from rlsd_lightning.cli.settings import with_present_names
 from rlsd_lightning.errors import InputError
-from rlsd_lightning.resources import CONFIGS, PROJECT
+from rlsd_lightning.resources import CONFIGS
 
 __all__ = ["command"]
 
@@ -37,7 +37,6 @@ SUBCOMMANDS = ("evaluate", "study")
 failed: list[str] = []
 """Folders of the runs of this process's multirun that have failed."""
 
-OmegaConf.register_new_resolver("project", lambda path: str(PROJECT / path), replace=True)
 OmegaConf.register_new_resolver("run_folder", run_folder, replace=True)
 
 

@@ -170,7 +170,7 @@ def _section(title: str, rows: Iterable[tuple[str, str]], left: int = LEFT) -> I
     yield from ("", title)
     for name, comment in rows:
         first, *rest = textwrap.wrap(comment, width) or [""]
-        if len(name) + 3 > left:
+        if len(name) + 4 > left:
             first, rest = "", [first, *rest]
         yield f"  {name:{left - 2}}{first}".rstrip()
         yield from (f"{'':{left}}{line}" for line in rest)
