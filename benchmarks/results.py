@@ -50,15 +50,15 @@ TASKS = (
 )
 COMPARED = TASKS[:4]
 METHODS = {
-    "default": [],
     "independent": ["method=independent"],
     "sds": ["method=sds"],
     "dps": ["method=dps"],
     "daps": ["method=daps", "num_steps=20"],  # five network evaluations a step
     "rlsd_paper, 100 steps": ["method=rlsd_paper"],
-    "rlsd_paper, 999 steps": ["method=rlsd_paper", "num_steps=999"],
 }
-STEPS = {f"{steps} steps": [f"num_steps={steps}"] for steps in (25, 50, 200)}
+LONG = {"rlsd_paper, 999 steps": ["method=rlsd_paper", "num_steps=999"]}
+"""The published number of steps, on one task."""
+STEPS = {f"{steps} steps": [f"num_steps={steps}"] for steps in (25, 50)}
 GAMMAS = {f"gamma {gamma}": [f"method.gamma={gamma}"] for gamma in (0, 1, 2)}
 POINTS = {
     "rlsd": ["num_particles=500"],
@@ -92,14 +92,13 @@ def all_runs(faces: int) -> list[Run]:
     limit = f"data.limit={faces}"
     runs = [Run("tasks", task, "default", (limit,)) for task in TASKS]
     runs += [Run("points", "toy", form, tuple(options)) for form, options in POINTS.items()]
-    for task in COMPARED:
-        runs += [Run("methods", task, form, (limit, *options)) for form, options in METHODS.items() if options]
-        runs += [Run("steps", task, form, (limit, *options)) for form, options in STEPS.items()]
+    runs += [Run("photos", "super_resolution", "default", ("data.limit=null", *PHOTOS))]
     runs += [Run("repulsion", "inpaint", form, (limit, *options)) for form, options in GAMMAS.items()]
-    runs += [
-        Run("photos", task, "default", ("data.limit=null", *PHOTOS)) for task in ("super_resolution", "inpaint_random")
-    ]
-    return sorted(runs, key=lambda run: "999" in run.form)
+    for task in COMPARED:
+        runs += [Run("methods", task, form, (limit, *options)) for form, options in METHODS.items()]
+        runs += [Run("steps", task, form, (limit, *options)) for form, options in STEPS.items()]
+    runs += [Run("methods", "inpaint", form, (limit, *options)) for form, options in LONG.items()]
+    return runs
 
 
 def rows_of(run: Run, args: argparse.Namespace) -> list[dict]:
