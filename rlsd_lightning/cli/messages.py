@@ -13,8 +13,9 @@ from omegaconf.errors import OmegaConfBaseException
 from rlsd_lightning.cli import CONFIGS
 from rlsd_lightning.cli.settings import near_miss
 from rlsd_lightning.errors import InputError, LostError, StoppedError
+from rlsd_lightning.results.store import in_short
 
-__all__ = ["REQUEUE", "explain", "failure", "in_short"]
+__all__ = ["REQUEUE", "explain", "failure", "mean_line"]
 
 STORAGE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.ENOENT, errno.EIO, errno.ESTALE)
 """Error numbers of a full, read-only or vanished disk."""
@@ -37,14 +38,12 @@ NAMED = re.compile(r"(?<![\w.'/])[a-z]\w*(?= must\b|=|: )")
 """An argument in a message: ``gamma must be``, ``gamma=1`` or ``gamma: ``."""
 
 
-def in_short(summary: Path) -> str:
+def mean_line(summary: Path) -> str:
     """The most important figures, means over a run's measurements; empty if there are none."""
     if not summary.is_file():
         return ""
     with summary.open() as file:
-        mean = list(csv.DictReader(file))[-1]
-    names = ("psnr_mean", "psnr_best", "psnr_of_mean", "mode_total_variation", "diversity", "residual_sigmas")
-    return ", ".join(f"{name} {float(mean[name]):.4g}" for name in names if mean.get(name))
+        return in_short(list(csv.DictReader(file))[-1])
 
 
 def failure(error: BaseException, cfg: DictConfig, folder: Path, who: str) -> tuple[str, int] | None:

@@ -34,7 +34,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from rlsd_lightning.cli import CONFIGS, PROJECT
-from rlsd_lightning.cli.messages import REQUEUE, STORAGE, explain, failure, in_short
+from rlsd_lightning.cli.messages import REQUEUE, STORAGE, explain, failure, mean_line
 from rlsd_lightning.cli.resume import resumed, run_folder
 from rlsd_lightning.cli.settings import (
     check_settings,
@@ -169,7 +169,7 @@ def run(cfg: DictConfig, folder: Path) -> int:
         processes.end()
     if not processes.is_first:
         return 0
-    if figures := in_short(folder / "summary.csv"):
+    if figures := mean_line(folder / "summary.csv"):
         log.info("mean figures: %s", figures)
     log.info("results of %d of %d measurements: %s", finished, len(data), folder / ("report.html" if finished else ""))
     return 1 if missing else 0

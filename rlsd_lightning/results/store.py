@@ -21,6 +21,7 @@ __all__ = [
     "METRICS_FILE",
     "PARTICLES_FILE",
     "finished",
+    "in_short",
     "is_damaged",
     "last_particles",
     "load_run",
@@ -130,6 +131,13 @@ def _load(folder: Path) -> SavedMeasurement:
         tensors["aligned"].float() if "aligned" in tensors else None,
         tensors["shared_variance"].float() if "shared_variance" in tensors else None,
     )
+
+
+def in_short(figures: Mapping) -> str:
+    """The most important figures in one line; empty if there are none."""
+    names = ("psnr_mean", "psnr_best", "psnr_of_mean", "mode_total_variation", "diversity", "residual_sigmas")
+    known = {name: figures.get(name) for name in names}
+    return ", ".join(f"{name} {float(value):.4g}" for name, value in known.items() if value not in (None, ""))
 
 
 def mean_figures(rows: Sequence[Mapping]) -> dict[str, float]:
