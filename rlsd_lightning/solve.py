@@ -10,6 +10,7 @@ from deepinv.physics import Physics
 from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 
+from rlsd_lightning.distributed.environment import cluster_environment, is_one_device
 from rlsd_lightning.distributed.strategy import ParticleStrategy
 from rlsd_lightning.engine.callbacks import FiniteGuard
 from rlsd_lightning.errors import InputError
@@ -96,7 +97,9 @@ def solve(
         "num_sanity_val_steps": 0,
         **(trainer or {}),
     }
-    if options["devices"] != 1 or options.get("num_nodes", 1) != 1:
+    place = options["devices"], options.get("num_nodes", 1)
+    options.setdefault("plugins", cluster_environment(*place))
+    if not is_one_device(*place):
         options.setdefault("strategy", ParticleStrategy())
     results = ImageResults() if len(prior.image_shape) == IMAGE_DIMS else PointResults()
     with tempfile.TemporaryDirectory() as scratch:

@@ -1,24 +1,22 @@
 """What the command line says of errors: one line and an exit code."""
 
-import csv
-import errno
+import logging
 import re
+import sys
 import traceback
 from pathlib import Path
 
-from hydra.errors import HydraException
+from hydra.errors import HydraException, OverrideParseException
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from rlsd_lightning.cli import CONFIGS
+from rlsd_lightning.cli.literal import corrected
 from rlsd_lightning.cli.settings import near_miss
-from rlsd_lightning.errors import InputError, LostError, StoppedError
-from rlsd_lightning.results.store import in_short
+from rlsd_lightning.errors import InputError, LostError, StoppedError, first_line, is_of_storage, printable
 
-__all__ = ["REQUEUE", "explain", "failure", "mean_line"]
+__all__ = ["REQUEUE", "Formatter", "explain", "failure"]
 
-STORAGE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.ENOENT, errno.EIO, errno.ESTALE)
-"""Error numbers of a full, read-only or vanished disk."""
 REQUEUE = 75
 """Exit code of a run that a signal stopped: start it again."""
 REMOVED = {
@@ -38,12 +36,11 @@ NAMED = re.compile(r"(?<![\w.'/])[a-z]\w*(?= must\b|=|: )")
 """An argument in a message: ``gamma must be``, ``gamma=1`` or ``gamma: ``."""
 
 
-def mean_line(summary: Path) -> str:
-    """The most important figures, means over a run's measurements; empty if there are none."""
-    if not summary.is_file():
-        return ""
-    with summary.open() as file:
-        return in_short(list(csv.DictReader(file))[-1])
+class Formatter(logging.Formatter):
+    """Escapes file names that are not UTF-8, which a log could not write."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return printable(super().format(record))
 
 
 def failure(error: BaseException, cfg: DictConfig, folder: Path, who: str) -> tuple[str, int] | None:
@@ -54,16 +51,11 @@ def failure(error: BaseException, cfg: DictConfig, folder: Path, who: str) -> tu
         return f"{who}error: {reason}", code
     if isinstance(error, LostError):
         return f"\n{who}error: lost touch with the other processes ({error}); go on with: {again}", 1
-    if isinstance(error, OSError) and error.errno in STORAGE and _concerns(error, folder):
+    if is_of_storage(error, folder):
         return f"\n{who}error: '{cfg.output_dir}' can't be written to ({error}); mend that, then: {again}", 1
     if isinstance(error, StoppedError | KeyboardInterrupt):
         return f"\n{who}{str(error) or 'stopped'}; go on with: {again}", REQUEUE
     return None
-
-
-def _concerns(error: OSError, folder: Path) -> bool:
-    """Whether an error's file is in a folder, or is unknown."""
-    return error.filename is None or Path(error.filename).resolve().is_relative_to(folder.resolve())
 
 
 def explain(error: BaseException, cfg: DictConfig | None = None) -> tuple[str, int]:
@@ -71,6 +63,8 @@ def explain(error: BaseException, cfg: DictConfig | None = None) -> tuple[str, i
     unknown = re.match("Could not override '([^']+)'", str(error))
     if unknown:
         return f"there is no setting '{unknown[1]}' with these choices; {_hint(unknown[1], error.__cause__)}", 2
+    if isinstance(error, OverrideParseException):
+        return _refused(error), 2
     choice = re.search("Could not find '([^']+)'", str(error))
     if choice and choice[1] in REMOVED:
         return f"there is no {choice[1].replace('/', '=')}; {REMOVED[choice[1]]}", 2
@@ -81,6 +75,13 @@ def explain(error: BaseException, cfg: DictConfig | None = None) -> tuple[str, i
         return " ".join(str(error.__cause__ or error).split()), 2
     message = " ".join(str(link).split())
     return (message if cfg is None else _qualified(message, _origin(link), cfg)), 1
+
+
+def _refused(error: OverrideParseException) -> str:
+    """What Hydra's grammar does not read, and what to type instead."""
+    right = corrected(error.override, sys.argv[1:])
+    advice = f"if this is meant, type: {right}" if right else "settings are given as name=value"
+    return f"'{error.override}' can't be read as name=value ({first_line(error)}); {advice}"
 
 
 def _hint(name: str, reason: BaseException | None) -> str:
