@@ -8,7 +8,7 @@ import torch
 from deepinv.physics import Physics
 from torch import Tensor
 
-from rlsd_lightning.errors import InputError
+from rlsd_lightning.errors import InputError, printable
 from rlsd_lightning.functional.noise import measurement_key
 from rlsd_lightning.images import find_images, fit, load_array, load_image, load_values, load_volume
 from rlsd_lightning.measurement import Measurement, MeasurementList
@@ -55,13 +55,14 @@ def load_measured(path: str | Path, physics: Physics, image_shape: tuple[int, ..
 
 def _folder_names(files: list[Path]) -> list[str]:
     """Unique names of files: the stem; for shared stems suffix and number are appended."""
-    shared = Counter(file.stem for file in files)
+    stems = [printable(file.stem) for file in files]
+    shared = Counter(stems)
     taken = {stem for stem, count in shared.items() if count == 1}
     names = []
-    for file in files:
-        name = file.stem
-        if shared[name] > 1:
-            base = name = file.name.replace(".", "_")
+    for file, stem in zip(files, stems, strict=True):
+        name = stem
+        if shared[stem] > 1:
+            base = name = printable(file.name).replace(".", "_")
             number = 2
             while name in taken:
                 name, number = f"{base}_{number}", number + 1
@@ -161,7 +162,7 @@ def measurements(
         raise InputError("tile must be left out with a measured file, as it makes mosaics of clean images")
     if measurement is not None:
         y = load_measured(measurement, operator, image_shape)
-        return MeasurementList([Measurement(Path(measurement).stem, y, operator)])
+        return MeasurementList([Measurement(printable(Path(measurement).stem), y, operator)])
     if images is None:
         raise InputError("images=null and measurement=null give nothing to solve; set one of them")
     return ImageMeasurements(image_shape, operator, images, limit, seed, sequence, tile)
