@@ -100,8 +100,9 @@ def read_picture(path: Path, page: int = 0) -> Image.Image | np.ndarray:
         InputError: If the file is missing or can't be read.
     """
     with _opened(path, page) as opened:
+        is_deep = _is_deep_colour(opened)  # before the EXIF data, which may lie behind the pixels
         turn = _turn(opened)
-        if _is_deep_colour(opened):
+        if is_deep:
             values = _over_white(_deep_colour(path, page, opened), path)
             planes = [Image.fromarray(np.ascontiguousarray(plane)) for plane in values.transpose(2, 0, 1)]
             return np.stack([plane if turn is None else plane.transpose(turn) for plane in planes], axis=-1)
