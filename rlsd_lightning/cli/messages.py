@@ -33,7 +33,8 @@ REMOVED = {
     "method/mixture": "choose method=dwgf instead",
 }
 """Settings of earlier versions, and their replacements."""
-ORIGINS = {"priors": "prior", "features": "features", "operators": "physics", "data": "data", "images": "data"}
+ORIGINS = {"priors": "prior", "features": "features", "operators": "physics"}
+ORIGINS |= dict.fromkeys(("data", "images", "reading"), "data")
 """The configuration group of each part of the package; that of all others is ``method``."""
 NAMED = re.compile(r"(?<![\w.'/])[a-z]\w*(?= must\b|=|: )")
 """An argument in a message: ``gamma must be``, ``gamma=1`` or ``gamma: ``."""
@@ -125,14 +126,16 @@ def _origin(error: BaseException) -> str:
 def _qualified(message: str, origin: str, cfg: DictConfig) -> str:
     """Puts the group before each argument that a message names: ``gamma must`` becomes ``method.gamma must``.
 
-    An argument of several groups belongs to the group that raised the error. Settings without a group stay as they are.
+    An argument of several groups belongs to the group that raised the error, or else to the prior. Settings without a group stay as they are.
     """
 
     def full(match: re.Match) -> str:
         name = match[0]
         groups = [group for group in {*ORIGINS.values(), "method"} if name in cfg[group]]
-        if name in cfg or not (origin in groups or len(groups) == 1):
-            return name
-        return f"{origin if origin in groups else groups[0]}.{name}"
+        # image_size is the prior's, unless the features complain
+        owners = (
+            [group for group in groups if group == origin] or [group for group in groups if group == "prior"] or groups
+        )
+        return name if name in cfg or len(owners) != 1 else f"{owners[0]}.{name}"
 
     return NAMED.sub(full, message)

@@ -78,10 +78,12 @@ def move_older(cfg: DictConfig, kept: Container[str] = ()) -> None:
 
 def make_paths_absolute(cfg: DictConfig) -> None:
     """Makes paths absolute, as a run may be resumed from another folder."""
+    from rlsd_lightning.reading.paths import absolute, split_key  # with torch, as in accepted_parameters
+
     for name in ("data.images", "data.measurement", *OLDER.values(), *OTHER_FILES):
         value = OmegaConf.select(cfg, name)
-        if isinstance(value, str) and (Path(value).exists() or glob.has_magic(value)):
-            OmegaConf.update(cfg, name, os.path.abspath(value))
+        if isinstance(value, str) and (split_key(value)[0].exists() or glob.has_magic(value)):
+            OmegaConf.update(cfg, name, absolute(value))
 
 
 def accepted_parameters(target: Callable) -> dict[str, inspect.Parameter]:
