@@ -27,13 +27,8 @@ from rlsd_lightning.cli.help import help_text
 from rlsd_lightning.cli.literal import as_typed
 from rlsd_lightning.cli.messages import REQUEUE, explain
 from rlsd_lightning.cli.resume import run_folder
-<<<<<<< HEAD
 from rlsd_lightning.cli.settings import check_settings, with_present_names
-from rlsd_lightning.errors import InputError
-=======
-from rlsd_lightning.cli.settings import with_present_names
 from rlsd_lightning.errors import InputError, printable
->>>>>>> wp
 from rlsd_lightning.resources import CONFIGS
 
 __all__ = ["command"]

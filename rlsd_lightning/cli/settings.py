@@ -79,7 +79,7 @@ def move_older(cfg: DictConfig, kept: Container[str] = ()) -> None:
 
 def make_paths_absolute(cfg: DictConfig) -> None:
     """Makes paths absolute, as a run may be resumed from another folder."""
-    from rlsd_lightning.reading.paths import absolute, split_key  # with torch, which a wrong command line does not wait for
+    from rlsd_lightning.reading.paths import absolute, split_key  # with torch
 
     for name in ("data.images", "data.measurement", *OLDER.values(), *OTHER_FILES):
         value = OmegaConf.select(cfg, name)
