@@ -39,7 +39,10 @@ CHOICES = ".hydra/choices.yaml"
 """File of a run's choices of groups, in its folder."""
 OLDER = {"data.mask": "physics.mask", "data.kernel": "physics.kernel"}
 """Older names of settings, which are still accepted, and their present names."""
-OTHER_FILES = ("prior.pretrained", "features.pretrained", "physics.network", "physics.code")
+OTHER_FILES = (
+    *("prior.pretrained", "features.pretrained", "physics.network", "physics.code"),
+    *("physics.coil_maps", "physics.angles"),
+)
 
 
 def near_miss(name: str, siblings: Iterable[str]) -> str | None:
