@@ -13,6 +13,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor, nn
 
 from rlsd_lightning.errors import first_line
+from rlsd_lightning.evaluation.causes import cause_warnings
 from rlsd_lightning.evaluation.health import health_metrics, health_warnings
 from rlsd_lightning.evaluation.scores import Solved, aligned, score
 from rlsd_lightning.features import load_lpips
@@ -130,9 +131,12 @@ class ImageResults(Results):
         with torch.no_grad():
             compared = pl_module.compared(solved.z, aligned(images, images[:1], measurement.physics), features)
         metrics = health_metrics(pl_module, solved, compared, self._repulsion)
-        warnings = health_warnings(metrics, self.prior_diversity, pl_module.hparams)
+        causes = cause_warnings(pl_module, solved)
+        known = pl_module.prior.warnings + causes
+        warnings = causes + health_warnings(metrics, self.prior_diversity, pl_module.hparams, blame=not known)
         for sentence in warnings:
             log.warning("%s: %s", measurement.name, sentence)
+        warnings = pl_module.prior.warnings + warnings  # these were logged when the prior was loaded
         figures = score(solved, compared, load_lpips())
         return figures | {"decoder_error": None if shared is None else shared.std, "warnings": warnings}
 
