@@ -13,6 +13,7 @@ from torch import Tensor
 
 from rlsd_lightning.errors import InputError, first_line
 from rlsd_lightning.operators.noise import check_noise, make_noise
+from rlsd_lightning.operators.pixels import PerPicture
 from rlsd_lightning.operators.proximal import proximal_step
 
 __all__ = ["as_physics", "compose", "custom", "make_physics", "operator_output", "probe_operator"]
@@ -49,7 +50,8 @@ def make_physics(factory: Callable[..., Physics], image_shape: tuple[int, ...]) 
             that it can't be used.
     """
     physics = _made(factory, image_shape)
-    probe_operator(physics, image_shape)
+    if not isinstance(physics, PerPicture):  # each picture's own is tried later
+        probe_operator(physics, image_shape)
     return physics
 
 
@@ -94,6 +96,8 @@ def _trial(physics: Physics, fault: str) -> Iterator[None]:
     """Turns whatever an operator raises into one line with its name."""
     try:
         yield
+    except InputError:
+        raise
     except Exception as error:  # operators raise errors of many kinds
         name = type(physics).__name__
         raise InputError(f"{name} {fault} ({type(error).__name__}: {first_line(error)}){_instead(name)}") from error
@@ -176,7 +180,7 @@ def custom(
     except (ImportError, AttributeError, ValueError) as error:
         raise InputError(
             f"function must be the dotted path of a function, such as my_module.my_function, got '{function}' "
-            f"({error}); its module must be in the folder of train.py or in PYTHONPATH"
+            f"({error}); its module must be in the current folder or in PYTHONPATH"
         ) from error
     noise_model = make_noise(noise, sigma)
     if linear:
