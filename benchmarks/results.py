@@ -5,7 +5,7 @@ python benchmarks/results.py --tables           # only write the page again, fro
 
 Each run is a command of train.py in its own folder below --out. A finished run is not made again, so the command resumes
 after an interruption. docs/results.json keeps the figures of each image, docs/results.md gets the tables between its
-markers, and docs/tasks.png shows the first face in each task.
+markers, docs/tasks.png the first face in each task, and docs/half_face.png the first six in one.
 """
 
 import argparse
@@ -24,7 +24,8 @@ from PIL import Image, ImageDraw
 from tables import write_tables
 
 PROJECT = Path(__file__).resolve().parents[1]
-PAGE, FIGURES, PICTURE = (PROJECT / "docs" / name for name in ("results.md", "results.json", "tasks.png"))
+PAGE, FIGURES = PROJECT / "docs" / "results.md", PROJECT / "docs" / "results.json"
+TASKS_PICTURE, FACES_PICTURE = PROJECT / "docs" / "tasks.png", PROJECT / "docs" / "half_face.png"
 KEPT = (
     "psnr_pseudo_inverse",
     "psnr_mean",
@@ -50,15 +51,15 @@ TASKS = (
 )
 COMPARED = TASKS[:4]
 METHODS = {
-    "default": [],
     "independent": ["method=independent"],
     "sds": ["method=sds"],
     "dps": ["method=dps"],
     "daps": ["method=daps", "num_steps=20"],  # five network evaluations a step
     "rlsd_paper, 100 steps": ["method=rlsd_paper"],
-    "rlsd_paper, 999 steps": ["method=rlsd_paper", "num_steps=999"],
 }
-STEPS = {f"{steps} steps": [f"num_steps={steps}"] for steps in (25, 50, 200)}
+LONG = {"rlsd_paper, 999 steps": ["method=rlsd_paper", "num_steps=999"]}
+"""The published number of steps, on one task."""
+STEPS = {f"{steps} steps": [f"num_steps={steps}"] for steps in (25, 50)}
 GAMMAS = {f"gamma {gamma}": [f"method.gamma={gamma}"] for gamma in (0, 1, 2)}
 POINTS = {
     "rlsd": ["num_particles=500"],
@@ -92,14 +93,13 @@ def all_runs(faces: int) -> list[Run]:
     limit = f"data.limit={faces}"
     runs = [Run("tasks", task, "default", (limit,)) for task in TASKS]
     runs += [Run("points", "toy", form, tuple(options)) for form, options in POINTS.items()]
-    for task in COMPARED:
-        runs += [Run("methods", task, form, (limit, *options)) for form, options in METHODS.items() if options]
-        runs += [Run("steps", task, form, (limit, *options)) for form, options in STEPS.items()]
+    runs += [Run("photos", "super_resolution", "default", ("data.limit=null", *PHOTOS))]
     runs += [Run("repulsion", "inpaint", form, (limit, *options)) for form, options in GAMMAS.items()]
-    runs += [
-        Run("photos", task, "default", ("data.limit=null", *PHOTOS)) for task in ("super_resolution", "inpaint_random")
-    ]
-    return sorted(runs, key=lambda run: "999" in run.form)
+    for task in COMPARED:
+        runs += [Run("methods", task, form, (limit, *options)) for form, options in METHODS.items()]
+        runs += [Run("steps", task, form, (limit, *options)) for form, options in STEPS.items()]
+    runs += [Run("methods", "inpaint", form, (limit, *options)) for form, options in LONG.items()]
+    return runs
 
 
 def rows_of(run: Run, args: argparse.Namespace) -> list[dict]:
@@ -137,17 +137,24 @@ def checksum(folder: Path) -> str:
     return digest.hexdigest()[:12]
 
 
-def draw_tasks(args: argparse.Namespace) -> None:
-    """Stacks the grids of the first face in each task, with the tasks' names."""
-    grids = {t: Image.open(min((args.out / Run("tasks", t, "default", ()).folder).glob("*/grid.png"))) for t in TASKS}
-    width, height = max(grid.width for grid in grids.values()) + 150, sum(grid.height for grid in grids.values())
+def stack(grids: list[tuple[str, Path]], path: Path, margin: int = 0) -> None:
+    """Puts grids above each other, each with its label in the left margin."""
+    opened = [(label, Image.open(grid)) for label, grid in grids]
+    width, height = max(grid.width for _, grid in opened) + margin, sum(grid.height for _, grid in opened)
     canvas, top = Image.new("RGB", (width, height), "white"), 0
     draw = ImageDraw.Draw(canvas)
-    for task, grid in grids.items():
-        draw.text((5, top + grid.height // 2), task, fill="black")
-        canvas.paste(grid, (150, top))
+    for label, grid in opened:
+        draw.text((5, top + grid.height // 2), label, fill="black")
+        canvas.paste(grid, (margin, top))
         top += grid.height
-    canvas.save(PICTURE, optimize=True)
+    canvas.save(path, optimize=True)
+
+
+def draw(args: argparse.Namespace) -> None:
+    """The first face in each task, and the first six in one."""
+    folders = {task: args.out / Run("tasks", task, "default", ()).folder for task in TASKS}
+    stack([(task, min(folder.glob("*/grid.png"))) for task, folder in folders.items()], TASKS_PICTURE, margin=150)
+    stack([("", grid) for grid in sorted(folders["inpaint"].glob("*/grid.png"))[:6]], FACES_PICTURE)
 
 
 def main() -> None:
@@ -172,7 +179,7 @@ def main() -> None:
             "coverage": coverage(args),
         }
         FIGURES.write_text(json.dumps(made, indent=1) + "\n")
-        draw_tasks(args)
+        draw(args)
     write_tables(PAGE, json.loads(FIGURES.read_text()))
 
 

@@ -84,7 +84,9 @@ def compared(made: dict, table: str, figures: tuple[str, ...]) -> str:
     rows = []
     for form in forms:
         for figure in figures:
-            cells = [difference(runs[task, form], default[task], figure) for task in names]
+            cells = [
+                difference(runs[task, form], default[task], figure) if (task, form) in runs else "" for task in names
+            ]
             rows.append((f"`{form}`", figure.removeprefix("psnr_").replace("best", "best of four"), *cells))
     return markdown(("form", "PSNR", *(NAMES[task] for task in names)), rows)
 

@@ -1,18 +1,21 @@
 """What the command line says of errors: one line and an exit code."""
 
 import csv
+import difflib
 import errno
 import re
 import traceback
 from pathlib import Path
 
-from hydra.errors import HydraException
+from hydra.errors import HydraException, MissingConfigException
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from rlsd_lightning.cli import CONFIGS
+from rlsd_lightning.cli import program
+from rlsd_lightning.cli.help import options_of
 from rlsd_lightning.cli.settings import near_miss
-from rlsd_lightning.errors import InputError, LostError, StoppedError
+from rlsd_lightning.errors import InputError, LostError, StoppedError, first_line
+from rlsd_lightning.resources import CONFIGS
 
 __all__ = ["REQUEUE", "explain", "failure", "in_short"]
 
@@ -49,7 +52,7 @@ def in_short(summary: Path) -> str:
 
 def failure(error: BaseException, cfg: DictConfig, folder: Path, who: str) -> tuple[str, int] | None:
     """The line and exit code of an error that the user can mend; None for a bug. ``who`` names the process."""
-    again = f"python train.py resume={cfg.output_dir}"
+    again = f"{program()} resume={cfg.output_dir}"
     if isinstance(error, InputError | HydraException | OmegaConfBaseException):
         reason, code = explain(error, cfg)
         return f"{who}error: {reason}", code
@@ -75,6 +78,8 @@ def explain(error: BaseException, cfg: DictConfig | None = None) -> tuple[str, i
     choice = re.search("Could not find '([^']+)'", str(error))
     if choice and choice[1] in REMOVED:
         return f"there is no {choice[1].replace('/', '=')}; {REMOVED[choice[1]]}", 2
+    if isinstance(error, MissingConfigException):
+        return _no_option(error.missing_cfg_file or "") or first_line(error), 2
     link = error
     while link is not None and not isinstance(link, InputError):
         link = link.__cause__ or link.__context__
@@ -82,6 +87,19 @@ def explain(error: BaseException, cfg: DictConfig | None = None) -> tuple[str, i
         return " ".join(str(error.__cause__ or error).split()), 2
     message = " ".join(str(link).split())
     return (message if cfg is None else _qualified(message, _origin(link), cfg)), 1
+
+
+def _no_option(file: str) -> str:
+    """Says that a group has no such option, and which are near, or all; empty for a group that is Hydra's own."""
+    group, _, name = file.partition("/")
+    options = options_of(group)
+    if not options:
+        return ""
+    near = difflib.get_close_matches(name, options, n=3)
+    known = (
+        f"did you mean {' or '.join(near)}? {program()} --help lists all" if near else f"there are {', '.join(options)}"
+    )
+    return f"there is no {group}={name}; {known}"
 
 
 def _hint(name: str, reason: BaseException | None) -> str:

@@ -18,8 +18,8 @@ from hydra.types import RunMode
 from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf, open_dict
 
+from rlsd_lightning.cli import program
 from rlsd_lightning.errors import InputError
-from rlsd_lightning.methods.base import ParticleModule
 
 __all__ = [
     "check_settings",
@@ -86,6 +86,8 @@ def make_paths_absolute(cfg: DictConfig) -> None:
 
 def accepted_parameters(target: Callable) -> dict[str, inspect.Parameter]:
     """Parameters of a target; a method's ``**kwargs`` are those of its base class."""
+    from rlsd_lightning.methods.base import ParticleModule  # with torch, which composing and --help do without
+
     found = dict(inspect.signature(target).parameters)
     bases = target.__mro__[1:] if isinstance(target, type) and issubclass(target, ParticleModule) else ()
     for base in itertools.takewhile(lambda base: issubclass(base, ParticleModule), bases):
@@ -158,4 +160,4 @@ def keep_settings(cfg: DictConfig, folder: Path) -> None:
     OmegaConf.save(cfg, saved)
     OmegaConf.save(HydraConfig.get().runtime.choices, folder / CHOICES)
     OmegaConf.save(HydraConfig.get().overrides.task, saved.with_name("overrides.yaml"))
-    saved.with_name("command.txt").write_text(shlex.join(["python", "train.py", *sys.argv[1:]]) + "\n")
+    saved.with_name("command.txt").write_text(shlex.join([*program().split(), *sys.argv[1:]]) + "\n")

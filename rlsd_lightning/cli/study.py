@@ -21,6 +21,7 @@ from hydra.experimental.callback import Callback
 from matplotlib.figure import Figure
 from omegaconf import DictConfig
 
+from rlsd_lightning.cli import program
 from rlsd_lightning.errors import InputError
 
 __all__ = ["Study", "gather", "pareto_front"]
@@ -154,7 +155,7 @@ class Study(Callback):
 
 def main(arguments: list[str] | None = None) -> int:
     """Gathers a study and prints its files; returns the exit code."""
-    options = argparse.ArgumentParser(prog="train.py study", description=__doc__.splitlines()[0])
+    options = argparse.ArgumentParser(prog=f"{program()} study", description=__doc__.splitlines()[0])
     options.add_argument("folder", type=Path, help="a study's folder, such as outputs/study/gamma_lambda")
     try:
         folder = options.parse_args(arguments).folder

@@ -82,7 +82,7 @@ def custom(
     except (ImportError, AttributeError, ValueError) as error:
         raise InputError(
             f"function must be the dotted path of a function, such as my_module.my_function, got '{function}' "
-            f"({error}); its module must be in the folder of train.py or in PYTHONPATH"
+            f"({error}); its module must be in the current folder or in PYTHONPATH"
         ) from error
     noise_model = make_noise(noise, sigma)
     if linear:
