@@ -44,7 +44,7 @@ def in_short(summary: Path) -> str:
     """The most important figures, means over a run's measurements; empty if there are none."""
     if not summary.is_file():
         return ""
-    with summary.open() as file:
+    with summary.open(encoding="utf-8") as file:
         mean = list(csv.DictReader(file))[-1]
     names = ("psnr_mean", "psnr_best", "psnr_of_mean", "mode_total_variation", "diversity", "residual_sigmas")
     return ", ".join(f"{name} {float(mean[name]):.4g}" for name in names if mean.get(name))

@@ -160,4 +160,4 @@ def keep_settings(cfg: DictConfig, folder: Path) -> None:
     OmegaConf.save(cfg, saved)
     OmegaConf.save(HydraConfig.get().runtime.choices, folder / CHOICES)
     OmegaConf.save(HydraConfig.get().overrides.task, saved.with_name("overrides.yaml"))
-    saved.with_name("command.txt").write_text(shlex.join([*program().split(), *sys.argv[1:]]) + "\n")
+    saved.with_name("command.txt").write_text(shlex.join([*program().split(), *sys.argv[1:]]) + "\n", encoding="utf-8")

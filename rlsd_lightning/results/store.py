@@ -65,7 +65,7 @@ def write_metrics(folder: Path, metrics: Mapping) -> None:
 def read_metrics(folder: Path) -> dict | None:
     """Metrics of a finished measurement; None if it is unfinished or its particles are damaged."""
     try:
-        metrics = json.loads((folder / METRICS_FILE).read_text())
+        metrics = json.loads((folder / METRICS_FILE).read_text(encoding="utf-8"))
         with safe_open(folder / PARTICLES_FILE, "pt"):  # compares the file's length with its header
             return metrics
     except (FileNotFoundError, ValueError, SafetensorError):
@@ -109,7 +109,7 @@ def load_run(folder: Path) -> list[SavedMeasurement]:
 
 def _load(folder: Path) -> SavedMeasurement:
     try:
-        metrics = json.loads((folder / METRICS_FILE).read_text())
+        metrics = json.loads((folder / METRICS_FILE).read_text(encoding="utf-8"))
         tensors = load_file(folder / PARTICLES_FILE)
         images = tensors["x"].float()
     except (OSError, ValueError, KeyError, SafetensorError) as error:

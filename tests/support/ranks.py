@@ -9,13 +9,12 @@ import json
 import os
 import socket
 import sys
-import traceback
 from pathlib import Path
 
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
-from support.command import train
 
 import rlsd_lightning.cli.train  # noqa: F401  imported once, before the fork
+from support.command import train
 
 
 def free_port() -> int:
@@ -44,12 +43,8 @@ def main(file: Path) -> None:
     for rank in range(max(case["size"] for case in cases)):
         forked.append(os.fork())
         if forked[-1] == 0:
-            try:
-                work(rank, cases, file.parent)
-                os._exit(0)
-            except BaseException:
-                traceback.print_exc()
-                os._exit(1)
+            work(rank, cases, file.parent)
+            os._exit(0)
     sys.exit(max(os.waitpid(process, 0)[1] for process in forked) != 0)
 
 
