@@ -24,10 +24,11 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from rlsd_lightning.cli.help import help_text
+from rlsd_lightning.cli.literal import as_typed
 from rlsd_lightning.cli.messages import REQUEUE, explain
 from rlsd_lightning.cli.resume import run_folder
 from rlsd_lightning.cli.settings import with_present_names
-from rlsd_lightning.errors import InputError
+from rlsd_lightning.errors import InputError, printable
 from rlsd_lightning.resources import CONFIGS
 
 __all__ = ["command"]
@@ -63,14 +64,14 @@ def hydra_app() -> None:
     """Help, one run, or a multirun."""
     failed.clear()
     try:
-        sys.argv[1:] = with_present_names(sys.argv[1:])
+        sys.argv[1:] = as_typed(with_present_names(sys.argv[1:]))
         if {"--help", "-h"} & set(sys.argv):
             print(help_text([argument for argument in sys.argv[1:] if not argument.startswith("-")]))
             return
         compose_and_run()
     except (InputError, HydraException, OmegaConfBaseException) as error:
         reason, code = explain(error)
-        print(f"error: {reason}", file=sys.stderr)
+        print(printable(f"error: {reason}"), file=sys.stderr)
         sys.exit(code)
     except ValueError as error:
         if "Config group override" not in str(error):

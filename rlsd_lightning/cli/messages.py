@@ -1,26 +1,25 @@
 """What the command line says of errors: one line and an exit code."""
 
-import csv
 import difflib
-import errno
+import logging
 import re
+import sys
 import traceback
 from pathlib import Path
 
-from hydra.errors import HydraException, MissingConfigException
+from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from rlsd_lightning.cli import program
 from rlsd_lightning.cli.help import options_of
+from rlsd_lightning.cli.literal import corrected
 from rlsd_lightning.cli.settings import near_miss
-from rlsd_lightning.errors import InputError, LostError, StoppedError, first_line
+from rlsd_lightning.errors import InputError, LostError, StoppedError, first_line, is_of_storage, printable
 from rlsd_lightning.resources import CONFIGS
 
-__all__ = ["REQUEUE", "explain", "failure", "in_short"]
+__all__ = ["REQUEUE", "Formatter", "explain", "failure"]
 
-STORAGE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.ENOENT, errno.EIO, errno.ESTALE)
-"""Error numbers of a full, read-only or vanished disk."""
 REQUEUE = 75
 """Exit code of a run that a signal stopped: start it again."""
 REMOVED = {
@@ -34,20 +33,18 @@ REMOVED = {
     "method/mixture": "choose method=dwgf instead",
 }
 """Settings of earlier versions, and their replacements."""
-ORIGINS = {"priors": "prior", "features": "features", "operators": "physics", "data": "data", "images": "data"}
+ORIGINS = {"priors": "prior", "features": "features", "operators": "physics"}
+ORIGINS |= dict.fromkeys(("data", "images", "reading"), "data")
 """The configuration group of each part of the package; that of all others is ``method``."""
 NAMED = re.compile(r"(?<![\w.'/])[a-z]\w*(?= must\b|=|: )")
 """An argument in a message: ``gamma must be``, ``gamma=1`` or ``gamma: ``."""
 
 
-def in_short(summary: Path) -> str:
-    """The most important figures, means over a run's measurements; empty if there are none."""
-    if not summary.is_file():
-        return ""
-    with summary.open(encoding="utf-8") as file:
-        mean = list(csv.DictReader(file))[-1]
-    names = ("psnr_mean", "psnr_best", "psnr_of_mean", "mode_total_variation", "diversity", "residual_sigmas")
-    return ", ".join(f"{name} {float(mean[name]):.4g}" for name in names if mean.get(name))
+class Formatter(logging.Formatter):
+    """Escapes file names that are not UTF-8, which a log could not write."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return printable(super().format(record))
 
 
 def failure(error: BaseException, cfg: DictConfig, folder: Path, who: str) -> tuple[str, int] | None:
@@ -58,16 +55,11 @@ def failure(error: BaseException, cfg: DictConfig, folder: Path, who: str) -> tu
         return f"{who}error: {reason}", code
     if isinstance(error, LostError):
         return f"\n{who}error: lost touch with the other processes ({error}); go on with: {again}", 1
-    if isinstance(error, OSError) and error.errno in STORAGE and _concerns(error, folder):
+    if is_of_storage(error, folder):
         return f"\n{who}error: '{cfg.output_dir}' can't be written to ({error}); mend that, then: {again}", 1
     if isinstance(error, StoppedError | KeyboardInterrupt):
         return f"\n{who}{str(error) or 'stopped'}; go on with: {again}", REQUEUE
     return None
-
-
-def _concerns(error: OSError, folder: Path) -> bool:
-    """Whether an error's file is in a folder, or is unknown."""
-    return error.filename is None or Path(error.filename).resolve().is_relative_to(folder.resolve())
 
 
 def explain(error: BaseException, cfg: DictConfig | None = None) -> tuple[str, int]:
@@ -75,6 +67,8 @@ def explain(error: BaseException, cfg: DictConfig | None = None) -> tuple[str, i
     unknown = re.match("Could not override '([^']+)'", str(error))
     if unknown:
         return f"there is no setting '{unknown[1]}' with these choices; {_hint(unknown[1], error.__cause__)}", 2
+    if isinstance(error, OverrideParseException):
+        return _refused(error), 2
     choice = re.search("Could not find '([^']+)'", str(error))
     if choice and choice[1] in REMOVED:
         return f"there is no {choice[1].replace('/', '=')}; {REMOVED[choice[1]]}", 2
@@ -102,6 +96,13 @@ def _no_option(file: str) -> str:
     return f"there is no {group}={name}; {known}"
 
 
+def _refused(error: OverrideParseException) -> str:
+    """What Hydra's grammar does not read, and what to type instead."""
+    right = corrected(error.override, sys.argv[1:])
+    advice = f"if this is meant, type: {right}" if right else "settings are given as name=value"
+    return f"'{error.override}' can't be read as name=value ({first_line(error)}); {advice}"
+
+
 def _hint(name: str, reason: BaseException | None) -> str:
     """Advice on a setting that does not exist, from OmegaConf's reason."""
     if name in REMOVED:
@@ -125,14 +126,16 @@ def _origin(error: BaseException) -> str:
 def _qualified(message: str, origin: str, cfg: DictConfig) -> str:
     """Puts the group before each argument that a message names: ``gamma must`` becomes ``method.gamma must``.
 
-    An argument of several groups belongs to the group that raised the error. Settings without a group stay as they are.
+    An argument of several groups belongs to the group that raised the error, or else to the prior. Settings without a group stay as they are.
     """
 
     def full(match: re.Match) -> str:
         name = match[0]
         groups = [group for group in {*ORIGINS.values(), "method"} if name in cfg[group]]
-        if name in cfg or not (origin in groups or len(groups) == 1):
-            return name
-        return f"{origin if origin in groups else groups[0]}.{name}"
+        # image_size is the prior's, unless the features complain
+        owners = (
+            [group for group in groups if group == origin] or [group for group in groups if group == "prior"] or groups
+        )
+        return name if name in cfg or len(owners) != 1 else f"{owners[0]}.{name}"
 
     return NAMED.sub(full, message)

@@ -78,10 +78,12 @@ def move_older(cfg: DictConfig, kept: Container[str] = ()) -> None:
 
 def make_paths_absolute(cfg: DictConfig) -> None:
     """Makes paths absolute, as a run may be resumed from another folder."""
+    from rlsd_lightning.reading.paths import absolute, split_key  # with torch, as in accepted_parameters
+
     for name in ("data.images", "data.measurement", *OLDER.values(), *OTHER_FILES):
         value = OmegaConf.select(cfg, name)
-        if isinstance(value, str) and (Path(value).exists() or glob.has_magic(value)):
-            OmegaConf.update(cfg, name, os.path.abspath(value))
+        if isinstance(value, str) and (split_key(value)[0].exists() or glob.has_magic(value)):
+            OmegaConf.update(cfg, name, absolute(value))
 
 
 def accepted_parameters(target: Callable) -> dict[str, inspect.Parameter]:
@@ -160,4 +162,5 @@ def keep_settings(cfg: DictConfig, folder: Path) -> None:
     OmegaConf.save(cfg, saved)
     OmegaConf.save(HydraConfig.get().runtime.choices, folder / CHOICES)
     OmegaConf.save(HydraConfig.get().overrides.task, saved.with_name("overrides.yaml"))
-    saved.with_name("command.txt").write_text(shlex.join([*program().split(), *sys.argv[1:]]) + "\n", encoding="utf-8")
+    command = shlex.join([*program().split(), *sys.argv[1:]]) + "\n"
+    saved.with_name("command.txt").write_bytes(command.encode(errors="surrogateescape"))

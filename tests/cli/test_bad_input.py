@@ -78,9 +78,12 @@ BAD_VALUES = [
     (["task=super_resolution", "physics.factor=16"], ["x16", "at least 64", "32x32"]),
     (["task=motion_deblur", "data.kernel={files}/nowhere.npy"], ["blur kernel", "{files}/nowhere.npy"]),
     (["task=motion_deblur", "data.kernel={files}/broken.png"], ["{files}/broken.png", "can't be read"]),
-    (["data.measurement={files}/nowhere.png"], ["image or .npy file", "{files}/nowhere.png"]),
+    (
+        ["data.measurement={files}/nowhere.png"],
+        ["data.measurement must be an image, a folder or a pattern", "{files}/nowhere.png"],
+    ),
     (["data.measurement={files}/broken.png"], ["{files}/broken.png", "can't be read"]),
-    (["data.measurement={files}/small.png"], ["(1, 3, 32, 32)", "'small' has shape (1, 3, 20, 20)"]),
+    (["data.measurement={files}/small.png"], ["32x32", "small.png' has 20x20", "prior.image_size=[20,20]"]),
     (["prior.pretrained={files}/empty"], ["diffusers pipeline folder", "{files}/empty", "model_index.json"]),
     (["prior.pretrained={files}/good.png"], ["diffusers pipeline folder", "{files}/good.png"]),
     (

@@ -336,8 +336,8 @@ def test_a_users_class_and_a_plain_function_are_operators():
 
 def test_solve_takes_a_plain_function(tiny_prior):
     x = images(1)
-    particles = solve(x[:, :, ::2], lambda x: x[:, :, ::2], tiny_prior, num_steps=2, trainer={"logger": False})
-    assert particles.shape == (4, *SHAPE)
+    result = solve(x[:, :, ::2], lambda x: x[:, :, ::2], tiny_prior, num_steps=2, trainer={"logger": False})
+    assert result.particles.shape == (4, *SHAPE)
 
 
 # What each refuses
