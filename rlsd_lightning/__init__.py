@@ -20,10 +20,12 @@ _WHERE = {
     "Prior": "priors",
     "RLSD": "methods.rlsd",
     "RLSDPaper": "methods.rlsd_paper",
+    "Result": "results.result",
     "StableDiffusionPrior": "priors",
     "TwistedFilter": "methods.twisted",
     "VAEFeatures": "features",
     "ViTFeatures": "features",
+    "embedded": "resources",
     "solve": "solve",
 }
 """The module of each public name, which is imported when the name is first used: torch and Lightning take seconds."""

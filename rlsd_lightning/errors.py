@@ -1,6 +1,28 @@
 """Errors that a user can mend, told apart from bugs: the command line prints them in one line."""
 
-__all__ = ["LOADING_ERRORS", "InputError", "LostError", "NonFiniteError", "StoppedError", "first_line"]
+import errno
+import re
+from pathlib import Path
+
+__all__ = [
+    "LOADING_ERRORS",
+    "STORAGE",
+    "FailedError",
+    "InputError",
+    "LostError",
+    "NonFiniteError",
+    "PeerError",
+    "StoppedError",
+    "first_line",
+    "is_of_storage",
+    "is_out_of_memory",
+    "printable",
+]
+
+STORAGE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.ENOENT, errno.EIO, errno.ESTALE)
+"""Error numbers of a full, read-only or vanished disk."""
+NO_MEMORY = ("out of memory", "can't allocate memory", "ALLOC_FAILED")
+"""What libraries say when an allocation fails, in errors of no class of their own."""
 
 LOADING_ERRORS = (OSError, ValueError, TypeError, KeyError, RuntimeError, AttributeError)
 """What diffusers and transformers raise for weights that are not there, not whole, or not theirs."""
@@ -9,6 +31,24 @@ LOADING_ERRORS = (OSError, ValueError, TypeError, KeyError, RuntimeError, Attrib
 def first_line(error: Exception) -> str:
     """The first line of an error's message, or its kind if it has none."""
     return next(iter(str(error).strip().splitlines()), type(error).__name__)
+
+
+def printable(text: str) -> str:
+    """A text with its undecodable bytes as ``%F6``: a file's name that is not UTF-8 can't be written or printed."""
+    return re.sub("[\ud800-\udfff]", lambda found: f"%{ord(found[0]) & 0xFF:02X}", text)
+
+
+def is_of_storage(error: BaseException, folder: Path) -> bool:
+    """Whether an error is of the disk that holds a folder, or of an unknown file."""
+    if not isinstance(error, OSError) or error.errno not in STORAGE:
+        return False
+    return error.filename is None or Path(error.filename).resolve().is_relative_to(folder.resolve())
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether a device's or the machine's memory is full."""
+    said = isinstance(error, RuntimeError) and any(words in str(error) for words in NO_MEMORY)
+    return said or isinstance(error, MemoryError)
 
 
 class InputError(ValueError):
@@ -37,3 +77,29 @@ class NonFiniteError(ArithmeticError):
 
 class StoppedError(Exception):
     """A signal ended the run between two steps; what it had is saved."""
+
+
+class PeerError(Exception):
+    """Another process of the group has failed, and says why.
+
+    Args:
+        out_of_memory: Whether its device's memory is full.
+    """
+
+    def __init__(self, out_of_memory: bool = False) -> None:
+        super().__init__("another process of the group has failed")
+        self.out_of_memory = out_of_memory
+
+
+class FailedError(Exception):
+    """Reading, measuring or solving some measurements has failed, in one process of the group or more.
+
+    Args:
+        reason: One line.
+        out_of_memory: Whether a smaller batch may succeed.
+        error: The exception, if it was kept.
+    """
+
+    def __init__(self, reason: str, out_of_memory: bool = False, error: Exception | None = None) -> None:
+        super().__init__(reason)
+        self.out_of_memory, self.error = out_of_memory, error

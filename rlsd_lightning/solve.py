@@ -1,24 +1,32 @@
-"""The Python interface: one call from a measurement to particles."""
+"""The Python interface: one call from a measurement to its result."""
 
 import tempfile
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import lightning as L
+import torch
 from deepinv.physics import Physics
 from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 
+from rlsd_lightning.distributed.environment import cluster_environment, is_one_device
 from rlsd_lightning.distributed.strategy import ParticleStrategy
 from rlsd_lightning.engine.callbacks import FiniteGuard
+from rlsd_lightning.errors import InputError
 from rlsd_lightning.features import Features, LatentFeatures
 from rlsd_lightning.measurement import Measurement
 from rlsd_lightning.methods.base import ParticleModule
 from rlsd_lightning.methods.rlsd import RLSD
 from rlsd_lightning.operators import as_physics
 from rlsd_lightning.priors import Prior
+from rlsd_lightning.results.result import Result
+from rlsd_lightning.results.writer import ImageResults, PointResults
 
 __all__ = ["solve"]
+
+IMAGE_DIMS = 3
+"""Dimensions of an image; particles with fewer are points."""
 
 
 def solve(
@@ -26,6 +34,7 @@ def solve(
     physics: Physics | Callable[[Tensor], Tensor],
     prior: Prior,
     *,
+    truth: Tensor | None = None,
     num_particles: int = 4,
     num_steps: int = 100,
     seed: int = 0,
@@ -34,18 +43,20 @@ def solve(
     callbacks: Sequence[Callback] = (),
     trainer: dict[str, Any] | None = None,
     **settings: Any,
-) -> Tensor:
-    r"""Draws particles that explain a measurement.
+) -> Result:
+    r"""Draw particles that explain a measurement.
 
     With ``trainer={"devices": 4}`` each device computes a share of the particles. Lightning then runs the calling script
-    once in every process, and each of them returns all particles. So call this in a script, not in a notebook, and
-    write files in one process only: ``if lightning.pytorch.utilities.rank_zero_only.rank == 0``.
+    once in every process, and each of them returns the same result. So call this in a script, not in a notebook.
+    :meth:`Result.save` writes in the first process only.
 
     Args:
         y: The measurement :math:`y = A(x) + n`, with shape :math:`(1, \dots)`.
         physics: The operator :math:`A` with its noise, acting on images in [-1, 1]; or a plain, differentiable function
             of images with shape :math:`(N, C, H, W)`, whose noise is taken to be small.
         prior: The latent diffusion prior.
+        truth: The clean image in [-1, 1], with shape :math:`(1, C, H, W)`, if it is known; ``metrics`` then has PSNR and
+            SSIM. It does not change the particles.
         num_particles: The number :math:`N` of particles.
         num_steps: The number of timesteps.
         seed: Seed of all noise.
@@ -57,16 +68,18 @@ def solve(
         settings: Arguments of the method, such as ``gamma``.
 
     Returns:
-        The particles, not clipped to [-1, 1], with shape :math:`(N, *\mathrm{image\_shape})`, on the CPU.
+        The particles with shape :math:`(N, *\mathrm{image\_shape})`, their mean, uncertainty, figures and warnings.
 
     Raises:
         InputError: If an argument is out of range, or the operator does not fit the prior.
         NonFiniteError: If particles become infinite or not a number.
         LostError: If another process ends or is silent.
     """
+    if truth is not None:
+        _check_truth(truth, prior)
     module = method(
         prior,
-        Measurement("measurement", y, as_physics(physics)),
+        Measurement("measurement", y, as_physics(physics), truth),
         features or LatentFeatures(),
         num_particles=num_particles,
         num_steps=num_steps,
@@ -84,8 +97,21 @@ def solve(
         "num_sanity_val_steps": 0,
         **(trainer or {}),
     }
-    if options["devices"] != 1 or options.get("num_nodes", 1) != 1:
+    place = options["devices"], options.get("num_nodes", 1)
+    options.setdefault("plugins", cluster_environment(*place))
+    if not is_one_device(*place):
         options.setdefault("strategy", ParticleStrategy())
+    results = ImageResults() if len(prior.image_shape) == IMAGE_DIMS else PointResults()
     with tempfile.TemporaryDirectory() as scratch:
-        L.Trainer(**{"default_root_dir": scratch, **options}, callbacks=[FiniteGuard(), *callbacks]).fit(module)
-    return module.pictures()[0].float().cpu()
+        L.Trainer(**{"default_root_dir": scratch, **options}, callbacks=[FiniteGuard(), results, *callbacks]).fit(
+            module
+        )
+    return results.finished[0]
+
+
+def _check_truth(truth: Tensor, prior: Prior) -> None:
+    expected = (1, *prior.image_shape)
+    if truth.shape != expected:
+        raise InputError(f"truth must have shape {expected}, as the prior's images, got {tuple(truth.shape)}")
+    if not torch.isfinite(truth).all():
+        raise InputError("truth must be finite, got NaN or infinity")

@@ -1,23 +1,25 @@
 """What the command line says of errors: one line and an exit code."""
 
-import csv
-import errno
+import difflib
+import logging
 import re
+import sys
 import traceback
 from pathlib import Path
 
-from hydra.errors import HydraException
+from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from rlsd_lightning.cli import CONFIGS
+from rlsd_lightning.cli import program
+from rlsd_lightning.cli.help import options_of
+from rlsd_lightning.cli.literal import corrected
 from rlsd_lightning.cli.settings import near_miss
-from rlsd_lightning.errors import InputError, LostError, StoppedError
+from rlsd_lightning.errors import InputError, LostError, StoppedError, first_line, is_of_storage, printable
+from rlsd_lightning.resources import CONFIGS
 
-__all__ = ["REQUEUE", "explain", "failure", "in_short"]
+__all__ = ["REQUEUE", "Formatter", "explain", "failure"]
 
-STORAGE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.ENOENT, errno.EIO, errno.ESTALE)
-"""Error numbers of a full, read-only or vanished disk."""
 REQUEUE = 75
 """Exit code of a run that a signal stopped: start it again."""
 REMOVED = {
@@ -38,34 +40,26 @@ NAMED = re.compile(r"(?<![\w.'/])[a-z]\w*(?= must\b|=|: )")
 """An argument in a message: ``gamma must be``, ``gamma=1`` or ``gamma: ``."""
 
 
-def in_short(summary: Path) -> str:
-    """The most important figures, means over a run's measurements; empty if there are none."""
-    if not summary.is_file():
-        return ""
-    with summary.open() as file:
-        mean = list(csv.DictReader(file))[-1]
-    names = ("psnr_mean", "psnr_best", "psnr_of_mean", "mode_total_variation", "diversity", "residual_sigmas")
-    return ", ".join(f"{name} {float(mean[name]):.4g}" for name in names if mean.get(name))
+class Formatter(logging.Formatter):
+    """Escapes file names that are not UTF-8, which a log could not write."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return printable(super().format(record))
 
 
 def failure(error: BaseException, cfg: DictConfig, folder: Path, who: str) -> tuple[str, int] | None:
     """The line and exit code of an error that the user can mend; None for a bug. ``who`` names the process."""
-    again = f"python train.py resume={cfg.output_dir}"
+    again = f"{program()} resume={cfg.output_dir}"
     if isinstance(error, InputError | HydraException | OmegaConfBaseException):
         reason, code = explain(error, cfg)
         return f"{who}error: {reason}", code
     if isinstance(error, LostError):
         return f"\n{who}error: lost touch with the other processes ({error}); go on with: {again}", 1
-    if isinstance(error, OSError) and error.errno in STORAGE and _concerns(error, folder):
+    if is_of_storage(error, folder):
         return f"\n{who}error: '{cfg.output_dir}' can't be written to ({error}); mend that, then: {again}", 1
     if isinstance(error, StoppedError | KeyboardInterrupt):
         return f"\n{who}{str(error) or 'stopped'}; go on with: {again}", REQUEUE
     return None
-
-
-def _concerns(error: OSError, folder: Path) -> bool:
-    """Whether an error's file is in a folder, or is unknown."""
-    return error.filename is None or Path(error.filename).resolve().is_relative_to(folder.resolve())
 
 
 def explain(error: BaseException, cfg: DictConfig | None = None) -> tuple[str, int]:
@@ -73,9 +67,13 @@ def explain(error: BaseException, cfg: DictConfig | None = None) -> tuple[str, i
     unknown = re.match("Could not override '([^']+)'", str(error))
     if unknown:
         return f"there is no setting '{unknown[1]}' with these choices; {_hint(unknown[1], error.__cause__)}", 2
+    if isinstance(error, OverrideParseException):
+        return _refused(error), 2
     choice = re.search("Could not find '([^']+)'", str(error))
     if choice and choice[1] in REMOVED:
         return f"there is no {choice[1].replace('/', '=')}; {REMOVED[choice[1]]}", 2
+    if isinstance(error, MissingConfigException):
+        return _no_option(error.missing_cfg_file or "") or first_line(error), 2
     link = error
     while link is not None and not isinstance(link, InputError):
         link = link.__cause__ or link.__context__
@@ -83,6 +81,26 @@ def explain(error: BaseException, cfg: DictConfig | None = None) -> tuple[str, i
         return " ".join(str(error.__cause__ or error).split()), 2
     message = " ".join(str(link).split())
     return (message if cfg is None else _qualified(message, _origin(link), cfg)), 1
+
+
+def _no_option(file: str) -> str:
+    """Says that a group has no such option, and which are near, or all; empty for a group that is Hydra's own."""
+    group, _, name = file.partition("/")
+    options = options_of(group)
+    if not options:
+        return ""
+    near = difflib.get_close_matches(name, options, n=3)
+    known = (
+        f"did you mean {' or '.join(near)}? {program()} --help lists all" if near else f"there are {', '.join(options)}"
+    )
+    return f"there is no {group}={name}; {known}"
+
+
+def _refused(error: OverrideParseException) -> str:
+    """What Hydra's grammar does not read, and what to type instead."""
+    right = corrected(error.override, sys.argv[1:])
+    advice = f"if this is meant, type: {right}" if right else "settings are given as name=value"
+    return f"'{error.override}' can't be read as name=value ({first_line(error)}); {advice}"
 
 
 def _hint(name: str, reason: BaseException | None) -> str:

@@ -1,41 +1,25 @@
-"""Draws particles for measurements under a latent diffusion prior.
+"""One run of the command line: instantiates the parts of a composed configuration and solves its measurements.
 
-python train.py task=inpaint                                      # the embedded prior and one held-out face
-python train.py task=inpaint data.images=photos data.limit=null   # your own images
-python train.py task=inpaint data.measurement=y.png physics.mask=mask.png
-python train.py resume=outputs/inpaint/2026-11-24_12-00-00        # go on with a stopped run
-python train.py task=inpaint --help                               # every choice, and the settings of this one
+Its imports take seconds, so :mod:`rlsd_lightning.cli.command` imports it when a command line is composed and right.
 """
 
 import logging
-import os
-import sys
 import threading
 import warnings
 from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
 
-# composition errors are shown in one line by hydra_app(), not by Hydra in ten
-os.environ.setdefault("HYDRA_FULL_ERROR", "1")
-
 import diffusers
-import hydra
 import lightning as L
 import transformers
-from hydra.core.hydra_config import HydraConfig
-from hydra.errors import HydraException
-from hydra.types import RunMode
 from hydra.utils import instantiate
-from lightning.pytorch.plugins.environments import SLURMEnvironment, TorchElasticEnvironment
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
-from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf import DictConfig
 
-from rlsd_lightning.cli import CONFIGS, PROJECT
-from rlsd_lightning.cli.messages import REQUEUE, STORAGE, explain, failure, in_short
-from rlsd_lightning.cli.resume import resumed, run_folder
+from rlsd_lightning.cli.messages import REQUEUE, failure
+from rlsd_lightning.cli.resume import resumed
 from rlsd_lightning.cli.settings import (
     check_settings,
     check_trainer,
@@ -43,17 +27,20 @@ from rlsd_lightning.cli.settings import (
     make_paths_absolute,
     move_older,
     overridden,
-    with_present_names,
 )
+from rlsd_lightning.distributed.environment import stand_alone
 from rlsd_lightning.distributed.processes import Processes
 from rlsd_lightning.engine.checkpoints import AtomicCheckpointIO
+from rlsd_lightning.engine.compiling import compile_if_possible
 from rlsd_lightning.engine.locking import only_run_in
 from rlsd_lightning.engine.runner import run_measurements
-from rlsd_lightning.errors import InputError, StoppedError
+from rlsd_lightning.errors import STORAGE, InputError, PeerError, StoppedError
+from rlsd_lightning.results.store import mean_line, read_failures
 
-failed: list[str] = []
-"""Folders of the runs of this process's multirun that have failed."""
 log = logging.getLogger("train")
+
+SHOWN_FAILURES = 10
+"""Failed measurements that the end of a run names."""
 
 
 def _report_thread(args: threading.ExceptHookArgs) -> None:
@@ -69,17 +56,13 @@ warnings.filterwarnings("ignore", message=".*LeafSpec.*")
 logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
 diffusers.utils.logging.disable_progress_bar()
 transformers.utils.logging.disable_progress_bar()
-OmegaConf.register_new_resolver("project", lambda path: str(PROJECT / path), replace=True)
-OmegaConf.register_new_resolver("run_folder", run_folder, replace=True)
 
 
 def trainer_factory(cfg: DictConfig, run_folder: Path, processes: Processes) -> Callable[..., L.Trainer]:
     """Function that makes a new Trainer; arguments as ``make_trainer`` in :func:`run_measurements`."""
     # once, not for every batch
     features = instantiate(cfg.callbacks.results.features) if "results" in cfg.callbacks else None
-    # Lightning would requeue a SLURM job by itself, from a checkpoint in the middle of a step
-    in_slurm = SLURMEnvironment.detect() and not TorchElasticEnvironment.detect()
-    environment = [SLURMEnvironment(auto_requeue=False)] if in_slurm else []
+    logger = None if cfg.get("logger") is None else instantiate(cfg.logger)
 
     def make(folder: Path, position: str = "", probe: bool = False) -> L.Trainer:
         own = {
@@ -97,11 +80,11 @@ def trainer_factory(cfg: DictConfig, run_folder: Path, processes: Processes) -> 
             return instantiate(cfg.trainer)(
                 strategy=processes.strategy(),
                 callbacks=list(callbacks.values()),
-                logger=False if probe else instantiate(cfg.logger)(save_dir=folder),
+                logger=False if probe or logger is None else logger(save_dir=folder),
                 enable_progress_bar="progress" in callbacks,
                 enable_checkpointing="checkpoint" in callbacks,
                 default_root_dir=folder,
-                plugins=[AtomicCheckpointIO(), *environment],
+                plugins=[AtomicCheckpointIO(), *processes.environment],
                 **({"max_steps": 1} if probe else {}),
             )
         except (MisconfigurationException, ValueError) as error:
@@ -128,8 +111,6 @@ def settings_of(cfg: DictConfig, folder: Path) -> DictConfig:
 def parts_of(cfg: DictConfig) -> tuple:
     """Prior, features, the method's factory, and measurements."""
     prior, features = instantiate(cfg.prior), instantiate(cfg.features)
-    if cfg.compile:
-        prior.compile_networks(fullgraph=True)
     data = instantiate(cfg.data)(prior.image_shape, instantiate(cfg.physics))
     if data.available > len(data) and rank_zero_only.rank == 0:
         log.info("%d of %d images, as data.limit says; data.limit=null takes all", len(data), data.available)
@@ -145,6 +126,8 @@ def run(cfg: DictConfig, folder: Path) -> int:
     L.seed_everything(cfg.seed % 2**32, verbose=False)
     prior, features, method, data = parts_of(cfg)
     processes = Processes(cfg.trainer.accelerator, cfg.trainer.devices, cfg.trainer.num_nodes, cfg.patience)
+    if cfg.compile:
+        compile_if_possible(prior, processes.device)
     if processes.is_first and processes.device.type == "cpu" and cfg.trainer.precision == "16-mixed":
         log.warning("a CPU computes trainer.precision=16-mixed as bf16-mixed")  # Lightning's own warning is not shown
     try:
@@ -169,48 +152,41 @@ def run(cfg: DictConfig, folder: Path) -> int:
         processes.end()
     if not processes.is_first:
         return 0
-    if figures := in_short(folder / "summary.csv"):
-        log.info("mean figures: %s", figures)
-    log.info("results of %d of %d measurements: %s", finished, len(data), folder / ("report.html" if finished else ""))
+    say_results(folder, finished, len(data))
     return 1 if missing else 0
 
 
-@hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name="train")
-def main(cfg: DictConfig) -> None:
-    """Runs one configuration; errors that the user can mend become one line."""
+def say_results(folder: Path, finished: int, asked: int) -> None:
+    """Logs the mean figures, where the results are, and which measurements have failed."""
+    if figures := mean_line(folder / "summary.csv"):
+        log.info("mean figures: %s", figures)
+    log.info("results of %d of %d measurements: %s", finished, asked, folder / ("report.html" if finished else ""))
+    failures = read_failures(folder)
+    for row in failures[:SHOWN_FAILURES]:
+        log.error("failed: %s: %s", row["name"], row["reason"])
+    if failures[SHOWN_FAILURES:]:
+        log.error("%d more are in %s", len(failures) - SHOWN_FAILURES, folder / "failed.csv")
+
+
+def main(cfg: DictConfig) -> int:
+    """Runs one configuration and returns the exit code; errors that the user can mend become one line."""
     folder = Path(cfg.output_dir)
+    stand_alone(cfg.trainer.devices, cfg.trainer.num_nodes)
     rank = rank_zero_only.rank  # in a group it is the rank in the group
     is_first = rank == 0
     try:
         if is_first:
             folder.mkdir(parents=True, exist_ok=True)
         with only_run_in(folder) if is_first else nullcontext():
-            code = run(cfg, folder)
+            return run(cfg, folder)
+    except PeerError:
+        return 0  # the first process says what has failed
     except (Exception, KeyboardInterrupt) as error:
         said = failure(error, cfg, folder, "" if is_first else f"process {rank}: ")
         if said is None:
             raise
         line, code = said
         if code == REQUEUE and not is_first:
-            return  # the first process speaks for all
+            return 0  # the first process speaks for all
         log.error("%s", line)
-    hydra_run = HydraConfig.get()
-    runs_in_turn = hydra_run.mode == RunMode.MULTIRUN and hydra_run.runtime.choices["hydra/launcher"] == "basic"
-    if code and runs_in_turn and code != REQUEUE:
-        failed.append(cfg.output_dir)  # the other runs go on
-    elif code:
-        sys.exit(code)
-
-
-def hydra_app() -> None:
-    """Hydra's application: one run, or a multirun."""
-    failed.clear()
-    try:
-        sys.argv[1:] = with_present_names(sys.argv[1:])
-        main()
-    except (InputError, HydraException, OmegaConfBaseException) as error:
-        reason, code = explain(error)
-        print(f"error: {reason}", file=sys.stderr)
-        sys.exit(code)
-    if failed:
-        sys.exit(f"error: {len(failed)} runs of this multirun have failed: {', '.join(failed)}")
+        return code

@@ -14,6 +14,7 @@ from lightning.pytorch.strategies import Strategy
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import distributed
 
+from rlsd_lightning.distributed.environment import cluster_environment, is_one_device
 from rlsd_lightning.distributed.heartbeat import Heartbeat
 from rlsd_lightning.distributed.shard import Shard, collective
 from rlsd_lightning.distributed.strategy import ParticleStrategy, join_group, leave_group
@@ -68,13 +69,16 @@ class Processes:
         patience: float = 600,
     ) -> None:
         self._strategy = ParticleStrategy(patience)
-        self._alone = devices == 1 and num_nodes == 1
+        self.environment = cluster_environment(devices, num_nodes)
+        """Plugins of a Trainer that tell it of other processes."""
+        self._alone = is_one_device(devices, num_nodes)
         try:
             trainer = L.Trainer(
                 accelerator=accelerator,
                 devices=devices,
                 num_nodes=num_nodes,
                 strategy="auto" if self._alone else self._strategy,
+                plugins=self.environment,
                 logger=False,
                 enable_checkpointing=False,
                 enable_progress_bar=False,

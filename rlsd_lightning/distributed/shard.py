@@ -8,9 +8,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, distributed
 
-from rlsd_lightning.errors import LostError
+from rlsd_lightning.errors import LostError, PeerError
 
-__all__ = ["Shard", "collective"]
+__all__ = ["Shard", "agree", "collective"]
+
+FINE, FLAG, FAILED, NO_MEMORY = range(4)
+"""States of a process before an exchange: ready, ready with a flag set, failed, and failed with a full memory."""
 
 
 @contextmanager
@@ -23,6 +26,26 @@ def collective() -> Iterator[None]:
     except RuntimeError as error:  # torch has no class of its own for a lost connection
         reason = re.sub(r"^\[\S+:\d+\] ", "", str(error))  # gloo's source line
         raise LostError(reason.split(". ")[0]) from error
+
+
+def agree(state: int = FINE) -> int:
+    """Exchange the processes' states, before each exchange of values: a failed process takes part in no other.
+
+    Exchanged on the CPU, so a GPU is not waited for.
+
+    Returns:
+        The highest state of all processes.
+
+    Raises:
+        PeerError: If another process has failed, unless this one has.
+    """
+    states = torch.tensor([float(state)])
+    with collective():
+        distributed.all_reduce(states, op=distributed.ReduceOp.MAX)
+    highest = int(states.item())
+    if highest >= FAILED > state:
+        raise PeerError(highest == NO_MEMORY)
+    return highest
 
 
 @dataclass(frozen=True)
@@ -57,6 +80,7 @@ class Shard:
         padded = mine.new_zeros(max(counts), *mine.shape[1:])
         padded[: len(mine)] = mine.detach()
         received = [torch.empty_like(padded) for _ in counts]
+        agree()
         with collective():
             distributed.all_gather(received, padded)
         return torch.cat([rows[:count] for rows, count in zip(received, counts, strict=True)])
@@ -66,15 +90,32 @@ class Shard:
         if self.size == 1:
             return mine
         total = mine.detach().clone()
+        agree()
         with collective():
             distributed.all_reduce(total)
         return total
 
     def any(self, mine: bool) -> bool:
-        """Whether the flag is set in any process. Exchanged on the CPU, so a GPU is not waited for."""
-        if self.size == 1:
-            return mine
-        flag = torch.tensor([float(mine)])
-        with collective():
-            distributed.all_reduce(flag, op=distributed.ReduceOp.MAX)
-        return bool(flag.item())
+        """Whether the flag is set in any process."""
+        return mine if self.size == 1 else agree(FLAG if mine else FINE) == FLAG
+
+    def agree(self) -> None:
+        """Wait for all processes.
+
+        Raises:
+            PeerError: If another one has failed.
+        """
+        self.any(False)
+
+    def announce_failure(self, out_of_memory: bool) -> bool:
+        """Tell the others at their next exchange that this process has failed; returns whether any memory is full."""
+        state = NO_MEMORY if out_of_memory else FAILED
+        return out_of_memory if self.size == 1 else agree(state) == NO_MEMORY
+
+    def first_text(self, mine: str | None) -> str:
+        """The text of the first process that has one, after all know of a failure."""
+        texts = [mine] * self.size
+        if self.size > 1:
+            with collective():
+                distributed.all_gather_object(texts, mine)
+        return next(text for text in texts if text is not None)

@@ -1,6 +1,7 @@
 """The Lightning strategy that spreads the particles of a fit over processes."""
 
 import atexit
+import functools
 import logging
 import math
 import os
@@ -16,7 +17,7 @@ from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
 from torch import distributed
 
-from rlsd_lightning.distributed.shard import Shard, collective
+from rlsd_lightning.distributed.shard import Shard, agree, collective
 from rlsd_lightning.errors import InputError, LostError, first_line
 
 __all__ = ["ParticleStrategy", "join_group", "leave_group"]
@@ -28,6 +29,19 @@ PARENT = "RLSD_PARENT"
 
 RENDEZVOUS_TIMEOUT = timedelta(minutes=10)
 """Time that processes have to find each other, unless the patience is longer."""
+
+
+def _after_agreement(exchange: Callable) -> Callable:
+    """An exchange of a strategy that raises a PeerError if another process has failed."""
+
+    @functools.wraps(exchange)
+    def wrapped(self: "ParticleStrategy", *arguments: Any, **options: Any) -> Any:
+        if distributed.is_initialized() and distributed.get_world_size() > 1:
+            agree()
+        with collective():
+            return exchange(self, *arguments, **options)
+
+    return wrapped
 
 
 class ParticleStrategy(DDPStrategy):
@@ -132,10 +146,10 @@ class ParticleStrategy(DDPStrategy):
             process.wait()
 
     # what Lightning and callbacks exchange
-    barrier = collective()(DDPStrategy.barrier)
-    broadcast = collective()(DDPStrategy.broadcast)
-    reduce = collective()(DDPStrategy.reduce)
-    all_gather = collective()(DDPStrategy.all_gather)
+    barrier = _after_agreement(DDPStrategy.barrier)
+    broadcast = _after_agreement(DDPStrategy.broadcast)
+    reduce = _after_agreement(DDPStrategy.reduce)
+    all_gather = _after_agreement(DDPStrategy.all_gather)
 
 
 def join_group(store: distributed.Store, rank: int, size: int, device: torch.device, patience: timedelta) -> None:

@@ -1,6 +1,7 @@
 """Probe for the number of measurements that fit on a device."""
 
 import gc
+import logging
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -9,11 +10,13 @@ from tempfile import TemporaryDirectory
 import lightning as L
 import torch
 
-from rlsd_lightning.errors import InputError
+from rlsd_lightning.errors import LostError, StoppedError, first_line, is_out_of_memory
 from rlsd_lightning.measurement import Measurement, Measurements
 from rlsd_lightning.methods.base import ParticleModule
 
 __all__ = ["largest_batch"]
+
+log = logging.getLogger(__name__)
 
 
 def largest_batch(
@@ -24,11 +27,10 @@ def largest_batch(
     """Largest number of measurements whose first step, the one that needs the most memory, fits; at least 1.
 
     Doubles the number of copies of the first readable measurement until a step fails, then bisects.
-
-    Raises:
-        InputError: If no measurement can be read.
     """
     measurement = _first_readable(data)
+    if measurement is None:
+        return 1  # each is reported when it is its turn
     fits, fails = 1, len(data) + 1
     while fits + 1 < fails:
         tried = min(2 * fits, len(data)) if fails > len(data) else (fits + fails) // 2
@@ -37,11 +39,11 @@ def largest_batch(
     return fits
 
 
-def _first_readable(data: Measurements) -> Measurement:
-    for index in range(len(data) - 1):
-        with suppress(InputError):
+def _first_readable(data: Measurements) -> Measurement | None:
+    for index in range(len(data)):
+        with suppress(Exception):  # any library's
             return data[index]
-    return data[len(data) - 1]
+    return None
 
 
 def _fits(make_module: Callable, measurements: list[Measurement], make_trainer: Callable) -> bool:
@@ -49,7 +51,11 @@ def _fits(make_module: Callable, measurements: list[Measurement], make_trainer: 
     with TemporaryDirectory() as scratch:
         try:
             make_trainer(Path(scratch), probe=True).fit(make_module(measurements))
-        except torch.OutOfMemoryError:
+        except (LostError, StoppedError):
+            raise
+        except Exception as error:  # noqa: BLE001  this measurement's own, or of its size
+            if not is_out_of_memory(error):
+                log.warning("the probe of measurements_per_batch=auto failed: %s", first_line(error))
             return False
         except SystemExit as stop:  # which Lightning makes of Ctrl-C
             raise KeyboardInterrupt from stop

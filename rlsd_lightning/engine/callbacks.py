@@ -1,5 +1,8 @@
 """Guard and progress bar of a run."""
 
+import logging
+import sys
+import time
 from typing import Any
 
 import lightning as L
@@ -7,9 +10,15 @@ import torch
 from lightning.pytorch.callbacks import Callback, TQDMProgressBar
 
 from rlsd_lightning.errors import NonFiniteError
+from rlsd_lightning.evaluation.causes import non_finite_cause
 from rlsd_lightning.methods.base import ParticleModule
 
 __all__ = ["FiniteGuard", "Progress", "not_finite"]
+
+log = logging.getLogger(__name__)
+
+SECONDS_PER_LINE = 60.0
+"""Time between two lines of a measurement's progress, where there is no terminal."""
 
 
 class FiniteGuard(Callback):
@@ -45,27 +54,45 @@ class FiniteGuard(Callback):
         lost = not_finite(module)
         if lost:
             raise NonFiniteError(
-                f"particles of '{', '.join(lost)}' are no longer finite at step {done}; lower guidance_scale, lr_z or gamma, or use "
-                "precision 32-true",
+                f"particles of '{', '.join(lost)}' are no longer finite at step {done}; {non_finite_cause(module)}",
                 lost,
             )
 
 
 class Progress(TQDMProgressBar):
-    """One bar with the measurement's name and position, and all terms of the loss.
+    """One bar with the measurement's name and position, and all terms of the loss; without a terminal a few lines.
+
+    Lines are logged at the start, and once a minute.
 
     Args:
-        refresh_rate: Steps between two updates.
+        refresh_rate: Steps between two updates of the bar; 0 shows nothing.
         position: Text before the measurement's name, such as ``[2/3]``.
     """
 
     def __init__(self, refresh_rate: int = 5, position: str = "") -> None:
-        super().__init__(refresh_rate=refresh_rate, leave=True)
+        self._lines = refresh_rate > 0 and not sys.stdout.isatty()
+        super().__init__(refresh_rate=0 if self._lines else refresh_rate, leave=True)
         self.position = position
+        self._last_line = 0.0
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: ParticleModule) -> None:
         super().on_train_epoch_start(trainer, pl_module)
         self.train_progress_bar.set_description(f"{self.position}{pl_module.name}")
+        if self._lines:
+            steps, particles = len(pl_module.timesteps), len(pl_module.z)
+            log.info("%s%s: %d steps, %d particles", self.position, pl_module.name, steps, particles)
+            self._last_line = time.monotonic()
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: ParticleModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
+        done, steps = batch_idx + 1, len(pl_module.timesteps)
+        if self._lines and done < steps and time.monotonic() - self._last_line >= SECONDS_PER_LINE:
+            terms = self.get_metrics(trainer, pl_module).items()
+            shown = ", ".join(f"{name} {value:.3g}" for name, value in terms if isinstance(value, float))
+            log.info("%s%s: step %d of %d; %s", self.position, pl_module.name, done, steps, shown)
+            self._last_line = time.monotonic()
 
     def get_metrics(self, trainer: L.Trainer, pl_module: L.LightningModule) -> dict:
         metrics = super().get_metrics(trainer, pl_module)

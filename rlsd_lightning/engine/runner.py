@@ -3,25 +3,38 @@
 import logging
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 import lightning as L
-import torch
 
+from rlsd_lightning.distributed.agreement import together
 from rlsd_lightning.distributed.processes import Processes
 from rlsd_lightning.engine.batch_size import largest_batch
 from rlsd_lightning.engine.checkpoints import LAST, PREVIOUS, checkpoint_to_resume, put_aside
-from rlsd_lightning.errors import InputError, NonFiniteError, first_line
+from rlsd_lightning.errors import FailedError, InputError, NonFiniteError, PeerError
 from rlsd_lightning.identity import saved_samples
 from rlsd_lightning.measurement import Measurement, Measurements
 from rlsd_lightning.methods.base import ParticleModule
 from rlsd_lightning.results.report import write_report
-from rlsd_lightning.results.store import is_damaged, last_particles, read_metrics, write_summary
+from rlsd_lightning.results.store import (
+    clear_failure,
+    in_short,
+    is_damaged,
+    last_particles,
+    read_metrics,
+    write_failure,
+    write_failures,
+    write_summary,
+)
 from rlsd_lightning.results.video import write_sequence
 
 __all__ = ["run_measurements"]
 
 log = logging.getLogger(__name__)
+
+Value = TypeVar("Value")
 
 
 def run_measurements(
@@ -34,7 +47,9 @@ def run_measurements(
     processes: Processes | None = None,
     parallel: str = "auto",
 ) -> tuple[int, int]:
-    """Solves the measurements without a result, each from its last checkpoint if there is one.
+    """Solve the measurements without a result, each from its last checkpoint if there is one.
+
+    Whatever reading or solving one measurement raises is its failure only, and the others go on.
 
     Args:
         make_trainer: New Trainer that writes to the folder of a batch. Keywords: ``position``, the batch's place in the
@@ -49,6 +64,7 @@ def run_measurements(
 
     Raises:
         InputError: If the only measurement can't be solved, or an argument is out of range.
+        PeerError: If the only measurement can't be solved, in all processes but the first.
         LostError: If another process is lost.
     """
     run = _Run(data, make_module, make_trainer, folder, processes or Processes("cpu"))
@@ -68,11 +84,13 @@ def run_measurements(
 
 def _batches(names: Sequence[str], size: int) -> dict[str, range]:
     """Indices of every batch's measurements, by the name of its folder."""
-    batches = {}
-    for first in range(0, len(names), size):
-        indices = range(first, min(first + size, len(names)))
-        batches[names[first] if len(indices) == 1 else f"batch_{first:04d}-{indices[-1]:04d}"] = indices
-    return batches
+    ranges = [range(first, min(first + size, len(names))) for first in range(0, len(names), size)]
+    return {_label(names, indices): indices for indices in ranges}
+
+
+def _label(names: Sequence[str], indices: Sequence[int]) -> str:
+    """Name of a batch's folder."""
+    return names[indices[0]] if len(indices) == 1 else f"batch_{indices[0]:04d}-{indices[-1]:04d}"
 
 
 class _Run:
@@ -108,8 +126,8 @@ class _Run:
             if device.type != "cpu":
                 size = largest_batch(self.make_module, self.data, self.make_trainer)
             log.info("measurements_per_batch=auto: %d on %s", size, device)
-            chosen.write_text(f"{size}\n")
-        return int(chosen.read_text())
+            chosen.write_text(f"{size}\n", encoding="utf-8")
+        return int(chosen.read_text(encoding="utf-8"))
 
     def solve_all(self, batches: dict[str, range], parallel: str, checkpoint: Path | None) -> None:
         """Solves the batches of this process's group, and waits for the other groups."""
@@ -131,38 +149,55 @@ class _Run:
             if is_damaged(self.folder / name):
                 log.warning("%s: its result is incomplete or damaged and is made again", name)
             try:
-                measurement = self.data[index]
-            except InputError as error:
-                self._report(name, error)
-                continue
-            if self.data.sequence and index:
-                previous = self.data.names[index - 1]
-                measurement = measurement._replace(start=last_particles(self.folder / previous))
-                if measurement.start is None:
-                    log.warning("%s: starts from noise, as the previous measurement '%s' has no result", name, previous)
-            measurements.append(measurement)
+                measurements.append(self._together(partial(self._read, index)))
+            except FailedError as failure:
+                self._report(name, failure)
         return measurements
 
+    def _read(self, index: int) -> Measurement:
+        clear_failure(self.folder, index)
+        measurement = self.data[index]
+        if not (self.data.sequence and index):
+            return measurement
+        previous = self.data.names[index - 1]
+        start = last_particles(self.folder / previous)
+        if start is None:
+            said = "%s: starts from noise, as the previous measurement '%s' has no result"
+            log.warning(said, self.data.names[index], previous)
+        return measurement._replace(start=start)
+
+    def _together(self, work: Callable[[], Value], folder: Path | None = None) -> Value:
+        """Does work in all processes of the group; raises a FailedError in all if it fails in one."""
+        return together(self.processes.shard, work, folder, is_last=len(self.data) == 1)
+
     def solve(self, measurements: list[Measurement], label: str, checkpoint: Path) -> None:
-        """Solves a batch, from its checkpoint if there is one; one by one if it fails."""
-        try:
-            alone = [m.name for m in measurements] == [label]
-            known = {label} if alone else set()  # a lone one's must be its own
-            if not alone:
-                checkpoint_to_resume(checkpoint, lambda held: known.update(saved_samples(held)))
-            self._fit_finite([m for m in measurements if m.name in known], label, checkpoint)
-            self._fit_finite([m for m in measurements if m.name not in known], label, None)
+        """Solves a batch, from its checkpoint if there is one; in parts if it fails."""
+        if not measurements:
             return
-        except InputError as error:
-            if len(measurements) == 1:
-                self._report(measurements[0].name, error)
-                return
-            log.error("%s: %s; its measurements are solved one by one", label, str(error))
-        # not in the handler: the error holds the frames of the failed step, and these its memory
-        self.processes.shard.any(False)  # barrier: all processes must see the same results
-        for m in measurements:
-            if read_metrics(self.folder / m.name) is None:
-                self.solve([m], m.name, self.folder / m.name / "checkpoints" / LAST)
+        try:
+            self._together(partial(self._solve, measurements, label, checkpoint), self.folder)
+            return
+        except FailedError as error:
+            failure = error
+        if len(measurements) == 1:
+            self._report(measurements[0].name, failure)
+            return
+        size = (len(measurements) + 1) // 2 if failure.out_of_memory else 1
+        how = "it is solved in two halves" if failure.out_of_memory else "its measurements are solved one by one"
+        log.warning("%s: %s; %s", label, failure, how)
+        for first in range(0, len(measurements), size):
+            part = [m for m in measurements[first : first + size] if read_metrics(self.folder / m.name) is None]
+            if part:
+                own = _label(self.data.names, [self.data.names.index(m.name) for m in part])
+                self.solve(part, own, self.folder / own / "checkpoints" / LAST)
+
+    def _solve(self, measurements: list[Measurement], label: str, checkpoint: Path) -> None:
+        alone = [m.name for m in measurements] == [label]
+        known = {label} if alone else set()  # a lone one's must be its own
+        if not alone:
+            checkpoint_to_resume(checkpoint, lambda held: known.update(saved_samples(held)))
+        self._fit_finite([m for m in measurements if m.name in known], label, checkpoint)
+        self._fit_finite([m for m in measurements if m.name not in known], label, None)
 
     def _fit_finite(self, measurements: list[Measurement], label: str, checkpoint: Path | None) -> None:
         """Fits measurements together, again without those that diverge."""
@@ -177,6 +212,8 @@ class _Run:
                 return
             except NonFiniteError as error:
                 log.error("%s", error)
+                for name in error.measurements:
+                    self._keep_failure(name, str(error))
                 measurements = [m for m in measurements if m.name not in error.measurements]
                 checkpoint = self.folder / label / "checkpoints" / LAST
 
@@ -185,19 +222,15 @@ class _Run:
             checkpoint = self._agreed_checkpoint(checkpoint, module)
         if checkpoint is not None:
             log.info("%s: going on from %s", module.name, checkpoint)
-        try:
-            # our own checkpoints hold tensors and plain numbers only
-            trainer.fit(module, ckpt_path=checkpoint, weights_only=True)
-        except torch.OutOfMemoryError as error:
-            if self.processes.shard.size > 1:
-                raise  # the others of the group wait for this process
-            raise InputError(
-                f"'{module.name}' does not fit into the device's memory ({first_line(error)}); set particle_chunk=1, "
-                "decoder_checkpointing=true or fewer particles or measurements_per_batch"
-            ) from error
+        # our own checkpoints hold tensors and plain numbers only
+        trainer.fit(module, ckpt_path=checkpoint, weights_only=True)
         self.particle_steps += (module.steps_done - module.resumed_at) * len(module.z[module.rows])
         if module.steps_done < len(module.timesteps):
             log.error("%s: stopped after %d of %d steps", module.name, module.steps_done, len(module.timesteps))
+        elif len(self.data) > 1 and self.processes.shard.position == 0:
+            for measurement in module.measurements:
+                figures = in_short(read_metrics(self.folder / measurement.name) or {})
+                log.info("%s: %s", measurement.name, figures or "solved")
 
     def _agreed_checkpoint(self, path: Path, module: ParticleModule) -> Path | None:
         """Checkpoint that all processes of the group resume from."""
@@ -209,11 +242,27 @@ class _Run:
             put_aside(path)
         return path.with_name(PREVIOUS)
 
-    def _report(self, name: str, error: InputError) -> None:
-        """Logs the error of one measurement; raises it if there is no other."""
-        if len(self.data) == 1:
-            raise error
-        log.error("%s: %s", name, error)
+    def _report(self, name: str, failure: FailedError) -> None:
+        """Keeps the failure of one measurement; raises it if there is no other, in the first process as an InputError."""
+        reason = str(failure)
+        if failure.out_of_memory:
+            reason = (
+                f"'{name}' does not fit into the device's memory ({reason}); set particle_chunk=1, "
+                "decoder_checkpointing=true or fewer particles or measurements_per_batch"
+            )
+        if len(self.data) > 1:
+            self._keep_failure(name, reason)
+            log.error("%s: %s", name, reason)
+        elif self.processes.shard.position:
+            raise PeerError
+        elif isinstance(failure.error, InputError):
+            raise failure.error
+        else:
+            raise InputError(reason) from failure.error
+
+    def _keep_failure(self, name: str, reason: str) -> None:
+        if self.processes.shard.position == 0:
+            write_failure(self.folder, self.data.names.index(name), name, reason)
 
     def write_summary(self, batches: dict[str, range]) -> tuple[int, int]:
         """Writes what covers all measurements; returns the numbers of results and of missing ones."""
@@ -223,8 +272,9 @@ class _Run:
         results = {name: read_metrics(self.folder / name) for name in self.data.names}
         rows = [metrics for metrics in results.values() if metrics is not None]
         write_summary(self.folder, rows)
-        if rows:
-            write_report(self.folder, rows)
+        failures = write_failures(self.folder)
+        if rows or failures:
+            write_report(self.folder, rows, failures)
         if rows and self.data.sequence:
             write_sequence(self.folder, [row["name"] for row in rows])
         asked = [self.data.names[index] for indices in batches.values() for index in indices]

@@ -30,7 +30,7 @@ measurements, Langevin steps, simulated decoder errors, noise of simulated measu
 
 def measurement_key(name: str) -> int:
     """A 64-bit key of a measurement's name; its noise is then independent of the order of measurements."""
-    return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "little")
+    return int.from_bytes(hashlib.sha256(name.encode(errors="surrogatepass")).digest()[:8], "little")
 
 
 def keyed_normal(

@@ -92,16 +92,17 @@ def _torch(path: Path, key: str | None) -> Array:
     return Array((loaded.float() if loaded.dtype == torch.bfloat16 else loaded.resolve_conj()).numpy())
 
 
-def _hdf5(path: Path, key: str | None) -> Array:
+def _hdf5(path: Path, key: str | None, of_matlab: bool = False) -> Array:
     h5py = needed("h5py", path)
     with h5py.File(path, "r") as file:
-        arrays: dict[str, tuple[int, ...]] = {}
+        shapes: dict[str, tuple[int, ...]] = {}
         file.visititems(
-            lambda name, each: arrays.update({name: each.shape}) if isinstance(each, h5py.Dataset) else None
+            lambda name, each: shapes.update({name: each.shape}) if isinstance(each, h5py.Dataset) else None
         )
-        arrays = {name: shape for name, shape in arrays.items() if not name.startswith("#")}  # MATLAB's own
-        values = file[_chosen(path, key, arrays, arrays.get)][()]
-    return Array(np.asarray(_complex(values)))
+        shapes = {name: shape for name, shape in shapes.items() if not name.startswith("#")}  # MATLAB's own
+        order = -1 if of_matlab else 1  # MATLAB's first axis is HDF5's last
+        values = np.asarray(_complex(file[_chosen(path, key, shapes, lambda name: shapes[name][::order])][()]))
+    return Array(values.T if of_matlab else values)
 
 
 def _complex(values: np.ndarray) -> np.ndarray:
@@ -117,7 +118,7 @@ def _matlab(path: Path, key: str | None) -> Array:
     with path.open("rb") as file:
         is_hdf5 = b"MATLAB 7.3" in file.read(128)
     if is_hdf5:
-        return Array(_hdf5(path, key).values.T)  # MATLAB's first axis is HDF5's last
+        return _hdf5(path, key, of_matlab=True)
     loaded = needed("scipy.io", path).loadmat(path)
     arrays = {name: value for name, value in loaded.items() if not name.startswith("__")}
     return Array(arrays[_chosen(path, key, arrays, lambda name: arrays[name].shape)])

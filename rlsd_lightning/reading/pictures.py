@@ -100,8 +100,9 @@ def read_picture(path: Path, page: int = 0) -> Image.Image | np.ndarray:
         InputError: If the file is missing or can't be read.
     """
     with _opened(path, page) as opened:
+        is_deep = _is_deep_colour(opened)  # before the EXIF data, which may lie behind the pixels
         turn = _turn(opened)
-        if _is_deep_colour(opened):
+        if is_deep:
             values = _over_white(_deep_colour(path, page, opened), path)
             planes = [Image.fromarray(np.ascontiguousarray(plane)) for plane in values.transpose(2, 0, 1)]
             return np.stack([plane if turn is None else plane.transpose(turn) for plane in planes], axis=-1)
@@ -132,8 +133,10 @@ def _rgb(image: Image.Image) -> Image.Image:
 
 def _is_deep_colour(image: Image.Image) -> bool:
     """Whether a colour picture has more than 8 bits in its file, of which Pillow would keep 8."""
+    if image.mode not in ("RGB", "RGBA"):
+        return False
     if isinstance(image, TiffImageFile):
-        return image.mode in ("RGB", "RGBA") and max(image.tag_v2.get(BITS_PER_SAMPLE, (8,))) > 8
+        return max(image.tag_v2.get(BITS_PER_SAMPLE, (8,))) > 8
     return isinstance(image, PngImageFile) and any("16" in str(tile[3]) for tile in image.tile)
 
 

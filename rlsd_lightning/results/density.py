@@ -1,8 +1,8 @@
 """Results of two-dimensional points: their density against the exact posterior."""
 
 import copy
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from matplotlib.figure import Figure
@@ -13,8 +13,8 @@ from rlsd_lightning.functional.metrics import mode_total_variation
 from rlsd_lightning.measurement import Measurement
 from rlsd_lightning.methods.base import ParticleModule
 from rlsd_lightning.priors import GaussianMixture, GaussianMixturePrior
-from rlsd_lightning.results.store import write_particles
-from rlsd_lightning.results.writer import Results
+from rlsd_lightning.results.result import Result
+from rlsd_lightning.results.writer import PointResults
 
 __all__ = ["DensityResults", "exact_posterior"]
 
@@ -27,18 +27,23 @@ def exact_posterior(prior: GaussianMixturePrior, measurement: Measurement) -> Ga
     return prior.mixture.posterior(operator, measurement.y[0][seen], physics.noise_model.sigma.max().item())
 
 
-class DensityResults(Results):
+class DensityResults(PointResults):
     """Draws particles on the exact posterior's density and compares their shares of its modes."""
 
-    def results(self, folder: Path, pl_module: ParticleModule, solved: Solved) -> dict[str, Any]:
-        images = solved.images.cpu()
-        posterior = exact_posterior(pl_module.prior, solved.measurement).cpu()
-        write_particles(folder, {"x": images, "z": solved.z, "y": solved.measurement.y})
-        _draw_density(folder / "grid.png", posterior, copy.deepcopy(pl_module.prior.mixture).cpu(), images)
-        return {
-            "mode_total_variation": mode_total_variation(posterior.assign(images), posterior.weights).item(),
-            "log_density": posterior.log_prob(images).mean().item(),
-        }
+    def result(self, module: ParticleModule, solved: Solved) -> Result:
+        made = super().result(module, solved)
+        posterior = exact_posterior(module.prior, solved.measurement).cpu()
+        shares = mode_total_variation(posterior.assign(made.particles), posterior.weights).item()
+        density = posterior.log_prob(made.particles).mean().item()
+        metrics = made.metrics | {"mode_total_variation": shares, "log_density": density}
+        return replace(made, metrics=metrics)
+
+    def write(self, folder: Path, module: ParticleModule, result: Result) -> None:
+        (measurement,) = (each for each in module.measurements if each.name == result.metrics["name"])
+        posterior, prior = exact_posterior(module.prior, measurement).cpu(), copy.deepcopy(module.prior.mixture).cpu()
+        folder.mkdir(parents=True, exist_ok=True)
+        _draw_density(folder / "grid.png", posterior, prior, result.particles)
+        super().write(folder, module, result)
 
 
 def _draw_density(path: Path, posterior: GaussianMixture, prior: GaussianMixture, points: Tensor) -> None:

@@ -1,28 +1,41 @@
 """Labelled grids of pictures."""
 
+import io
 import math
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import torch
 from matplotlib import colormaps
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from PIL import Image
+from torch import Tensor
+from torch.nn.functional import interpolate
 
-__all__ = ["write_filmstrip", "write_grid"]
+from rlsd_lightning.images import to_pil
+
+__all__ = ["FILMSTRIP_ROWS", "thumbnails", "write_evolution", "write_filmstrip", "write_grid"]
+
+THUMBNAIL = 96
+"""Most pixels of a thumbnail's longer side: checkpoints hold ten of a particle."""
+FILMSTRIP_ROWS = 16
+"""Most particles of a filmstrip, which bounds the picture and the checkpoints."""
 
 PANEL, FRAME, MARGIN, TITLE, BAR = 160, 96, 6, 22, 64
 """Pixels: longer side of the grid's and the filmstrip's pictures, gap, height of a title, width of the colour bar."""
 DPI = 100
 
 
-def write_grid(path: Path, panels: Sequence[tuple[str, Image.Image]], std: np.ndarray, columns: int = 8) -> None:
+def write_grid(
+    path: Path | io.BytesIO, panels: Sequence[tuple[str, Image.Image]], std: np.ndarray, columns: int = 8
+) -> None:
     """Write titled pictures, and the uncertainty as a colour map with its scale.
 
     Args:
-        path: File to write.
+        path: File to write, or a buffer.
         panels: Titles and pictures.
         std: Uncertainty, with shape :math:`(H, W)`.
         columns: Most pictures in a row.
@@ -42,7 +55,29 @@ def write_grid(path: Path, panels: Sequence[tuple[str, Image.Image]], std: np.nd
     # beside the last panel, the uncertainty
     scale = figure.add_axes(((left + PANEL + 4) / width, (bottom + 20) / height, 8 / width, (PANEL - 40) / height))
     figure.colorbar(colours, cax=scale, format=lambda value, _: f"{value:.3g}").ax.tick_params(labelsize=7)
-    figure.savefig(path)
+    figure.savefig(path, format="png")
+
+
+def thumbnails(images: Tensor) -> Tensor:
+    """Small 8-bit copies on the CPU of images in [-1, 1], with shape :math:`(N, C, h, w)`."""
+    images = images.detach().float().clamp(-1, 1)
+    scale = THUMBNAIL / max(images.shape[-2:])
+    if scale < 1:
+        images = interpolate(images, scale_factor=scale, mode="bilinear", antialias=True)
+    return ((images + 1) * 127.5).round().to("cpu", torch.uint8)
+
+
+def write_evolution(path: Path, moments: Sequence[tuple[int, Tensor]], num_particles: int) -> None:
+    """Write a filmstrip, one row a particle.
+
+    Args:
+        path: File to write.
+        moments: Numbers of steps taken and the thumbnails after them, with shape :math:`(n, C, h, w)`.
+        num_particles: Number of all particles; the title says so if there are more than rows.
+    """
+    columns = [(f"step {step}", [to_pil(image / 127.5 - 1) for image in images]) for step, images in moments]
+    rows = len(columns[0][1])
+    write_filmstrip(path, columns, f"{rows} of {num_particles} particles" if rows < num_particles else "")
 
 
 def write_filmstrip(path: Path, columns: Sequence[tuple[str, Sequence[Image.Image]]], title: str = "") -> None:

@@ -15,7 +15,7 @@ from rlsd_lightning.evaluation.health import health_metrics
 from rlsd_lightning.evaluation.scores import Solved, aligned
 from rlsd_lightning.functional.metrics import psnr
 from rlsd_lightning.methods.base import ParticleModule
-from rlsd_lightning.results.pictures import WHITE_STD
+from rlsd_lightning.results.result import WHITE_STD
 from rlsd_lightning.results.store import mean_figures
 
 __all__ = ["Monitor", "log_moment"]

@@ -1,6 +1,7 @@
 """One self-contained HTML page for a run."""
 
 import base64
+from collections.abc import Sequence
 from datetime import datetime
 from importlib.resources import files
 from pathlib import Path
@@ -22,15 +23,16 @@ def _picture(path: Path) -> str | None:
 
 
 def _text(path: Path) -> str:
-    return path.read_text() if path.is_file() else ""
+    return path.read_text(encoding="utf-8", errors="surrogateescape") if path.is_file() else ""
 
 
-def write_report(folder: Path, rows: list[dict]) -> Path:
-    """Write report.html: table, warnings, pictures, settings and command of a run.
+def write_report(folder: Path, rows: Sequence[dict], failures: Sequence[dict[str, str]] = ()) -> Path:
+    """Write report.html: failures, table, warnings, pictures, settings and command of a run.
 
     Args:
         folder: The run's folder, with .hydra/ and the measurements' folders.
         rows: Metrics of the finished measurements.
+        failures: Names of the failed ones, and the reasons.
 
     Returns:
         Path of the page.
@@ -38,7 +40,7 @@ def write_report(folder: Path, rows: list[dict]) -> Path:
     known = dict.fromkeys(key for row in rows for key, value in row.items() if value is not None)
     columns = [key for key in known if key not in ("name", "warnings")]
     template = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string(
-        files("rlsd_lightning.results").joinpath("report.html.jinja").read_text()
+        files("rlsd_lightning.results").joinpath("report.html.jinja").read_text(encoding="utf-8")
     )
     page = template.render(
         title=folder.resolve().name,
@@ -47,6 +49,7 @@ def write_report(folder: Path, rows: list[dict]) -> Path:
         settings=_text(folder / ".hydra" / "config.yaml"),
         columns=columns,
         rows=rows,
+        failures=failures,
         means=mean_figures(rows),
         warnings=[(row["name"], sentence) for row in rows for sentence in row.get("warnings") or ()],
         pictures=[

@@ -13,20 +13,26 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save
 from torch import Tensor
 
-from rlsd_lightning.errors import InputError, first_line
+from rlsd_lightning.errors import InputError, first_line, printable
 from rlsd_lightning.images import load_image
 from rlsd_lightning.measurement import SavedMeasurement
 
 __all__ = [
     "METRICS_FILE",
     "PARTICLES_FILE",
+    "clear_failure",
     "finished",
+    "in_short",
     "is_damaged",
     "last_particles",
     "load_run",
     "mean_figures",
+    "mean_line",
+    "read_failures",
     "read_metrics",
     "write_atomically",
+    "write_failure",
+    "write_failures",
     "write_metrics",
     "write_particles",
     "write_summary",
@@ -34,13 +40,17 @@ __all__ = [
 
 METRICS_FILE = "metrics.json"
 PARTICLES_FILE = "particles.safetensors"
+FAILED_FILE = "failed.csv"
+"""Names of a run's failed measurements, and the reasons."""
+REASONS = ".failed"
+"""Folder of the reasons while a run goes on; its files have numbers, as a name may be what has failed."""
 
 
 def write_atomically(path: Path, content: str | bytes) -> None:
     """Write a file that is either complete or absent."""
     partial = path.with_name(path.name + ".partial")
     with partial.open("wb") as file:
-        file.write(content.encode() if isinstance(content, str) else content)
+        file.write(printable(content).encode() if isinstance(content, str) else content)
         file.flush()
         os.fsync(file.fileno())
     os.replace(partial, path)
@@ -65,7 +75,7 @@ def write_metrics(folder: Path, metrics: Mapping) -> None:
 def read_metrics(folder: Path) -> dict | None:
     """Metrics of a finished measurement; None if it is unfinished or its particles are damaged."""
     try:
-        metrics = json.loads((folder / METRICS_FILE).read_text())
+        metrics = json.loads((folder / METRICS_FILE).read_text(encoding="utf-8"))
         with safe_open(folder / PARTICLES_FILE, "pt"):  # compares the file's length with its header
             return metrics
     except (FileNotFoundError, ValueError, SafetensorError):
@@ -109,7 +119,7 @@ def load_run(folder: Path) -> list[SavedMeasurement]:
 
 def _load(folder: Path) -> SavedMeasurement:
     try:
-        metrics = json.loads((folder / METRICS_FILE).read_text())
+        metrics = json.loads((folder / METRICS_FILE).read_text(encoding="utf-8"))
         tensors = load_file(folder / PARTICLES_FILE)
         images = tensors["x"].float()
     except (OSError, ValueError, KeyError, SafetensorError) as error:
@@ -132,6 +142,21 @@ def _load(folder: Path) -> SavedMeasurement:
     )
 
 
+def in_short(figures: Mapping) -> str:
+    """The most important figures in one line; empty if there are none."""
+    names = ("psnr_mean", "psnr_best", "psnr_of_mean", "mode_total_variation", "diversity", "residual_sigmas")
+    known = {name: figures.get(name) for name in names}
+    return ", ".join(f"{name} {float(value):.4g}" for name, value in known.items() if value not in (None, ""))
+
+
+def mean_line(summary: Path) -> str:
+    """The most important figures, means over a run's measurements; empty if there are none."""
+    if not summary.is_file():
+        return ""
+    with summary.open(encoding="utf-8") as file:
+        return in_short(list(csv.DictReader(file))[-1])
+
+
 def mean_figures(rows: Sequence[Mapping]) -> dict[str, float]:
     """Mean of each numeric figure over the rows that have it."""
     known: dict[str, list[float]] = {}
@@ -147,8 +172,43 @@ def write_summary(folder: Path, rows: Sequence[Mapping]) -> None:
     if not rows:
         return
     rows = [{key: value for key, value in row.items() if not isinstance(value, list)} for row in rows]
+    columns = list(dict.fromkeys(key for row in rows for key in row))
+    write_atomically(folder / "summary.csv", _table(columns, [*rows, {"name": "mean", **mean_figures(rows)}]))
+
+
+def write_failure(folder: Path, index: int, name: str, reason: str) -> None:
+    """Keep why a measurement of a run has failed."""
+    (folder / REASONS).mkdir(exist_ok=True)
+    write_atomically(folder / REASONS / f"{index}.json", json.dumps({"name": printable(name), "reason": reason}))
+
+
+def clear_failure(folder: Path, index: int) -> None:
+    """Forget that a measurement has failed, before it is tried again."""
+    (folder / REASONS / f"{index}.json").unlink(missing_ok=True)
+
+
+def write_failures(folder: Path) -> list[dict[str, str]]:
+    """Write failed.csv from what was kept during a run, or remove an old one; returns its rows."""
+    kept = sorted((folder / REASONS).glob("*.json"), key=lambda path: int(path.stem))
+    rows = [json.loads(path.read_text(encoding="utf-8")) for path in kept]
+    if rows:
+        write_atomically(folder / FAILED_FILE, _table(["name", "reason"], rows))
+    else:
+        (folder / FAILED_FILE).unlink(missing_ok=True)
+    return rows
+
+
+def read_failures(folder: Path) -> list[dict[str, str]]:
+    """Names of a run's failed measurements and the reasons; empty if none has failed."""
+    if not (folder / FAILED_FILE).is_file():
+        return []
+    with (folder / FAILED_FILE).open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def _table(columns: Sequence[str], rows: Sequence[Mapping]) -> str:
     text = io.StringIO(newline="")
-    writer = csv.DictWriter(text, list(dict.fromkeys(key for row in rows for key in row)))
+    writer = csv.DictWriter(text, columns)
     writer.writeheader()
-    writer.writerows([*rows, {"name": "mean", **mean_figures(rows)}])
-    write_atomically(folder / "summary.csv", text.getvalue())
+    writer.writerows(rows)
+    return text.getvalue()

@@ -1,8 +1,9 @@
-"""Callbacks that write the results of finished measurements."""
+"""Callbacks that make and write the results of finished measurements."""
 
 import logging
 import time
 from abc import abstractmethod
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,16 +14,19 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor, nn
 
 from rlsd_lightning.errors import first_line
+from rlsd_lightning.evaluation.causes import cause_warnings
 from rlsd_lightning.evaluation.health import health_metrics, health_warnings
 from rlsd_lightning.evaluation.scores import Solved, aligned, score
 from rlsd_lightning.features import load_lpips
 from rlsd_lightning.methods.base import ParticleModule
+from rlsd_lightning.operators.likelihood import data_fit
+from rlsd_lightning.results.grid import FILMSTRIP_ROWS, thumbnails
 from rlsd_lightning.results.monitor import log_moment
-from rlsd_lightning.results.pictures import FILMSTRIP_ROWS, thumbnails, write_evolution, write_images
-from rlsd_lightning.results.store import mean_figures, write_metrics
+from rlsd_lightning.results.result import Result, image_result
+from rlsd_lightning.results.store import mean_figures
 from rlsd_lightning.uncertainty import DecoderError, decoder_error
 
-__all__ = ["MOMENTS", "ImageResults", "Results", "moments"]
+__all__ = ["MOMENTS", "ImageResults", "PointResults", "Results", "moments"]
 
 MOMENTS = 10
 """Moments of a run with pictures: enough to see the particles form, few enough to scroll through."""
@@ -36,20 +40,25 @@ def moments(num_steps: int) -> list[int]:
 
 
 class Results(Callback):
-    """Writes the results of finished measurements, metrics.json last: it marks a finished measurement.
+    """Makes the results of finished measurements, and writes them.
 
     Args:
-        folder: The run's folder; each measurement has a subfolder of its name.
+        folder: The run's folder; each measurement has a subfolder of its name. None: nothing is written, and the results
+            are in ``finished``, in every process.
         features: Feature network of the diversity; what the kernel compares if left out.
         prior_diversity: Diversity of the prior's samples in these features, if known.
     """
 
     def __init__(
-        self, folder: str | Path, features: nn.Module | None = None, prior_diversity: float | None = None
+        self,
+        folder: str | Path | None = None,
+        features: nn.Module | None = None,
+        prior_diversity: float | None = None,
     ) -> None:
-        self.folder = Path(folder)
+        self.folder = None if folder is None else Path(folder)
         self.features = features
         self.prior_diversity = prior_diversity
+        self.finished: list[Result] = []
         self._seconds_before = 0.0
         self._start = 0.0
         self._repulsion: float | None = None
@@ -70,35 +79,60 @@ class Results(Callback):
     def on_train_end(self, trainer: L.Trainer, pl_module: ParticleModule) -> None:
         if pl_module.steps_done < len(pl_module.timesteps):
             return  # stopped early: not finished
-        seconds = self._seconds() / len(pl_module.measurements)
+        seconds = self._mean_seconds(pl_module) / len(pl_module.measurements)
         images, decoded = pl_module.pictures()
         self._repulsion = pl_module.repulsion_ratio()
-        if pl_module.shard.position:
-            return  # the first process of a group writes
-        written = []
+        is_first = pl_module.shard.position == 0
+        if self.folder is not None and not is_first:
+            return
+        figures = []
         for solved in map(Solved._make, pl_module.each(images, decoded, pl_module.z.detach())):
-            folder = self.folder / solved.measurement.name
-            folder.mkdir(parents=True, exist_ok=True)
-            metrics = {
-                "name": solved.measurement.name,
-                **self.results(folder, pl_module, solved),
-                "num_particles": pl_module.num_particles,
-                "num_steps": len(pl_module.timesteps),
-                "seconds": round(seconds, 3),
-            }
-            write_metrics(folder, metrics)
-            written.append({f"final/{name}": value for name, value in metrics.items() if isinstance(value, float)})
-        for logger in trainer.loggers:
+            made = self.result(pl_module, solved)
+            counts = {"num_particles": pl_module.num_particles, "num_steps": len(pl_module.timesteps)}
+            metrics = {"name": solved.measurement.name, **made.metrics, **counts, "seconds": round(seconds, 3)}
+            made = replace(made, metrics=metrics, is_first=is_first)
+            if self.folder is None:
+                self.finished.append(made)
+            else:
+                self.write(self.folder / solved.measurement.name, pl_module, made)
+            figures.append({f"final/{name}": value for name, value in metrics.items() if isinstance(value, float)})
+        for logger in trainer.loggers if is_first else ():
             if isinstance(logger, TensorBoardLogger):
-                logger.log_hyperparams(dict(pl_module.hparams), mean_figures(written))
+                logger.log_hyperparams(dict(pl_module.hparams), mean_figures(figures))
+            else:
+                logger.log_metrics(mean_figures(figures), step=pl_module.steps_done - 1)
+
+    def _mean_seconds(self, module: ParticleModule) -> float:
+        """Mean over the processes, so that all have the same result."""
+        mine = torch.tensor(self._seconds(), dtype=torch.float64)
+        return module.shard.sum(mine).item() / module.shard.size
 
     @abstractmethod
-    def results(self, folder: Path, pl_module: ParticleModule, solved: Solved) -> dict[str, Any]:
-        """Write the files of one measurement's particles to its folder; returns their figures."""
+    def result(self, module: ParticleModule, solved: Solved) -> Result:
+        """Result of one measurement's particles."""
+
+    def write(self, folder: Path, module: ParticleModule, result: Result) -> None:
+        """Write the files of a result to its folder."""
+        result.save(folder)
+
+
+class PointResults(Results):
+    """Results of particles that are no images, such as points in the plane."""
+
+    def result(self, module: ParticleModule, solved: Solved) -> Result:
+        points, measurement = solved.images.detach().float().cpu(), solved.measurement
+        return Result(
+            particles=points,
+            mean=points.mean(dim=0),
+            std=points.std(dim=0, correction=0),
+            decoded=solved.decoded.detach().float().cpu(),
+            metrics=data_fit(measurement.physics, solved.images, measurement.y),
+            tensors={"x": points, "z": solved.z.detach().cpu(), "y": measurement.y.cpu()},
+        )
 
 
 class ImageResults(Results):
-    """Writes pictures, tensors, figures and health warnings of images, and shows ten moments of the run.
+    """Results of images: pictures, tensors, figures and health warnings; shows ten moments of the run.
 
     The moments are in TensorBoard, if the Trainer logs to it, and in a filmstrip. Its thumbnails are part of a
     checkpoint, so a resumed run has the whole filmstrip. Arguments are those of :class:`Results`.
@@ -112,29 +146,32 @@ class ImageResults(Results):
             return
         repulsion = pl_module.repulsion_ratio()
         seen = pl_module.pictures() if done == last else pl_module.current_images()
-        if seen is None or pl_module.shard.position:
+        if seen is None or (self.folder is not None and pl_module.shard.position):
             return
         every = [Solved._make(each) for each in pl_module.each(*seen, pl_module.z.detach())]
         for solved in every:
             shown = thumbnails(solved.images[:FILMSTRIP_ROWS])
             self._moments.setdefault(solved.measurement.name, []).append((done, shown))
-        log_moment(trainer, pl_module, every, batch_idx, repulsion)
+        if not pl_module.shard.position:
+            log_moment(trainer, pl_module, every, batch_idx, repulsion)
 
-    def results(self, folder: Path, pl_module: ParticleModule, solved: Solved) -> dict[str, Any]:
+    def result(self, module: ParticleModule, solved: Solved) -> Result:
         measurement, images = solved.measurement, solved.images
-        shared = estimated_error(pl_module, solved)
-        write_images(folder, images, solved.z, measurement, None if shared is None else shared.variance)
-        if measurement.name in self._moments:
-            write_evolution(folder / "filmstrip.png", self._moments[measurement.name], len(images))
+        shared = estimated_error(module, solved)
         features = None if self.features is None else self.features.to(images.device)
         with torch.no_grad():
-            compared = pl_module.compared(solved.z, aligned(images, images[:1], measurement.physics), features)
-        metrics = health_metrics(pl_module, solved, compared, self._repulsion)
-        warnings = health_warnings(metrics, self.prior_diversity, pl_module.hparams)
+            compared = module.compared(solved.z, aligned(images, images[:1], measurement.physics), features)
+        metrics = health_metrics(module, solved, compared, self._repulsion)
+        causes, of_prior = cause_warnings(module, solved), module.prior.warnings
+        warnings = causes + health_warnings(
+            metrics, self.prior_diversity, module.hparams, blame=not (causes or of_prior)
+        )
         for sentence in warnings:
             log.warning("%s: %s", measurement.name, sentence)
         figures = score(solved, compared, load_lpips())
-        return figures | {"decoder_error": None if shared is None else shared.std, "warnings": warnings}
+        figures |= {"decoder_error": None if shared is None else shared.std, "warnings": of_prior + warnings}
+        moments = self._moments.get(measurement.name, [])
+        return image_result(solved, None if shared is None else shared.variance, figures, moments=moments)
 
 
 def estimated_error(module: ParticleModule, solved: Solved) -> DecoderError | None:

@@ -130,8 +130,12 @@ def test_resuming_no_run_makes_no_folder(files: Path) -> None:
 
 
 BAD_COMMANDS = [
-    (["task=paint"], ["task/paint", "inpaint_box", "toy"]),
-    (["method=langevin"], ["method/langevin", "rlsd_paper"]),
+    (["task=paint"], ["there is no task=paint; did you mean inpaint or inpaint_box?", "--help lists all"]),
+    (["method=langevin"], ["there is no method=langevin; there are daps, distilled", "rlsd_paper"]),
+    (["experiment=inpaint"], ["there is no experiment=inpaint; did you mean paper/inpaint"]),
+    (["features@callbacks.results.features=pixel"], ["there is no features=pixel; did you mean pixels?"]),
+    (["hydra/launcher=slurm"], ["hydra/launcher/slurm"]),
+    (["task=null"], ["must be a string", "NoneType"]),
     (["foo=1"], ["foo"]),
     (["method.gama=1"], ["gama", "did you mean method.gamma?"]),
     (["metod.gamma=1"], ["metod", "did you mean method.gamma?"]),

@@ -16,9 +16,11 @@ from rlsd_lightning.cli import evaluate
 from rlsd_lightning.evaluation.attributes import ATTRIBUTES, SHARES
 from rlsd_lightning.evaluation.distances import frechet_distance, kernel_distance, vit_network
 from rlsd_lightning.evaluation.figures import Networks, attribute_figures, image_figures
-from rlsd_lightning.measurement import SavedMeasurement
+from rlsd_lightning.evaluation.scores import Solved
+from rlsd_lightning.measurement import Measurement, SavedMeasurement
 from rlsd_lightning.operators import NullOperator, denoising, inpainting, mri, phase_retrieval
 from rlsd_lightning.operators.likelihood import data_fit, observed_pixels
+from rlsd_lightning.results.result import image_result
 from rlsd_lightning.results.store import load_run, read_metrics
 
 NAME = "tiny"
@@ -372,18 +374,11 @@ def test_points_are_no_images(tmp_path: Path, capsys) -> None:
 
 
 def test_phase_retrieval_keeps_the_forms_nearest_to_the_truth(tmp_path: Path) -> None:
-    from rlsd_lightning import Measurement
-    from rlsd_lightning.results.pictures import write_images
-
     physics = phase_retrieval(SHAPE)
     truth = torch.rand(1, *SHAPE, generator=torch.Generator().manual_seed(0)) * 2 - 1
     turned = truth.flip(-2, -1)
-    write_images(
-        tmp_path,
-        torch.cat([turned, truth]),
-        torch.zeros(2, 4, 8, 8),
-        Measurement("a", physics.A(truth), physics, truth),
-    )
+    images, measurement = torch.cat([turned, truth]), Measurement("a", physics.A(truth), physics, truth)
+    image_result(Solved(measurement, images, images, torch.zeros(2, 4, 8, 8))).save(tmp_path)
     saved = load_file(tmp_path / "particles.safetensors")
     assert torch.equal(saved["x"][0], turned[0])
     torch.testing.assert_close(saved["aligned"], truth.expand(2, -1, -1, -1))

@@ -16,6 +16,7 @@ from support import fit
 from support.command import PROJECT, wait_for
 
 from rlsd_lightning import RLSD, InputError, LatentFeatures
+from rlsd_lightning.results.store import read_metrics
 
 SCRIPT = PROJECT / "tests" / "support" / "fit.py"
 TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=3")
@@ -104,9 +105,11 @@ def test_particles_are_spread_and_the_same_on_any_number_of_processes(
         assert resumed["x"].equal(whole["x"])
         assert resumed["steps"] == 10
         assert resumed["decoded"] < whole["decoded"] * 3 / 4
-    # solve() returns all particles in every process
+    # solve() returns the same result in every process, and the first one writes it
     assert len(one["solved"]) == 5
     assert all(process["solved"].equal(one["solved"]) for process in processes)
+    assert all(process["metrics"] == processes[0]["metrics"] for process in processes)
+    assert read_metrics(tmp_path / "many" / "saved") == processes[0]["metrics"]
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP], ids=["killed", "hung"])

@@ -1,5 +1,6 @@
 """Guard and progress bar."""
 
+import sys
 from pathlib import Path
 
 import lightning as L
@@ -94,8 +95,14 @@ class Curves(L.Callback):
 
 
 def test_the_bar_names_the_measurement_and_shows_every_term(
-    tiny_prior, tiny_features, measurement, tmp_path: Path, capfd: pytest.CaptureFixture
+    tiny_prior,
+    tiny_features,
+    measurement,
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
     settings = {"gamma": 0.1, "repulsion_until": 1.0, "refine_share": 0.5}
     module = RLSD(tiny_prior, measurement, tiny_features, num_steps=STEPS, num_particles=2, **settings)
     bar, curves = Progress(refresh_rate=1, position="[2/3] "), Curves()

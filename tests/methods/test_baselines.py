@@ -42,7 +42,7 @@ def test_the_mean_of_a_lone_particle_is_itself_in_mixed_precision() -> None:
 
 def draws(method: type, prior: GaussianMixturePrior, measurement: Measurement, **settings) -> Tensor:
     settings = {**EXACT, **settings}
-    return solve(measurement.y, measurement.physics, prior, method=method, trainer=QUIET, **settings)
+    return solve(measurement.y, measurement.physics, prior, method=method, trainer=QUIET, **settings).particles
 
 
 def mixture() -> GaussianMixturePrior:
@@ -112,7 +112,8 @@ def test_mixture_mean_is_that_of_the_mixtures_score(t: int):
 def test_a_lone_particle_is_its_own_mixture(tiny_prior, measurement: Measurement):
     settings = {"num_particles": 1, "num_steps": 5, "trainer": QUIET}
     mixed, alone = (
-        solve(measurement.y, measurement.physics, tiny_prior, method=method, **settings) for method in (DWGF, Distilled)
+        solve(measurement.y, measurement.physics, tiny_prior, method=method, **settings).particles
+        for method in (DWGF, Distilled)
     )
     torch.testing.assert_close(mixed, alone, rtol=0, atol=1e-5)
 

@@ -127,7 +127,7 @@ def test_a_start_with_less_noise_leaves_as_many_steps_for_the_refinement(tiny_pr
 def run(tiny_prior: StableDiffusionPrior, **settings) -> Tensor:
     physics = inpainting(tiny_prior.image_shape, mask="half")
     truth = 2 * torch.rand(1, *tiny_prior.image_shape, generator=torch.Generator().manual_seed(0)) - 1
-    return solve(physics.A(truth), physics, tiny_prior, **{"num_steps": 4, "trainer": QUIET, **settings})
+    return solve(physics.A(truth), physics, tiny_prior, **{"num_steps": 4, "trainer": QUIET, **settings}).particles
 
 
 @FORMS
@@ -196,7 +196,7 @@ def test_particles_of_a_gaussian_prior_reach_the_posterior_mean(noise_std: float
     posterior = prior.mixture.posterior(matrix, y[0], noise_std)
     # with the default weight, found for images, the balance is a third of a standard deviation from the mean
     settings = {"num_particles": 16, "num_steps": 100, "gamma": 0.0, "distillation_weight": 0.3, "trainer": QUIET}
-    images = solve(y, Matrix(matrix, noise_std), prior, **settings)
+    images = solve(y, Matrix(matrix, noise_std), prior, **settings).particles
     std = posterior.covariances[0].diagonal().sqrt()
     error = ((images.mean(0) - posterior.means[0]) / std).norm()
     # The weights of score distillation are not Bayes' at any one noise level, so the balance is near the mean and not
@@ -208,7 +208,7 @@ def test_particles_of_a_gaussian_prior_reach_the_posterior_mean(noise_std: float
 def test_points_beyond_the_range_of_images_are_not_clipped():
     prior = GaussianMixturePrior([[3.0, -2.0]], std=0.3)
     y, physics = torch.tensor([[3.0, -2.0]]), Matrix(torch.eye(2), 0.1)
-    images = solve(y, physics, prior, num_particles=2, num_steps=100, gamma=0.0, trainer=QUIET)
+    images = solve(y, physics, prior, num_particles=2, num_steps=100, gamma=0.0, trainer=QUIET).particles
     # the measurement and the prior agree: a tenth is the measurement's own noise
     torch.testing.assert_close(images, y.expand(2, -1), atol=0.1, rtol=0)
 
@@ -238,7 +238,7 @@ TWO_MODES = [[2.0, 1.5], [2.0, -1.5], [-2.0, 0.0]]
 def draws(method: type = RLSD, **settings) -> Tensor:
     measurement, prior = seen(0.1), GaussianMixturePrior(TWO_MODES, std=0.3)
     settings = {"gamma": 0.0, "trainer": QUIET, **settings}
-    return solve(measurement.y, measurement.physics, prior, method=method, **settings)
+    return solve(measurement.y, measurement.physics, prior, method=method, **settings).particles
 
 
 @pytest.mark.parametrize("refine_share", [0.5, 0.0])

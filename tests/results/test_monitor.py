@@ -18,9 +18,8 @@ from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
 from rlsd_lightning import RLSD, LatentFeatures
 from rlsd_lightning.evaluation.health import HealthMetrics
-from rlsd_lightning.results.grid import write_filmstrip
+from rlsd_lightning.results.grid import thumbnails, write_filmstrip
 from rlsd_lightning.results.monitor import Monitor
-from rlsd_lightning.results.pictures import thumbnails
 from rlsd_lightning.results.writer import ImageResults, moments
 
 STEPS = 6
@@ -239,7 +238,7 @@ def test_a_filmstrip_has_at_most_sixteen_rows_and_says_so(
 ) -> None:
     titles = []
     monkeypatch.setattr(
-        "rlsd_lightning.results.pictures.write_filmstrip",
+        "rlsd_lightning.results.grid.write_filmstrip",
         lambda path, columns, title: [titles.append(title), write_filmstrip(path, columns, title)],
     )
     module = RLSD(tiny_prior, measurement, LatentFeatures(), num_steps=2, num_particles=count)

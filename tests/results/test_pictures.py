@@ -8,6 +8,7 @@ import torch
 from deepinv.physics import Physics
 
 from rlsd_lightning import Measurement
+from rlsd_lightning.evaluation.scores import Solved
 from rlsd_lightning.operators import (
     compressed_sensing,
     denoising,
@@ -17,7 +18,7 @@ from rlsd_lightning.operators import (
     super_resolution,
     tomography,
 )
-from rlsd_lightning.results.pictures import write_images
+from rlsd_lightning.results.result import image_result
 
 SHAPE = (3, 32, 32)
 
@@ -39,6 +40,7 @@ def test_only_pictures_are_shown_as_the_measurement(
 ) -> None:
     physics = make(SHAPE)
     images = torch.rand(2, *SHAPE, generator=torch.Generator().manual_seed(0)) * 2 - 1
-    write_images(tmp_path, images, torch.zeros(2, 4, 4, 4), Measurement("a", physics.A(images[:1]), physics))
+    measurement = Measurement("a", physics.A(images[:1]), physics)
+    image_result(Solved(measurement, images, images, torch.zeros(2, 4, 4, 4))).save(tmp_path)
     written = {path.stem for path in tmp_path.glob("*.png")}
     assert written & {"measurement", "pseudo_inverse"} == ({shown} if shown else set())

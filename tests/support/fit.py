@@ -64,7 +64,10 @@ def main(arguments: list[str] | None = None) -> None:
     if args.checkpoint:
         kept["resumed"] = fit(prior, measurement, args.folder / "resumed", args, 0, args.checkpoint)
     trainer = {"accelerator": "cpu", "devices": args.devices, "enable_progress_bar": False}
-    kept["solved"] = solve(measurement.y, physics, prior, num_steps=args.steps, trainer=trainer, **SETTINGS)
+    options = {"num_steps": args.steps, "trainer": trainer, **SETTINGS}
+    result = solve(measurement.y, physics, prior, truth=truth, **options)
+    result.save(args.folder / "saved")
+    kept["solved"], kept["metrics"] = result.particles, result.metrics
     torch.save(kept, args.folder / f"process{rank_zero_only.rank}.pt")
 
 

@@ -7,10 +7,11 @@ from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from safetensors.torch import load_file
 
 from rlsd_lightning.engine.checkpoints import AtomicCheckpointIO
+from rlsd_lightning.errors import StoppedError
 from rlsd_lightning.results.writer import ImageResults
 
 
-class StopError(Exception):
+class StopError(StoppedError):
     """What stops a run in these tests."""
 
 

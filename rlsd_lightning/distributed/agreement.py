@@ -1,0 +1,74 @@
+"""Agreement of a group's processes on what has failed, so that none waits for another in vain."""
+
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+
+from rlsd_lightning.distributed.shard import Shard
+from rlsd_lightning.errors import (
+    FailedError,
+    InputError,
+    LostError,
+    NonFiniteError,
+    PeerError,
+    StoppedError,
+    first_line,
+    is_of_storage,
+    is_out_of_memory,
+)
+
+__all__ = ["together"]
+
+log = logging.getLogger(__name__)
+
+PASSING = (FailedError, LostError, NonFiniteError, StoppedError)
+"""Errors that all processes of a group raise at the same place, or that end the run."""
+
+Value = TypeVar("Value")
+
+
+def together(shard: Shard, work: Callable[[], Value], folder: Path | None = None, is_last: bool = False) -> Value:
+    """Do work in all processes of a group; if it fails in one, it has failed in all.
+
+    Any exception is a failure, whichever library raises it. Its traceback goes to the log at debug level.
+
+    Args:
+        shard: This process's place in its group.
+        work: What every process of the group does, exchanges with the others included.
+        folder: The run's folder; an error of its disk ends the run, and is not a failure of this work.
+        is_last: Whether nothing follows, so the failure may keep the exception and the memory that it holds.
+
+    Raises:
+        FailedError: If the work has failed in any process.
+    """
+    reason, kept, no_memory = None, None, False
+    try:
+        value = work()
+        shard.agree()  # processes that write results may fail after the last exchange
+        return value
+    except PASSING:
+        raise
+    except PeerError as error:
+        no_memory = error.out_of_memory
+    except Exception as error:
+        if folder is not None and is_of_storage(error, folder):
+            raise
+        reason, no_memory = _reason(error), is_out_of_memory(error)
+        kept = error if is_last else None
+        if not (no_memory or isinstance(error, InputError)):
+            log.debug("%s", reason, exc_info=True)
+        no_memory |= shard.announce_failure(no_memory)
+    # not in the handler: the exception holds the frames of the failed step, and these its memory
+    raise FailedError(shard.first_text(reason), no_memory, kept)
+
+
+def _reason(error: Exception) -> str:
+    """What an exception says in one line; one that is not the package's own with its kind."""
+    if isinstance(error, InputError):
+        return " ".join(str(error).split())
+    if is_out_of_memory(error):
+        return first_line(error)
+    kind = type(error).__name__
+    said = kind if first_line(error) == kind else f"{kind}: {first_line(error)}"
+    return f"{said} (the log has the traceback)"

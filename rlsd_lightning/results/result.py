@@ -1,0 +1,167 @@
+"""Result of one measurement: particles, mean, uncertainty, figures and pictures."""
+
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from deepinv.physics import Physics
+from PIL import Image
+from torch import Tensor
+
+from rlsd_lightning.evaluation.scores import Solved, aligned, pseudo_inverse
+from rlsd_lightning.images import to_pil
+from rlsd_lightning.operators.likelihood import NOT_PICTURES, HasEquivalents, observed_pixels
+from rlsd_lightning.results.grid import write_evolution, write_grid
+from rlsd_lightning.results.store import in_short, write_metrics, write_particles
+
+__all__ = ["WHITE_STD", "Panel", "Result", "image_result"]
+
+WHITE_STD = 0.5
+"""Standard deviation that std.png shows as white: a quarter of the range [-1, 1]."""
+
+Panel = tuple[str, str, Image.Image]
+"""File name without its suffix, title and picture."""
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Result:
+    r"""Particles of one measurement, with their mean, uncertainty and figures; tensors are float32 on the CPU.
+
+    A notebook shows the grid: measurement, particles, mean and ``std``.
+
+    Attributes:
+        particles: Images :math:`x`, about in [-1, 1] and not clipped, with shape :math:`(N, C, H, W)`.
+        mean: Mean of the clipped particles, in [-1, 1], with shape :math:`(C, H, W)`.
+        std: Standard deviation of the truth around ``mean``, with shape :math:`(H, W)`: the root of the particles' variance
+            plus the autoencoder's estimated error variance, averaged over colours. std.png shows it, white from 0.5.
+        decoded: Decoded latents :math:`D(z)`, with the shape of ``particles``.
+        metrics: Content of metrics.json: ``residual_sigmas``, ``diversity``, with a truth ``psnr_mean``, and others.
+        panels: Pictures of the grid.
+        tensors: Content of particles.safetensors.
+        moments: Numbers of steps taken, and thumbnails after them; the filmstrip.
+        is_first: Whether :meth:`save` writes; False in all processes but the first of a group.
+    """
+
+    particles: Tensor
+    mean: Tensor
+    std: Tensor
+    decoded: Tensor
+    metrics: dict[str, Any]
+    panels: Sequence[Panel] = ()
+    tensors: Mapping[str, Tensor] = field(default_factory=dict)
+    moments: Sequence[tuple[int, Tensor]] = ()
+    is_first: bool = True
+
+    @property
+    def decoder_error(self) -> float | None:
+        """Root mean square of the autoencoder's error, for images in [-1, 1]; None if it was not estimated."""
+        return self.metrics.get("decoder_error")
+
+    @property
+    def warnings(self) -> list[str]:
+        """One sentence for each problem, with remedies; empty for a healthy result."""
+        return self.metrics.get("warnings", [])
+
+    def save(self, folder: str | Path) -> None:
+        """Write the files that the command writes for a measurement, without TensorBoard events and checkpoints.
+
+        In a script of several processes the first one writes.
+
+        Args:
+            folder: Folder of the files, which is made if it is missing.
+        """
+        if not self.is_first:
+            return
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, _, picture in self.panels:
+            (folder / name).parent.mkdir(exist_ok=True)
+            picture.save(folder / f"{name}.png")
+        if self.panels:
+            to_pil((2 * self.std / WHITE_STD - 1)[None]).save(folder / "std.png")
+            self._draw(folder / "grid.png")
+        if self.moments:
+            write_evolution(folder / "filmstrip.png", self.moments, len(self.particles))
+        write_particles(folder, self.tensors)
+        write_metrics(folder, self.metrics)  # last: it marks a finished measurement
+
+    def _draw(self, file: Path | io.BytesIO) -> None:
+        write_grid(file, [(title, picture) for _, title, picture in self.panels], self.std.numpy())
+
+    def _repr_png_(self) -> bytes | None:
+        """The grid as a notebook shows it; None for points."""
+        if not self.panels:
+            return None
+        content = io.BytesIO()
+        self._draw(content)
+        return content.getvalue()
+
+    def __repr__(self) -> str:
+        count, *shape = self.particles.shape
+        lines = [f"Result: {count} particles of shape {tuple(shape)}; {in_short(self.metrics)}".rstrip("; ")]
+        return "\n".join([*lines, *(f"warning: {sentence}" for sentence in self.warnings)])
+
+
+def image_result(
+    solved: Solved, shared: Tensor | None = None, metrics: Mapping[str, Any] | None = None, **options: Any
+) -> Result:
+    """Result of particles that are images.
+
+    Mean and ``std`` use the equivalent forms nearest to the first particle. A measurement that is no picture is shown by
+    its pseudo-inverse.
+
+    Args:
+        solved: The measurement and its particles.
+        shared: Variance of the error that all particles share, with shape :math:`(C, H, W)`, if it was estimated; see
+            :func:`~rlsd_lightning.uncertainty.decoder_error`.
+        metrics: Figures of the particles.
+        options: Further attributes of the :class:`Result`.
+    """
+    measurement, images = solved.measurement, solved.images.detach()
+    alike = aligned(images, images[:1], measurement.physics).float().cpu().clamp(-1, 1)
+    mean = alike.mean(dim=0)
+    # the population's variance: zero, not undefined, for one particle
+    variance = alike.var(dim=0, correction=0)
+    std = (variance if shared is None else variance + shared.detach().cpu()).mean(dim=0).sqrt()
+    tensors = {"x": images, "z": solved.z, "y": measurement.y, "mean": mean, "std": std}
+    tensors |= _optional_tensors(solved, shared)
+    return Result(
+        particles=images.float().cpu(),
+        mean=mean,
+        std=std,
+        decoded=solved.decoded.detach().float().cpu(),
+        metrics=dict(metrics or {}),
+        panels=_panels(solved, mean),
+        tensors={name: value.detach().cpu() for name, value in tensors.items()},
+        **options,
+    )
+
+
+def _panels(solved: Solved, mean: Tensor) -> list[Panel]:
+    """Truth, measurement, particles and their mean."""
+    physics, y, truth = solved.measurement.physics, solved.measurement.y, solved.measurement.truth
+    pictures = [] if truth is None else [("truth", "truth", truth[0])]
+    if _is_picture(y, physics):
+        pictures.append(("measurement", "measurement", y[0]))
+    elif (without_prior := pseudo_inverse(physics, y)) is not None:
+        pictures.append(("pseudo_inverse", "pseudo-inverse", without_prior[0]))
+    pictures += [(f"particles/{i:02d}", f"particle {i}", image) for i, image in enumerate(solved.images)]
+    return [(name, title, to_pil(pixels)) for name, title, pixels in [*pictures, ("mean", "mean", mean)]]
+
+
+def _is_picture(y: Tensor, physics: Physics) -> bool:
+    return y.ndim == 4 and y.shape[1] in (1, 3) and not isinstance(physics, NOT_PICTURES)
+
+
+def _optional_tensors(solved: Solved, shared: Tensor | None) -> dict[str, Tensor]:
+    """``shared_variance``, ``observed`` and ``aligned`` of :class:`~rlsd_lightning.measurement.SavedMeasurement`."""
+    physics, y, truth = solved.measurement.physics, solved.measurement.y, solved.measurement.truth
+    tensors = {} if shared is None else {"shared_variance": shared}
+    observed = observed_pixels(physics, solved.images.shape[1:])
+    if observed is not None:
+        tensors["observed"] = observed
+    if truth is not None and isinstance(physics, HasEquivalents):
+        tensors["aligned"] = aligned(solved.images.detach().to(y.device), truth.to(y.device), physics)
+    return tensors
