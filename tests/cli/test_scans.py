@@ -32,7 +32,7 @@ def blocks(language: str) -> list[str]:
 def small_command(number: int, small: list[str], run: Path) -> list[str]:
     """Arguments of the number-th command of the documentation, for the tiny prior."""
     line = blocks("bash")[number].replace("\\\n", " ").splitlines()[-1]
-    given = line.removeprefix("python train.py").split()
+    given = line.removeprefix("rlsd ").split()
     return [*given, *small[:2], "prior.image_size=64", "num_steps=2", "num_particles=1", f"output_dir={run}"]
 
 

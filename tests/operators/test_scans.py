@@ -313,6 +313,21 @@ def test_angles_are_a_number_or_a_list(
     torch.testing.assert_close(filed.A(image), listed.A(image))
 
 
+@pytest.mark.parametrize(
+    ("angles", "warned"),
+    [
+        (np.linspace(0, np.pi, 12), True),
+        ([0.0, 0.4, 1.1], True),
+        ([0, 1, 2, 3], False),
+        ([0.5, 40, 90], False),
+        (9, False),
+    ],
+)
+def test_radians_are_warned_of(angles: object, warned: bool, caplog: pytest.LogCaptureFixture):
+    operators.tomography((1, 16, 16), angles=angles)
+    assert ("radians" in caplog.text) == warned
+
+
 SINOGRAMS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "detector, angle": lambda s: s,
     "angle, detector": lambda s: s.T,
@@ -385,7 +400,7 @@ def test_the_proximal_step_of_grey_is_that_of_one_channel():
 def test_particles_of_a_grey_scan_are_grey(operator: Callable, tiny_prior: StableDiffusionPrior):
     physics = operator(tiny_prior.image_shape, grey=True)
     y = physics.A(of_images(picture(32, 32)))
-    particles = solve(y, physics, tiny_prior, num_steps=2, num_particles=2)
+    particles = solve(y, physics, tiny_prior, num_steps=2, num_particles=2).particles
     assert particles.equal(particles[:, :1].expand_as(particles))
 
 
