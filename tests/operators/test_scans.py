@@ -545,3 +545,13 @@ def test_a_measured_scan_has_the_operator_of_its_own_frequencies(tmp_path: Path)
     assert measured.name == "scan"
     assert measured.physics.mask[0, 0, 0].numpy().astype(bool).tolist() == seen.tolist()
     torch.testing.assert_close(measured.physics.A(of_images(picture(32, 32))), measured.y, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("grey", [False, True])
+def test_the_truth_of_a_simulated_scan_is_what_it_can_tell(grey: bool, tmp_path: Path):
+    Image.new("RGB", (32, 32), (255, 0, 0)).save(tmp_path / "red.png")
+    operator = partial(operators.mri, grey=grey, sigma=0.0)
+    (simulated,) = list(measurements((3, 32, 32), operator, images=tmp_path / "red.png"))
+    expected = [-1 / 3] * 3 if grey else [1.0, -1.0, -1.0]
+    assert simulated.truth[0, :, 0, 0].tolist() == pytest.approx(expected)
+    torch.testing.assert_close(simulated.physics.A(simulated.truth), simulated.y)
