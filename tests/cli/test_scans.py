@@ -1,5 +1,6 @@
 """Scans on the command line: the commands of docs/scans.md, and random scans of which half are spoiled."""
 
+import inspect
 import json
 import re
 import runpy
@@ -19,7 +20,7 @@ from support.command import PROJECT, train
 from support.operator_cases import coil_maps
 from support.scans import kspace, picture
 
-from rlsd_lightning import InputError
+from rlsd_lightning import InputError, operators
 from rlsd_lightning.cli.settings import check_settings
 
 DOCS = (PROJECT / "docs" / "scans.md").read_text()
@@ -54,6 +55,13 @@ def test_the_example_of_the_documentation_runs(
     with Image.open(tmp_path / "run" / name / "particles" / "00.png") as particle:
         pixels = np.asarray(particle)
     assert (pixels == pixels[..., :1]).all()
+
+
+@pytest.mark.parametrize("task", ["mri", "tomography"])
+def test_a_task_has_the_defaults_of_its_python_signature(task: str):
+    physics = {name: value for name, value in CONFIGS[task]["physics"].items() if not name.startswith("_")}
+    defaults = {name: each.default for name, each in inspect.signature(getattr(operators, task)).parameters.items()}
+    assert physics == {name: value for name, value in defaults.items() if name != "image_shape"}
 
 
 # Random scans
