@@ -19,7 +19,7 @@ from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from rlsd_lightning.cli import program
-from rlsd_lightning.errors import InputError
+from rlsd_lightning.errors import InputError, printable
 from rlsd_lightning.signatures import Signature, own_signature
 
 __all__ = [
@@ -39,7 +39,10 @@ CHOICES = ".hydra/choices.yaml"
 """File of a run's choices of groups, in its folder."""
 OLDER = {"data.mask": "physics.mask", "data.kernel": "physics.kernel"}
 """Older names of settings, which are still accepted, and their present names."""
-OTHER_FILES = ("prior.pretrained", "features.pretrained", "physics.network", "physics.code")
+OTHER_FILES = (
+    *("prior.pretrained", "features.pretrained", "physics.network", "physics.code"),
+    *("physics.coil_maps", "physics.angles"),
+)
 
 
 def near_miss(name: str, siblings: Iterable[str]) -> str | None:
@@ -150,11 +153,13 @@ def check_trainer(cfg: DictConfig) -> None:
 
 
 def keep_settings(cfg: DictConfig, folder: Path) -> None:
-    """Writes the settings of a new run.
+    """Write the settings of a new run.
 
     Raises:
-        InputError: If the folder holds a run with other settings.
+        InputError: If the folder holds a run with other settings, or its name is not UTF-8.
     """
+    if printable(str(folder)) != str(folder):
+        raise InputError(f"output_dir must be a name in UTF-8, which TensorBoard needs, got '{folder}'; choose another")
     saved = folder / SETTINGS
     if saved.is_file() and OmegaConf.load(saved) != cfg:
         raise InputError(
