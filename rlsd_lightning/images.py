@@ -29,6 +29,9 @@ __all__ = ["Notes", "Reader", "find_images", "fit", "load_image", "to_pil", "to_
 
 log = logging.getLogger(__name__)
 
+NEARLY_BLACK = 1.5 / 127.5 - 1
+"""The brightest of a picture whose values are 0 and 1 of 255, as masks and labels are stored, is below this."""
+
 
 class Notes:
     """Lines of the log about files, each for the first file that it holds for."""
@@ -87,7 +90,10 @@ class Reader:
         if self.asked is None and isinstance(picture, Image.Image):
             if own != (height, width):
                 picture = ImageOps.fit(picture, (width, height), Image.Resampling.LANCZOS)
-            return to_tensor(picture), own
+            image = to_tensor(picture)
+            if -1 < image.max() < NEARLY_BLACK:
+                self.notes(path, "nearly black; if its largest value is white, set range=0,1", logging.WARNING)
+            return image, own
         values = np.asarray(picture)
         decide = partial(picture_range, asked=self.asked or stack.range, what=path)
         limits = stack.limits(decide, values)

@@ -100,6 +100,10 @@ def read_picture(path: Path, page: int = 0) -> Image.Image | np.ndarray:
         InputError: If the file is missing or can't be read.
     """
     with _opened(path, page) as opened:
+        if isinstance(opened, PngImageFile) and opened.is_animated and path.suffix.lower() not in ANIMATED:
+            log.warning(
+                "%s has %d frames, of which the first is used; name it .apng", shown(path.name), opened.n_frames
+            )
         is_deep = _is_deep_colour(opened)  # before the EXIF data, which may lie behind the pixels
         turn = _turn(opened)
         if is_deep:
