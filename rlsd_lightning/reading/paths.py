@@ -78,7 +78,8 @@ def split_key(where: str | Path) -> tuple[Path, str | None]:
 
 def is_array(path: Path) -> bool:
     """Whether a file holds an array rather than a picture."""
-    return path.name.lower().endswith(ARRAYS) or (not path.suffix and _is_dicom(path))
+    name = path.name.lower()
+    return name.endswith(ARRAYS) or ("." not in name and _is_dicom(path))
 
 
 def _is_dicom(path: Path) -> bool:

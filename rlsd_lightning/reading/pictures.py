@@ -141,7 +141,7 @@ def _is_deep_colour(image: Image.Image) -> bool:
         return False
     if isinstance(image, TiffImageFile):
         return max(image.tag_v2.get(BITS_PER_SAMPLE, (8,))) > 8
-    return isinstance(image, PngImageFile) and any("16" in str(tile[3]) for tile in image.tile)
+    return isinstance(image, PngImageFile) and bool(image.tile) and "16" in image.tile[0][3]
 
 
 def _deep_colour(path: Path, page: int, image: Image.Image) -> np.ndarray:
