@@ -87,7 +87,10 @@ class Reader:
         if self.asked is None and isinstance(picture, Image.Image):
             if own != (height, width):
                 picture = ImageOps.fit(picture, (width, height), Image.Resampling.LANCZOS)
-            return to_tensor(picture), own
+            pixels = np.array(picture)
+            if pixels.max() == 1:  # as masks and labels are stored
+                self.notes(path, "nearly black; if its largest value is white, set range=0,1", logging.WARNING)
+            return _eight_bits(pixels), own
         values = np.asarray(picture)
         decide = partial(picture_range, asked=self.asked or stack.range, what=path)
         limits = stack.limits(decide, values)
@@ -131,7 +134,11 @@ def load_image(
 
 def to_tensor(image: Image.Image) -> Tensor:
     """A picture as a tensor in [-1, 1], with shape :math:`(1, 3, H, W)`."""
-    return torch.from_numpy(np.array(image)).movedim(-1, 0)[None].float() / 127.5 - 1
+    return _eight_bits(np.array(image))
+
+
+def _eight_bits(pixels: np.ndarray) -> Tensor:
+    return torch.from_numpy(pixels).movedim(-1, 0)[None].float() / 127.5 - 1
 
 
 def to_pil(image: Tensor) -> Image.Image:

@@ -480,7 +480,7 @@ def test_a_measured_picture_of_real_numbers_is_not_rescaled(tmp_path: Path) -> N
     Image.fromarray(values).save(tmp_path / "y.tiff")
     torch.testing.assert_close(measured_file(tmp_path / "y.tiff")[0, 0], torch.from_numpy(values) * 2 - 1)
     Image.fromarray(values * 3).save(tmp_path / "y.tiff")
-    with pytest.raises(InputError, match=r"from 0 to 1\.5, and .* such as range=0,1\.5"):
+    with pytest.raises(InputError, match=r"from 0 to 1\.5, and .* such as range=0,1 or range=-1,1"):
         measured_file(tmp_path / "y.tiff")
 
 

@@ -12,6 +12,8 @@ import pytest
 from hydra import compose, initialize_config_dir
 from support.command import train
 
+from rlsd_lightning.cli.literal import as_typed
+
 PROJECT = Path(__file__).resolve().parents[1]
 PAGES = [PROJECT / "README.md", *sorted((PROJECT / "docs").glob("*.md"))]
 LINK = re.compile(r"\]\(([^)\s]+)\)")
@@ -68,7 +70,7 @@ def test_commands_are_understood(page: Path):
         overrides = [re.sub(r",.*", "", item) if swept else item for item in arguments if item != "-m"]
         overrides = [item for item in overrides if not item.startswith(("resume=", "hydra", "prior.prompt="))]
         with initialize_config_dir(str(PROJECT / "configs"), version_base="1.3"):
-            assert compose("train", overrides).num_particles > 0, arguments
+            assert compose("train", as_typed(overrides)).num_particles > 0, arguments
 
 
 def test_commands_are_found():

@@ -78,7 +78,8 @@ def split_key(where: str | Path) -> tuple[Path, str | None]:
 
 def is_array(path: Path) -> bool:
     """Whether a file holds an array rather than a picture."""
-    return path.name.lower().endswith(ARRAYS) or (not path.suffix and _is_dicom(path))
+    name = path.name.lower()
+    return name.endswith(ARRAYS) or ("." not in name and _is_dicom(path))
 
 
 def _is_dicom(path: Path) -> bool:
@@ -102,21 +103,22 @@ def find_images(where: str | Path, what: str = "images") -> list[Path]:
     Raises:
         InputError: If no file is found.
     """
-    path = Path(where)
-    if path.is_dir():
-        files = [file for file in path.iterdir() if not file.name.startswith(".") and file.is_file()]
+    path, is_folder = Path(where), bool(str(where)) and os.path.isdir(where)
+    if is_folder:
+        with reading(path, "a folder", "give another, or leave to read it"):
+            files = [file for file in path.iterdir() if not file.name.startswith(".") and file.is_file()]
         found = [file for file in files if file.suffix.lower() in PICTURES] or [
             each for each in files if is_array(each)
         ]
         _say_skipped(path, files, found)
-    elif path.is_file():
+    elif os.path.isfile(where):
         found = [path]
     else:
         found = [Path(file) for file in glob.glob(str(where), recursive=True)]
-        found = [file for file in found if file.is_file() and not file.name.startswith(".")]
+        found = [file for file in found if os.path.isfile(file) and not file.name.startswith(".")]
     if not found:
-        kind = f"a folder with images ({', '.join(PICTURES)})" if path.is_dir() else "an image, a folder or a pattern"
-        advice = _folder_advice(path) if path.is_dir() else ""
+        kind = f"a folder with images ({', '.join(PICTURES)})" if is_folder else "an image, a folder or a pattern"
+        advice = _folder_advice(path) if is_folder else ""
         raise InputError(f"{what} must be {kind}, but nothing was found at '{shown(where)}'{advice}")
     return sorted(found, key=_natural)
 

@@ -100,6 +100,10 @@ def read_picture(path: Path, page: int = 0) -> Image.Image | np.ndarray:
         InputError: If the file is missing or can't be read.
     """
     with _opened(path, page) as opened:
+        if isinstance(opened, PngImageFile) and opened.is_animated and path.suffix.lower() not in ANIMATED:
+            log.warning(
+                "%s has %d frames, of which the first is used; name it .apng", shown(path.name), opened.n_frames
+            )
         is_deep = _is_deep_colour(opened)  # before the EXIF data, which may lie behind the pixels
         turn = _turn(opened)
         if is_deep:
@@ -137,7 +141,7 @@ def _is_deep_colour(image: Image.Image) -> bool:
         return False
     if isinstance(image, TiffImageFile):
         return max(image.tag_v2.get(BITS_PER_SAMPLE, (8,))) > 8
-    return isinstance(image, PngImageFile) and any("16" in str(tile[3]) for tile in image.tile)
+    return isinstance(image, PngImageFile) and bool(image.tile) and "16" in image.tile[0][3]
 
 
 def _deep_colour(path: Path, page: int, image: Image.Image) -> np.ndarray:

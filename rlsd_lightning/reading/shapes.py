@@ -71,6 +71,8 @@ def _told_by(shape: tuple[int, ...], what: object) -> str:
             return "CHW"
         if first:
             unclear = "CHW (one picture) or NHW (a stack)"
+        elif shape[2] == 4:
+            unclear = "HWN (a stack of four); colours with transparency must be saved as three channels"
         elif shape[0] == shape[1] != shape[2] or 4 * shape[2] <= min(shape[:2]):
             unclear = "HWN or NHW (a stack whose pictures are counted by the last or the first axis)"
         else:
@@ -81,7 +83,9 @@ def _told_by(shape: tuple[int, ...], what: object) -> str:
             return "NCHW" if first else "NHWC"
         unclear = "NCHW or NHWC" if first else None
     if unclear:
-        raise InputError(f"the sizes {shape} of '{shown(what)}' do not tell its axes; say which: axes={unclear}")
+        raise InputError(
+            f"the sizes {shape} of '{shown(what)}' do not tell its axes; say which, such as axes={unclear}"
+        )
     raise InputError(
         f"a picture of shape (H, W) or (H, W, 3), or a stack of shape (N, H, W) or (N, H, W, 3), is expected, but "
         f"'{shown(what)}' has {shape}; cut it, or say what its axes are, such as axes=HWN"

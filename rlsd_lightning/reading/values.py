@@ -139,25 +139,32 @@ def measured_range(values: np.ndarray, asked: Range | None, what: object, noise_
         return Range(0, 1, said="real numbers from 0 to 1 are black to white")
     if low >= -255 * TOLERANCE and LEAST_OF_255 <= high <= 255 * (1 + TOLERANCE):
         return Range(0, 255, said="real numbers from 0 to 255 are black to white")
-    raise _unclear(what, low, high, "real numbers around -1 to 1, from 0 to 1 or from 0 to 255 are expected")
+    why = "real numbers around -1 to 1, from 0 to 1 or from 0 to 255 are expected"
+    raise _unclear(what, low, high, why, _noisy(high))
 
 
 def _extremes(values: np.ndarray) -> tuple[float, float]:
     return float(values.min()), float(values.max())
 
 
-def _unclear(what: object, low: float, high: float, why: str) -> InputError:
+def _unclear(what: object, low: float, high: float, why: str, examples: str = "") -> InputError:
     near = [limits for limits in ("0,1", "-1,1", "0,255", "0,1023", "0,4095", "0,65535") if _holds(limits, low, high)]
-    example = near[0] if near else f"{low:g},{high:g}"
+    example = examples or f"range={near[0] if near else f'{low:.3g},{high:.3g}'}"
     return InputError(
         f"the values of '{shown(what)}' are from {low:g} to {high:g}, and {why}; say which of them are black and white, "
-        f"such as range={example}"
+        f"such as {example}"
     )
 
 
 def _holds(limits: str, low: float, high: float) -> bool:
     least, most = (float(limit) for limit in limits.split(","))
     return least <= low and most / 4 <= high <= most
+
+
+def _noisy(high: float) -> str:
+    """Ranges that a measurement with noise may have."""
+    tops = [top for top in (255, 4095, 65535) if high < 1.5 * top]
+    return "range=0,1 or range=-1,1" if high < LEAST_OF_255 / 4 else f"range=0,{tops[0]}" if tops else ""
 
 
 def scaled(values: np.ndarray, limits: Range) -> np.ndarray:

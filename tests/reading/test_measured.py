@@ -14,13 +14,13 @@ from rlsd_lightning.data import MeasuredData, load_measured, measurements
 from rlsd_lightning.operators import (
     blur,
     colorization,
+    compressed_sensing,
     demosaicing,
     denoising,
     hdr,
     inpainting,
     jpeg,
     motion_blur,
-    mri,
     phase_retrieval,
     quantization,
     single_pixel,
@@ -72,7 +72,7 @@ def test_the_same_image_in_any_range_and_layout(
         (hdr, True),
         (jpeg, True),
         (quantization, True),
-        (mri, False),
+        (compressed_sensing, False),
         (phase_retrieval, False),
         (single_pixel, False),
     ],
@@ -82,7 +82,7 @@ def test_operators_that_measure_images_are_known(physics, is_image: bool, tmp_pa
     assert MeasuredData(SHAPE, physics(SHAPE), tmp_path / "y.npy").of_images is is_image
 
 
-@pytest.mark.parametrize("physics", [mri, single_pixel])
+@pytest.mark.parametrize("physics", [phase_retrieval, single_pixel])
 def test_an_instruments_numbers_are_taken_as_they_are(physics, tmp_path: Path) -> None:
     operator = physics(SHAPE, sigma=0.0)
     y = operator(Y) * 100

@@ -203,3 +203,25 @@ def test_eight_bits_of_any_picture(tmp_path: Path) -> None:
     Image.fromarray(np.linspace(0, 4095, 256).astype(np.uint16).reshape(16, 16)).save(tmp_path / "a.png")
     picture = open_picture(tmp_path / "a.png")
     assert (picture.mode, picture.getextrema()) == ("RGB", ((0, 255),) * 3)
+
+
+def test_a_picture_of_zeros_and_ones_is_warned_of(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    Image.fromarray(np.eye(16, dtype=np.uint8)).save(tmp_path / "a.png")
+    load_image(tmp_path / "a.png", 16, 16)
+    assert "a.png: nearly black; if its largest value is white, set range=0,1" in caplog.text
+    assert load_image(tmp_path / "a.png", 16, 16, range="0,1").unique().tolist() == [-1, 1]
+
+
+def test_an_animated_png_says_that_it_is_one(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    frames = [Image.new("RGB", (16, 16), (shade,) * 3) for shade in (10, 200)]
+    for name in ("a.png", "b.apng"):
+        frames[0].save(tmp_path / name, "PNG", save_all=True, append_images=frames[1:])
+    assert ImageMeasurements(SHAPE, denoising(SHAPE), tmp_path).names == ["a", "b_0000", "b_0001"]
+    load_image(tmp_path / "a.png", 16, 16)
+    assert "a.png has 2 frames, of which the first is used; name it .apng" in caplog.text
+
+
+@pytest.mark.parametrize("where", ["", "x" * 5000, "a\0b", "[", "nowhere/**"])
+def test_a_place_that_can_not_be_is_one_line(where: str) -> None:
+    with pytest.raises(InputError, match="images must be an image, a folder or a pattern"):
+        find_images(where)

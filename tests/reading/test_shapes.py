@@ -36,11 +36,14 @@ def test_sizes_tell_the_axes(shape: tuple[int, ...], axes: str, pages: tuple[int
         ((3, 6, 3), "CHW .* or NHW"),
         ((64, 64, 20), "HWN or NHW"),
         ((480, 640, 50), "HWN or NHW"),
+        ((64, 64, 4), "HWN .*transparency must be saved as three channels"),
         ((7, 3, 6, 3), "NCHW or NHWC"),
     ],
 )
 def test_sizes_that_do_not_tell_are_asked_about(shape: tuple[int, ...], axes: str) -> None:
-    with pytest.raises(InputError, match=rf"sizes \({shape[0]}, .* do not tell its axes; say which: axes={axes}"):
+    with pytest.raises(
+        InputError, match=rf"sizes \({shape[0]}, .* do not tell its axes; say which, such as axes={axes}"
+    ):
         as_pages(np.zeros(shape), None, "a")
 
 
