@@ -44,6 +44,7 @@ from rlsd_lightning.cli.settings import (
     move_older,
     overridden,
     with_present_names,
+    without_null_groups,
 )
 from rlsd_lightning.distributed.environment import stand_alone
 from rlsd_lightning.distributed.processes import Processes
@@ -223,7 +224,7 @@ def hydra_app() -> None:
     """Hydra's application: one run, or a multirun."""
     failed.clear()
     try:
-        sys.argv[1:] = as_typed(with_present_names(sys.argv[1:]))
+        sys.argv[1:] = as_typed(without_null_groups(with_present_names(sys.argv[1:])))
         main()
     except (InputError, HydraException, OmegaConfBaseException) as error:
         reason, code = explain(error)

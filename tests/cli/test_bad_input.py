@@ -65,6 +65,8 @@ BAD_VALUES = [
     (["method.distillation_weight=-1"], ["method.distillation_weight must be at least 0", "-1"]),
     (["method=rlsd_paper", "method.gamma=-1"], ["method.gamma must be at least 0", "-1"]),
     (["method=rlsd_paper", "method.lr_x=0"], ["method.lr_x must be above 0", "0"]),
+    (["method=null"], ["method can't be null", "rlsd_paper"]),
+    (["callbacks=null"], ["callbacks can't be null", "default"]),
     (["data.limit=0"], ["data.limit must be at least 1", "0"]),
     (["physics.mask={files}/mask20.png"], ["32x32", "20x20", "resize"]),
     (["physics.mask=halve"], ["physics.mask must be one of half, box", "halve"]),

@@ -61,7 +61,7 @@ def _fork(folder: Path, position: int, size: int, work: Callable[[Group], Any]) 
         file.write_bytes(pickle.dumps(work(Group(Shard(position, size)))))
         leave_group()
         code = 0
-    except BaseException:
+    except BaseException:  # noqa: BLE001  the parent reads it
         file.write_text(traceback.format_exc())
     finally:
         os._exit(code)
