@@ -25,6 +25,7 @@ _WHERE = {
     "TwistedFilter": "methods.twisted",
     "VAEFeatures": "features",
     "ViTFeatures": "features",
+    "embedded": "resources",
     "solve": "solve",
 }
 """The module of each public name, which is imported when the name is first used: torch and Lightning take seconds."""

@@ -1,117 +1,132 @@
-"""Pictures and arrays from files."""
+"""Images in [-1, 1]: from files of every kind, and to pictures."""
 
-import glob
 import logging
-import re
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps
 from torch import Tensor
 from torch.nn.functional import interpolate
 from torchvision.transforms.functional import center_crop
 
-from rlsd_lightning.errors import InputError, first_line
+from rlsd_lightning.errors import InputError
+from rlsd_lightning.reading import (
+    Range,
+    Stack,
+    as_range,
+    check_axes,
+    find_images,
+    picture_range,
+    scaled,
+    shown,
+    split_key,
+)
 
-__all__ = [
-    "find_images",
-    "fit",
-    "load_array",
-    "load_image",
-    "load_values",
-    "load_volume",
-    "open_picture",
-    "to_pil",
-    "to_tensor",
-]
+__all__ = ["Notes", "Reader", "find_images", "fit", "load_image", "to_pil", "to_tensor", "with_channels"]
 
 log = logging.getLogger(__name__)
 
-DEEP = ("I", "F")
-"""First letters of Pillow's modes with more than 8 bits: integers and real numbers."""
-SIXTEEN_BITS = 65535
-SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".gif")
+
+class Notes:
+    """Lines of the log about files, each for the first file that it holds for."""
+
+    def __init__(self) -> None:
+        self._said: set[str] = set()
+
+    def __call__(self, path: Path, text: str, level: int = logging.INFO) -> None:
+        if text and text not in self._said:
+            self._said.add(text)
+            log.log(level, "%s: %s", shown(path.name), text)
 
 
-def find_images(images: str | Path) -> list[Path]:
-    """Image files of a file, folder or glob pattern, in natural order (frame2 before frame10).
-
-    Raises:
-        InputError: If no file is found.
-    """
-    path = Path(images)
-    if path.is_dir():
-        found = [file for file in path.iterdir() if file.suffix.lower() in SUFFIXES]
-    elif path.is_file():
-        found = [path]
-    else:
-        found = [Path(file) for file in glob.glob(str(images), recursive=True) if Path(file).is_file()]
-    if not found:
-        what = f"a folder with images ({', '.join(SUFFIXES)})" if path.is_dir() else "an image, a folder or a pattern"
-        raise InputError(f"images must be {what}, but nothing was found at '{images}'")
-    return sorted(found, key=_natural)
-
-
-def _natural(path: Path) -> list[str | int]:
-    return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", str(path))]
-
-
-def open_picture(path: Path) -> Image.Image:
-    """Upright 8-bit RGB picture; 16-bit greys are rescaled, transparency is composited over white.
-
-    Raises:
-        InputError: If the file is missing or can't be read.
-    """
-    with _reading(path), Image.open(path) as opened:
-        image = ImageOps.exif_transpose(opened)
-        if image.mode.startswith(DEEP):
-            values = np.asarray(image, dtype=np.float64)
-            top = SIXTEEN_BITS if image.mode.startswith("I") else max(values.max(), 1e-12)
-            image = Image.fromarray((values / top * 255).clip(0, 255).round().astype(np.uint8))
-        if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
-            image = image.convert("RGBA")
-            image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-        return image.convert("RGB")
-
-
-@contextmanager
-def _reading(path: Path) -> Iterator[None]:
-    """Turns reading errors into one that names the picture."""
-    try:
-        yield
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
-        reason = first_line(error)
-        raise InputError(f"'{path}' can't be read as an image ({reason}); remove it or save it again") from error
-
-
-def load_values(path: Path) -> Tensor:
-    """Values of a measured picture in full precision.
+class Reader:
+    """Reads files as images, with one meaning of their values and axes.
 
     Args:
-        path: A picture; greys of 16 bits, or real numbers in [0, 1], keep their precision.
-
-    Returns:
-        Values in [-1, 1], with shape :math:`(1, 3, H, W)`; greys have three equal channels.
+        range: Values that mean black and white, as ``"0,255"`` or ``[0, 255]``; by default they follow from the file.
+        axes: Order of an array's axes: N pictures, C channels, H height, W width; told by their sizes by default.
 
     Raises:
-        InputError: If the file is missing or can't be read, or its real numbers are out of range.
+        InputError: If range or axes are not such.
     """
-    with _reading(path), Image.open(path) as opened:
-        values = np.asarray(ImageOps.exif_transpose(opened)) if opened.mode.startswith(DEEP) else None
-        real = opened.mode.startswith("F")
-    if values is None:
-        return to_tensor(open_picture(path))
-    top = 1 if real else SIXTEEN_BITS
-    if not (values.min() >= 0 and values.max() <= top):
-        raise InputError(
-            f"a measured picture with values from 0 to {top} is expected, but '{path}' has values from {values.min():g} "
-            f"to {values.max():g}; rescale them"
-        )
-    grey = torch.from_numpy(values.astype(np.float64) / top).float()
-    return grey.expand(1, 3, -1, -1) * 2 - 1
+
+    def __init__(self, range: str | Sequence[float] | None = None, axes: str | None = None) -> None:
+        self.asked, self.axes = as_range(range), check_axes(axes)
+        self.notes = Notes()
+        self._last: Stack | None = None
+
+    def stack(self, path: Path, key: str | None = None, expected: tuple[int, ...] | None = None) -> Stack:
+        """Pictures of a file, see :class:`~rlsd_lightning.reading.Stack`; the last file is kept for its next picture.
+
+        Raises:
+            InputError: If an array can't be read, or its axes are not clear.
+        """
+        if self._last is None or (self._last.path, self._last.key) != (path, key):
+            self._last = Stack(path, key, self.axes, expected)
+        return self._last
+
+    def image(
+        self, path: Path, height: int, width: int, key: str | None = None, page: int = 0
+    ) -> tuple[Tensor, tuple[int, int]]:
+        """A picture of any size and kind, centre-cropped and resized.
+
+        Returns:
+            An image in [-1, 1] with shape :math:`(1, 3, H, W)`; and the picture's own height and width.
+
+        Raises:
+            InputError: If the file is missing or can't be read, or the meaning of its values or axes is not clear.
+        """
+        stack = self.stack(path, key)
+        picture = stack.page(page)
+        own = picture.size[::-1] if isinstance(picture, Image.Image) else picture.shape[:2]
+        if own != (height, width):
+            self.notes(path, f"{own[1]}x{own[0]}, cropped and resized to {width}x{height}")
+        if self.asked is None and isinstance(picture, Image.Image):
+            if own != (height, width):
+                picture = ImageOps.fit(picture, (width, height), Image.Resampling.LANCZOS)
+            return to_tensor(picture), own
+        values = np.asarray(picture)
+        decide = partial(picture_range, asked=self.asked or stack.range, what=path)
+        limits = stack.limits(decide, values)
+        return fit(self._within(values, limits, path), height, width).expand(1, 3, -1, -1), own
+
+    def _within(self, values: np.ndarray, limits: Range, path: Path) -> Tensor:
+        """Values in [-1, 1], with shape :math:`(1, C, H, W)`."""
+        image = torch.from_numpy(scaled(values, limits)).movedim(-1, 0)[None]
+        outside = (image.abs() > 1).float().mean().item() if limits.asked else 0.0
+        self.notes(path, limits.said + (f"; {100 * outside:.2g} % of them are outside and clipped" if outside else ""))
+        return image.clamp(-1, 1)
+
+
+def load_image(
+    path: str | Path,
+    height: int,
+    width: int,
+    range: str | Sequence[float] | None = None,
+    axes: str | None = None,
+    page: int = 0,
+) -> Tensor:
+    """Picture or array of any size and kind, centre-cropped and resized.
+
+    Args:
+        path: A file; ``file.h5:key`` chooses one of several arrays.
+        height: Height of the image.
+        width: Width of the image.
+        range: Black and white, like ``axes`` as in :class:`Reader`.
+        axes: Order of an array's axes.
+        page: Number of the picture in a file with several.
+
+    Returns:
+        Values in [-1, 1], with shape :math:`(1, 3, H, W)`.
+
+    Raises:
+        InputError: If the file is missing or can't be read, or the meaning of its values or axes is not clear.
+    """
+    file, key = split_key(path)
+    return Reader(range, axes).image(file, height, width, key, page)[0]
 
 
 def to_tensor(image: Image.Image) -> Tensor:
@@ -125,49 +140,6 @@ def to_pil(image: Tensor) -> Image.Image:
     return Image.fromarray(pixels.movedim(0, -1).expand(*pixels.shape[1:], 3).numpy())
 
 
-def load_image(path: str | Path, height: int, width: int) -> Tensor:
-    """Picture of any size and mode, centre-cropped and resized.
-
-    Returns:
-        Values in [-1, 1], with shape :math:`(1, 3, H, W)`.
-
-    Raises:
-        InputError: If the file is missing or can't be read.
-    """
-    image = open_picture(Path(path))
-    if image.size != (width, height):
-        log.info("%s: %dx%d, cropped and resized to %dx%d", Path(path).name, *image.size, width, height)
-        image = ImageOps.fit(image, (width, height), Image.Resampling.LANCZOS)
-    return to_tensor(image)
-
-
-def load_volume(path: Path) -> Tensor:
-    """Stack of slices or frames from a .npy file.
-
-    Args:
-        path: An array of shape :math:`(T, H, W)` or :math:`(T, H, W, 3)`: integers over the range of their type, or
-            real numbers in [0, 1]. Grey slices become three equal channels.
-
-    Returns:
-        In [-1, 1], with shape :math:`(T, 3, H, W)`.
-
-    Raises:
-        InputError: If the file can't be read or has another shape or range.
-    """
-    values = load_array(path)
-    if values.ndim not in (3, 4) or (values.ndim == 4 and values.shape[-1] != 3) or not len(values):
-        raise InputError(f"a stack of shape (T, H, W) or (T, H, W, 3) is expected, but '{path}' has {values.shape}")
-    top = np.iinfo(values.dtype).max if values.dtype.kind in "iu" else 1
-    volume = torch.from_numpy(values.astype(np.float32) / top)
-    if not (volume.min() >= 0 and volume.max() <= 1):
-        raise InputError(
-            f"a stack with values from 0 to {top} is expected, but '{path}' has values from {values.min():g} to "
-            f"{values.max():g}; rescale them"
-        )
-    volume = volume[:, None].expand(-1, 3, -1, -1) if volume.ndim == 3 else volume.movedim(-1, 1)
-    return volume * 2 - 1
-
-
 def fit(images: Tensor, height: int, width: int) -> Tensor:
     """Centre-crops and resizes images of shape :math:`(n, C, H, W)`."""
     if images.shape[-2:] == (height, width):
@@ -178,17 +150,16 @@ def fit(images: Tensor, height: int, width: int) -> Tensor:
     return interpolate(cropped, size=(height, width), mode="bicubic", antialias=True).clamp(-1, 1)
 
 
-def load_array(path: Path) -> np.ndarray:
-    """Array of real numbers from a .npy file.
+def with_channels(images: Tensor, channels: int) -> Tensor:
+    """Images of shape :math:`(n, 3, H, W)` with the channels of a prior's images: the same, or their mean for one.
 
     Raises:
-        InputError: If the file is missing, can't be read or holds something else.
+        InputError: If there are neither one nor three channels, which no picture has.
     """
-    try:
-        values = np.load(path)
-    except (OSError, ValueError, EOFError) as error:
-        raise InputError(f"'{path}' can't be read as an array ({error}); save it with numpy.save") from error
-    kind = values.dtype if isinstance(values, np.ndarray) else np.dtype(object)  # several arrays in one file
-    if kind.kind not in "biuf":
-        raise InputError(f"an array of real numbers is expected, but '{path}' holds {kind}; save one with numpy.save")
-    return values
+    if channels == images.shape[1]:
+        return images
+    if channels == 1:
+        return images.mean(dim=1, keepdim=True)
+    raise InputError(
+        f"images: a prior of 1 or 3 channels is expected for pictures, got one of {channels}; give the measurement itself"
+    )

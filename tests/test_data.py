@@ -262,7 +262,7 @@ def test_a_measured_picture_is_masked_and_has_no_truth(tmp_path: Path, rng: np.r
 
 @pytest.mark.parametrize("shape", [SHAPE, (1, *SHAPE)])
 def test_a_measured_array_keeps_its_values(tmp_path: Path, rng: np.random.Generator, shape: tuple[int, ...]) -> None:
-    values = rng.normal(size=shape, scale=3)
+    values = rng.normal(size=shape)
     np.save(tmp_path / "y.npy", values)
     (measurement,) = measurements(SHAPE, lambda image_shape: noisy(), measurement=tmp_path / "y.npy")
     expected = torch.from_numpy(values).float().view(1, *SHAPE)
@@ -280,7 +280,7 @@ def test_a_measured_file_that_cannot_be_read_is_named(tmp_path: Path, name: str)
     for suffix in (".npy", ".png"):
         (tmp_path / f"text{suffix}").write_text("no data")
     with pytest.raises(InputError, match=name):
-        _ = measurements(SHAPE, lambda image_shape: noisy(), measurement=tmp_path / name)
+        _ = measurements(SHAPE, lambda image_shape: noisy(), measurement=tmp_path / name)[0]
 
 
 def test_neither_images_nor_a_measurement_is_an_error() -> None:
@@ -332,10 +332,12 @@ def test_a_mask_file_is_white_where_the_image_is_seen(tmp_path: Path, rng: np.ra
     assert load_mask(path, 16, 10).equal(torch.from_numpy(seen)[None].float())
 
 
-def test_a_mask_of_another_size_names_both_sizes(tmp_path: Path) -> None:
+def test_a_mask_of_another_size_than_the_image_names_all_sizes(tmp_path: Path) -> None:
     Image.new("L", (20, 10), 255).save(tmp_path / "mask.png")
-    with pytest.raises(InputError, match=r"16x16 .* 20x10"):
-        load_mask(tmp_path / "mask.png", 16, 16)
+    Image.new("RGB", (32, 24)).save(tmp_path / "a.jpg")
+    data = measurements(SHAPE, partial(inpainting, mask=tmp_path / "mask.png"), images=tmp_path / "a.jpg")
+    with pytest.raises(InputError, match=r"16x16 .* 32x24, the size of 'a', but .* 20x10; resize"):
+        _ = data[0]
 
 
 def test_a_mask_that_hides_everything_is_an_error(tmp_path: Path) -> None:
@@ -438,7 +440,7 @@ def test_numbers_in_names_are_sorted_by_their_value(tmp_path: Path) -> None:
 def images(request: pytest.FixtureRequest, folder: Path) -> Path:
     """Three of either."""
     if request.param == "stack":
-        np.save(folder / "stack.npy", np.zeros((3, 16, 16), dtype=np.uint8))
+        np.save(folder / "stack.npy", np.zeros((3, 16, 16, 3), dtype=np.uint8))
         return folder / "stack.npy"
     return folder
 
@@ -467,7 +469,7 @@ def measured_file(path: Path, physics=denoising) -> torch.Tensor:
 
 
 def test_a_measured_picture_of_16_bits_keeps_them(tmp_path: Path) -> None:
-    values = np.arange(SHAPE[1] * SHAPE[2], dtype=np.uint16).reshape(SHAPE[1:]) * 7
+    values = np.arange(SHAPE[1] * SHAPE[2], dtype=np.uint16).reshape(SHAPE[1:]) * 257
     Image.fromarray(values).save(tmp_path / "y.png")
     expected = torch.from_numpy(values.astype(np.float32)) / 65535 * 2 - 1
     torch.testing.assert_close(measured_file(tmp_path / "y.png"), expected.expand(1, 3, -1, -1))
@@ -478,7 +480,7 @@ def test_a_measured_picture_of_real_numbers_is_not_rescaled(tmp_path: Path) -> N
     Image.fromarray(values).save(tmp_path / "y.tiff")
     torch.testing.assert_close(measured_file(tmp_path / "y.tiff")[0, 0], torch.from_numpy(values) * 2 - 1)
     Image.fromarray(values * 3).save(tmp_path / "y.tiff")
-    with pytest.raises(InputError, match=r"from 0 to 1 is expected, .* from 0 to 1\.5; rescale"):
+    with pytest.raises(InputError, match=r"from 0 to 1\.5, and .* such as range=0,1\.5"):
         measured_file(tmp_path / "y.tiff")
 
 
@@ -492,7 +494,8 @@ def test_a_grey_picture_is_a_measurement_of_one_channel_where_one_is_measured(tm
     assert measured_file(tmp_path / "plain.npy", colorization).equal(white)
     assert measured_file(tmp_path / "grey.png").shape == (1, *SHAPE)
     assert measured_file(tmp_path / "compressed.npy", few_values).shape == (1, 100)
-    assert measured_file(tmp_path / "red.png", colorization).shape == (1, *SHAPE)  # refused by the method, by its shape
+    with pytest.raises(InputError, match=r"1 channels is expected, but '.*red.png' has 3 that differ"):
+        measured_file(tmp_path / "red.png", colorization)
 
 
 # --- mosaics -------------------------------------------------------------------------------------------------------

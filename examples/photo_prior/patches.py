@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from rlsd_lightning.images import find_images, open_picture
+from rlsd_lightning.images import find_images
+from rlsd_lightning.reading import open_picture
 
 __all__ = ["Patches", "augment", "pyramid"]
 

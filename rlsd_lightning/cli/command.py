@@ -1,27 +1,122 @@
-"""Entry of the command line: ``train.py evaluate RUN...`` is a subcommand, everything else is a run."""
+"""Entry of the command line: ``rlsd evaluate RUN...`` is a subcommand, everything else is a run.
 
+torch and Lightning take seconds to import, so nothing here imports them: help and a wrong command line answer at once.
+:mod:`rlsd_lightning.cli.train` and the subcommands import them, through :func:`heavy`.
+"""
+
+import gc
 import importlib
+import importlib.metadata
 import logging
+import os
 import re
 import sys
+from types import ModuleType
+
+# composition errors are shown in one line by hydra_app(), not by Hydra in ten
+os.environ.setdefault("HYDRA_FULL_ERROR", "1")
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from rlsd_lightning.cli.help import help_text
+from rlsd_lightning.cli.literal import as_typed
+from rlsd_lightning.cli.messages import REQUEUE, explain
+from rlsd_lightning.cli.resume import run_folder
+from rlsd_lightning.cli.settings import check_settings, with_present_names, without_null_groups
+from rlsd_lightning.errors import InputError, printable
+from rlsd_lightning.resources import CONFIGS
 
 __all__ = ["command"]
 
 SUBCOMMANDS = ("evaluate", "study")
 """Modules beside this one, each with a ``main`` that takes the arguments and returns the exit code."""
+failed: list[str] = []
+"""Folders of the runs of this process's multirun that have failed."""
+
+OmegaConf.register_new_resolver("run_folder", run_folder, replace=True)
 
 
 def command() -> None:
     """Runs a subcommand if the first argument is a bare word, else Hydra's application."""
-    word = sys.argv[1] if len(sys.argv) > 1 else ""
-    if not re.fullmatch(r"[A-Za-z_][\w-]*", word):
-        from rlsd_lightning.cli.train import hydra_app  # seconds of imports, which no subcommand needs
-
+    arguments = sys.argv[1:]
+    if os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())  # for operators of the user's own
+    word = arguments[0] if arguments else ""
+    if "--version" in arguments:
+        print(f"rlsd-lightning {importlib.metadata.version('rlsd-lightning')}")
+    elif not re.fullmatch(r"[A-Za-z_][\w-]*", word):
         hydra_app()
     elif word in SUBCOMMANDS:
         logging.basicConfig(level=logging.WARNING)
-        sys.exit(importlib.import_module(f"rlsd_lightning.cli.{word}").main(sys.argv[2:]))
+        sys.exit(heavy(word).main(arguments[1:]))
     else:
         known = ", ".join(SUBCOMMANDS)
         print(f"error: there is no subcommand '{word}', only {known}; options of a run are name=value", file=sys.stderr)
         sys.exit(2)
+
+
+def hydra_app() -> None:
+    """Help, one run, or a multirun."""
+    failed.clear()
+    try:
+        sys.argv[1:] = as_typed(without_null_groups(with_present_names(sys.argv[1:])))
+        if {"--help", "-h"} & set(sys.argv):
+            print(help_text([argument for argument in sys.argv[1:] if not argument.startswith("-")]))
+            return
+        compose_and_run()
+    except (InputError, HydraException, OmegaConfBaseException) as error:
+        reason, code = explain(error)
+        print(printable(f"error: {reason}"), file=sys.stderr)
+        sys.exit(code)
+    except ValueError as error:
+        if "Config group override" not in str(error):
+            raise
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        sys.exit(2)
+    if failed:
+        sys.exit(f"error: {len(failed)} runs of this multirun have failed: {', '.join(failed)}")
+
+
+@hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name="train")
+def compose_and_run(cfg: DictConfig) -> None:
+    """Runs what Hydra composed."""
+    hydra_run = HydraConfig.get()
+    if hydra_run.mode == RunMode.RUN and not cfg.resume and not cfg.ckpt_path:
+        _check(cfg)
+    code = heavy("train").main(cfg)
+    runs_in_turn = hydra_run.mode == RunMode.MULTIRUN and hydra_run.runtime.choices["hydra/launcher"] == "basic"
+    if code and runs_in_turn and code != REQUEUE:
+        failed.append(cfg.output_dir)  # the other runs go on
+    elif code:
+        sys.exit(code)
+
+
+def _check(cfg: DictConfig) -> None:
+    """Ends the process if a setting is wrong, which the run would find seconds later."""
+    try:
+        check_settings(cfg)
+    except HydraException as error:
+        reason, code = explain(error, cfg)
+        logging.getLogger("train").error("error: %s", reason)
+        sys.exit(code)
+
+
+def heavy(name: str) -> ModuleType:
+    """Module beside this one that imports torch and Lightning.
+
+    What it imports stays until the end. Exempt from garbage collection, a third of the time is saved, here and at exit.
+    """
+    module = f"rlsd_lightning.cli.{name}"
+    if module in sys.modules:
+        return sys.modules[module]
+    gc.disable()
+    try:
+        return importlib.import_module(module)
+    finally:
+        gc.freeze()
+        gc.enable()

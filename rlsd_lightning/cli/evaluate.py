@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from transformers.utils.logging import disable_progress_bar
 
-from rlsd_lightning.cli import PROJECT
+from rlsd_lightning.cli import program
 from rlsd_lightning.errors import InputError
 from rlsd_lightning.evaluation.attributes import HEADS_FILE, load_classifier
 from rlsd_lightning.evaluation.distances import load_inception, vit_network
@@ -33,11 +33,12 @@ from rlsd_lightning.evaluation.figures import (
 from rlsd_lightning.features import ViTFeatures, load_lpips
 from rlsd_lightning.images import find_images, load_image
 from rlsd_lightning.measurement import SavedMeasurement
+from rlsd_lightning.resources import embedded
 from rlsd_lightning.results.store import finished, load_run
 
 __all__ = ["evaluate_run", "load_networks", "main", "table"]
 
-EMBEDDED = PROJECT / "data" / "features" / "faces"
+EMBEDDED = embedded("features/faces")
 PROTOCOLS = ("default", "paper")
 
 
@@ -122,7 +123,7 @@ def _cell(value: Any) -> str:
 def _write_csv(path: Path, rows: dict[str, list[dict]]) -> None:
     """Writes one row for each measurement of every run."""
     flat = [{"run": run, **row} for run, measured in rows.items() for row in measured]
-    with path.open("w", newline="") as file:
+    with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, list(dict.fromkeys(key for row in flat for key in row)))
         writer.writeheader()
         writer.writerows(flat)
@@ -145,7 +146,7 @@ class _Parser(argparse.ArgumentParser):
 
 
 def _arguments(arguments: list[str] | None) -> argparse.Namespace:
-    options = _Parser(prog="train.py evaluate", description=__doc__.splitlines()[0])
+    options = _Parser(prog=f"{program()} evaluate", description=__doc__.splitlines()[0])
     options.add_argument("runs", type=Path, nargs="+", help="folders of runs, or of single measurements")
     options.add_argument(
         "--protocol", default="default", choices=PROTOCOLS, help="figures as defined here, or the paper's"
@@ -182,7 +183,7 @@ def main(arguments: list[str] | None = None) -> int:
         if args.json:
             every = {name: {"figures": results[name], "measurements": rows[name]} for name in results}
             written = {"protocol": args.protocol, "features": networks.name, "notes": notes, "runs": every}
-            args.json.write_text(json.dumps(written, indent=2) + "\n")
+            args.json.write_text(json.dumps(written, indent=2) + "\n", encoding="utf-8")
         if args.csv:
             _write_csv(args.csv, rows)
     except (InputError, OSError) as error:

@@ -1,19 +1,22 @@
 """What the command line says of errors: one line and an exit code."""
 
+import difflib
 import logging
 import re
 import sys
 import traceback
 from pathlib import Path
 
-from hydra.errors import HydraException, OverrideParseException
+from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from rlsd_lightning.cli import CONFIGS
+from rlsd_lightning.cli import program
+from rlsd_lightning.cli.help import options_of
 from rlsd_lightning.cli.literal import corrected
 from rlsd_lightning.cli.settings import near_miss
 from rlsd_lightning.errors import InputError, LostError, StoppedError, first_line, is_of_storage, printable
+from rlsd_lightning.resources import CONFIGS
 
 __all__ = ["REQUEUE", "Formatter", "explain", "failure"]
 
@@ -30,7 +33,8 @@ REMOVED = {
     "method/mixture": "choose method=dwgf instead",
 }
 """Settings of earlier versions, and their replacements."""
-ORIGINS = {"priors": "prior", "features": "features", "operators": "physics", "data": "data", "images": "data"}
+ORIGINS = {"priors": "prior", "features": "features", "operators": "physics"}
+ORIGINS |= dict.fromkeys(("data", "images", "reading"), "data")
 """The configuration group of each part of the package; that of all others is ``method``."""
 NAMED = re.compile(r"(?<![\w.'/])[a-z]\w*(?= must\b|=|: )")
 """An argument in a message: ``gamma must be``, ``gamma=1`` or ``gamma: ``."""
@@ -45,7 +49,7 @@ class Formatter(logging.Formatter):
 
 def failure(error: BaseException, cfg: DictConfig, folder: Path, who: str) -> tuple[str, int] | None:
     """The line and exit code of an error that the user can mend; None for a bug. ``who`` names the process."""
-    again = f"python train.py resume={cfg.output_dir}"
+    again = f"{program()} resume={cfg.output_dir}"
     if isinstance(error, InputError | HydraException | OmegaConfBaseException):
         reason, code = explain(error, cfg)
         return f"{who}error: {reason}", code
@@ -68,6 +72,8 @@ def explain(error: BaseException, cfg: DictConfig | None = None) -> tuple[str, i
     choice = re.search("Could not find '([^']+)'", str(error))
     if choice and choice[1] in REMOVED:
         return f"there is no {choice[1].replace('/', '=')}; {REMOVED[choice[1]]}", 2
+    if isinstance(error, MissingConfigException):
+        return _no_option(error.missing_cfg_file or "") or first_line(error), 2
     link = error
     while link is not None and not isinstance(link, InputError):
         link = link.__cause__ or link.__context__
@@ -75,6 +81,19 @@ def explain(error: BaseException, cfg: DictConfig | None = None) -> tuple[str, i
         return " ".join(str(error.__cause__ or error).split()), 2
     message = " ".join(str(link).split())
     return (message if cfg is None else _qualified(message, _origin(link), cfg)), 1
+
+
+def _no_option(file: str) -> str:
+    """Says that a group has no such option, and which are near, or all; empty for a group that is Hydra's own."""
+    group, _, name = file.partition("/")
+    options = options_of(group)
+    if not options:
+        return ""
+    near = difflib.get_close_matches(name, options, n=3)
+    known = (
+        f"did you mean {' or '.join(near)}? {program()} --help lists all" if near else f"there are {', '.join(options)}"
+    )
+    return f"there is no {group}={name}; {known}"
 
 
 def _refused(error: OverrideParseException) -> str:
@@ -107,14 +126,16 @@ def _origin(error: BaseException) -> str:
 def _qualified(message: str, origin: str, cfg: DictConfig) -> str:
     """Puts the group before each argument that a message names: ``gamma must`` becomes ``method.gamma must``.
 
-    An argument of several groups belongs to the group that raised the error. Settings without a group stay as they are.
+    An argument of several groups belongs to the group that raised the error, or else to the prior. Settings without a group stay as they are.
     """
 
     def full(match: re.Match) -> str:
         name = match[0]
         groups = [group for group in {*ORIGINS.values(), "method"} if name in cfg[group]]
-        if name in cfg or not (origin in groups or len(groups) == 1):
-            return name
-        return f"{origin if origin in groups else groups[0]}.{name}"
+        # image_size is the prior's, unless the features complain
+        owners = (
+            [group for group in groups if group == origin] or [group for group in groups if group == "prior"] or groups
+        )
+        return name if name in cfg or len(owners) != 1 else f"{owners[0]}.{name}"
 
     return NAMED.sub(full, message)

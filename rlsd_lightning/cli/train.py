@@ -1,41 +1,25 @@
-"""Draws particles for measurements under a latent diffusion prior.
+"""One run of the command line: instantiates the parts of a composed configuration and solves its measurements.
 
-python train.py task=inpaint                                      # the embedded prior and one held-out face
-python train.py task=inpaint data.images=photos data.limit=null   # your own images
-python train.py task=inpaint data.measurement=y.png physics.mask=mask.png
-python train.py resume=outputs/inpaint/2026-11-24_12-00-00        # go on with a stopped run
-python train.py task=inpaint --help                               # every choice, and the settings of this one
+Its imports take seconds, so :mod:`rlsd_lightning.cli.command` imports it when a command line is composed and right.
 """
 
 import logging
-import os
-import sys
 import threading
 import warnings
 from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
 
-# composition errors are shown in one line by hydra_app(), not by Hydra in ten
-os.environ.setdefault("HYDRA_FULL_ERROR", "1")
-
 import diffusers
-import hydra
 import lightning as L
 import transformers
-from hydra.core.hydra_config import HydraConfig
-from hydra.errors import HydraException
-from hydra.types import RunMode
 from hydra.utils import instantiate
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
-from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf import DictConfig
 
-from rlsd_lightning.cli import CONFIGS, PROJECT
-from rlsd_lightning.cli.literal import as_typed
-from rlsd_lightning.cli.messages import REQUEUE, explain, failure
-from rlsd_lightning.cli.resume import resumed, run_folder
+from rlsd_lightning.cli.messages import REQUEUE, failure
+from rlsd_lightning.cli.resume import resumed
 from rlsd_lightning.cli.settings import (
     check_settings,
     check_trainer,
@@ -43,8 +27,6 @@ from rlsd_lightning.cli.settings import (
     make_paths_absolute,
     move_older,
     overridden,
-    with_present_names,
-    without_null_groups,
 )
 from rlsd_lightning.distributed.environment import stand_alone
 from rlsd_lightning.distributed.processes import Processes
@@ -52,11 +34,9 @@ from rlsd_lightning.engine.checkpoints import AtomicCheckpointIO
 from rlsd_lightning.engine.compiling import compile_if_possible
 from rlsd_lightning.engine.locking import only_run_in
 from rlsd_lightning.engine.runner import run_measurements
-from rlsd_lightning.errors import STORAGE, InputError, PeerError, StoppedError, printable
+from rlsd_lightning.errors import STORAGE, InputError, PeerError, StoppedError
 from rlsd_lightning.results.store import mean_line, read_failures
 
-failed: list[str] = []
-"""Folders of the runs of this process's multirun that have failed."""
 log = logging.getLogger("train")
 
 SHOWN_FAILURES = 10
@@ -76,8 +56,6 @@ warnings.filterwarnings("ignore", message=".*LeafSpec.*")
 logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
 diffusers.utils.logging.disable_progress_bar()
 transformers.utils.logging.disable_progress_bar()
-OmegaConf.register_new_resolver("project", lambda path: str(PROJECT / path), replace=True)
-OmegaConf.register_new_resolver("run_folder", run_folder, replace=True)
 
 
 def trainer_factory(cfg: DictConfig, run_folder: Path, processes: Processes) -> Callable[..., L.Trainer]:
@@ -190,9 +168,8 @@ def say_results(folder: Path, finished: int, asked: int) -> None:
         log.error("%d more are in %s", len(failures) - SHOWN_FAILURES, folder / "failed.csv")
 
 
-@hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name="train")
-def main(cfg: DictConfig) -> None:
-    """Runs one configuration; errors that the user can mend become one line."""
+def main(cfg: DictConfig) -> int:
+    """Runs one configuration and returns the exit code; errors that the user can mend become one line."""
     folder = Path(cfg.output_dir)
     stand_alone(cfg.trainer.devices, cfg.trainer.num_nodes)
     rank = rank_zero_only.rank  # in a group it is the rank in the group
@@ -201,34 +178,15 @@ def main(cfg: DictConfig) -> None:
         if is_first:
             folder.mkdir(parents=True, exist_ok=True)
         with only_run_in(folder) if is_first else nullcontext():
-            code = run(cfg, folder)
+            return run(cfg, folder)
     except PeerError:
-        return  # the first process says what has failed
+        return 0  # the first process says what has failed
     except (Exception, KeyboardInterrupt) as error:
         said = failure(error, cfg, folder, "" if is_first else f"process {rank}: ")
         if said is None:
             raise
         line, code = said
         if code == REQUEUE and not is_first:
-            return  # the first process speaks for all
+            return 0  # the first process speaks for all
         log.error("%s", line)
-    hydra_run = HydraConfig.get()
-    runs_in_turn = hydra_run.mode == RunMode.MULTIRUN and hydra_run.runtime.choices["hydra/launcher"] == "basic"
-    if code and runs_in_turn and code != REQUEUE:
-        failed.append(cfg.output_dir)  # the other runs go on
-    elif code:
-        sys.exit(code)
-
-
-def hydra_app() -> None:
-    """Hydra's application: one run, or a multirun."""
-    failed.clear()
-    try:
-        sys.argv[1:] = as_typed(without_null_groups(with_present_names(sys.argv[1:])))
-        main()
-    except (InputError, HydraException, OmegaConfBaseException) as error:
-        reason, code = explain(error)
-        print(printable(f"error: {reason}"), file=sys.stderr)
-        sys.exit(code)
-    if failed:
-        sys.exit(f"error: {len(failed)} runs of this multirun have failed: {', '.join(failed)}")
+        return code

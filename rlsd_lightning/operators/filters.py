@@ -10,8 +10,8 @@ from deepinv.physics.generator import MotionBlurGenerator
 from torch import Tensor
 
 from rlsd_lightning.errors import InputError
-from rlsd_lightning.images import load_array, open_picture
 from rlsd_lightning.operators.noise import make_noise
+from rlsd_lightning.reading import is_array, read_array, read_picture, shown, split_key
 
 __all__ = ["blur", "draw_motion_kernel", "gaussian_blur", "load_kernel", "motion_blur", "super_resolution"]
 
@@ -110,19 +110,27 @@ def draw_motion_kernel(size: int, seed: int) -> Tensor:
 
 
 def load_kernel(path: str | Path) -> Tensor:
-    """Blur kernel from a .npy file or a grey picture, with sum one and shape :math:`(1, 1, h, w)`.
+    """Blur kernel from an array or a grey picture, with sum one and shape :math:`(1, 1, h, w)`.
+
+    The image is convolved with it, so that a kernel with its weight at the upper left moves the image to the upper left. Its
+    centre is the pixel ``(h // 2, w // 2)``, counted from zero.
 
     Raises:
         InputError: If the file can't be read, or its values are no kernel's.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise InputError(f"kernel must be a .npy or image file of a blur kernel, got '{path}'")
-    values = load_array(path) if path.suffix == ".npy" else np.asarray(open_picture(path).convert("L"))
+    file, key = split_key(path)
+    if not file.is_file():
+        raise InputError(f"kernel must be an array or image file of a blur kernel, got '{shown(path)}'")
+    if is_array(file):
+        values = read_array(file, key).values
+        values = values.reshape(values.shape[-2:]) if set(values.shape[:-2]) == {1} else values
+    else:
+        values = np.asarray(read_picture(file))
+        values = values.mean(axis=-1) if values.ndim == 3 else values
     kernel = torch.from_numpy(values.astype(np.float32))
     if kernel.ndim != 2 or not torch.isfinite(kernel).all() or kernel.sum() <= 0:
         raise InputError(
-            f"a blur kernel of shape (h, w) with finite values of positive sum is expected, but '{path}' has shape "
+            f"a blur kernel of shape (h, w) with finite values of positive sum is expected, but '{shown(path)}' has shape "
             f"{tuple(kernel.shape)} and sum {kernel.sum().item():g}"
         )
     return (kernel / kernel.sum())[None, None]

@@ -1,7 +1,6 @@
 """Nonlinear operators: phase retrieval, saturation, camera response, quantization and JPEG."""
 
 import itertools
-from pathlib import Path
 
 import torch
 from deepinv.physics import BlurFFT, Physics
@@ -9,9 +8,9 @@ from torch import Tensor
 from torchvision.io import decode_jpeg, encode_jpeg
 
 from rlsd_lightning.errors import InputError, first_line
-from rlsd_lightning.images import load_array
 from rlsd_lightning.operators.filters import gaussian_blur, motion_blur
 from rlsd_lightning.operators.noise import make_noise
+from rlsd_lightning.reading import load_array
 
 __all__ = [
     "FourierMagnitude",
@@ -161,7 +160,7 @@ def nonlinear_blur(
     """
     noise_model = make_noise(noise, sigma)
     if network is not None:
-        values = None if code is None else torch.from_numpy(load_array(Path(code))).float()
+        values = None if code is None else torch.from_numpy(load_array(code)).float()
         if values is not None and values.shape[0] != 1:
             values = values[None]
         return Physics(A=_Network(_load_script(network), values), noise_model=noise_model)

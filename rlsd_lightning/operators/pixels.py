@@ -3,19 +3,36 @@
 Masks are 1 where the image is observed and 0 where it is missing, with shape :math:`(1, H, W)`.
 """
 
+from collections.abc import Sequence
+from glob import has_magic
 from pathlib import Path
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
-from deepinv.physics import Decolorize, Demosaicing, Denoising, GaussianNoise, Inpainting
+from deepinv.physics import (
+    Decolorize,
+    Demosaicing,
+    Denoising,
+    GaussianNoise,
+    Inpainting,
+    LinearPhysics,
+    NoiseModel,
+    Physics,
+)
 from PIL import Image, ImageDraw
 from torch import Tensor
 
 from rlsd_lightning.errors import InputError
-from rlsd_lightning.images import open_picture
 from rlsd_lightning.operators.noise import make_noise
+from rlsd_lightning.reading import find_images, read_mask, shown, split_key
+from rlsd_lightning.reading.paths import name_of
 
 __all__ = [
+    "MaskedPixels",
+    "MasksOfPictures",
+    "NullOperator",
+    "PerPicture",
     "box_mask",
     "colorization",
     "demosaicing",
@@ -69,30 +86,91 @@ _NAMED = {"half": half_mask, "box": box_mask, "free": free_form_mask, "random": 
 
 
 def load_mask(mask: str | Path, height: int, width: int) -> Tensor:
-    """Mask ``half``, ``box``, ``free`` or ``random``, or of an image file that is white where the image is observed.
+    """Mask ``half``, ``box``, ``free`` or ``random``, or of a file, see :func:`~rlsd_lightning.reading.read_mask`.
 
     Raises:
-        InputError: If the file is missing, not an image, of another size, or hides everything.
+        InputError: If the file is missing, no mask, or hides everything.
     """
+    return _load(mask, height, width)[0]
+
+
+def _load(mask: str | Path, height: int, width: int) -> tuple[Tensor, tuple[int, int]]:
+    """A mask, with height and width of its file's."""
     if str(mask) in _NAMED:
-        return _NAMED[str(mask)](height, width)
-    if not Path(mask).is_file():
-        raise InputError(f"mask must be one of {', '.join(_NAMED)} or an image file, got '{mask}'")
-    pixels = np.asarray(open_picture(Path(mask)).convert("L"))
-    if pixels.shape != (height, width):
+        return _NAMED[str(mask)](height, width), (height, width)
+    if not split_key(mask)[0].is_file():
         raise InputError(
-            f"a mask of {width}x{height} pixels is expected, the size of the prior's images, but '{mask}' has "
-            f"{pixels.shape[1]}x{pixels.shape[0]}; resize it without interpolation"
+            f"mask must be one of {', '.join(_NAMED)}, a file, or a folder with a mask for each image, got '{shown(mask)}'"
         )
-    if not (pixels > 127).any():
-        raise InputError(f"mask='{mask}' hides every pixel; make observed pixels white")
-    return torch.from_numpy(pixels > 127)[None].float()
+    seen, own = read_mask(mask, height, width)
+    return torch.from_numpy(seen.copy())[None].float(), own
 
 
-def inpainting(image_shape: tuple[int, ...], mask: str, sigma: float = 0.001, noise: str = "gaussian") -> Inpainting:
-    """Missing pixels, by a mask's name or file; see :func:`load_mask`."""
-    pixels = load_mask(mask, *image_shape[-2:])
-    return Inpainting(image_shape, mask=pixels.expand(image_shape).clone(), noise_model=make_noise(noise, sigma))
+@runtime_checkable
+class PerPicture(Protocol):
+    """Operator that depends on the picture that it measures."""
+
+    def for_picture(self, names: Sequence[str], size: tuple[int, int] | None) -> Physics:
+        """The operator of one picture.
+
+        Args:
+            names: Names of the picture, the most special first.
+            size: The picture's own height and width; None if it has none.
+
+        Raises:
+            InputError: If there is none for this picture.
+        """
+
+
+class MaskedPixels(Inpainting):
+    """Missing pixels, by a mask from a file."""
+
+    def __init__(self, image_shape: tuple[int, ...], mask: str | Path, noise_model: NoiseModel) -> None:
+        pixels, self.mask_size = _load(mask, *image_shape[-2:])
+        super().__init__(image_shape, mask=pixels.expand(image_shape).clone(), noise_model=noise_model)
+        self.source = mask
+
+    def for_picture(self, names: Sequence[str], size: tuple[int, int] | None) -> Physics:
+        """The same operator, if its mask has the picture's own size, or that of the prior's images."""
+        fitted = tuple(self.mask.shape[-2:])
+        if self.mask_size not in (fitted, size):
+            own = "" if size in (None, fitted) else f", or of {size[1]}x{size[0]}, the size of '{names[0]}'"
+            raise InputError(
+                f"a mask of {fitted[1]}x{fitted[0]} pixels is expected, the size of the prior's images{own}, but "
+                f"'{shown(self.source)}' has {self.mask_size[1]}x{self.mask_size[0]}; resize it without interpolation"
+            )
+        return self
+
+
+class MasksOfPictures(Physics):
+    """Missing pixels, by a folder's masks, of which each belongs to the picture of its name."""
+
+    def __init__(self, image_shape: tuple[int, ...], folder: str | Path, noise_model: NoiseModel) -> None:
+        super().__init__(noise_model=noise_model)
+        self.image_shape, self.folder = image_shape, folder
+        self.files = {name_of(file): file for file in find_images(folder, "mask")}
+
+    def A(self, x: Tensor, **kwargs) -> Tensor:  # noqa: N802
+        raise InputError(f"mask='{shown(self.folder)}' has a mask for each picture; choose one by for_picture")
+
+    def for_picture(self, names: Sequence[str], size: tuple[int, int] | None) -> Physics:
+        """The operator with the mask ``name`` or ``name_mask``."""
+        file = next((self.files[each] for name in names for each in (name, f"{name}_mask") if each in self.files), None)
+        if file is None:
+            raise InputError(
+                f"a mask named '{names[-1]}' is expected in '{shown(self.folder)}', but there is none; add it"
+            )
+        return MaskedPixels(self.image_shape, file, self.noise_model).for_picture(names, size)
+
+
+def inpainting(image_shape: tuple[int, ...], mask: str, sigma: float = 0.001, noise: str = "gaussian") -> Physics:
+    """Missing pixels, by a mask's name or file, see :func:`load_mask`, or by a folder with a mask for each image."""
+    noise_model = make_noise(noise, sigma)
+    if str(mask) in _NAMED:
+        pixels = load_mask(mask, *image_shape[-2:])
+        return Inpainting(image_shape, mask=pixels.expand(image_shape).clone(), noise_model=noise_model)
+    many = Path(mask).is_dir() or (has_magic(str(mask)) and not split_key(mask)[0].is_file())
+    return (MasksOfPictures if many else MaskedPixels)(image_shape, mask, noise_model)
 
 
 def denoising(image_shape: tuple[int, ...], sigma: float = 0.2, noise: str = "gaussian") -> Denoising:
@@ -121,3 +199,20 @@ def first_coordinate(image_shape: tuple[int, ...], sigma: float = 0.1) -> Inpain
     mask = torch.zeros(image_shape)
     mask[0] = 1
     return Inpainting(image_shape, mask=mask, noise_model=GaussianNoise(sigma=float(sigma)))
+
+
+class NullOperator(LinearPhysics):
+    """The operator that measures nothing: its output is one zero for any image."""
+
+    def __init__(self, image_shape: tuple[int, ...]) -> None:
+        super().__init__()
+        self.image_shape = tuple(image_shape)
+
+    def A(self, x: Tensor, **kwargs) -> Tensor:  # noqa: N802
+        return 0 * x.flatten(1)[:, :1]
+
+    def A_adjoint(self, y: Tensor, **kwargs) -> Tensor:  # noqa: N802
+        return y.new_zeros(len(y), *self.image_shape)
+
+    def prox_l2(self, z: Tensor, y: Tensor, gamma: float, **kwargs) -> Tensor:
+        return z

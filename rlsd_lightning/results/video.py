@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-import av
 import numpy as np
 import torch
 from safetensors.torch import load_file
@@ -42,6 +41,8 @@ def write_sequence(folder: Path, names: Sequence[str]) -> None:
 
 
 def _write_film(path: Path, frames: list[np.ndarray]) -> None:
+    import av  # only sequences need it
+
     height, width = (side - side % 2 for side in frames[0].shape[:2])  # the codec subsamples colours by two
     with av.open(str(path), "w") as container:
         stream = container.add_stream("libx264", rate=FRAME_RATE, options={"crf": QUALITY})

@@ -80,9 +80,12 @@ BAD_VALUES = [
     (["task=super_resolution", "physics.factor=16"], ["x16", "at least 64", "32x32"]),
     (["task=motion_deblur", "data.kernel={files}/nowhere.npy"], ["blur kernel", "{files}/nowhere.npy"]),
     (["task=motion_deblur", "data.kernel={files}/broken.png"], ["{files}/broken.png", "can't be read"]),
-    (["data.measurement={files}/nowhere.png"], ["image or .npy file", "{files}/nowhere.png"]),
+    (
+        ["data.measurement={files}/nowhere.png"],
+        ["data.measurement must be an image, a folder or a pattern", "{files}/nowhere.png"],
+    ),
     (["data.measurement={files}/broken.png"], ["{files}/broken.png", "can't be read"]),
-    (["data.measurement={files}/small.png"], ["(1, 3, 32, 32)", "'small' has shape (1, 3, 20, 20)"]),
+    (["data.measurement={files}/small.png"], ["32x32", "small.png' has 20x20", "prior.image_size=[20,20]"]),
     (["prior.pretrained={files}/empty"], ["diffusers pipeline folder", "{files}/empty", "model_index.json"]),
     (["prior.pretrained={files}/good.png"], ["diffusers pipeline folder", "{files}/good.png"]),
     (
@@ -129,8 +132,12 @@ def test_resuming_no_run_makes_no_folder(files: Path) -> None:
 
 
 BAD_COMMANDS = [
-    (["task=paint"], ["task/paint", "inpaint_box", "toy"]),
-    (["method=langevin"], ["method/langevin", "rlsd_paper"]),
+    (["task=paint"], ["there is no task=paint; did you mean inpaint or inpaint_box?", "--help lists all"]),
+    (["method=langevin"], ["there is no method=langevin; there are daps, distilled", "rlsd_paper"]),
+    (["experiment=inpaint"], ["there is no experiment=inpaint; did you mean paper/inpaint"]),
+    (["features@callbacks.results.features=pixel"], ["there is no features=pixel; did you mean pixels?"]),
+    (["hydra/launcher=slurm"], ["hydra/launcher/slurm"]),
+    (["task=null"], ["must be a string", "NoneType"]),
     (["foo=1"], ["foo"]),
     (["method.gama=1"], ["gama", "did you mean method.gamma?"]),
     (["metod.gamma=1"], ["metod", "did you mean method.gamma?"]),

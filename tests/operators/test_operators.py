@@ -1,7 +1,5 @@
 """Laws of all operators over one list, what each is in particular, and what each refuses."""
 
-import json
-import re
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -12,8 +10,7 @@ import pytest
 import torch
 from deepinv.physics import LinearPhysics, Physics
 from PIL import Image
-from support.command import PROJECT, train
-from support.operator_cases import EVERY, LINEAR, SHAPE, SMOOTH, STEPS, images
+from support.operator_cases import EVERY, ITERATED, LINEAR, SHAPE, SMOOTH, STEPS, images
 from torch import Tensor, nn
 
 from rlsd_lightning import InputError, operators, solve
@@ -109,8 +106,7 @@ def test_pseudo_inverse_explains_its_measurement(make: Callable):
     physics = make(SHAPE)
     y = physics.A(images(1))
     error = physics.A(pseudo_inverse(physics, y)) - y
-    # conjugate gradients on tomography are stopped early
-    assert error.norm() < (0.2 if make is LINEAR["tomography"] else 0.02) * y.norm()
+    assert error.norm() < (0.2 if make in ITERATED else 0.02) * y.norm()
 
 
 # What each is
@@ -343,24 +339,6 @@ def test_solve_takes_a_plain_function(tiny_prior):
     assert result.particles.shape == (4, *SHAPE)
 
 
-def code_blocks(language: str) -> list[str]:
-    return re.findall(rf"```{language}\n(.*?)```", (PROJECT / "docs" / "operators.md").read_text(), re.DOTALL)
-
-
-def test_the_new_operator_of_the_documentation_runs(tmp_path: Path, tiny_prior_folder: Path, monkeypatch):
-    (source,) = code_blocks("python")
-    assert len(source.splitlines()) <= 15
-    (tmp_path / "my_operator.py").write_text(source)
-    monkeypatch.syspath_prepend(tmp_path)
-    for number, command in enumerate(code_blocks("bash")):
-        arguments = command.replace("\\\n", " ").removeprefix("python train.py").split()
-        run = tmp_path / f"run{number}"
-        small = [f"prior.pretrained={tiny_prior_folder}", "num_steps=2", "num_particles=2", f"output_dir={run}"]
-        code, printed = train(*arguments, *small)
-        assert code == 0, printed
-        assert 0 < json.loads((run / "000" / "metrics.json").read_text())["residual"] < 0.1
-
-
 # What each refuses
 
 
@@ -378,7 +356,6 @@ def test_the_new_operator_of_the_documentation_runs(tmp_path: Path, tiny_prior_f
         (lambda: operators.compressed_sensing(SHAPE, ratio=0), r"ratio .*got 0"),
         (lambda: operators.single_pixel(SHAPE, ratio=1.5), r"ratio .*got 1\.5"),
         (lambda: operators.single_pixel((3, 48, 32)), r"powers of two, got 32x48"),
-        (lambda: operators.tomography((3, 32, 64)), r"square images, got 64x32"),
         (lambda: operators.tomography(SHAPE, angles=0), r"angles .*got 0"),
         (lambda: operators.mri(SHAPE, acceleration=0), r"acceleration .*got 0"),
         (lambda: operators.mri(SHAPE, acceleration=32), r"from 1 to 16"),

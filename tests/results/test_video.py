@@ -12,7 +12,7 @@ from support.command import train
 
 from rlsd_lightning import RLSD, Distilled, InputError, LatentFeatures, Measurement
 from rlsd_lightning.data import ImageMeasurements
-from rlsd_lightning.images import fit, load_volume
+from rlsd_lightning.images import fit
 from rlsd_lightning.operators import denoising
 from rlsd_lightning.results.video import write_sequence
 
@@ -129,35 +129,6 @@ def test_a_volume_is_a_sequence_of_its_slices(tmp_path: Path, tiny_prior_folder:
     assert code == 0, printed
     assert np.load(run / "sequence.npy").shape == (2, 2, 3, 32, 32)
     assert (run / "0001" / "grid.png").is_file()
-
-
-@pytest.mark.parametrize(
-    ("values", "expected"),
-    [
-        (np.array([[[0, 255]]], dtype=np.uint8), [-1, 1]),
-        (np.array([[[0.0, 0.25]]]), [-1, -0.5]),
-    ],
-)
-def test_a_volumes_values_are_scaled_by_their_type(values: np.ndarray, expected: list, tmp_path: Path):
-    np.save(tmp_path / "v.npy", values)
-    volume = load_volume(tmp_path / "v.npy")
-    assert volume.shape == (1, 3, 1, 2)
-    assert volume[0, 1, 0].tolist() == pytest.approx(expected)
-
-
-@pytest.mark.parametrize(
-    ("values", "message"),
-    [
-        (np.zeros((4, 4)), r"\(T, H, W\).*\(4, 4\)"),
-        (np.zeros((2, 4, 4, 2)), r"\(2, 4, 4, 2\)"),
-        (np.full((2, 4, 4), 7.0), r"from 0 to 1 is expected.* from 7 to 7; rescale"),
-        (np.full((2, 4, 4), np.nan), r"from 0 to 1"),
-    ],
-)
-def test_a_volume_that_can_not_be_is_refused(values: np.ndarray, message: str, tmp_path: Path):
-    np.save(tmp_path / "v.npy", values)
-    with pytest.raises(InputError, match=message):
-        load_volume(tmp_path / "v.npy")
 
 
 def test_fit_crops_the_centre():

@@ -1,0 +1,72 @@
+"""Measurements from files: clean images with simulated measurements, or measured data without a truth."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+from deepinv.physics import Physics
+
+from rlsd_lightning.data.measured import MeasuredData, load_measured
+from rlsd_lightning.data.simulated import ImageMeasurements, measure
+from rlsd_lightning.errors import InputError
+from rlsd_lightning.measurement import Measurement, MeasurementList
+from rlsd_lightning.operators.compose import make_physics
+
+__all__ = [
+    "ImageMeasurements",
+    "MeasuredData",
+    "load_measured",
+    "measure",
+    "measurements",
+    "point_measurement",
+    "unobserved",
+]
+
+
+def measurements(
+    image_shape: tuple[int, ...],
+    physics: Callable[..., Physics],
+    images: str | Path | None = None,
+    limit: int | None = None,
+    measurement: str | Path | None = None,
+    seed: int = 0,
+    sequence: bool = False,
+    tile: int | None = None,
+    range: str | Sequence[float] | None = None,
+    axes: str | None = None,
+) -> ImageMeasurements | MeasuredData:
+    """Measurements of a run: the measured files if given, else simulated ones of images.
+
+    Args:
+        physics: Factory of the operator, see :func:`~rlsd_lightning.operators.make_physics`.
+        images: Clean images, like the further arguments as in :class:`ImageMeasurements`.
+        measurement: Measured files, as in :class:`MeasuredData`.
+
+    Raises:
+        InputError: If images and measurement are missing or can't be read.
+    """
+    operator = make_physics(physics, image_shape)
+    if measurement is not None and tile is not None:
+        raise InputError("tile must be left out with measured files, as it makes mosaics of clean images")
+    if measurement is not None:
+        return MeasuredData(image_shape, operator, measurement, limit, sequence, range, axes)
+    if images is None:
+        raise InputError("images=null and measurement=null give nothing to solve; set one of them")
+    return ImageMeasurements(image_shape, operator, images, limit, seed, sequence, tile, range, axes)
+
+
+def unobserved(
+    image_shape: tuple[int, ...], physics: Callable[..., Physics], name: str = "generated"
+) -> MeasurementList:
+    """A measurement without data, for particles of the prior and its prompt; ``name`` is the key of the noise."""
+    operator = make_physics(physics, image_shape)
+    return MeasurementList([Measurement(name, operator.A(torch.zeros(1, *image_shape)), operator)])
+
+
+def point_measurement(
+    image_shape: tuple[int, ...], physics: Callable[..., Physics], value: float = 0.0
+) -> MeasurementList:
+    """One measurement of the first coordinate of a point with shape :math:`(d,)`."""
+    y = torch.zeros(1, *image_shape)
+    y[0, 0] = value
+    return MeasurementList([Measurement("toy", y, physics(image_shape))])

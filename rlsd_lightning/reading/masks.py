@@ -1,0 +1,105 @@
+"""Masks from files: which pixels are seen, from pictures and arrays as people make them."""
+
+import logging
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from rlsd_lightning.errors import InputError
+from rlsd_lightning.reading.arrays import read_array
+from rlsd_lightning.reading.paths import is_array, shown, split_key
+from rlsd_lightning.reading.pictures import ALPHA, DEEP, open_upright
+from rlsd_lightning.reading.shapes import as_pages
+from rlsd_lightning.reading.values import check_finite
+
+__all__ = ["read_mask"]
+
+log = logging.getLogger(__name__)
+
+SOFT = 0.05
+"""Values between a mask's darkest and brightest, as a share of their distance from either, that count as soft."""
+
+
+def read_mask(where: str | Path, height: int, width: int) -> tuple[np.ndarray, tuple[int, int]]:
+    """Mask of a file, at the size of an image.
+
+    The brighter of two values is seen. Where the file has transparency, transparent is missing. A mask of another size is
+    cropped and resized as an image is, without new values. The log says which share is hidden.
+
+    Args:
+        where: A picture, or an array with or without a key.
+        height: Height of the image.
+        width: Width of the image.
+
+    Returns:
+        True where the image is seen, with shape :math:`(H, W)`; and height and width of the file's mask.
+
+    Raises:
+        InputError: If the file can't be read, is no mask, or hides everything.
+    """
+    path, key = split_key(where)
+    values = _array_values(path, key) if is_array(path) else _picture_values(path)
+    seen, soft = _cut(values)
+    own = seen.shape
+    if own != (height, width):
+        fitted = ImageOps.fit(Image.fromarray(seen.astype(np.uint8)), (width, height), Image.Resampling.NEAREST)
+        seen = np.asarray(fitted).astype(bool)
+        log.info("%s: %dx%d, cropped and resized to %dx%d", shown(path.name), *own[::-1], width, height)
+    if not seen.any():
+        raise InputError(f"mask='{shown(where)}' hides every pixel; make observed pixels white, or opaque")
+    _say(shown(path.name), seen, soft)
+    return seen, own
+
+
+def _say(name: str, seen: np.ndarray, soft: float) -> None:
+    hidden = 1 - seen.mean()
+    if not hidden:
+        log.warning("mask %s hides nothing; make missing pixels black, or transparent", name)
+        return
+    log.info("mask %s: %.3g %% of the pixels are hidden, the dark or transparent ones", name, 100 * hidden)
+    if soft > 0.5:
+        log.warning(
+            "mask %s has few pixels of its darkest or brightest value; is it a mask? It is cut at one half", name
+        )
+    elif soft:
+        log.info("mask %s has soft edges, which are cut at one half", name)
+
+
+def _cut(values: np.ndarray) -> tuple[np.ndarray, float]:
+    """Whether values are above one half of their range, and the share of values that are near neither end of it."""
+    low, high = float(values.min()), float(values.max())
+    if low == high:
+        return np.full(values.shape, low > 0), 0.0
+    share = (values.astype(np.float64) - low) / (high - low)
+    return share > 0.5, float(((share > SOFT) & (share < 1 - SOFT)).mean())
+
+
+def _array_values(path: Path, key: str | None) -> np.ndarray:
+    values, axes, _ = read_array(path, key)
+    check_finite(values, path)
+    while values.ndim > 3 and values.shape[0] == 1:
+        values, axes = values[0], None
+    if values.ndim == 3 and axes is None and values.shape[0] == 3 and (values == values[:1]).all():
+        values = values[0]  # one mask for each channel, all alike
+    pages = as_pages(values, axes, path)
+    if len(pages) != 1:
+        raise InputError(
+            f"one mask of shape (H, W) is expected, but '{shown(path)}' has {values.shape}; save one mask a file"
+        )
+    return pages[0].mean(axis=-1)
+
+
+def _picture_values(path: Path) -> np.ndarray:
+    with open_upright(path) as image:
+        if image.mode.startswith(DEEP):
+            values = np.array(image)
+            check_finite(values, path)
+            return values
+        if image.mode in ALPHA or "transparency" in image.info:
+            alpha = np.array(image.convert("RGBA").getchannel("A"))
+            if alpha.min() < 255:
+                return alpha
+        brightness = np.array(image.convert("RGBA" if image.mode in ALPHA else "RGB").convert("L"))
+        indices = np.array(image) if image.mode == "P" else brightness
+        return indices if brightness.min() == brightness.max() else brightness  # colours that are equally bright

@@ -1,0 +1,163 @@
+"""Pictures from files: 8 bits as Pillow's, more bits and real numbers as arrays."""
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import av
+import numpy as np
+import torch
+from PIL import Image
+from PIL.PngImagePlugin import PngImageFile
+from PIL.TiffImagePlugin import TiffImageFile
+from torchvision.io import ImageReadMode, decode_png
+
+from rlsd_lightning.errors import InputError
+from rlsd_lightning.reading.paths import reading, shown
+from rlsd_lightning.reading.values import picture_range, scaled
+
+__all__ = ["frames_of", "open_picture", "open_upright", "read_picture"]
+
+log = logging.getLogger(__name__)
+
+DEEP = ("I", "F")
+"""First letters of Pillow's modes with more than 8 bits: integers and real numbers."""
+ALPHA = ("RGBA", "LA", "PA", "RGBa", "La")
+"""Pillow's modes with transparency."""
+ANIMATED = (".gif", ".webp", ".tif", ".tiff", ".apng")
+"""Suffixes of files with several pictures."""
+BITS_PER_SAMPLE = 258
+"""The tag of a TIFF that says its bits."""
+ORIENTATION = 0x0112
+"""The tag of EXIF data that says how a camera was held."""
+TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""What turns a picture upright, by its orientation."""
+
+
+def frames_of(path: Path) -> int:
+    """Number of pictures in a file: pages of a TIFF, frames of a GIF, WebP or APNG; 1 for files of other kinds.
+
+    Raises:
+        InputError: If the file can't be read.
+    """
+    if path.suffix.lower() not in ANIMATED:
+        return 1
+    with reading(path), Image.open(path) as opened:
+        return opened.n_frames if _has_frames(opened) else 1
+
+
+def _has_frames(opened: Image.Image) -> bool:
+    return bool(opened.is_animated) if "is_animated" in dir(opened) else False
+
+
+@contextmanager
+def open_upright(path: Path, page: int = 0) -> Iterator[Image.Image]:
+    """A picture in its own mode, upright if its EXIF data can be read.
+
+    Raises:
+        InputError: If the file is missing or can't be read, also while it is used.
+    """
+    with _opened(path, page) as opened:
+        turn = _turn(opened)
+        yield opened if turn is None else opened.transpose(turn)
+
+
+@contextmanager
+def _opened(path: Path, page: int) -> Iterator[Image.Image]:
+    with reading(path), Image.open(path) as opened:
+        if page:
+            opened.seek(page)
+        if opened.format == "JPEG" and opened.size[0] * opened.size[1] > Image.MAX_IMAGE_PIXELS:
+            opened.draft(None, (opened.size[0] // 2, opened.size[1] // 2))  # half the size while it is decoded
+        yield opened
+
+
+def _turn(opened: Image.Image) -> Image.Transpose | None:
+    """How a picture is turned upright; None if it is, or if its EXIF data are broken."""
+    try:
+        return TURNS.get(opened.getexif().get(ORIENTATION, 1))
+    except Exception as error:  # noqa: BLE001 broken EXIF data raise nearly anything, and are no reason to refuse the pixels
+        log.debug("EXIF data are broken, pixels are taken as they lie: %s", error)
+        return None
+
+
+def read_picture(path: Path, page: int = 0) -> Image.Image | np.ndarray:
+    """An upright picture, with transparency composited over white.
+
+    Returns:
+        An RGB picture of 8 bits; an array of shape :math:`(H, W)` or :math:`(H, W, 3)` if it has more bits.
+
+    Raises:
+        InputError: If the file is missing or can't be read.
+    """
+    with _opened(path, page) as opened:
+        is_deep = _is_deep_colour(opened)  # before the EXIF data, which may lie behind the pixels
+        turn = _turn(opened)
+        if is_deep:
+            values = _over_white(_deep_colour(path, page, opened), path)
+            planes = [Image.fromarray(np.ascontiguousarray(plane)) for plane in values.transpose(2, 0, 1)]
+            return np.stack([plane if turn is None else plane.transpose(turn) for plane in planes], axis=-1)
+        upright = opened if turn is None else opened.transpose(turn)
+        return np.array(upright) if upright.mode.startswith(DEEP) else _rgb(upright)
+
+
+def open_picture(path: Path, page: int = 0) -> Image.Image:
+    """As :func:`read_picture`, with 8 bits always.
+
+    Raises:
+        InputError: If the file can't be read, or its range is not clear.
+    """
+    picture = read_picture(path, page)
+    if isinstance(picture, Image.Image):
+        return picture
+    values = scaled(picture, picture_range(picture, None, path))
+    return Image.fromarray(((values + 1) * 127.5).clip(0, 255).round().astype(np.uint8)).convert("RGB")
+
+
+def _rgb(image: Image.Image) -> Image.Image:
+    if image.mode in ALPHA or "transparency" in image.info:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    image.load()  # before the file is closed
+    return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def _is_deep_colour(image: Image.Image) -> bool:
+    """Whether a colour picture has more than 8 bits in its file, of which Pillow would keep 8."""
+    if image.mode not in ("RGB", "RGBA"):
+        return False
+    if isinstance(image, TiffImageFile):
+        return max(image.tag_v2.get(BITS_PER_SAMPLE, (8,))) > 8
+    return isinstance(image, PngImageFile) and any("16" in str(tile[3]) for tile in image.tile)
+
+
+def _deep_colour(path: Path, page: int, image: Image.Image) -> np.ndarray:
+    """Values of a colour picture of 16 bits, with shape :math:`(H, W, C)`; C is 2 or 4 with transparency."""
+    if isinstance(image, PngImageFile):
+        data = torch.frombuffer(bytearray(path.read_bytes()), dtype=torch.uint8)
+        return decode_png(data, ImageReadMode.UNCHANGED).movedim(0, -1).numpy()
+    if page or image.mode != "RGB":
+        raise InputError(
+            f"'{shown(path)}' has colours of 16 bits with transparency or on several pages, which can't be read; save its "
+            "pages as 16-bit PNGs"
+        )
+    with av.open(str(path)) as film:
+        return next(film.decode(video=0)).to_ndarray(format="rgb48le")
+
+
+def _over_white(values: np.ndarray, path: Path) -> np.ndarray:
+    """Values without transparency."""
+    if values.shape[-1] in (1, 3):
+        return values
+    white = picture_range(values[..., :-1], None, path).high
+    alpha = values[..., -1:] / np.iinfo(values.dtype).max
+    return (values[..., :-1] * alpha + white * (1 - alpha)).round().astype(values.dtype)
