@@ -72,7 +72,7 @@ def without_null_groups(arguments: list[str]) -> list[str]:
     """Arguments in which ``logger=null`` is Hydra's ``~logger``, as a choice of Hydra's can't be null.
 
     Raises:
-        InputError: If a group that a run needs is null.
+        HydraException: If a group that a run needs is null.
     """
     kept = []
     for argument in arguments:
@@ -83,7 +83,7 @@ def without_null_groups(arguments: list[str]) -> list[str]:
             kept.append("~logger")
         elif group != "experiment":  # which is null by default
             options = ", ".join(sorted(path.stem for path in (CONFIGS / group).glob("[!_]*.yaml")))
-            raise InputError(f"{group} can't be null; choose one of {options}")
+            raise HydraException(f"{group} can't be null; choose one of {options}")
     return kept
 
 

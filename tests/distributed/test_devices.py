@@ -170,7 +170,8 @@ def test_a_bug_in_one_process_is_the_only_measurements_error(small: list[str], t
     assert process.returncode == 1, printed
     assert printed.count("error: RuntimeError: a fault of its own (the log has the traceback)") == 1
     assert "Traceback" not in printed and "lost touch" not in printed
-    assert "raise FAULTS[self.kind]\nRuntimeError: a fault" in (tmp_path / "run" / "train.log").read_text()
+    logs = "".join(file.read_text() for file in (tmp_path / "run").glob("*.log"))
+    assert "raise FAULTS[self.kind]\nRuntimeError: a fault" in logs
 
 
 def test_a_foreign_checkpoint_is_one_error_and_not_a_hang(small: list[str], tmp_path: Path) -> None:
