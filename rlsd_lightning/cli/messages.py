@@ -126,7 +126,8 @@ def _origin(error: BaseException) -> str:
 def _qualified(message: str, origin: str, cfg: DictConfig) -> str:
     """Puts the group before each argument that a message names: ``gamma must`` becomes ``method.gamma must``.
 
-    An argument of several groups belongs to the group that raised the error, or else to the prior. Settings without a group stay as they are.
+    An argument of several groups belongs to the group that raised the error, or else to the prior. Settings without a
+    group stay as they are.
     """
 
     def full(match: re.Match) -> str:

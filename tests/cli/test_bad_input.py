@@ -277,7 +277,7 @@ SETTINGS = OmegaConf.create(
         ("data.limit must be 1", "data.limit must be 1"),  # has one already
         ("'runs/gamma=1/limit: x' can't be read", "'runs/gamma=1/limit: x' can't be read"),  # a path
         ("the mask hides every pixel", "the mask hides every pixel"),  # a word
-        ("pretrained must be a folder", "pretrained must be a folder"),  # of two groups, raised in neither
+        ("pretrained must be a folder", "prior.pretrained must be a folder"),  # of two groups, raised in neither
     ],
 )
 def test_arguments_in_messages_get_their_group(raised: str, shown: str) -> None:
