@@ -89,7 +89,8 @@ def _read(value: str) -> object:
 def _quoted(value: str) -> str:
     # a backslash before ${ keeps OmegaConf from looking for a setting of that name
     escaped = re.sub(r"(\\*)\$\{", r"\1\1\\${", value)
-    return QuotedString(text=escaped, quote=Quote.single).with_quotes()
+    quote = Quote.single if '"' in escaped else Quote.double  # shells quote the other kind without effort
+    return QuotedString(text=escaped, quote=quote).with_quotes()
 
 
 def corrected(argument: str, arguments: Sequence[str]) -> str:

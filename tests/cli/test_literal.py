@@ -35,7 +35,6 @@ def composed(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., DictConf
     return compose_typed
 
 
-@pytest.mark.parametrize("name", ["data.images", "prior.prompt"])
 @pytest.mark.parametrize(
     "value",
     [
@@ -66,14 +65,16 @@ def composed(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., DictConf
         "null.png",
     ],
 )
-def test_a_value_is_what_was_typed(name: str, value: str, composed: Callable) -> None:
-    assert OmegaConf.select(composed(f"{name}={value}"), name) == value
+def test_a_value_is_what_was_typed(value: str, composed: Callable) -> None:
+    names = ("data.images", "prior.prompt", "output_dir", "physics.mask")
+    cfg = composed(*(f"{name}={value}" for name in names))
+    assert [OmegaConf.select(cfg, name) for name in names] == [value] * len(names)
 
 
 @pytest.mark.parametrize("seed", range(3))
 def test_random_names_survive(seed: int, composed: Callable) -> None:
     chance = random.Random(seed)
-    names = ["".join(chance.choices(ALPHABET, k=chance.randint(1, 12))) for _ in range(60)]
+    names = ["".join(chance.choices(ALPHABET, k=chance.randint(1, 12))) for _ in range(20)]
     for name in names:
         if name.startswith(("~", "[")) and (name[0] == "~" or name.endswith("]")):
             continue  # a home folder, a list
@@ -157,7 +158,7 @@ def test_what_is_refused_can_be_copied_from_the_error(value: str, composed: Call
 @pytest.mark.parametrize(
     ("given", "said"),
     [
-        (["trainer.accelerator=größe"], "type: 'trainer.accelerator='\"'\"'größe'\"'\"''"),
+        (["trainer.accelerator=größe"], "type: 'trainer.accelerator=\"größe\"'"),
         (["prior.prompt=a", "man,", "smiling"], "type: 'prior.prompt=a man, smiling'"),
         (["seed=1", "(2)"], "type: 'seed=1 (2)'"),
         (["(2)"], "settings are given as name=value"),

@@ -19,7 +19,6 @@ from rlsd_lightning.results.store import read_failures
 
 FAULTS = {
     "in a step": {"kind": "bug", "position": 1, "step": 2},
-    "of the first": {"kind": "bug", "position": 0, "step": 0},
     "while results are written": {"kind": "bug", "position": 0, "step": "end"},
     "at the end of another": {"kind": "bug", "position": 1, "step": "end"},
 }
@@ -60,9 +59,15 @@ def test_a_fault_in_one_process_costs_one_measurement(
     assert forked(tmp_path, 2, lambda group: run(group, data, "many", fault)) == [(2, 1), (0, 0)]
     assert [row["name"] for row in read_failures(tmp_path / "many")] == ["b"]
     assert "a fault of its own" in read_failures(tmp_path / "many")[0]["reason"]
-    assert run(None, data, "one") == (3, 0)
     for name in "ac":
-        assert_same_bits(tmp_path / "many" / name, tmp_path / "one" / name)
+        assert (tmp_path / "many" / name / "metrics.json").is_file()
+
+
+def test_the_others_end_with_the_same_bits(run: Callable, data: MeasurementList, tmp_path: Path) -> None:
+    fault = {"kind": "bug", "position": 0, "step": 0, "measurement": "b"}
+    forked(tmp_path, 2, lambda group: run(group, data, "many", fault))
+    assert run(None, MeasurementList(data[2:]), "one") == (1, 0)
+    assert_same_bits(tmp_path / "many" / "c", tmp_path / "one" / "c")
 
 
 def test_a_full_memory_of_one_process_halves_the_batch_of_all(

@@ -45,6 +45,7 @@ def test_one_device_is_the_first_and_only_process() -> None:
     assert rank_zero_only.rank == 0
 
 
+@pytest.mark.parametrize("job", [TASK], ids=["one of four tasks"], indirect=True)
 @pytest.mark.usefixtures("job")
 def test_the_command_runs_in_a_shell_of_a_job(small: list[str], tmp_path: Path) -> None:
     code, printed = train(*small, "num_steps=2", "seed=2", f"output_dir={tmp_path}")
