@@ -11,6 +11,7 @@ import torch
 from deepinv.physics import LinearPhysics, Tomography
 from PIL import Image
 from support.operator_cases import coil_maps, coil_mri
+from support.scans import kspace, picture
 from torch import Tensor
 
 from rlsd_lightning import InputError, StableDiffusionPrior, operators, solve
@@ -19,23 +20,6 @@ from rlsd_lightning.operators.proximal import proximal_step
 
 SIZES = [(32, 32), (24, 33), (21, 16)]
 """Heights and widths, even and odd."""
-
-
-def picture(height: int, width: int, seed: int = 0) -> np.ndarray:
-    """A smooth image in [-1, 1] that has no symmetry."""
-    rng = np.random.default_rng(seed)
-    rows, columns = np.mgrid[:height, :width] / max(height, width)
-    image = sum(
-        rng.uniform(-1, 1) * np.exp(-((rows - y) ** 2 + (columns - x) ** 2) / 0.02)
-        for x, y in rng.uniform(0.2, 0.7, (6, 2))
-    )
-    return 2 * (image - image.min()) / np.ptp(image) - 1
-
-
-def kspace(image: np.ndarray) -> np.ndarray:
-    """numpy's Fourier transform in the convention of docs/scans.md."""
-    axes = (-2, -1)
-    return np.fft.fftshift(np.fft.fft2(np.fft.ifftshift(image, axes=axes), norm="ortho"), axes=axes)
 
 
 def columns(width: int) -> np.ndarray:
@@ -329,6 +313,21 @@ def test_angles_are_a_number_or_a_list(
     torch.testing.assert_close(filed.A(image), listed.A(image))
 
 
+@pytest.mark.parametrize(
+    ("angles", "warned"),
+    [
+        (np.linspace(0, np.pi, 12), True),
+        ([0.0, 0.4, 1.1], True),
+        ([0, 1, 2, 3], False),
+        ([0.5, 40, 90], False),
+        (9, False),
+    ],
+)
+def test_radians_are_warned_of(angles: object, warned: bool, caplog: pytest.LogCaptureFixture):
+    operators.tomography((1, 16, 16), angles=angles)
+    assert ("radians" in caplog.text) == warned
+
+
 SINOGRAMS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "detector, angle": lambda s: s,
     "angle, detector": lambda s: s.T,
@@ -401,7 +400,7 @@ def test_the_proximal_step_of_grey_is_that_of_one_channel():
 def test_particles_of_a_grey_scan_are_grey(operator: Callable, tiny_prior: StableDiffusionPrior):
     physics = operator(tiny_prior.image_shape, grey=True)
     y = physics.A(of_images(picture(32, 32)))
-    particles = solve(y, physics, tiny_prior, num_steps=2, num_particles=2)
+    particles = solve(y, physics, tiny_prior, num_steps=2, num_particles=2).particles
     assert particles.equal(particles[:, :1].expand_as(particles))
 
 
@@ -546,3 +545,13 @@ def test_a_measured_scan_has_the_operator_of_its_own_frequencies(tmp_path: Path)
     assert measured.name == "scan"
     assert measured.physics.mask[0, 0, 0].numpy().astype(bool).tolist() == seen.tolist()
     torch.testing.assert_close(measured.physics.A(of_images(picture(32, 32))), measured.y, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("grey", [False, True])
+def test_the_truth_of_a_simulated_scan_is_what_it_can_tell(grey: bool, tmp_path: Path):
+    Image.new("RGB", (32, 32), (255, 0, 0)).save(tmp_path / "red.png")
+    operator = partial(operators.mri, grey=grey, sigma=0.0)
+    (simulated,) = list(measurements((3, 32, 32), operator, images=tmp_path / "red.png"))
+    expected = [-1 / 3] * 3 if grey else [1.0, -1.0, -1.0]
+    assert simulated.truth[0, :, 0, 0].tolist() == pytest.approx(expected)
+    torch.testing.assert_close(simulated.physics.A(simulated.truth), simulated.y)

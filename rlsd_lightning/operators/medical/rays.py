@@ -1,5 +1,6 @@
 """Geometry of tomography: directions, detectors and the points along rays, in pixels of the image."""
 
+import logging
 import math
 from collections.abc import Iterable
 from typing import NamedTuple
@@ -11,6 +12,8 @@ from rlsd_lightning.errors import InputError, first_line
 from rlsd_lightning.reading import load_array
 
 __all__ = ["Fan", "detector_positions", "directions", "fan_of", "points_along_rays"]
+
+log = logging.getLogger(__name__)
 
 
 class Fan(NamedTuple):
@@ -82,4 +85,10 @@ def directions(angles: int | str | Iterable[float], angular_range: float) -> Ten
         raise InputError(f"angles must be {expected}, got {angles!r} ({first_line(error)})") from error
     if not len(degrees) or not degrees.isfinite().all():
         raise InputError(f"angles must be {expected}, got {angles!r} with {len(degrees)} values")
+    if len(degrees) > 2 and degrees.abs().max() <= 2 * math.pi and (degrees != degrees.round()).any():
+        log.warning(
+            "angles: %d directions lie within %.3g degrees; radians must be turned to degrees",
+            len(degrees),
+            degrees.max() - degrees.min(),
+        )
     return degrees
