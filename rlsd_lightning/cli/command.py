@@ -27,7 +27,7 @@ from rlsd_lightning.cli.help import help_text
 from rlsd_lightning.cli.literal import as_typed
 from rlsd_lightning.cli.messages import REQUEUE, explain
 from rlsd_lightning.cli.resume import run_folder
-from rlsd_lightning.cli.settings import check_settings, with_present_names
+from rlsd_lightning.cli.settings import check_settings, with_present_names, without_null_groups
 from rlsd_lightning.errors import InputError, printable
 from rlsd_lightning.resources import CONFIGS
 
@@ -64,7 +64,7 @@ def hydra_app() -> None:
     """Help, one run, or a multirun."""
     failed.clear()
     try:
-        sys.argv[1:] = as_typed(with_present_names(sys.argv[1:]))
+        sys.argv[1:] = as_typed(without_null_groups(with_present_names(sys.argv[1:])))
         if {"--help", "-h"} & set(sys.argv):
             print(help_text([argument for argument in sys.argv[1:] if not argument.startswith("-")]))
             return

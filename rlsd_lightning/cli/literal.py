@@ -20,6 +20,7 @@ PATHS = (
     "physics.kernel",
     "physics.network",
     "physics.code",
+    "physics.coil_maps",
     "prior.pretrained",
     "features.pretrained",
     "callbacks.results.features.pretrained",
@@ -28,8 +29,10 @@ PATHS = (
     "ckpt_path",
 )
 """Settings that are files or folders; a leading ``~`` is the home folder."""
-TEXTS = ("prior.prompt", "prior.negative_prompt", "data.name", "data.range", "data.key")
+TEXTS = ("prior.prompt", "prior.negative_prompt", "data.name", "data.axes")
 """Settings that are any other text."""
+NUMBERS = ("data.range", "physics.angles")
+"""Settings that are numbers with commas between them, or a list of numbers, or a file."""
 MULTIRUN = ("-m", "--multirun", "hydra.mode=MULTIRUN")
 """Arguments with which commas separate runs, as in Hydra's grammar."""
 SETTING = re.compile(r"(\+{0,2})([\w.]+)=(.*)", re.DOTALL)
@@ -51,10 +54,12 @@ def as_typed(arguments: Sequence[str]) -> list[str]:
 
 def _as_typed(argument: str) -> str:
     setting = SETTING.fullmatch(argument)
-    if not setting or setting[2] not in PATHS + TEXTS:
+    if not setting or setting[2] not in PATHS + TEXTS + NUMBERS:
         return argument
     plus, name, value = setting.groups()
-    return f"{plus}{name}={_literal(value, is_path=name in PATHS)}"
+    if name in NUMBERS and isinstance(_read(value), int | float | list):
+        return argument
+    return f"{plus}{name}={_literal(value, is_path=name not in TEXTS)}"
 
 
 def _literal(value: str, is_path: bool) -> str:
@@ -84,7 +89,8 @@ def _read(value: str) -> object:
 def _quoted(value: str) -> str:
     # a backslash before ${ keeps OmegaConf from looking for a setting of that name
     escaped = re.sub(r"(\\*)\$\{", r"\1\1\\${", value)
-    return QuotedString(text=escaped, quote=Quote.single).with_quotes()
+    quote = Quote.single if '"' in escaped else Quote.double  # shells quote the other kind without effort
+    return QuotedString(text=escaped, quote=quote).with_quotes()
 
 
 def corrected(argument: str, arguments: Sequence[str]) -> str:

@@ -126,14 +126,15 @@ def _origin(error: BaseException) -> str:
 def _qualified(message: str, origin: str, cfg: DictConfig) -> str:
     """Puts the group before each argument that a message names: ``gamma must`` becomes ``method.gamma must``.
 
-    An argument of several groups belongs to the group that raised the error. Settings without a group stay as they are.
+    An argument of several groups belongs to the group that raised the error, or else to the prior. Settings without a
+    group stay as they are.
     """
 
     def full(match: re.Match) -> str:
         name = match[0]
         groups = [group for group in {*ORIGINS.values(), "method"} if name in cfg[group]]
-        near = ("data", "prior") if origin == "data" else (origin,)  # a picture's size is the prior's matter
-        owners = [group for group in near if group in groups][:1] or groups
+        # a picture's size is the prior's matter, unless the features complain
+        owners = [group for group in (origin, "prior") if group in groups][:1] or groups
         return name if name in cfg or len(owners) != 1 else f"{owners[0]}.{name}"
 
     return NAMED.sub(full, message)

@@ -20,6 +20,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 from rlsd_lightning.cli import program
 from rlsd_lightning.errors import InputError, printable
+from rlsd_lightning.resources import CONFIGS
 from rlsd_lightning.signatures import Signature, own_signature
 
 __all__ = [
@@ -31,6 +32,7 @@ __all__ = [
     "near_miss",
     "overridden",
     "with_present_names",
+    "without_null_groups",
 ]
 
 SETTINGS = ".hydra/config.yaml"
@@ -64,6 +66,25 @@ def with_present_names(arguments: list[str]) -> list[str]:
         # added by force, as operators that the configs do not know may take it
         arguments = [re.sub(rf"^\+*{re.escape(older)}=", f"++{name}=", item) for item in arguments]
     return arguments
+
+
+def without_null_groups(arguments: list[str]) -> list[str]:
+    """Arguments in which ``logger=null`` is Hydra's ``~logger``, as a choice of Hydra's can't be null.
+
+    Raises:
+        HydraException: If a group that a run needs is null.
+    """
+    kept = []
+    for argument in arguments:
+        group, _, value = argument.partition("=")
+        if value != "null" or not (CONFIGS / group).is_dir():
+            kept.append(argument)
+        elif group == "logger":
+            kept.append("~logger")
+        elif group != "experiment":  # which is null by default
+            options = ", ".join(sorted(path.stem for path in (CONFIGS / group).glob("[!_]*.yaml")))
+            raise HydraException(f"{group} can't be null; choose one of {options}")
+    return kept
 
 
 def overridden() -> dict[str, bool]:

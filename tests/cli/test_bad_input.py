@@ -135,7 +135,8 @@ BAD_COMMANDS = [
     (["experiment=inpaint"], ["there is no experiment=inpaint; did you mean paper/inpaint"]),
     (["features@callbacks.results.features=pixel"], ["there is no features=pixel; did you mean pixels?"]),
     (["hydra/launcher=slurm"], ["hydra/launcher/slurm"]),
-    (["task=null"], ["must be a string", "NoneType"]),
+    (["task=null"], ["task can't be null", "super_resolution"]),
+    (["method=null"], ["method can't be null", "rlsd_paper"]),
     (["foo=1"], ["foo"]),
     (["method.gama=1"], ["gama", "did you mean method.gamma?"]),
     (["metod.gamma=1"], ["metod", "did you mean method.gamma?"]),
@@ -276,7 +277,7 @@ SETTINGS = OmegaConf.create(
         ("data.limit must be 1", "data.limit must be 1"),  # has one already
         ("'runs/gamma=1/limit: x' can't be read", "'runs/gamma=1/limit: x' can't be read"),  # a path
         ("the mask hides every pixel", "the mask hides every pixel"),  # a word
-        ("pretrained must be a folder", "pretrained must be a folder"),  # of two groups, raised in neither
+        ("pretrained must be a folder", "prior.pretrained must be a folder"),  # of two groups, raised in neither
     ],
 )
 def test_arguments_in_messages_get_their_group(raised: str, shown: str) -> None:

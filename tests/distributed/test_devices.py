@@ -152,23 +152,26 @@ def test_a_process_that_works_alone_names_itself_in_its_error(small: list[str], 
     assert "process 0: " not in printed and "Traceback" not in printed
 
 
-@pytest.mark.parametrize(("kind", "position"), [("bug", 1), ("disk", 0)])
-def test_a_process_that_fails_says_why_and_ends_the_run_within_seconds(
-    kind: str, position: int, small: list[str], tmp_path: Path
-) -> None:
+def test_a_full_disk_says_so_and_ends_the_run_within_seconds(small: list[str], tmp_path: Path) -> None:
     run = tmp_path / "run"
-    process = start_faulty(small, run, kind=kind, position=position)
+    process = start_faulty(small, run, kind="disk", position=0)
     wait_for((run / "000" / "checkpoints" / "last.ckpt").is_file, process)
     printed = ended(process, 30)  # far below the patience of ten minutes
     assert process.returncode == 1, printed
-    failed, other = ("", "process 1: ") if position == 0 else ("process 1: ", "")
-    assert f"{other}error: lost touch with the other processes (" in printed
-    if kind == "disk":
-        assert f"{failed}error: '{run}' can't be written to ([Errno 28] No space left on device)" in printed
-        assert "Traceback" not in printed
-    else:
-        assert printed.count("RuntimeError: a fault of its own") == 1
-    assert printed.count(f"python train.py resume={run}") == (2 if kind == "disk" else 1)
+    assert "process 1: error: lost touch with the other processes (" in printed
+    assert f"error: '{run}' can't be written to ([Errno 28] No space left on device)" in printed
+    assert "Traceback" not in printed
+    assert printed.count(f"python train.py resume={run}") == 2
+
+
+def test_a_bug_in_one_process_is_the_only_measurements_error(small: list[str], tmp_path: Path) -> None:
+    process = start_faulty(small, tmp_path / "run", kind="bug", position=1)
+    printed = ended(process)
+    assert process.returncode == 1, printed
+    assert printed.count("error: RuntimeError: a fault of its own (the log has the traceback)") == 1
+    assert "Traceback" not in printed and "lost touch" not in printed
+    logs = "".join(file.read_text() for file in (tmp_path / "run").glob("*.log"))
+    assert "raise FAULTS[self.kind]\nRuntimeError: a fault" in logs
 
 
 def test_a_foreign_checkpoint_is_one_error_and_not_a_hang(small: list[str], tmp_path: Path) -> None:
@@ -177,7 +180,7 @@ def test_a_foreign_checkpoint_is_one_error_and_not_a_hang(small: list[str], tmp_
     (run / "000" / "metrics.json").unlink()
     Image.new("RGB", (32, 32), "red").save(tmp_path / "000.png")
     process = start_train(f"resume={run}", f"data.images={tmp_path / '000.png'}", "trainer.devices=2")
-    printed = ended(process, 60)
+    printed = ended(process)
     assert process.returncode == 1, printed
     assert "error: the checkpoint belongs to measurement '000'" in printed
     assert "Traceback" not in printed

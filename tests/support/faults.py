@@ -3,20 +3,34 @@
 import errno
 import time
 
+import torch
 from lightning.pytorch.callbacks import Callback
 
-FAULTS = {"bug": RuntimeError("a fault of its own"), "disk": OSError(errno.ENOSPC, "No space left on device")}
+FAULTS = {
+    "bug": RuntimeError("a fault of its own"),
+    "disk": OSError(errno.ENOSPC, "No space left on device"),
+    "memory": torch.OutOfMemoryError("CUDA out of memory."),
+}
 
 
 class Fault(Callback):
-    """Raises before a step, in the process with this position in its group; only for one measurement if it is named."""
+    """Raises before a step, in the process with this position in its group; only for one measurement if it is named.
 
-    def __init__(self, kind: str, position: int, step: int, measurement: str | None = None) -> None:
+    The step ``end`` is after the last one, when results are written.
+    """
+
+    def __init__(self, kind: str, position: int, step: int | str, measurement: str | None = None) -> None:
         self.kind, self.position, self.step, self.measurement = kind, position, step, measurement
 
     def on_train_batch_start(self, trainer, pl_module, batch, batch_idx: int) -> None:
-        named = self.measurement in (None, pl_module.name)
-        if named and pl_module.shard.position == self.position and batch_idx == self.step:
+        self._raise_at(batch_idx, pl_module)
+
+    def on_train_end(self, trainer, pl_module) -> None:
+        self._raise_at("end", pl_module)
+
+    def _raise_at(self, step: int | str, module) -> None:
+        named = self.measurement in (None, module.name)
+        if named and module.shard.position == self.position and step == self.step:
             raise FAULTS[self.kind]
 
 

@@ -39,6 +39,7 @@ def trainer_with(
     results: Path | None = None,
     position: str = "",
     probe: bool = False,
+    **options: object,
 ) -> L.Trainer:
     """Checkpoints of one batch go to ``folder``, and so do results unless they have a folder of their own."""
     folder.mkdir(exist_ok=True)
@@ -60,6 +61,7 @@ def trainer_with(
         callbacks=[] if probe else [*callbacks, checkpoint, ImageResults(results or folder)],
         max_steps=1 if probe else -1,
         plugins=[AtomicCheckpointIO()],
+        **options,
     )
 
 
