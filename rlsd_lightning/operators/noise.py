@@ -71,7 +71,7 @@ def check_noise(noise_model: NoiseModel) -> None:
         sigma = 2 * math.sqrt(float(noise_model.gain.max()))
         raise InputError(
             "noise_model: deepinv's PoissonNoise counts the photons of images in [0, 1], but images here are in [-1, 1]; "
-            f"set physics.noise_model to PoissonNoise(sigma={sigma:.3g}) of rlsd_lightning.operators, and give 2 * y - 1 "
+            f"set noise_model to PoissonNoise(sigma={sigma:.3g}) of rlsd_lightning.operators, and give 2 * y - 1 "
             "as the measurement (if y was multiplied by the gain)"
         )
     raise InputError(

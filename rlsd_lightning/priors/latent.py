@@ -1,12 +1,14 @@
 """What priors from diffusers pipelines share: the autoencoder, text conditions, guidance."""
 
 from abc import abstractmethod
+from bisect import bisect_left
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import torch
 from diffusers import AutoencoderTiny, DiffusionPipeline, ModelMixin
 from torch import Tensor
+from transformers import PreTrainedTokenizerBase
 
 from rlsd_lightning.priors.base import Prior
 from rlsd_lightning.priors.loading import (
@@ -122,15 +124,10 @@ class PipelinePrior(Prior):
 
     def name_left_out(self, pipeline: DiffusionPipeline, **prompts: str) -> None:
         """Warns of prompts that are longer than the text encoder takes, with the words that are left out."""
-        tokenizer = pipeline.tokenizer
         for name, prompt in prompts.items():
-            tokens = tokenizer(prompt, truncation=False, verbose=False).input_ids
-            left_out = tokenizer.decode(tokens[tokenizer.model_max_length - 1 : -1]).strip()
+            left_out = words_left_out(pipeline.tokenizer, prompt)
             if left_out:
-                most = tokenizer.model_max_length - 2
-                self.warn(
-                    f"{name} is cut after {most} tokens, the most that the text encoder takes; left out: '{left_out}'"
-                )
+                self.warn(f"{name} is longer than the text encoder takes; the words left out are '{left_out}'")
 
     def denoiser_of(self, pipeline: DiffusionPipeline) -> ModelMixin:
         """The pipeline's network."""
@@ -186,3 +183,17 @@ def text_and_pooled(pipeline: DiffusionPipeline, guidance_scale: float, **prompt
     if guided:
         text, pooled = torch.cat((negative, text)), torch.cat((negative_pooled, pooled))
     return {"text": text, "pooled": pooled}
+
+
+def words_left_out(tokenizer: PreTrainedTokenizerBase, prompt: str) -> str:
+    """The words of a prompt from the first that does not fit into a tokenizer's length; empty if all do."""
+    words = prompt.split()
+
+    def fits(count: int) -> bool:
+        return len(tokenizer(" ".join(words[:count]), truncation=False, verbose=False).input_ids) <= most
+
+    most = tokenizer.model_max_length
+    kept = (
+        len(words) if fits(len(words)) else bisect_left(range(len(words)), True, key=lambda count: not fits(count)) - 1
+    )
+    return " ".join(words[kept:])

@@ -43,7 +43,8 @@ def with_scheduler(folder: Path, copy: Path, name: str, **values) -> Path:
 
 
 @pytest.mark.parametrize(
-    "name", ["FlowMatchEulerDiscreteScheduler", "ScoreSdeVeScheduler", "EDMEulerScheduler", "ScoreSdeVpScheduler"]
+    "name",
+    ["FlowMatchEulerDiscreteScheduler", "ScoreSdeVeScheduler", "EDMEulerScheduler", "KarrasVeScheduler", "MyScheduler"],
 )
 def test_schedules_of_other_families_are_named(name: str, tiny_prior_folder: Path, tmp_path: Path):
     said = refused(with_scheduler(tiny_prior_folder, tmp_path / "s", name))
@@ -159,7 +160,7 @@ def test_a_prior_of_one_channel_reads_pictures_as_grey(operator, tmp_path: Path)
     settings = {"mask": "half"} if operator is inpainting else {}
     physics = make_physics(lambda image_shape: operator(image_shape, **settings), prior.image_shape)
     data = ImageMeasurements(prior.image_shape, physics, FACES.parents[1] / "faces" / "heldout" / "000.png")
-    assert data[0].truth.shape == prior.image_shape[:0] + (1, 1, 32, 32)
+    assert data[0].truth.shape == (1, 1, 32, 32)
     colour = ImageMeasurements((3, 32, 32), denoising((3, 32, 32)), FACES.parents[1] / "faces" / "heldout" / "000.png")
     torch.testing.assert_close(data[0].truth[0, 0], colour[0].truth[0].mean(dim=0))
     RLSD(prior, data[0], LatentFeatures(), num_steps=2, num_particles=2)
@@ -311,11 +312,18 @@ def test_parts_of_a_pipeline_and_folders_around_it_are_told(tiny_prior_folder: P
 # --- prompts and prediction types ------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("repeats", [40, 77, 200])
-def test_a_prompt_that_is_cut_is_said_to_be_with_the_words_left_out(repeats: int):
-    prior = StableDiffusionPrior(str(FACES), prompt="beard " * repeats + "and blue hair")
-    words = [line for line in prior.warnings if line.startswith("prompt is cut after")]
-    assert (len(words) == 1) and words[0].rstrip("'").endswith("blue hair")
+@pytest.mark.parametrize(("repeats", "word"), [(40, "beard"), (77, "glasses"), (200, "Straße")])
+def test_a_prompt_that_is_cut_is_said_to_be_with_the_words_left_out(repeats: int, word: str):
+    prior = StableDiffusionPrior(str(FACES), prompt=f"{word} " * repeats + "and blue hair")
+    (said,) = prior.warnings
+    assert said.startswith("prompt is longer than the text encoder takes")
+    left_out = said.partition("'")[2].rstrip("'").split()
+    assert left_out[-3:] == ["and", "blue", "hair"]
+    assert set(left_out[:-3]) <= {word}
+    kept = repeats + 3 - len(left_out)
+    assert kept > 0
+    assert StableDiffusionPrior(str(FACES), prompt=f"{word} " * kept).warnings == []
+    assert StableDiffusionPrior(str(FACES), prompt=f"{word} " * (kept + 1)).warnings != []
 
 
 def test_a_short_prompt_is_not_cut(tiny_prior: StableDiffusionPrior):
