@@ -24,7 +24,9 @@ from rlsd_lightning.priors.prediction import try_networks
 __all__ = ["PipelinePrior", "text_and_pooled"]
 
 TRIED = 16
-"""Most latents a side that the networks are tried on."""
+"""Most latents a side that the networks are tried on; half for large networks, which take a second on a CPU then."""
+LARGE = 2e8
+"""Parameters of a large network."""
 
 
 class PipelinePrior(Prior):
@@ -112,7 +114,9 @@ class PipelinePrior(Prior):
         self.denoiser = network
         self.freeze()
         self.name_left_out(loaded, prompt=prompt, negative_prompt=negative_prompt if guidance_scale != 1 else "")
-        try_networks(self, (latent_shape[0], *(min(length, TRIED) for length in latent_shape[1:])))
+        large = sum(parameter.numel() for parameter in network.parameters()) > LARGE
+        tried = [min(length, TRIED // 2 if large else TRIED) for length in latent_shape[1:]]
+        try_networks(self, (latent_shape[0], *tried))
 
     def set_latent_scale(self, vae: ModelMixin) -> None:
         """Sets scale and shift of the latents: numbers, or buffers with a value for each channel."""
