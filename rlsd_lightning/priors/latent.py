@@ -104,7 +104,7 @@ class PipelinePrior(Prior):
         if decoder_checkpointing:
             vae.enable_gradient_checkpointing()
         self.set_latent_scale(vae)
-        self.guidance_scale = guidance_scale
+        self.guidance_scale = 1.0  # guided outputs explain noise less well than those of the trial
         with torch.no_grad():
             conditions = self.conditions(loaded, prompt, negative_prompt, guidance_scale)
         self.condition_names = tuple(conditions)
@@ -117,6 +117,7 @@ class PipelinePrior(Prior):
         large = sum(parameter.numel() for parameter in network.parameters()) > LARGE
         tried = [min(length, TRIED // 2 if large else TRIED) for length in latent_shape[1:]]
         try_networks(self, (latent_shape[0], *tried))
+        self.guidance_scale = guidance_scale
 
     def set_latent_scale(self, vae: ModelMixin) -> None:
         """Sets scale and shift of the latents: numbers, or buffers with a value for each channel."""
