@@ -126,7 +126,8 @@ def same_measurement(saved: Tensor, here: Tensor) -> bool:
 def same_output(saved: Tensor, here: Tensor) -> bool:
     """Whether networks' outputs are equal up to the rounding of processors; those of two prompts differ by over 10 %."""
     share = max(1e-5, 8 * torch.finfo(here.dtype).eps)
-    return bool(torch.dist(saved.double(), here.double()) <= share * here.double().norm())
+    saved, here = saved.cpu().double(), here.cpu().double()  # Apple's GPU has no float64
+    return bool(torch.dist(saved, here) <= share * here.norm())
 
 
 def agree(saved: dict[str, Tensor], here: dict[str, Tensor], same: Callable[[Tensor, Tensor], bool]) -> bool:

@@ -23,6 +23,7 @@ from diffusers import (
     StableDiffusionXLPipeline,
     UNet2DModel,
 )
+from support.command import small_run
 from support.networks import IMAGE_SIZE, tiny_text_encoder, tiny_tokenizer, tiny_unet, tiny_vae
 from torchvision.models import AlexNet_Weights, alexnet
 from transformers import CLIPTextModel, CLIPTextModelWithProjection, ViTConfig, ViTModel
@@ -235,10 +236,4 @@ def measurement(tiny_prior: StableDiffusionPrior) -> Measurement:
 @pytest.fixture
 def small(tiny_prior_folder: Path, tiny_features_folder: Path) -> list[str]:
     """Overrides of train.py for small runs with frequent checkpoints."""
-    return [
-        f"prior.pretrained={tiny_prior_folder}",
-        f"callbacks.results.features.pretrained={tiny_features_folder}",
-        "num_particles=2",
-        "callbacks.checkpoint.every_n_train_steps=5",
-        "callbacks.guard.every_n_steps=5",
-    ]
+    return small_run(tiny_prior_folder, tiny_features_folder)

@@ -123,7 +123,7 @@ def _cell(value: Any) -> str:
 def _write_csv(path: Path, rows: dict[str, list[dict]]) -> None:
     """Writes one row for each measurement of every run."""
     flat = [{"run": run, **row} for run, measured in rows.items() for row in measured]
-    with path.open("w", newline="") as file:
+    with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, list(dict.fromkeys(key for row in flat for key in row)))
         writer.writeheader()
         writer.writerows(flat)
@@ -183,7 +183,7 @@ def main(arguments: list[str] | None = None) -> int:
         if args.json:
             every = {name: {"figures": results[name], "measurements": rows[name]} for name in results}
             written = {"protocol": args.protocol, "features": networks.name, "notes": notes, "runs": every}
-            args.json.write_text(json.dumps(written, indent=2) + "\n")
+            args.json.write_text(json.dumps(written, indent=2) + "\n", encoding="utf-8")
         if args.csv:
             _write_csv(args.csv, rows)
     except (InputError, OSError) as error:

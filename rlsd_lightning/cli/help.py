@@ -108,7 +108,7 @@ def comments_of(file: Path, package: str) -> dict[str, str]:
 
     A comment stands above its setting or behind it; that of a part heads its file or stands above its ``_target_``.
     """
-    lines = file.read_text().splitlines()
+    lines = file.read_text(encoding="utf-8").splitlines()
     found = {package: _header(file)}
 
     def comment(line: int) -> str:
@@ -131,7 +131,7 @@ def comments_of(file: Path, package: str) -> dict[str, str]:
 
 def _header(file: Path) -> str:
     """A file's first comment."""
-    lines = file.read_text().splitlines()
+    lines = file.read_text(encoding="utf-8").splitlines()
     return _joined(lines[: next(i for i, line in enumerate(lines) if not line.startswith("#"))])
 
 

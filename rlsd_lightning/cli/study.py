@@ -47,7 +47,7 @@ def gather(folder: Path) -> list[dict[str, Any]]:
     plan = folder / "multirun.yaml"
     if not plan.is_file():
         raise InputError(f"a study's folder is expected, but '{folder}' has no multirun.yaml")
-    axes = list(yaml.safe_load(plan.read_text())["hydra"]["sweeper"]["params"] or ())
+    axes = list(yaml.safe_load(plan.read_text(encoding="utf-8"))["hydra"]["sweeper"]["params"] or ())
     rows = [row for summary in sorted(folder.glob("*/summary.csv")) if (row := _row(summary, axes))]
     if not axes or not rows:
         raise InputError(f"'{folder}' has no result of a study")
@@ -55,7 +55,7 @@ def gather(folder: Path) -> list[dict[str, Any]]:
     order = {axis: {row[axis] for row in rows} for axis in axes}
     values = {axis: sorted(found, key=lambda value: (isinstance(value, str), value)) for axis, found in order.items()}
     rows.sort(key=lambda row: [values[axis].index(row[axis]) for axis in axes])
-    with (folder / "study.csv").open("w", newline="") as file:
+    with (folder / "study.csv").open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, fieldnames=[*axes, "measurements", *FIGURES])
         writer.writeheader()
         writer.writerows(rows)
@@ -65,9 +65,9 @@ def gather(folder: Path) -> list[dict[str, Any]]:
 
 def _row(summary: Path, axes: Sequence[str]) -> dict[str, Any]:
     """A run's varied settings and mean figures; empty if it is no run of the study or has no result."""
-    overrides = yaml.safe_load((summary.parent / ".hydra" / "overrides.yaml").read_text())
+    overrides = yaml.safe_load((summary.parent / ".hydra" / "overrides.yaml").read_text(encoding="utf-8"))
     chosen = dict(line.partition("=")[::2] for line in overrides)
-    with summary.open() as file:
+    with summary.open(encoding="utf-8") as file:
         *measurements, mean = csv.DictReader(file)
     if not measurements or not chosen.keys() >= set(axes):
         return {}

@@ -25,7 +25,7 @@ def only_run_in(folder: Path) -> Iterator[None]:
         InputError: If another run holds it, or the folder can't be written to.
     """
     try:
-        file = (folder / ".lock").open("w")
+        file = (folder / ".lock").open("wb")
     except OSError as error:
         raise InputError(
             f"the run's folder '{folder}' can't be written to ({error.strerror}); choose another"

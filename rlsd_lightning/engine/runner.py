@@ -126,8 +126,8 @@ class _Run:
             if device.type != "cpu":
                 size = largest_batch(self.make_module, self.data, self.make_trainer)
             log.info("measurements_per_batch=auto: %d on %s", size, device)
-            chosen.write_text(f"{size}\n")
-        return int(chosen.read_text())
+            chosen.write_text(f"{size}\n", encoding="utf-8")
+        return int(chosen.read_text(encoding="utf-8"))
 
     def solve_all(self, batches: dict[str, range], parallel: str, checkpoint: Path | None) -> None:
         """Solves the batches of this process's group, and waits for the other groups."""

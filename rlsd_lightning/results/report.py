@@ -40,7 +40,7 @@ def write_report(folder: Path, rows: Sequence[dict], failures: Sequence[dict[str
     known = dict.fromkeys(key for row in rows for key, value in row.items() if value is not None)
     columns = [key for key in known if key not in ("name", "warnings")]
     template = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string(
-        files("rlsd_lightning.results").joinpath("report.html.jinja").read_text()
+        files("rlsd_lightning.results").joinpath("report.html.jinja").read_text(encoding="utf-8")
     )
     page = template.render(
         title=folder.resolve().name,

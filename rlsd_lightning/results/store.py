@@ -75,7 +75,7 @@ def write_metrics(folder: Path, metrics: Mapping) -> None:
 def read_metrics(folder: Path) -> dict | None:
     """Metrics of a finished measurement; None if it is unfinished or its particles are damaged."""
     try:
-        metrics = json.loads((folder / METRICS_FILE).read_text())
+        metrics = json.loads((folder / METRICS_FILE).read_text(encoding="utf-8"))
         with safe_open(folder / PARTICLES_FILE, "pt"):  # compares the file's length with its header
             return metrics
     except (FileNotFoundError, ValueError, SafetensorError):
@@ -119,7 +119,7 @@ def load_run(folder: Path) -> list[SavedMeasurement]:
 
 def _load(folder: Path) -> SavedMeasurement:
     try:
-        metrics = json.loads((folder / METRICS_FILE).read_text())
+        metrics = json.loads((folder / METRICS_FILE).read_text(encoding="utf-8"))
         tensors = load_file(folder / PARTICLES_FILE)
         images = tensors["x"].float()
     except (OSError, ValueError, KeyError, SafetensorError) as error:
@@ -153,7 +153,7 @@ def mean_line(summary: Path) -> str:
     """The most important figures, means over a run's measurements; empty if there are none."""
     if not summary.is_file():
         return ""
-    with summary.open() as file:
+    with summary.open(encoding="utf-8") as file:
         return in_short(list(csv.DictReader(file))[-1])
 
 
@@ -190,7 +190,7 @@ def clear_failure(folder: Path, index: int) -> None:
 def write_failures(folder: Path) -> list[dict[str, str]]:
     """Write failed.csv from what was kept during a run, or remove an old one; returns its rows."""
     kept = sorted((folder / REASONS).glob("*.json"), key=lambda path: int(path.stem))
-    rows = [json.loads(path.read_text()) for path in kept]
+    rows = [json.loads(path.read_text(encoding="utf-8")) for path in kept]
     if rows:
         write_atomically(folder / FAILED_FILE, _table(["name", "reason"], rows))
     else:

@@ -47,64 +47,7 @@ def test_a_run_on_apples_gpu_is_one_process_without_ddp(monkeypatch: pytest.Monk
     assert Processes("cpu", 1).device.type == "cpu"
 
 
-# --- the same result everywhere ------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("devices", "settings"),
-    [
-        (2, ["features=vit", "features.pretrained={features}", "method.gamma=0.5"]),
-        (
-            3,
-            ["num_particles=2", "method=distilled", "method.repulsion_saturation=3"],
-        ),  # one process has no particle at all
-        (3, ["method.eta=inf", "method.refine_share=0"]),
-        (2, ["method=rlsd_paper", "features=vit", "features.pretrained={features}"]),
-        (4, ["data.limit=2", "measurements_per_batch=2", "method=distilled", "method.repulsion_saturation=3"]),
-        (2, ["trainer.precision=bf16-mixed"]),
-    ],
-    ids=["vit", "empty", "fresh", "paper", "batch", "bf16"],
-)
-def test_particles_over_processes_end_with_the_same_bits(
-    devices: int, settings: list[str], small: list[str], tiny_features_folder: Path, tmp_path: Path
-) -> None:
-    settings = [setting.format(features=tiny_features_folder) for setting in settings]
-    command = [*small, "num_steps=12", *settings]
-    many = start_train(*command, f"trainer.devices={devices}", "parallel=particles", f"output_dir={tmp_path / 'many'}")
-    code, printed = train(*command, f"output_dir={tmp_path / 'one'}")
-    assert code == 0, printed
-    printed = ended(many)
-    assert many.returncode == 0, printed
-    assert f"{devices} processes: 1 groups of {devices}, as parallel=particles" in printed
-    for folder in (tmp_path / "one").glob("*/particles.safetensors"):
-        assert_same_bits(folder.parent, tmp_path / "many" / folder.parent.name)
-
-
-def test_measurements_over_processes_end_with_the_same_bits(small: list[str], tmp_path: Path) -> None:
-    command = [*small, "num_steps=10", "data.limit=3", "trainer.log_every_n_steps=5"]
-    many = start_train(*command, "trainer.devices=2", f"output_dir={tmp_path / 'many'}")
-    assert train(*command, f"output_dir={tmp_path / 'one'}")[0] == 0
-    printed = ended(many)
-    assert many.returncode == 0, printed
-    assert "2 processes: 2 groups of 1, as parallel=auto with 3 batches" in printed
-    for name in ("000", "001", "002"):
-        assert_same_bits(tmp_path / "one" / name, tmp_path / "many" / name)
-        assert len(list((tmp_path / "many" / name).glob("events.*"))) == 1
-    rows = (tmp_path / "many" / "summary.csv").read_text().splitlines()
-    assert [row.split(",")[0] for row in rows] == ["name", "000", "001", "002", "mean"]
-
-
-def test_groups_of_processes_are_independent(small: list[str], tmp_path: Path) -> None:
-    # one group takes twice as many steps as the other
-    command = [*small, "num_steps=10", "data.limit=3"]
-    many = start_train(*command, "trainer.devices=4", "parallel=2x2", f"output_dir={tmp_path / 'many'}")
-    assert train(*command, f"output_dir={tmp_path / 'one'}")[0] == 0
-    printed = ended(many, 240)
-    assert many.returncode == 0, printed
-    assert "4 processes: 2 groups of 2, as parallel=2x2" in printed
-    for name in ("000", "001", "002"):
-        assert_same_bits(tmp_path / "one" / name, tmp_path / "many" / name)
-        assert len(list((tmp_path / "many" / name).glob("events.*"))) == 1
+# --- precision --------------------------------------------------------------------------------------------------------
 
 
 def test_float16_on_a_cpu_is_bfloat16_and_says_so(small: list[str], tmp_path: Path) -> None:

@@ -4,7 +4,6 @@ from pathlib import Path
 
 import pytest
 from deepinv.physics import Blur, Downsampling, LinearPhysics, Physics
-from support.command import start_train, train
 from support.operator_cases import EVERY
 from support.processes import as_process
 from support.trainers import StopAt, StopError, assert_same_bits, trainer_with
@@ -75,23 +74,6 @@ def test_stopped_at_any_step_it_ends_the_same(stop: int, form: str, tiny_prior, 
     for name, value in whole.state_dict().items():
         assert rest.state_dict()[name].equal(value), name
     assert_same_bits(tmp_path / "cut" / "noise", tmp_path / "whole" / "noise")
-
-
-@pytest.mark.parametrize("method", ["twisted", "dps", "daps", "dwgf", "distilled", "rlsd"])
-def test_particles_over_processes_end_with_the_same_bits(method: str, small: list[str], tmp_path: Path):
-    command = [*small, f"method={method}", "method.particle_chunk=1", "num_steps=12"]
-    command += ["method.resample_below=0.9"] if method == "twisted" else []
-    command += ["trainer.accelerator=cpu", "num_particles=5", "data.limit=2", "measurements_per_batch=2"]
-    many = start_train(*command, "trainer.devices=2", "parallel=particles", f"output_dir={tmp_path / 'many'}")
-    try:
-        code, printed = train(*command, f"output_dir={tmp_path / 'one'}")
-        assert code == 0, printed
-        printed = many.communicate(timeout=120)[0]
-    finally:
-        many.kill()
-    assert many.returncode == 0, printed
-    for name in ("000", "001"):
-        assert_same_bits(tmp_path / "one" / name, tmp_path / "many" / name)
 
 
 def test_neighbours_under_one_operator_are_solved_for_at_once(tiny_prior, monkeypatch: pytest.MonkeyPatch):

@@ -15,6 +15,17 @@ PROJECT = Path(__file__).resolve().parents[2]
 TRAIN = PROJECT / "train.py"
 
 
+def small_run(prior: Path, features: Path) -> list[str]:
+    """Overrides for a small run with frequent checkpoints, on tiny networks."""
+    return [
+        f"prior.pretrained={prior}",
+        f"callbacks.results.features.pretrained={features}",
+        "num_particles=2",
+        "callbacks.checkpoint.every_n_train_steps=5",
+        "callbacks.guard.every_n_steps=5",
+    ]
+
+
 def train(*arguments: object) -> tuple[int, str]:
     """Runs the command line in this process; returns its exit code and what it printed on both streams."""
     printed = io.StringIO()
