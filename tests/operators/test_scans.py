@@ -401,7 +401,7 @@ def test_the_proximal_step_of_grey_is_that_of_one_channel():
 def test_particles_of_a_grey_scan_are_grey(operator: Callable, tiny_prior: StableDiffusionPrior):
     physics = operator(tiny_prior.image_shape, grey=True)
     y = physics.A(of_images(picture(32, 32)))
-    particles = solve(y, physics, tiny_prior, num_steps=2, num_particles=2)
+    particles = solve(y, physics, tiny_prior, num_steps=2, num_particles=2).particles
     assert particles.equal(particles[:, :1].expand_as(particles))
 
 

@@ -11,6 +11,7 @@ from diffusers import AutoencoderTiny, DDPMPipeline, DDPMScheduler, UNet2DModel
 from safetensors.torch import load_file, save_file
 from support.families import CLASSES, edited, load, noisy
 from support.networks import tiny_unet
+from support.original_format import in_one
 from torch import Tensor
 
 from rlsd_lightning import RLSD, GaussianMixturePrior, InputError, LatentFeatures, Measurement, Prior
@@ -271,21 +272,24 @@ def test_a_single_file_gets_the_code_that_makes_a_folder_of_it(tiny_prior_folder
     assert "must be the folder of a DDPMPipeline" in refused(file, PixelPrior)
 
 
-def test_a_single_file_is_loaded_with_the_configuration_beside_it(
-    tiny_prior_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
-    # files of the original format are diffusers' part; this is how they are asked for
-    pipeline, seen = StableDiffusionPrior.pipeline, {}
-    folder = edited(tiny_prior_folder, tmp_path / "s", "model_index.json")
-    save_file({"model.diffusion_model.input_blocks.0.0.bias": torch.zeros(1)}, folder / "whole.safetensors")
-
-    def from_single_file(file: str, config: str, local_files_only: bool, **settings):
-        seen.update(file=file, config=config, local_files_only=local_files_only)
-        return pipeline.from_pretrained(config, **settings)
-
-    monkeypatch.setattr(pipeline, "from_single_file", from_single_file)
-    assert load({"faces": folder / "whole.safetensors"}, "faces").latent_shape == (4, 8, 8)
-    assert seen == {"file": str(folder / "whole.safetensors"), "config": str(folder), "local_files_only": True}
+@pytest.mark.parametrize("kind", ["safetensors", "ckpt", "half"])
+def test_a_single_file_is_loaded_with_the_configuration_beside_it(kind: str, tmp_path: Path):
+    folder = edited(FACES, tmp_path / "s", "model_index.json")
+    weights = in_one(folder)
+    for file in folder.rglob("*.safetensors"):
+        file.unlink()
+    one = folder / ("v1-5.ckpt" if kind == "ckpt" else "v1-5.safetensors")
+    if kind == "ckpt":
+        torch.save({"state_dict": weights}, one)
+    else:
+        save_file({name: value.half() if kind == "half" else value for name, value in weights.items()}, one)
+    prior = load({"faces": one}, "faces", prompt="a beard", allow_pickle=kind == "ckpt")
+    plain = StableDiffusionPrior(str(FACES), prompt="a beard")
+    z = torch.randn(2, *plain.latent_shape, generator=torch.Generator().manual_seed(0))
+    tolerance = {"atol": 0.05, "rtol": 0.05} if kind == "half" else {"atol": 0, "rtol": 0}
+    with torch.no_grad():
+        torch.testing.assert_close(prior.denoise(z, T)[1], plain.denoise(z, T)[1], **tolerance)
+        torch.testing.assert_close(prior.decode(z), plain.decode(z), **tolerance)
 
 
 @pytest.mark.parametrize("kind", ["folder", "peft", "file"])
