@@ -255,7 +255,7 @@ class _Module:
     def __init__(self) -> None:
         self.hparams, self.decoder_std, self.has_proximal_results = {}, 0.08, True
         self.particle_chunk, self.num_particles, self.seed = None, 2, 0
-        self.prior = SimpleNamespace(white_latents=False, warnings=[], latent_shape=(4, 8, 8), image_shape=SHAPE)
+        self.prior = SimpleNamespace(white_latents=False, latent_shape=(4, 8, 8), image_shape=SHAPE, warnings=[])
         self.proximal = SimpleNamespace(mu=lambda measurement, variance: 1.0)
 
     def compared(self, z: Tensor, images: Tensor, features: nn.Module | None) -> Tensor:

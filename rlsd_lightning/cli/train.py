@@ -110,6 +110,8 @@ def settings_of(cfg: DictConfig, folder: Path) -> DictConfig:
 
 def parts_of(cfg: DictConfig) -> tuple:
     """Prior, features, the method's factory, and measurements."""
+    if rank_zero_only.rank:
+        logging.getLogger("rlsd_lightning.priors").setLevel(logging.ERROR)  # the first process says it for all
     prior, features = instantiate(cfg.prior), instantiate(cfg.features)
     data = instantiate(cfg.data)(prior.image_shape, instantiate(cfg.physics))
     if data.available > len(data) and rank_zero_only.rank == 0:

@@ -30,7 +30,7 @@ TOO_SMALL = 3.0
 TOO_LARGE = 0.6
 """Share of the declared noise that the whole residual stays below."""
 WHITE = 0.3
-"""Largest correlation of neighbours in a white residual."""
+"""Largest correlation of neighbours in a white residual; a third of it where the operator mixes all pixels."""
 FEWEST_VALUES = 100
 """Fewer measured values say nothing certain."""
 MOST_LEVELS = 256
@@ -57,7 +57,10 @@ def cause_warnings(module: ParticleModule, solved: Solved) -> list[str]:
     if declared and residual < TOO_LARGE * declared:
         return [f"the noise looks like {residual:.2g} at most, not {declared:.2g}: set physics.sigma={residual:.2g}"]
     decoder_part = math.sqrt(max(residual**2 - level**2, 0.0))
-    if level > max(TOO_SMALL * declared, decoder_part) and abs(correlation) < WHITE:
+    most = y[_seen(physics, y)].std().item()  # larger residuals are those of poor images
+    if max(TOO_SMALL * declared, decoder_part) < level < most and abs(correlation) < (
+        WHITE / 3 if isinstance(physics, MIXING) else WHITE
+    ):
         return [f"the noise looks like {level:.2g}, not {declared:.2g}: set physics.sigma={level:.2g}"]
     return []
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from rlsd_lightning.errors import InputError, first_line
 from rlsd_lightning.operators.noise import check_noise, make_noise
 from rlsd_lightning.operators.pixels import PerPicture
-from rlsd_lightning.operators.proximal import proximal_step
+from rlsd_lightning.operators.proximal import has_own_step, proximal_step
 
 __all__ = ["as_physics", "compose", "custom", "make_physics", "operator_output", "probe_operator"]
 
@@ -33,6 +33,10 @@ OWN = {
     "Tomography": "tomography",
 }
 """Operators of this package in place of deepinv classes that want tensors or other images."""
+
+
+ADJOINT_ERROR = 0.05
+"""Largest error of an adjoint, relative to the norms of what it is tried on."""
 
 
 def make_physics(factory: Callable[..., Physics], image_shape: tuple[int, ...]) -> Physics:
@@ -103,6 +107,11 @@ def _trial(physics: Physics, fault: str) -> Iterator[None]:
         raise InputError(f"{name} {fault} ({type(error).__name__}: {first_line(error)}){_instead(name)}") from error
 
 
+def _pattern(image_shape: tuple[int, ...]) -> Tensor:
+    """A test pattern in [-1, 1], with shape (1, C, H, W)."""
+    return torch.linspace(0, 40 * math.pi, math.prod(image_shape)).sin().view(1, *image_shape)
+
+
 @torch.no_grad()
 def operator_output(physics: Physics, image_shape: tuple[int, ...], like: Tensor | None = None) -> Tensor:
     """The operator's output for a test pattern, with shape (1, ...).
@@ -114,8 +123,7 @@ def operator_output(physics: Physics, image_shape: tuple[int, ...], like: Tensor
     Raises:
         InputError: If the operator does not take images of this shape, or does not return one finite tensor.
     """
-    pattern = torch.linspace(0, 40 * math.pi, math.prod(image_shape)).sin().view(1, *image_shape)
-    pattern = pattern if like is None else pattern.to(like.device)
+    pattern = _pattern(image_shape) if like is None else _pattern(image_shape).to(like.device)
     name = type(physics).__name__
     with _trial(physics, f"does not take images of shape {tuple(image_shape)}, which the prior makes"):
         y = physics.A(pattern)
@@ -143,6 +151,15 @@ def probe_operator(physics: Physics, image_shape: tuple[int, ...], like: Tensor 
     images = torch.zeros(2, *image_shape, device=y.device)
     with torch.random.fork_rng(devices=[]), _trial(physics, "can't draw its noise"):
         noisy = physics(images[:1])
+    if isinstance(physics, LinearPhysics):
+        _check_adjoint(physics, image_shape, y)
+    if not has_own_step(physics):
+        with torch.enable_grad(), _trial(physics, "can't be differentiated"):
+            if not physics.A(images.clone().requires_grad_()).requires_grad:
+                raise InputError(
+                    f"{type(physics).__name__} must be differentiable, but its output has no gradient; compute it with "
+                    "torch from the images"
+                )
     with _trial(physics, "can't be inverted: its proximal step fails"):
         solved = proximal_step(physics, y, images, 1.0, inner_steps=1)
     sound = isinstance(solved, Tensor) and solved.shape == images.shape and solved.isfinite().all()
@@ -150,6 +167,21 @@ def probe_operator(physics: Physics, image_shape: tuple[int, ...], like: Tensor 
         raise InputError(
             f"{type(physics).__name__} can't be inverted: its proximal step does not return finite, real images of shape "
             f"{tuple(images.shape[1:])}, or its noise changes the measurement's shape; choose another operator"
+        )
+
+
+@torch.no_grad()
+def _check_adjoint(physics: LinearPhysics, image_shape: tuple[int, ...], y: Tensor) -> None:
+    """Raises an InputError unless <A u, A v> = <u, A_adjoint(A v)> for the test pattern u and its mirror image v."""
+    u = _pattern(image_shape).to(y.device)
+    with _trial(physics, "has no adjoint"):
+        of_mirror = physics.A(u.flip(-1))
+        inner, other = (y.conj() * of_mirror).sum().real, (u * physics.A_adjoint(of_mirror)).sum().real
+    if abs(inner - other) > ADJOINT_ERROR * y.norm() * of_mirror.norm():
+        name = type(physics).__name__
+        raise InputError(
+            f"{name} has an A_adjoint that is not the adjoint of its A (<A u, A v> = {inner:.3g}, <u, A_adjoint(A v)> = "
+            f"{other:.3g}); mend it, or make it a deepinv.physics.Physics, which needs none{_instead(name)}"
         )
 
 

@@ -1,12 +1,14 @@
 """What priors from diffusers pipelines share: the autoencoder, text conditions, guidance."""
 
 from abc import abstractmethod
+from bisect import bisect_left
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import torch
 from diffusers import AutoencoderTiny, DiffusionPipeline, ModelMixin
 from torch import Tensor
+from transformers import PreTrainedTokenizerBase
 
 from rlsd_lightning.priors.base import Prior
 from rlsd_lightning.priors.loading import (
@@ -22,7 +24,9 @@ from rlsd_lightning.priors.prediction import try_networks
 __all__ = ["PipelinePrior", "text_and_pooled"]
 
 TRIED = 16
-"""Most latents a side that the networks are tried on."""
+"""Most latents a side that the networks are tried on; half for large networks, which take a second on a CPU then."""
+LARGE = 2e8
+"""Parameters of a large network."""
 
 
 class PipelinePrior(Prior):
@@ -100,7 +104,7 @@ class PipelinePrior(Prior):
         if decoder_checkpointing:
             vae.enable_gradient_checkpointing()
         self.set_latent_scale(vae)
-        self.guidance_scale = guidance_scale
+        self.guidance_scale = 1.0  # guided outputs explain noise less well than those of the trial
         with torch.no_grad():
             conditions = self.conditions(loaded, prompt, negative_prompt, guidance_scale)
         self.condition_names = tuple(conditions)
@@ -110,7 +114,10 @@ class PipelinePrior(Prior):
         self.denoiser = network
         self.freeze()
         self.name_left_out(loaded, prompt=prompt, negative_prompt=negative_prompt if guidance_scale != 1 else "")
-        try_networks(self, (latent_shape[0], *(min(length, TRIED) for length in latent_shape[1:])))
+        large = sum(parameter.numel() for parameter in network.parameters()) > LARGE
+        tried = [min(length, TRIED // 2 if large else TRIED) for length in latent_shape[1:]]
+        try_networks(self, (latent_shape[0], *tried))
+        self.guidance_scale = guidance_scale
 
     def set_latent_scale(self, vae: ModelMixin) -> None:
         """Sets scale and shift of the latents: numbers, or buffers with a value for each channel."""
@@ -122,15 +129,10 @@ class PipelinePrior(Prior):
 
     def name_left_out(self, pipeline: DiffusionPipeline, **prompts: str) -> None:
         """Warns of prompts that are longer than the text encoder takes, with the words that are left out."""
-        tokenizer = pipeline.tokenizer
         for name, prompt in prompts.items():
-            tokens = tokenizer(prompt, truncation=False, verbose=False).input_ids
-            left_out = tokenizer.decode(tokens[tokenizer.model_max_length - 1 : -1]).strip()
+            left_out = words_left_out(pipeline.tokenizer, prompt)
             if left_out:
-                most = tokenizer.model_max_length - 2
-                self.warn(
-                    f"{name} is cut after {most} tokens, the most that the text encoder takes; left out: '{left_out}'"
-                )
+                self.warn(f"{name} is longer than the text encoder takes; the words left out are '{left_out}'")
 
     def denoiser_of(self, pipeline: DiffusionPipeline) -> ModelMixin:
         """The pipeline's network."""
@@ -186,3 +188,17 @@ def text_and_pooled(pipeline: DiffusionPipeline, guidance_scale: float, **prompt
     if guided:
         text, pooled = torch.cat((negative, text)), torch.cat((negative_pooled, pooled))
     return {"text": text, "pooled": pooled}
+
+
+def words_left_out(tokenizer: PreTrainedTokenizerBase, prompt: str) -> str:
+    """The words of a prompt from the first that does not fit into a tokenizer's length; empty if all do."""
+    words = prompt.split()
+
+    def fits(count: int) -> bool:
+        return len(tokenizer(" ".join(words[:count]), truncation=False, verbose=False).input_ids) <= most
+
+    most = tokenizer.model_max_length
+    kept = (
+        len(words) if fits(len(words)) else bisect_left(range(len(words)), True, key=lambda count: not fits(count)) - 1
+    )
+    return " ".join(words[kept:])

@@ -23,12 +23,12 @@ LEVELS = (0.02, 0.2, 0.5)
 """Signal energies alpha^2 of the three steps."""
 TRIALS = 2
 """Latents that are denoised side by side."""
-EXPLAINED = 0.2
+EXPLAINED = 0.15
 """Mean square error below which noise of variance 1 is explained."""
 RATIO = 3.0
 """How much better another type must explain the noise."""
-LEAST_RMS = 0.3
-"""Latents of smaller size are none: a network that always returns zeros explains all noise if they are read as latents."""
+LEAST_SPREAD = 0.3
+"""Least deviation of two latents: outputs that are always the same explain all noise if they are read as latents."""
 
 
 @torch.no_grad()
@@ -81,14 +81,14 @@ def check_prediction(prior: Prior, shape: tuple[int, ...]) -> str | None:
     found = {kind: _unexplained(prior, kind, shape) for kind in TYPES if kind != prior.prediction_type}
     fitting = {
         kind: error
-        for kind, (error, rms) in found.items()
-        if error < EXPLAINED and RATIO * error <= own and rms > LEAST_RMS
+        for kind, (error, spread) in found.items()
+        if error < EXPLAINED and RATIO * error <= own and spread > LEAST_SPREAD
     }
     return min(fitting, key=fitting.get, default=None)
 
 
 def _unexplained(prior: Prior, kind: str, shape: tuple[int, ...]) -> tuple[float, float]:
-    """Mean square error of the last step's noise if outputs are of a kind, and the root mean square of the latents."""
+    """Mean square error of the last step's noise if outputs are of a kind, and the deviation of the latents."""
     z = torch.zeros(TRIALS, *shape).to(prior.alphas)
     energies = prior.alphas.square()
     for step, energy in enumerate(LEVELS):
@@ -96,7 +96,7 @@ def _unexplained(prior: Prior, kind: str, shape: tuple[int, ...]) -> tuple[float
         noise = _noise(shape, step).to(z)
         z_t = add_noise(z, noise, prior.alpha(t), prior.sigma(t))
         z, found = clean_and_noise(prior.network(z_t, t), z_t, prior.alpha(t), prior.sigma(t), kind)
-    return (found - noise).square().mean().item(), z.square().mean().sqrt().item()
+    return (found - noise).square().mean().item(), z.std(dim=0).square().mean().sqrt().item()
 
 
 def _noise(shape: tuple[int, ...], step: int) -> Tensor:

@@ -21,7 +21,7 @@ from rlsd_lightning.priors.loading.folders import (
     recipe,
     variant_of,
 )
-from rlsd_lightning.priors.loading.schedules import check_written
+from rlsd_lightning.priors.loading.schedules import check_named, check_written
 
 __all__ = ["load_pipeline"]
 
@@ -110,6 +110,7 @@ def _check_folder(folder: Path, kind: type[DiffusionPipeline], parts: Sequence[s
             f"pretrained must be a complete folder of a {kind.__name__}, but '{folder}' has no "
             f"{', '.join(missing)}; copy or save the whole folder again, or choose the prior that fits it"
         )
+    check_named(folder)
 
 
 def _folder_remedy(folder: Path, variant: str | None, allow_pickle: bool) -> str:

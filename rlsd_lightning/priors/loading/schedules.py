@@ -9,7 +9,7 @@ from torch import Tensor
 
 from rlsd_lightning.errors import InputError
 
-__all__ = ["check_written", "ddim_levels", "flow_levels"]
+__all__ = ["check_named", "check_written", "ddim_levels", "flow_levels"]
 
 DIFFUSION = frozenset(
     f"{name}Scheduler"
@@ -58,10 +58,7 @@ def ddim_levels(scheduler: Any) -> tuple[tuple[Tensor, Tensor], str, int]:
             noise, which says nothing there.
     """
     if not _is_one_of(DIFFUSION, scheduler):
-        raise InputError(
-            f"pretrained: a schedule of signal and noise levels (betas) is expected, got {type(scheduler).__name__}; "
-            "give a checkpoint that was trained with DDPM noise (flow matching: a Stable Diffusion 3)"
-        )
+        raise InputError(_unknown(type(scheduler).__name__))
     own = dict(scheduler.config)
     try:
         config = DDIMScheduler.from_config(own)
@@ -90,6 +87,24 @@ def flow_levels(scheduler: Any) -> tuple[tuple[Tensor, Tensor], str, int]:
         )
     sigmas = scheduler.sigmas[: scheduler.config.num_train_timesteps].flip(0)
     return (1 - sigmas, sigmas), "flow", 0
+
+
+def check_named(folder: Path) -> None:
+    """Checks the scheduler that a folder's ``model_index.json`` names, which may be one that can't be loaded.
+
+    Raises:
+        InputError: If it is of neither family.
+    """
+    _, name = json.loads((folder / "model_index.json").read_text()).get("scheduler") or (None, None)
+    if isinstance(name, str) and name not in DIFFUSION | FLOW_MATCHING:
+        raise InputError(_unknown(name))
+
+
+def _unknown(name: str) -> str:
+    return (
+        f"pretrained: a schedule of signal and noise levels (betas) is expected, got {name}; give a checkpoint that was "
+        "trained with DDPM noise (flow matching: a Stable Diffusion 3)"
+    )
 
 
 def check_written(folder: Path, scheduler: Any) -> None:
