@@ -2,7 +2,6 @@
 
 import logging
 import os
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -10,7 +9,7 @@ from unittest import mock
 
 import pytest
 import torch
-from support.command import PROJECT, TRAIN, start_train, train, wait_for
+from support.command import PROJECT, TRAIN, train
 from support.trainers import assert_same_bits
 
 from rlsd_lightning import InputError
@@ -186,10 +185,8 @@ def test_a_disk_that_is_full_is_one_line_and_costs_nothing(small: list[str], tmp
 
 def test_a_run_folder_that_is_deleted_is_one_line(small: list[str], tmp_path: Path) -> None:
     run = tmp_path / "run"
-    process = start_train(*small, "num_steps=1000", f"output_dir={run}")
-    wait_for((run / "000" / "checkpoints" / "last.ckpt").is_file, process)
-    shutil.rmtree(run)
-    printed = process.communicate(timeout=120)[0]
-    assert process.returncode == 1, printed
+    deleted = ["+callbacks.fault._target_=support.faults.Deletion", f"+callbacks.fault.folder={run}"]
+    code, printed = train(*small, "num_steps=20", *deleted, "+callbacks.fault.step=7", f"output_dir={run}")
+    assert code == 1, printed
     assert "Traceback" not in printed
     assert f"error: '{run}' can't be written to" in printed
