@@ -8,6 +8,7 @@ import lightning as L
 from rlsd_lightning.distributed.strategy import ParticleStrategy
 from rlsd_lightning.errors import InputError
 from rlsd_lightning.measurement import Measurement
+from rlsd_lightning.operators.compose import probe_operator
 from rlsd_lightning.priors import Prior
 
 __all__ = [
@@ -94,7 +95,22 @@ def check_particles(settings: Mapping[str, Any], measurements: Sequence[Measurem
         raise InputError(f"measurements with different names are expected, got {names}")
     if len({start is None for start in starts}) > 1:
         raise InputError("either all measurements or none must have a start, got some of both")
+    _check_data(measurements, prior)
     shape = (settings["num_particles"], *prior.latent_shape)
     for start in starts:
         if start is not None and start[0].shape != shape:
             raise InputError(f"a start with latents of shape {shape} is expected, got {tuple(start[0].shape)}")
+
+
+def _check_data(measurements: Sequence[Measurement], prior: Prior) -> None:
+    """Tries each operator once, and refuses measurements with values that are not finite."""
+    for measurement in {id(each.physics): each for each in measurements}.values():
+        probe_operator(measurement.physics, prior.image_shape, like=measurement.y)
+    for measurement in measurements:
+        wrong = int((~measurement.y.isfinite()).sum())
+        if wrong:
+            raise InputError(
+                f"finite measurements are expected, but {wrong} of the {measurement.y.numel()} values of "
+                f"'{measurement.name}' are NaN or infinite; replace them, or set them to 0 and use an operator with a "
+                "mask that hides them"
+            )

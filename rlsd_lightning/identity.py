@@ -2,14 +2,14 @@
 
 import functools
 import hashlib
-import math
 from collections.abc import Callable, Iterable, Mapping
 
 import torch
 from torch import Tensor, nn
 
-from rlsd_lightning.errors import InputError, first_line
+from rlsd_lightning.errors import InputError
 from rlsd_lightning.measurement import Measurement
+from rlsd_lightning.operators.compose import operator_output
 from rlsd_lightning.priors import Prior
 
 __all__ = ["CheckpointIdentity", "agree", "keep_particles", "same_output", "samples", "saved_samples"]
@@ -156,22 +156,13 @@ def sampled(tensor: Tensor, most: int = 4096) -> Tensor:
     return torch.cat((picked, picked.mean()[None])) if picked.numel() else picked
 
 
-@torch.no_grad()
 def probe(measurement: Measurement, image_shape: tuple[int, ...]) -> Tensor:
     """The operator's output for a test pattern.
 
     Raises:
         InputError: If the operator does not fit the images or the measurement.
     """
-    count = math.prod(image_shape)
-    pattern = torch.linspace(0, 40 * math.pi, count, device=measurement.y.device).sin().view(1, *image_shape)
-    try:
-        measured = measurement.physics.A(pattern)
-    except (RuntimeError, ValueError, IndexError) as error:
-        raise InputError(
-            f"{type(measurement.physics).__name__} does not take images of shape {image_shape}, which the prior makes "
-            f"({first_line(error)})"
-        ) from error
+    measured = operator_output(measurement.physics, image_shape, like=measurement.y)
     if measured.shape != measurement.y.shape:
         raise InputError(
             f"{type(measurement.physics).__name__} turns the prior's images of shape {image_shape} into measurements "

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 from torchvision.transforms.functional import center_crop
 
+from rlsd_lightning.errors import InputError
 from rlsd_lightning.reading import (
     Range,
     Stack,
@@ -24,7 +25,7 @@ from rlsd_lightning.reading import (
     split_key,
 )
 
-__all__ = ["Notes", "Reader", "find_images", "fit", "load_image", "to_pil", "to_tensor"]
+__all__ = ["Notes", "Reader", "find_images", "fit", "load_image", "to_pil", "to_tensor", "with_channels"]
 
 log = logging.getLogger(__name__)
 
@@ -147,3 +148,18 @@ def fit(images: Tensor, height: int, width: int) -> Tensor:
     scale = min(rows / height, columns / width)
     cropped = center_crop(images, [round(height * scale), round(width * scale)])
     return interpolate(cropped, size=(height, width), mode="bicubic", antialias=True).clamp(-1, 1)
+
+
+def with_channels(images: Tensor, channels: int) -> Tensor:
+    """Images of shape :math:`(n, 3, H, W)` with the channels of a prior's images: the same, or their mean for one.
+
+    Raises:
+        InputError: If there are neither one nor three channels, which no picture has.
+    """
+    if channels == images.shape[1]:
+        return images
+    if channels == 1:
+        return images.mean(dim=1, keepdim=True)
+    raise InputError(
+        f"images: a prior of 1 or 3 channels is expected for pictures, got one of {channels}; give the measurement itself"
+    )

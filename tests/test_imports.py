@@ -22,7 +22,7 @@ FLOORS = (
     {"operators"},
     {"priors"},
     {"distributed"},
-    {"measurement", "images", "reading", "errors", "timesteps", "resources"},
+    {"measurement", "images", "reading", "errors", "timesteps", "resources", "signatures"},
     {"functional"},
 )
 """Rooms (files and folders of the package) from top to bottom; a room imports rooms of its own floor and below."""

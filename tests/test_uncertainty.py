@@ -15,8 +15,7 @@ from torch import Tensor, nn
 from rlsd_lightning.evaluation.scores import Solved
 from rlsd_lightning.functional.calibration import calibration, total_calibration
 from rlsd_lightning.measurement import Measurement
-from rlsd_lightning.operators import as_physics, hdr, phase_retrieval, quantization, super_resolution
-from rlsd_lightning.operators.compose import NullOperator
+from rlsd_lightning.operators import NullOperator, as_physics, hdr, phase_retrieval, quantization, super_resolution
 from rlsd_lightning.operators.noise import PoissonNoise
 from rlsd_lightning.operators.proximal import noise_share, proximal_step
 from rlsd_lightning.results.store import load_run

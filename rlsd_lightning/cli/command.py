@@ -27,7 +27,7 @@ from rlsd_lightning.cli.help import help_text
 from rlsd_lightning.cli.literal import as_typed
 from rlsd_lightning.cli.messages import REQUEUE, explain
 from rlsd_lightning.cli.resume import run_folder
-from rlsd_lightning.cli.settings import with_present_names
+from rlsd_lightning.cli.settings import check_settings, with_present_names
 from rlsd_lightning.errors import InputError, printable
 from rlsd_lightning.resources import CONFIGS
 
@@ -85,12 +85,24 @@ def hydra_app() -> None:
 @hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name="train")
 def compose_and_run(cfg: DictConfig) -> None:
     """Runs what Hydra composed."""
-    code = heavy("train").main(cfg)
     hydra_run = HydraConfig.get()
+    if hydra_run.mode == RunMode.RUN and not cfg.resume and not cfg.ckpt_path:
+        _check(cfg)
+    code = heavy("train").main(cfg)
     runs_in_turn = hydra_run.mode == RunMode.MULTIRUN and hydra_run.runtime.choices["hydra/launcher"] == "basic"
     if code and runs_in_turn and code != REQUEUE:
         failed.append(cfg.output_dir)  # the other runs go on
     elif code:
+        sys.exit(code)
+
+
+def _check(cfg: DictConfig) -> None:
+    """Ends the process if a setting is wrong, which the run would find seconds later."""
+    try:
+        check_settings(cfg)
+    except HydraException as error:
+        reason, code = explain(error, cfg)
+        logging.getLogger("train").error("error: %s", reason)
         sys.exit(code)
 
 

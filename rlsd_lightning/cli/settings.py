@@ -3,14 +3,14 @@
 import difflib
 import glob
 import inspect
-import itertools
 import os
 import re
 import shlex
 import sys
-from collections.abc import Callable, Container, Iterable
+from collections.abc import Container, Iterable
 from pathlib import Path
-from typing import get_args
+from types import NoneType, UnionType
+from typing import Any, Union, get_args, get_origin
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
@@ -19,7 +19,8 @@ from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from rlsd_lightning.cli import program
-from rlsd_lightning.errors import InputError
+from rlsd_lightning.errors import InputError, printable
+from rlsd_lightning.signatures import Signature, own_signature
 
 __all__ = [
     "check_settings",
@@ -38,7 +39,10 @@ CHOICES = ".hydra/choices.yaml"
 """File of a run's choices of groups, in its folder."""
 OLDER = {"data.mask": "physics.mask", "data.kernel": "physics.kernel"}
 """Older names of settings, which are still accepted, and their present names."""
-OTHER_FILES = ("prior.pretrained", "features.pretrained", "physics.network", "physics.code")
+OTHER_FILES = (
+    *("prior.pretrained", "features.pretrained", "physics.network", "physics.code"),
+    *("physics.coil_maps", "physics.angles"),
+)
 
 
 def near_miss(name: str, siblings: Iterable[str]) -> str | None:
@@ -78,7 +82,7 @@ def move_older(cfg: DictConfig, kept: Container[str] = ()) -> None:
 
 def make_paths_absolute(cfg: DictConfig) -> None:
     """Makes paths absolute, as a run may be resumed from another folder."""
-    from rlsd_lightning.reading.paths import absolute, split_key  # with torch, as in accepted_parameters
+    from rlsd_lightning.reading.paths import absolute, split_key  # with torch
 
     for name in ("data.images", "data.measurement", *OLDER.values(), *OTHER_FILES):
         value = OmegaConf.select(cfg, name)
@@ -86,19 +90,22 @@ def make_paths_absolute(cfg: DictConfig) -> None:
             OmegaConf.update(cfg, name, absolute(value))
 
 
-def accepted_parameters(target: Callable) -> dict[str, inspect.Parameter]:
-    """Parameters of a target; a method's ``**kwargs`` are those of its base class."""
-    from rlsd_lightning.methods.base import ParticleModule  # with torch, which composing and --help do without
+def signature_of(target: str) -> Signature:
+    """What a target takes; only one of another package is imported for it."""
+    try:
+        return own_signature(target)
+    except LookupError:
+        found = get_object(target)
+    parameters = inspect.signature(found).parameters
+    annotations = {name: _union(parameter.annotation) for name, parameter in parameters.items()}
+    open_ended = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
+    return Signature(annotations, open_ended, isinstance(found, type))
 
-    found = dict(inspect.signature(target).parameters)
-    bases = target.__mro__[1:] if isinstance(target, type) and issubclass(target, ParticleModule) else ()
-    for base in itertools.takewhile(lambda base: issubclass(base, ParticleModule), bases):
-        rest = [name for name, parameter in found.items() if parameter.kind is parameter.VAR_KEYWORD]
-        if not rest:
-            break
-        del found[rest[0]]
-        found = {**inspect.signature(base).parameters, **found}
-    return found
+
+def _union(annotation: Any) -> str:
+    """Names of an annotation's types, as they stand in a source."""
+    members = get_args(annotation) if get_origin(annotation) in (Union, UnionType) else (annotation,)
+    return " | ".join("None" if member is NoneType else getattr(member, "__name__", str(member)) for member in members)
 
 
 def check_settings(cfg: DictConfig) -> None:
@@ -108,23 +115,22 @@ def check_settings(cfg: DictConfig) -> None:
         HydraException: If a target does not take a setting, or takes another type.
     """
     for group in ("prior", "features", "physics", "data", "method"):
-        target = get_object(cfg[group]._target_)
-        parameters = accepted_parameters(target)
-        open_ended = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
+        taken = signature_of(cfg[group]._target_)
         for name, value in OmegaConf.to_container(cfg[group], resolve=True).items():
             # make_physics turns the noise of a deepinv class into its noise_model
-            turned = group == "physics" and isinstance(target, type) and name in ("sigma", "noise")
-            if name.startswith("_") or turned or (open_ended and name not in parameters):
+            turned = group == "physics" and taken.is_class and name in ("sigma", "noise")
+            if name.startswith("_") or turned or (taken.open_ended and name not in taken.annotations):
                 continue
-            if name not in parameters:
-                near = near_miss(f"{group}.{name}", parameters)
-                hint = f"did you mean {near}?" if near else f"there are {', '.join(sorted(parameters))}"
+            if name not in taken.annotations:
+                near = near_miss(f"{group}.{name}", taken.annotations)
+                hint = f"did you mean {near}?" if near else f"there are {', '.join(sorted(taken.annotations))}"
                 raise HydraException(f"there is no setting '{group}.{name}' with this {group}; {hint}")
-            kinds = set(get_args(parameters[name].annotation) or (parameters[name].annotation,))
-            if not kinds <= {int, float, bool, str, Path, type(None)}:
+            kinds = set(taken.annotations[name].split(" | "))
+            if not kinds <= {"int", "float", "bool", "str", "Path", "None"}:
                 continue
-            if type(value) not in (kinds | {int} if float in kinds else kinds):
-                expected = " or ".join(sorted("null" if kind is type(None) else kind.__name__ for kind in kinds))
+            given = "None" if value is None else type(value).__name__
+            if given not in (kinds | {"int"} if "float" in kinds else kinds):
+                expected = " or ".join(sorted("null" if kind == "None" else kind for kind in kinds))
                 raise HydraException(f"{group}.{name} must be {expected}, got '{value}'")
 
 
@@ -147,11 +153,13 @@ def check_trainer(cfg: DictConfig) -> None:
 
 
 def keep_settings(cfg: DictConfig, folder: Path) -> None:
-    """Writes the settings of a new run.
+    """Write the settings of a new run.
 
     Raises:
-        InputError: If the folder holds a run with other settings.
+        InputError: If the folder holds a run with other settings, or its name is not UTF-8.
     """
+    if printable(str(folder)) != str(folder):
+        raise InputError(f"output_dir must be a name in UTF-8, which TensorBoard needs, got '{folder}'; choose another")
     saved = folder / SETTINGS
     if saved.is_file() and OmegaConf.load(saved) != cfg:
         raise InputError(

@@ -17,6 +17,7 @@ from rlsd_lightning.errors import InputError
 from rlsd_lightning.images import Reader
 from rlsd_lightning.measurement import Measurement
 from rlsd_lightning.operators.likelihood import MASKED, noise_std
+from rlsd_lightning.operators.medical import PerMeasurement
 from rlsd_lightning.operators.pixels import PerPicture
 from rlsd_lightning.reading import (
     Stack,
@@ -78,7 +79,7 @@ class MeasuredData(Sequence[Measurement]):
 
     def __getitem__(self, index: int) -> Measurement:
         source = self.sources[: len(self)][index]
-        y, physics = self._image(source) if self.of_images else (self._values(source), self.physics)
+        y, physics = self._image(source) if self.of_images else self._values(source)
         return Measurement(source.name, y, physics, series="sequence" if self.sequence else None)
 
     def _count(self, path: Path, key: str | None) -> int:
@@ -137,11 +138,13 @@ class MeasuredData(Sequence[Measurement]):
             "save it in grey"
         )
 
-    def _values(self, source: Source) -> Tensor:
+    def _values(self, source: Source) -> tuple[Tensor, Physics]:
+        """Measured values that are no image, and their operator."""
         y = self._of_instrument(source.path, source.key)[source.page : source.page + 1]
         check_finite(y.numpy(), source.path)
-        seen = _seen(self.physics, y.shape[-2:])
-        return y if seen is None else y * seen
+        physics = self.physics.for_measurement(y) if isinstance(self.physics, PerMeasurement) else self.physics
+        seen = _seen(physics, y.shape[-2:])
+        return y if seen is None else y * seen, physics
 
     def _of_instrument(self, path: Path, key: str | None) -> Tensor:
         r"""Measurements of an operator that does not measure images, as they are, with shape :math:`(n, \dots)`."""
@@ -151,7 +154,10 @@ class MeasuredData(Sequence[Measurement]):
                 values = read_array(path, key, complex_allowed=takes is not None).values
             else:
                 values = _real_picture(path)
-            own = self._in_own_shape(values) if takes is None else takes.from_array(values)
+            try:
+                own = self._in_own_shape(values) if takes is None else takes.from_array(values)
+            except InputError as error:
+                raise InputError(f"'{shown(path)}': {error}") from error
             self._arrays = (path, key, own)
         return self._arrays[2]
 

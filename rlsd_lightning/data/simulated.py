@@ -10,7 +10,7 @@ from torch import Tensor
 from rlsd_lightning.data.sources import find_sources
 from rlsd_lightning.errors import InputError
 from rlsd_lightning.functional.noise import measurement_key
-from rlsd_lightning.images import Reader
+from rlsd_lightning.images import Reader, with_channels
 from rlsd_lightning.measurement import Measurement
 from rlsd_lightning.operators.pixels import PerPicture
 
@@ -97,4 +97,5 @@ class ImageMeasurements(Sequence[Measurement]):
 
     def _read(self, index: int, height: int, width: int) -> tuple[Tensor, tuple[int, int]]:
         source = self.sources[index % len(self.sources)]
-        return self._reader.image(source.path, height, width, source.key, source.page)
+        image, own = self._reader.image(source.path, height, width, source.key, source.page)
+        return with_channels(image, self.image_shape[0]), own

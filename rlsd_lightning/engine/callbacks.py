@@ -10,6 +10,7 @@ import torch
 from lightning.pytorch.callbacks import Callback, TQDMProgressBar
 
 from rlsd_lightning.errors import NonFiniteError
+from rlsd_lightning.evaluation.causes import non_finite_cause
 from rlsd_lightning.methods.base import ParticleModule
 
 __all__ = ["FiniteGuard", "Progress", "not_finite"]
@@ -53,8 +54,7 @@ class FiniteGuard(Callback):
         lost = not_finite(module)
         if lost:
             raise NonFiniteError(
-                f"particles of '{', '.join(lost)}' are no longer finite at step {done}; lower guidance_scale, lr_z or gamma, or use "
-                "precision 32-true",
+                f"particles of '{', '.join(lost)}' are no longer finite at step {done}; {non_finite_cause(module)}",
                 lost,
             )
 

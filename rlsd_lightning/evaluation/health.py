@@ -132,7 +132,10 @@ Problem = tuple[str, dict[str, str]]
 
 
 def health_warnings(
-    metrics: HealthMetrics, prior_diversity: float | None = None, settings: Collection[str] | None = None
+    metrics: HealthMetrics,
+    prior_diversity: float | None = None,
+    settings: Collection[str] | None = None,
+    blame: bool = True,
 ) -> list[str]:
     """One sentence for each problem, with remedies; empty for a healthy run.
 
@@ -140,7 +143,10 @@ def health_warnings(
         metrics: Metrics at the end of the run.
         prior_diversity: Diversity of the prior's samples in the same features, if known.
         settings: Names of the method's settings; remedies that change others are left out. All are kept if left out.
+        blame: Whether to give remedies; not if the cause is known to be elsewhere.
     """
+    if not blame:
+        return [problem for problem, _ in problems(metrics, prior_diversity)]
     known = None if settings is None else {*settings, "num_steps", "sigma", "features"}
     return [_sentence(problem, remedies, known) for problem, remedies in problems(metrics, prior_diversity)]
 

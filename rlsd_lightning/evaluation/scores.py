@@ -9,7 +9,7 @@ from torchmetrics.functional.image import structural_similarity_index_measure
 
 from rlsd_lightning.functional.metrics import diversity, psnr, residual_rms
 from rlsd_lightning.measurement import Measurement
-from rlsd_lightning.operators.compose import NullOperator
+from rlsd_lightning.operators import NullOperator
 from rlsd_lightning.operators.likelihood import data_fit, equivalent_forms
 
 __all__ = ["SMALLEST_SSIM", "Solved", "aligned", "pseudo_inverse", "score", "ssim_each"]

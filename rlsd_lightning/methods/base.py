@@ -19,6 +19,7 @@ from rlsd_lightning.functional.noise import ParticleNoise
 from rlsd_lightning.functional.schedules import ddim_timesteps
 from rlsd_lightning.identity import CheckpointIdentity, keep_particles
 from rlsd_lightning.measurement import Measurement
+from rlsd_lightning.operators.medical import as_seen
 from rlsd_lightning.operators.proximal import RESULT_STEPS, ProximalSteps
 from rlsd_lightning.priors import Prior
 from rlsd_lightning.timesteps import Timesteps
@@ -169,11 +170,9 @@ class ParticleModule(L.LightningModule):
         self._seen = images.detach(), decoded.detach()
 
     def pictures(self) -> tuple[Tensor, Tensor]:
-        """The reconstructions; after the last step they are computed once."""
-        if self.steps_done < len(self.timesteps):
-            return self.reconstructions()
-        if self._finished is None:
-            self._finished = self.reconstructions()
+        """The reconstructions, in grey where nothing else was measured; after the last step they are computed once."""
+        if self._finished is None or self.steps_done < len(self.timesteps):
+            self._finished = tuple(as_seen(self.each(images)) for images in self.reconstructions())
         return self._finished
 
     @property

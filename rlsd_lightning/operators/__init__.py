@@ -8,13 +8,20 @@ Each factory takes the prior's ``image_shape`` first, so that one configuration 
 - ``noise``: Name of the noise, see :func:`make_noise`.
 """
 
-from rlsd_lightning.operators.compose import NullOperator, as_physics, compose, custom, make_physics
+from rlsd_lightning.operators.compose import as_physics, compose, custom, make_physics, probe_operator
 from rlsd_lightning.operators.compressive import compressed_sensing, single_pixel
 from rlsd_lightning.operators.filters import blur, gaussian_blur, load_kernel, motion_blur, super_resolution
 from rlsd_lightning.operators.medical import mri, tomography
 from rlsd_lightning.operators.noise import NOISES, PoissonNoise, make_noise
 from rlsd_lightning.operators.nonlinear import hdr, jpeg, nonlinear_blur, phase_retrieval, quantization
-from rlsd_lightning.operators.pixels import colorization, demosaicing, denoising, first_coordinate, inpainting
+from rlsd_lightning.operators.pixels import (
+    NullOperator,
+    colorization,
+    demosaicing,
+    denoising,
+    first_coordinate,
+    inpainting,
+)
 
 __all__ = [
     "NOISES",
@@ -40,6 +47,7 @@ __all__ = [
     "mri",
     "nonlinear_blur",
     "phase_retrieval",
+    "probe_operator",
     "quantization",
     "single_pixel",
     "super_resolution",

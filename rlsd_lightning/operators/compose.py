@@ -1,43 +1,71 @@
-"""Compositions of operators, operators from plain functions, and the null operator."""
+"""Operators from classes, plain functions and compositions, and their trial before the first step."""
 
 import inspect
+import math
 import pkgutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 
 import torch
 from deepinv.physics import LinearPhysics, Physics
 from torch import Tensor
 
-from rlsd_lightning.errors import InputError
-from rlsd_lightning.operators.noise import make_noise
+from rlsd_lightning.errors import InputError, first_line
+from rlsd_lightning.operators.noise import check_noise, make_noise
+from rlsd_lightning.operators.pixels import PerPicture
+from rlsd_lightning.operators.proximal import proximal_step
 
-__all__ = ["NullOperator", "as_physics", "compose", "custom", "make_physics"]
+__all__ = ["as_physics", "compose", "custom", "make_physics", "operator_output", "probe_operator"]
+
+
+OWN = {
+    "Blur": "motion_blur",
+    "BlurFFT": "gaussian_blur",
+    "CompressedSensing": "compressed_sensing",
+    "Downsampling": "super_resolution",
+    "Inpainting": "inpainting",
+    "MRI": "mri",
+    "MultiCoilMRI": "mri",
+    "PhaseRetrieval": "phase_retrieval",
+    "SinglePixelCamera": "single_pixel",
+    "StructuredRandom": "compressed_sensing",
+    "Tomography": "tomography",
+}
+"""Operators of this package in place of deepinv classes that want tensors or other images."""
 
 
 def make_physics(factory: Callable[..., Physics], image_shape: tuple[int, ...]) -> Physics:
-    """Makes an operator for images of one shape.
+    """Makes an operator for images of one shape, and tries it on one.
 
     Our own functions take ``image_shape``. A ``deepinv.physics`` class, or a user's, gets the shape as ``img_size`` and
-    ``img_width`` if it takes these, and ``noise`` with deviation ``sigma`` as its ``noise_model``.
+    ``img_width`` if it takes these. Noise of deviation ``sigma`` becomes its ``noise_model``.
 
     Args:
         factory: A function or class, or a :func:`functools.partial` of one.
         image_shape: Shape of the prior's images.
 
     Raises:
-        InputError: If the arguments do not fit the factory, or the result is no operator.
+        InputError: If the arguments do not fit the factory, the result is no operator, or :func:`probe_operator` finds
+            that it can't be used.
     """
+    physics = _made(factory, image_shape)
+    if not isinstance(physics, PerPicture):  # each picture's own is tried later
+        probe_operator(physics, image_shape)
+    return physics
+
+
+def _made(factory: Callable[..., Physics], image_shape: tuple[int, ...]) -> Physics:
+    """The operator of :func:`make_physics`, without its trial."""
     target = factory.func if isinstance(factory, partial) else factory
     settings = dict(factory.keywords) if isinstance(factory, partial) else {}
     accepted = inspect.signature(target).parameters
+    noise_model = None
     if "image_shape" in accepted:
         settings["image_shape"] = image_shape
     elif isinstance(target, type) and issubclass(target, Physics):
         sigma, noise = settings.pop("sigma", None), settings.pop("noise", "gaussian")
-        takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in accepted.values())
-        if sigma is not None and (takes_any or "noise_model" in accepted):
-            settings.setdefault("noise_model", make_noise(noise, sigma))
+        noise_model = None if sigma is None or "noise_model" in settings else make_noise(noise, sigma)
         for name, value in {"img_size": tuple(image_shape), "img_width": image_shape[-1]}.items():
             if name in accepted:
                 settings.setdefault(name, value)
@@ -45,14 +73,84 @@ def make_physics(factory: Callable[..., Physics], image_shape: tuple[int, ...]) 
         physics = target(**settings)
     except InputError:
         raise
-    except (TypeError, ValueError, RuntimeError, AssertionError) as error:
-        raise InputError(f"{target.__name__} can't be made with these arguments: {error}") from error
+    except Exception as error:  # constructors raise errors of many kinds
+        raise InputError(
+            f"{target.__name__} can't be made with these arguments: {first_line(error)}{_instead(target.__name__)}"
+        ) from error
     if not isinstance(physics, Physics):
         raise InputError(
             f"a deepinv.physics.Physics is expected, but {target.__name__} made a {type(physics).__name__}; for a plain "
             "function of images use rlsd_lightning.operators.custom"
         )
+    if noise_model is not None:
+        physics.noise_model = noise_model
     return physics
+
+
+def _instead(name: str) -> str:
+    return f"; rlsd_lightning.operators.{OWN[name]} takes plain numbers instead" if name in OWN else ""
+
+
+@contextmanager
+def _trial(physics: Physics, fault: str) -> Iterator[None]:
+    """Turns whatever an operator raises into one line with its name."""
+    try:
+        yield
+    except InputError:
+        raise
+    except Exception as error:  # operators raise errors of many kinds
+        name = type(physics).__name__
+        raise InputError(f"{name} {fault} ({type(error).__name__}: {first_line(error)}){_instead(name)}") from error
+
+
+@torch.no_grad()
+def operator_output(physics: Physics, image_shape: tuple[int, ...], like: Tensor | None = None) -> Tensor:
+    """The operator's output for a test pattern, with shape (1, ...).
+
+    Args:
+        image_shape: Shape of the prior's images.
+        like: A tensor whose device the pattern has.
+
+    Raises:
+        InputError: If the operator does not take images of this shape, or does not return one finite tensor.
+    """
+    pattern = torch.linspace(0, 40 * math.pi, math.prod(image_shape)).sin().view(1, *image_shape)
+    pattern = pattern if like is None else pattern.to(like.device)
+    name = type(physics).__name__
+    with _trial(physics, f"does not take images of shape {tuple(image_shape)}, which the prior makes"):
+        y = physics.A(pattern)
+    if not isinstance(y, Tensor):
+        raise InputError(
+            f"{name} must measure one tensor, got a {type(y).__name__}; choose an operator with one output"
+        )
+    if y.ndim < 2 or len(y) != 1:
+        raise InputError(f"{name} must turn one image into one measurement of shape (1, ...), got {tuple(y.shape)}")
+    if not y.isfinite().all():
+        raise InputError(f"{name} is not finite for images in [-1, 1]; give an operator that takes these values")
+    return y
+
+
+def probe_operator(physics: Physics, image_shape: tuple[int, ...], like: Tensor | None = None) -> None:
+    """Tries an operator on an image: its output, its noise, and a proximal step of two particles.
+
+    Arguments are those of :func:`operator_output`.
+
+    Raises:
+        InputError: If one of them fails, or the noise has no known likelihood.
+    """
+    check_noise(physics.noise_model)
+    y = operator_output(physics, image_shape, like)
+    images = torch.zeros(2, *image_shape, device=y.device)
+    with torch.random.fork_rng(devices=[]), _trial(physics, "can't draw its noise"):
+        noisy = physics(images[:1])
+    with _trial(physics, "can't be inverted: its proximal step fails"):
+        solved = proximal_step(physics, y, images, 1.0, inner_steps=1)
+    sound = isinstance(solved, Tensor) and solved.shape == images.shape and solved.isfinite().all()
+    if not sound or solved.is_complex() or not isinstance(noisy, Tensor) or noisy.shape != y.shape:
+        raise InputError(
+            f"{type(physics).__name__} can't be inverted: its proximal step does not return finite, real images of shape "
+            f"{tuple(images.shape[1:])}, or its noise changes the measurement's shape; choose another operator"
+        )
 
 
 def as_physics(operator: Physics | Callable[[Tensor], Tensor]) -> Physics:
@@ -108,25 +206,8 @@ def compose(
         raise InputError("operators must list at least one operator, got none")
     shape, composed = tuple(image_shape), None
     for factory in operators:
-        physics = make_physics(factory, shape)
-        shape = tuple(physics.A(torch.zeros(1, *shape)).shape[1:])
+        physics = _made(factory, shape)
+        shape = tuple(operator_output(physics, shape).shape[1:])
         composed = physics if composed is None else physics * composed
     composed.noise_model = make_noise(noise, sigma)
     return composed
-
-
-class NullOperator(LinearPhysics):
-    """The operator that measures nothing: its output is one zero for any image."""
-
-    def __init__(self, image_shape: tuple[int, ...]) -> None:
-        super().__init__()
-        self.image_shape = tuple(image_shape)
-
-    def A(self, x: Tensor, **kwargs) -> Tensor:  # noqa: N802
-        return 0 * x.flatten(1)[:, :1]
-
-    def A_adjoint(self, y: Tensor, **kwargs) -> Tensor:  # noqa: N802
-        return y.new_zeros(len(y), *self.image_shape)
-
-    def prox_l2(self, z: Tensor, y: Tensor, gamma: float, **kwargs) -> Tensor:
-        return z

@@ -26,7 +26,7 @@ from torch import Tensor
 from rlsd_lightning.functional.losses import absolute_misfit, at_least_float32, photon_misfit, square_misfit
 from rlsd_lightning.functional.metrics import residual_rms
 from rlsd_lightning.operators.compressive import MaskedSinglePixelCamera
-from rlsd_lightning.operators.medical import RealMRI
+from rlsd_lightning.operators.medical import CoilMRI, Projections
 from rlsd_lightning.operators.noise import PoissonNoise
 from rlsd_lightning.operators.nonlinear import FourierMagnitude
 
@@ -43,9 +43,9 @@ __all__ = [
     "observed_pixels",
 ]
 
-MASKED = (Inpainting, RealMRI, MaskedSinglePixelCamera)
+MASKED = (Inpainting, CoilMRI, MaskedSinglePixelCamera)
 """Operators that set unmeasured values to zero."""
-NOT_PICTURES = (RealMRI, Tomography, SinglePixelCamera, StructuredRandom, FourierMagnitude)
+NOT_PICTURES = (CoilMRI, Projections, Tomography, SinglePixelCamera, StructuredRandom, FourierMagnitude)
 """Operators whose measurements are no pictures, whatever their shape."""
 
 

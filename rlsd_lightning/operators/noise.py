@@ -2,13 +2,14 @@ r"""Noise models, each with its standard deviation :math:`s` in units of an imag
 
 import math
 
+import deepinv
 import torch
-from deepinv.physics import GaussianNoise, LaplaceNoise, NoiseModel
+from deepinv.physics import GaussianNoise, LaplaceNoise, NoiseModel, ZeroNoise
 from torch import Tensor
 
 from rlsd_lightning.errors import InputError
 
-__all__ = ["NOISES", "PoissonNoise", "make_noise"]
+__all__ = ["NOISES", "PoissonNoise", "check_noise", "make_noise"]
 
 
 class PoissonNoise(NoiseModel):
@@ -56,3 +57,25 @@ def make_noise(noise: str, sigma: float, of_images: bool = True) -> NoiseModel:
             "choose gaussian or laplace"
         )
     return NOISES[noise](float(sigma))
+
+
+def check_noise(noise_model: NoiseModel) -> None:
+    """Checks that the likelihood of a noise model is known; another would be taken for exact data.
+
+    Raises:
+        InputError: If it is not.
+    """
+    if isinstance(noise_model, GaussianNoise | LaplaceNoise | PoissonNoise | ZeroNoise):
+        return
+    if isinstance(noise_model, deepinv.physics.PoissonNoise):
+        sigma = 2 * math.sqrt(float(noise_model.gain.max()))
+        raise InputError(
+            "noise_model: deepinv's PoissonNoise counts the photons of images in [0, 1], but images here are in [-1, 1]; "
+            f"set physics.noise_model to PoissonNoise(sigma={sigma:.3g}) of rlsd_lightning.operators, and give 2 * y - 1 "
+            "as the measurement (if y was multiplied by the gain)"
+        )
+    raise InputError(
+        "noise_model must be GaussianNoise, LaplaceNoise or ZeroNoise of deepinv or PoissonNoise of "
+        f"rlsd_lightning.operators, got {type(noise_model).__name__}; give GaussianNoise with its standard deviation, if "
+        "that is close enough"
+    )

@@ -10,7 +10,16 @@ from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
-from deepinv.physics import Decolorize, Demosaicing, Denoising, GaussianNoise, Inpainting, NoiseModel, Physics
+from deepinv.physics import (
+    Decolorize,
+    Demosaicing,
+    Denoising,
+    GaussianNoise,
+    Inpainting,
+    LinearPhysics,
+    NoiseModel,
+    Physics,
+)
 from PIL import Image, ImageDraw
 from torch import Tensor
 
@@ -22,6 +31,7 @@ from rlsd_lightning.reading.paths import name_of
 __all__ = [
     "MaskedPixels",
     "MasksOfPictures",
+    "NullOperator",
     "PerPicture",
     "box_mask",
     "colorization",
@@ -189,3 +199,20 @@ def first_coordinate(image_shape: tuple[int, ...], sigma: float = 0.1) -> Inpain
     mask = torch.zeros(image_shape)
     mask[0] = 1
     return Inpainting(image_shape, mask=mask, noise_model=GaussianNoise(sigma=float(sigma)))
+
+
+class NullOperator(LinearPhysics):
+    """The operator that measures nothing: its output is one zero for any image."""
+
+    def __init__(self, image_shape: tuple[int, ...]) -> None:
+        super().__init__()
+        self.image_shape = tuple(image_shape)
+
+    def A(self, x: Tensor, **kwargs) -> Tensor:  # noqa: N802
+        return 0 * x.flatten(1)[:, :1]
+
+    def A_adjoint(self, y: Tensor, **kwargs) -> Tensor:  # noqa: N802
+        return y.new_zeros(len(y), *self.image_shape)
+
+    def prox_l2(self, z: Tensor, y: Tensor, gamma: float, **kwargs) -> Tensor:
+        return z

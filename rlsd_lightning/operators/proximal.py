@@ -10,9 +10,9 @@ from torch import Tensor
 
 from rlsd_lightning.functional.losses import at_least_float32, square_misfit
 from rlsd_lightning.measurement import Measurement
-from rlsd_lightning.operators.compose import NullOperator
 from rlsd_lightning.operators.likelihood import has_square_misfit, misfit, noise_std
 from rlsd_lightning.operators.medical import RealMRI
+from rlsd_lightning.operators.pixels import NullOperator
 
 __all__ = ["RESULT_STEPS", "ProximalSteps", "has_own_step", "noise_share", "proximal_step", "solves_apart"]
 

@@ -1,5 +1,6 @@
 """The contract of a prior: a frozen denoiser of latents, between an encoder and a decoder."""
 
+import logging
 from abc import ABC, abstractmethod
 from typing import Any
 
@@ -9,6 +10,8 @@ from rlsd_lightning.errors import InputError
 from rlsd_lightning.functional.schedules import PREDICTION_TYPES, clean_and_noise
 
 __all__ = ["Prior"]
+
+log = logging.getLogger(__name__)
 
 
 class Prior(nn.Module, ABC):
@@ -52,10 +55,17 @@ class Prior(nn.Module, ABC):
         self.image_shape = tuple(image_shape)
         self.prediction_type = prediction_type
         self.timestep_offset = timestep_offset
+        self.warnings: list[str] = []
+        """What is suspicious about the checkpoint or the prompts, in sentences for the results."""
 
     def freeze(self) -> None:
         """Switches to evaluation mode and turns off the gradients of all weights."""
         self.eval().requires_grad_(False)
+
+    def warn(self, sentence: str) -> None:
+        """Logs a warning, and keeps it for the results of every measurement."""
+        log.warning("%s", sentence)
+        self.warnings.append(sentence)
 
     @property
     def num_train_timesteps(self) -> int:

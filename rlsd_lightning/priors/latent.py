@@ -5,14 +5,24 @@ from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import torch
-from diffusers import DiffusionPipeline, ModelMixin
+from diffusers import AutoencoderTiny, DiffusionPipeline, ModelMixin
 from torch import Tensor
 
-from rlsd_lightning.errors import InputError
 from rlsd_lightning.priors.base import Prior
-from rlsd_lightning.priors.loading import ddim_levels, height_and_width, load_pipeline
+from rlsd_lightning.priors.loading import (
+    check_channels,
+    check_conditions,
+    ddim_levels,
+    image_and_unit,
+    latent_scale,
+    load_pipeline,
+)
+from rlsd_lightning.priors.prediction import try_networks
 
 __all__ = ["PipelinePrior", "text_and_pooled"]
+
+TRIED = 16
+"""Most latents a side that the networks are tried on."""
 
 
 class PipelinePrior(Prior):
@@ -26,7 +36,8 @@ class PipelinePrior(Prior):
     :meth:`evaluate`.
 
     Args:
-        pretrained: A local folder in the diffusers format, the name of a model on the hub, or a pipeline itself.
+        pretrained: A local folder in the diffusers format, its folder in the hub's cache, one file of the original
+            format (``.safetensors``), the name of a model on the hub, or a pipeline itself.
         prompt: Text that describes the image; the paper uses the empty prompt.
         negative_prompt: Text that guidance moves away from.
         guidance_scale: Strength :math:`g` of classifier-free guidance; 1 is off and costs one network call less.
@@ -40,7 +51,8 @@ class PipelinePrior(Prior):
         allow_pickle: Also load weights in pickle files, which can run code.
 
     Raises:
-        InputError: If there is no such pipeline at ``pretrained``, or the image size does not fit the autoencoder.
+        InputError: If there is no such pipeline at ``pretrained``, it is of another kind (inpainting, class labels, a
+            schedule without signal levels), its networks' outputs are not finite, or the image size does not fit.
 
     References:
         | High-Resolution Image Synthesis with Latent Diffusion Models (Rombach et al., 2022)
@@ -73,15 +85,12 @@ class PipelinePrior(Prior):
             settings = (variant, weights, local_files_only, allow_pickle)
             loaded = load_pipeline(self.pipeline, pretrained, self.parts, *settings, **self.left_out)
         vae, network = loaded.vae, self.denoiser_of(loaded)
+        check_conditions(network)
+        check_channels(network, vae)
         levels, prediction_type, offset = self.schedule(loaded)
         stride = 2 ** (len(vae.config.block_out_channels) - 1)
-        height, width = height_and_width(image_size or network.config.sample_size * stride)
         unit = stride * network.config.get("patch_size", 1)
-        if height % unit or width % unit or min(height, width) < unit:
-            raise InputError(
-                f"image_size must be a multiple of {unit}, the autoencoder's stride times the network's patch, got "
-                f"{image_size}"
-            )
+        height, width = image_and_unit(image_size, network.config.sample_size, stride, unit)
         latent_shape = (network.config.in_channels, height // stride, width // stride)
         super().__init__(*levels, latent_shape, (vae.config.in_channels, height, width), prediction_type, offset)
         # faster for convolutions over pixels, forward and backward, but not over latents
@@ -90,7 +99,7 @@ class PipelinePrior(Prior):
             vae.enable_tiling()
         if decoder_checkpointing:
             vae.enable_gradient_checkpointing()
-        self.scaling, self.shift = vae.config.scaling_factor, vae.config.shift_factor or 0.0
+        self.set_latent_scale(vae)
         self.guidance_scale = guidance_scale
         with torch.no_grad():
             conditions = self.conditions(loaded, prompt, negative_prompt, guidance_scale)
@@ -100,6 +109,28 @@ class PipelinePrior(Prior):
             self.register_buffer(name, value.detach())
         self.denoiser = network
         self.freeze()
+        self.name_left_out(loaded, prompt=prompt, negative_prompt=negative_prompt if guidance_scale != 1 else "")
+        try_networks(self, (latent_shape[0], *(min(length, TRIED) for length in latent_shape[1:])))
+
+    def set_latent_scale(self, vae: ModelMixin) -> None:
+        """Sets scale and shift of the latents: numbers, or buffers with a value for each channel."""
+        for name, value in zip(("scaling", "shift"), latent_scale(vae), strict=True):
+            if isinstance(value, Tensor):
+                self.register_buffer(name, value)
+            else:
+                setattr(self, name, value)
+
+    def name_left_out(self, pipeline: DiffusionPipeline, **prompts: str) -> None:
+        """Warns of prompts that are longer than the text encoder takes, with the words that are left out."""
+        tokenizer = pipeline.tokenizer
+        for name, prompt in prompts.items():
+            tokens = tokenizer(prompt, truncation=False, verbose=False).input_ids
+            left_out = tokenizer.decode(tokens[tokenizer.model_max_length - 1 : -1]).strip()
+            if left_out:
+                most = tokenizer.model_max_length - 2
+                self.warn(
+                    f"{name} is cut after {most} tokens, the most that the text encoder takes; left out: '{left_out}'"
+                )
 
     def denoiser_of(self, pipeline: DiffusionPipeline) -> ModelMixin:
         """The pipeline's network."""
@@ -127,6 +158,7 @@ class PipelinePrior(Prior):
         # filled on the device, without a copy; a compiled network is not compiled again for each number
         timestep = torch.full((), t, device=z_t.device)
         output = self.evaluate(z_t.repeat(copies, 1, 1, 1).to(weights), timestep, **rows).to(z_t.dtype)
+        output = output[:, : z_t.shape[1]]  # networks that learn their variance have it in further channels
         if copies == 1:
             return output
         negative, positive = output.chunk(2)
@@ -138,8 +170,9 @@ class PipelinePrior(Prior):
 
     def encode(self, images: Tensor) -> Tensor:
         """Latents of images in [-1, 1] with shape :math:`(N, 3, H, W)`: the mode of the encoder, scaled."""
-        latents = self.vae.encode(images.to(self.vae.dtype)).latent_dist.mode().to(images.dtype)
-        return (latents - self.shift) * self.scaling
+        encoded = self.vae.encode(images.to(self.vae.dtype))
+        latents = encoded.latents if isinstance(self.vae, AutoencoderTiny) else encoded.latent_dist.mode()
+        return (latents.to(images.dtype) - self.shift) * self.scaling
 
     def decode(self, z: Tensor) -> Tensor:
         """Images of scaled latents, about in [-1, 1], with shape :math:`(N, 3, H, W)`."""

@@ -1,5 +1,6 @@
 """Diffusion in pixels as a prior: the latent is the image."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -7,18 +8,23 @@ from diffusers import DDPMPipeline
 from torch import Tensor
 
 from rlsd_lightning.priors.base import Prior
-from rlsd_lightning.priors.loading import ddim_levels, height_and_width, load_pipeline
+from rlsd_lightning.priors.loading import check_conditions, ddim_levels, image_and_unit, load_pipeline
+from rlsd_lightning.priors.prediction import try_networks
 
 __all__ = ["PixelPrior"]
+
+TRIED = 64
+"""Most pixels a side that the network is tried on."""
 
 
 class PixelPrior(Prior):
     """The unconditional UNet of a ``DDPMPipeline`` or ``DDIMPipeline`` folder.
 
-    Arguments are as in :class:`~rlsd_lightning.priors.PipelinePrior`.
+    Arguments are as in :class:`~rlsd_lightning.priors.PipelinePrior`. With a network of one channel, images are grey.
 
     Raises:
-        InputError: If there is no pipeline at ``pretrained``.
+        InputError: If there is no pipeline at ``pretrained``, its network wants class labels, or the image size does not
+            fit its stride.
 
     References:
         | Denoising Diffusion Probabilistic Models (Ho et al., 2020)
@@ -28,6 +34,7 @@ class PixelPrior(Prior):
     def __init__(
         self,
         pretrained: str,
+        image_size: int | Sequence[int] | None = None,
         variant: str | None = None,
         weights: str = "float32",
         local_files_only: bool = False,
@@ -37,11 +44,16 @@ class PixelPrior(Prior):
             DDPMPipeline, pretrained, ("scheduler", "unet"), variant, weights, local_files_only, allow_pickle
         )
         unet = pipeline.unet
-        shape = (unet.config.in_channels, *height_and_width(unet.config.sample_size))
+        check_conditions(unet)
+        stride = 2 ** (len(unet.config.block_out_channels) - 1)
+        shape = (unet.config.in_channels, *image_and_unit(image_size, unet.config.sample_size, 1, stride))
         levels, prediction_type, offset = ddim_levels(pipeline.scheduler)
         super().__init__(*levels, shape, shape, prediction_type, offset)
         self.denoiser = unet
         self.freeze()
+        try_networks(
+            self, (shape[0], *(length if length <= TRIED else TRIED // stride * stride for length in shape[1:]))
+        )
 
     def compile_networks(self, **options: Any) -> None:
         self.denoiser.compile(**options)

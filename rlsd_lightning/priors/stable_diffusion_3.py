@@ -6,6 +6,7 @@ from diffusers import SD3Transformer2DModel, StableDiffusion3Pipeline
 from torch import Tensor
 
 from rlsd_lightning.priors.latent import PipelinePrior, text_and_pooled
+from rlsd_lightning.priors.loading import flow_levels
 
 __all__ = ["StableDiffusion3Prior"]
 
@@ -36,8 +37,7 @@ class StableDiffusion3Prior(PipelinePrior):
         return pipeline.transformer
 
     def schedule(self, pipeline: StableDiffusion3Pipeline) -> tuple[tuple[Tensor, Tensor], str, int]:
-        sigmas = pipeline.scheduler.sigmas[: pipeline.scheduler.config.num_train_timesteps].flip(0)
-        return (1 - sigmas, sigmas), "flow", 0
+        return flow_levels(pipeline.scheduler)
 
     def conditions(
         self, pipeline: StableDiffusion3Pipeline, prompt: str, negative_prompt: str, guidance_scale: float

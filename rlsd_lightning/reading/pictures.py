@@ -133,8 +133,10 @@ def _rgb(image: Image.Image) -> Image.Image:
 
 def _is_deep_colour(image: Image.Image) -> bool:
     """Whether a colour picture has more than 8 bits in its file, of which Pillow would keep 8."""
+    if image.mode not in ("RGB", "RGBA"):
+        return False
     if isinstance(image, TiffImageFile):
-        return image.mode in ("RGB", "RGBA") and max(image.tag_v2.get(BITS_PER_SAMPLE, (8,))) > 8
+        return max(image.tag_v2.get(BITS_PER_SAMPLE, (8,))) > 8
     return isinstance(image, PngImageFile) and any("16" in str(tile[3]) for tile in image.tile)
 
 

@@ -14,6 +14,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor, nn
 
 from rlsd_lightning.errors import first_line
+from rlsd_lightning.evaluation.causes import cause_warnings
 from rlsd_lightning.evaluation.health import health_metrics, health_warnings
 from rlsd_lightning.evaluation.scores import Solved, aligned, score
 from rlsd_lightning.features import load_lpips
@@ -161,11 +162,14 @@ class ImageResults(Results):
         with torch.no_grad():
             compared = module.compared(solved.z, aligned(images, images[:1], measurement.physics), features)
         metrics = health_metrics(module, solved, compared, self._repulsion)
-        warnings = health_warnings(metrics, self.prior_diversity, module.hparams)
+        causes, of_prior = cause_warnings(module, solved), module.prior.warnings
+        warnings = causes + health_warnings(
+            metrics, self.prior_diversity, module.hparams, blame=not (causes or of_prior)
+        )
         for sentence in warnings:
             log.warning("%s: %s", measurement.name, sentence)
         figures = score(solved, compared, load_lpips())
-        figures |= {"decoder_error": None if shared is None else shared.std, "warnings": warnings}
+        figures |= {"decoder_error": None if shared is None else shared.std, "warnings": of_prior + warnings}
         moments = self._moments.get(measurement.name, [])
         return image_result(solved, None if shared is None else shared.variance, figures, moments=moments)
 

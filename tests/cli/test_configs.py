@@ -5,9 +5,10 @@ import inspect
 import itertools
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from types import NoneType
+from typing import Any, get_args
 
 import pytest
 from hydra import compose, initialize_config_dir
@@ -18,7 +19,8 @@ from safetensors.torch import load_file
 from support.command import PROJECT, train
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from rlsd_lightning.cli.settings import accepted_parameters, move_older, with_present_names
+from rlsd_lightning.cli.settings import move_older, with_present_names
+from rlsd_lightning.signatures import own_signature
 
 CONFIGS = PROJECT / "configs"
 FILES = sorted(CONFIGS.rglob("*.yaml"))
@@ -338,6 +340,38 @@ def targets(node: dict[str, Any]) -> Iterator[dict[str, Any]]:
     for value in node.values():
         if isinstance(value, dict):
             yield from targets(value)
+
+
+def accepted_parameters(target: Callable) -> dict[str, inspect.Parameter]:
+    """Parameters of an imported target; ``**kwargs`` of a class are those of its base."""
+    found = dict(inspect.signature(target).parameters)
+    for base in target.__mro__[1:] if isinstance(target, type) else ():
+        rest = [name for name, parameter in found.items() if parameter.kind is parameter.VAR_KEYWORD]
+        if not rest or not base.__module__.startswith("rlsd_lightning."):
+            break
+        del found[rest[0]]
+        found = {**inspect.signature(base).parameters, **found}
+    return found
+
+
+CHECKED = [file for file in OPTION_FILES if file.parent.name in ("prior", "features", "task", "data", "method")]
+TARGETS = sorted({node["_target_"] for file in CHECKED for node in targets(content(file))})
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_a_signature_that_is_read_is_the_imported_one(target: str) -> None:
+    imported = accepted_parameters(get_object(target))
+    read = own_signature(target)
+    named = {name: parameter for name, parameter in imported.items() if parameter.kind is not parameter.VAR_KEYWORD}
+    assert read.annotations.keys() == named.keys()
+    assert read.open_ended == (len(named) < len(imported))
+    for name, annotation in read.annotations.items():
+        kinds = {
+            "None" if kind is NoneType else getattr(kind, "__name__", "") for kind in get_args(named[name].annotation)
+        }
+        plain = {annotation} if not kinds else set(annotation.split(" | "))
+        if plain <= {"int", "float", "bool", "str", "Path", "None"}:
+            assert plain == (kinds or {named[name].annotation.__name__})
 
 
 BASES = [file for file in FILES if not bases(file) and list(targets(content(file)))]

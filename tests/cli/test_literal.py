@@ -13,6 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 from support.command import PROJECT, train
 
 from rlsd_lightning.cli.literal import PATHS, TEXTS, as_typed, corrected
+from rlsd_lightning.errors import printable
 
 ALPHABET = " aZ019_-.,:;=+~#@%&*?!|/\\()[]{}<>'\"`^$äßé日\N{ROCKET}\t\udcf6"
 """Characters of file names, with those that a grammar or a shell has a use for."""
@@ -166,7 +167,8 @@ def test_a_run_in_an_odd_folder_is_written_and_resumed(folder: str, small: list[
     photo = tmp_path / folder / "it's [a] photo.png"
     photo.parent.mkdir()
     photo.write_bytes((PROJECT / "data/faces/heldout/000.png").read_bytes())
-    run = tmp_path / folder / "run"
+    is_utf8 = printable(folder) == folder
+    run = (tmp_path / folder if is_utf8 else tmp_path) / "run"
     settings = [f"data.images={photo.parent}", "num_steps=2", "prior.prompt=a man, smiling #1"]
     code, printed = train(*small, *settings, f"output_dir={run}")
     assert code == 0, printed
@@ -175,3 +177,6 @@ def test_a_run_in_an_odd_folder_is_written_and_resumed(folder: str, small: list[
     assert (run / photo.stem / "metrics.json").is_file()
     code, printed = train(f"resume={run}")
     assert code == 0 and "finished before" in printed, printed
+    if not is_utf8:
+        code, printed = train(*small, *settings, f"output_dir={tmp_path / folder / 'run'}")
+        assert code == 1 and "error: output_dir must be a name in UTF-8" in printed

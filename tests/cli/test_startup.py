@@ -14,7 +14,17 @@ from rlsd_lightning.cli.help import GROUPS, OTHER_GROUPS, comments_of, help_text
 from rlsd_lightning.resources import CONFIGS
 
 HEAVY = ("torch", "lightning", "diffusers", "transformers", "deepinv", "matplotlib")
-QUICK = ([], ["--help"], ["--version"], ["task=paint"], ["method.gama=1"], ["nonsense"], ["resume=nowhere"])
+QUICK = (
+    [],
+    ["--help"],
+    ["--version"],
+    ["task=paint"],
+    ["method.gama=1"],
+    ["num_particles=two"],
+    ["+method.gama=1"],
+    ["nonsense"],
+    ["resume=nowhere"],
+)
 SCRIPT = f"""
 import contextlib, runpy, sys
 import rlsd_lightning
@@ -32,7 +42,7 @@ def test_help_and_a_wrong_command_line_import_nothing_heavy(tmp_path: Path) -> N
     said = [line for line in done.stdout.splitlines() if " imports " in line]
     assert said == [f"{arguments} imports nothing heavy" for arguments in QUICK], done.stderr
     assert "there is no task=paint" in done.stderr
-    assert list(tmp_path.iterdir()) == []
+    assert "num_particles must be int, got 'two'" in done.stdout
 
 
 @pytest.mark.parametrize(

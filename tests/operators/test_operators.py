@@ -10,7 +10,7 @@ import pytest
 import torch
 from deepinv.physics import LinearPhysics, Physics
 from PIL import Image
-from support.operator_cases import EVERY, LINEAR, SHAPE, SMOOTH, STEPS, images
+from support.operator_cases import EVERY, ITERATED, LINEAR, SHAPE, SMOOTH, STEPS, images
 from torch import Tensor, nn
 
 from rlsd_lightning import InputError, operators, solve
@@ -106,8 +106,7 @@ def test_pseudo_inverse_explains_its_measurement(make: Callable):
     physics = make(SHAPE)
     y = physics.A(images(1))
     error = physics.A(pseudo_inverse(physics, y)) - y
-    # conjugate gradients on tomography are stopped early
-    assert error.norm() < (0.2 if make is LINEAR["tomography"] else 0.02) * y.norm()
+    assert error.norm() < (0.2 if make in ITERATED else 0.02) * y.norm()
 
 
 # What each is
@@ -357,7 +356,6 @@ def test_solve_takes_a_plain_function(tiny_prior):
         (lambda: operators.compressed_sensing(SHAPE, ratio=0), r"ratio .*got 0"),
         (lambda: operators.single_pixel(SHAPE, ratio=1.5), r"ratio .*got 1\.5"),
         (lambda: operators.single_pixel((3, 48, 32)), r"powers of two, got 32x48"),
-        (lambda: operators.tomography((3, 32, 64)), r"square images, got 64x32"),
         (lambda: operators.tomography(SHAPE, angles=0), r"angles .*got 0"),
         (lambda: operators.mri(SHAPE, acceleration=0), r"acceleration .*got 0"),
         (lambda: operators.mri(SHAPE, acceleration=32), r"from 1 to 16"),

@@ -26,7 +26,7 @@ class Page(HTMLParser):
             self.table[-1].append("")
 
     def handle_endtag(self, tag: str) -> None:
-        if tag in ("pre", "table"):
+        if tag in ("pre", "table", "ul"):
             self._open = None
 
     def handle_data(self, data: str) -> None:

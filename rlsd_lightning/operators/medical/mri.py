@@ -1,0 +1,263 @@
+r"""Magnetic resonance imaging of real images, with one or several coils.
+
+The transform is centred and orthonormal: :math:`y = M F S x` with ``F = fftshift(fft2(ifftshift(x), norm="ortho"))``,
+the mask :math:`M` of measured frequencies and the coils' sensitivities :math:`S`. Frequency zero lies at row
+:math:`H // 2` and column :math:`W // 2`.
+"""
+
+import functools
+import logging
+import math
+
+import numpy as np
+import torch
+from deepinv.physics import MRI, MultiCoilMRI, Physics
+from deepinv.physics.generator import GaussianMaskGenerator
+from torch import Tensor, nn
+
+from rlsd_lightning.errors import InputError
+from rlsd_lightning.operators.medical.kspace import (
+    check_centre,
+    complex_kspace,
+    load_coil_maps,
+    load_frequencies,
+)
+from rlsd_lightning.operators.medical.scans import (
+    SolvedByConjugateGradients,
+    check_white,
+    grey_of,
+    in_image_units,
+    require_finite,
+    say_noise_unit,
+)
+from rlsd_lightning.operators.noise import make_noise
+
+__all__ = ["CoilMRI", "RealMRI", "mri"]
+
+log = logging.getLogger(__name__)
+
+CG_STEPS = 30
+"""Conjugate gradient steps of one proximal step with several coils, which starts at D(z)."""
+SLACK = 1.1
+"""How far the norm of a measured k-space may exceed that of an image in [-1, 1], for noise."""
+UNEXPLAINED = 0.25
+"""Share of the k-space's norm that no real image explains, above which there is a warning."""
+
+
+class CoilMRI(SolvedByConjugateGradients):
+    r"""Magnetic resonance imaging of real images, by several coils.
+
+    Measurements have shape :math:`(N, 2 C, K, H, W)` for :math:`C` channels and :math:`K` coils, with the real and
+    imaginary parts of every channel; :math:`(N, 2, K, H, W)` of grey; and no axis of coils without sensitivities.
+
+    Args:
+        mask: Mask of measured frequencies, with shape :math:`(H, W)`.
+        coil_maps: Complex sensitivities of the coils, with shape :math:`(K, H, W)`; None for an even one.
+        channels: Number :math:`C` of the images' channels.
+        noise_model: Noise of the measured values.
+        white: Value of scanned images that is white; None for scans of images in [-1, 1].
+        grey: Whether the mean of the channels is measured, instead of every channel.
+        drawn: Whether the mask was drawn, so that a measured k-space has another.
+    """
+
+    def __init__(
+        self,
+        mask: Tensor,
+        coil_maps: Tensor | None,
+        channels: int,
+        noise_model: nn.Module,
+        white: float | None = None,
+        grey: bool = False,
+        drawn: bool = False,
+    ) -> None:
+        super().__init__(noise_model, CG_STEPS)
+        self.complex = MRI(mask=mask) if coil_maps is None else MultiCoilMRI(mask=mask, coil_maps=coil_maps)
+        self.coils = None if coil_maps is None else len(coil_maps)
+        self.channels, self.white, self.grey, self.drawn = channels, white, grey, drawn
+        self.register_buffer("mask", mask[None, None])
+
+    def as_seen(self, images: Tensor) -> Tensor:
+        """Images in grey if nothing else is measured."""
+        return grey_of(images) if self.grey else images
+
+    def A(self, x: Tensor, **kwargs) -> Tensor:  # noqa: N802
+        x = x.mean(dim=1, keepdim=True) if self.grey else x
+        pairs = torch.stack((x, torch.zeros_like(x)), dim=2)  # (N, C, 2, H, W)
+        return self.complex.A(pairs.flatten(0, 1)).unflatten(0, x.shape[:2]).flatten(1, 2)
+
+    def noise(self, x: Tensor, **kwargs) -> Tensor:
+        return super().noise(x, **kwargs) * self.mask  # only measured frequencies are noisy
+
+    def A_adjoint(self, y: Tensor, **kwargs) -> Tensor:  # noqa: N802
+        pairs = y.unflatten(1, (-1, 2))
+        x = self.complex.A_adjoint(pairs.flatten(0, 1))[:, 0].unflatten(0, pairs.shape[:2])
+        return x.expand(-1, self.channels, -1, -1) / self.channels if self.grey else x
+
+    def from_array(self, values: np.ndarray) -> Tensor:
+        """Measurements of an array of k-spaces, with shape :math:`(n, 2, K, H, W)` unless every channel was measured.
+
+        See :func:`~rlsd_lightning.operators.medical.kspace.complex_kspace` for the axes. Frequencies that the mask hides are
+        zero.
+
+        Raises:
+            InputError: If the array has other axes, or values that no image in [-1, 1] gives.
+        """
+        channels, size = 1 if self.grey else self.channels, self.mask.shape[-2:]
+        scans = complex_kspace(torch.from_numpy(np.array(values)), channels, self.coils or 1, *size)
+        return torch.cat([self._measurement(scan if self.coils else scan[:, 0]) for scan in scans])
+
+    def for_measurement(self, y: Tensor) -> Physics:
+        """The operator of a measurement: of grey, and with the mask of what is not zero if this one was drawn."""
+        grey = y.shape[1] == 2
+        if self.drawn:
+            return self._changed(grey, (y != 0).flatten(0, -3).any(dim=0))
+        return self._in_grey if grey and not self.grey else self
+
+    @functools.cached_property
+    def _in_grey(self) -> "CoilMRI":
+        """The operator of the mean of the channels: one for all measurements, which can then be solved together."""
+        return self._changed(True, self.mask[0, 0])
+
+    def _changed(self, grey: bool, seen: Tensor) -> "CoilMRI":
+        maps = None if self.coils is None else self.complex.coil_maps[0]
+        return type(self)(seen.float(), maps, self.channels, self.noise_model, self.white, grey)
+
+    def _measurement(self, kspace: Tensor) -> Tensor:
+        """The measurement of a complex k-space with shape (C, K, H, W), or (C, H, W) without coils; C is 1 for grey."""
+        seen, grey = self._measured(kspace), len(kspace) == 1
+        physics = self._changed(grey, seen if self.drawn else self.mask[0, 0])
+        kspace = torch.where(physics.mask[0, 0] > 0, kspace, 0)
+        require_finite(kspace, "k-space")
+        check_centre(kspace)
+        scan = torch.view_as_real(kspace).movedim(-1, 1).flatten(0, 1)[None]
+        of_white = physics.A(torch.ones(1, self.channels, *self.mask.shape[-2:]))
+        y = in_image_units(scan, of_white, self.white)
+        physics.check_size(y)
+        physics.say_unexplained(y, y if self.white is None else y + of_white)
+        return y
+
+    def _measured(self, kspace: Tensor) -> Tensor:
+        """Frequencies with values other than zero, with shape (H, W).
+
+        Raises:
+            InputError: If there are none, or the mask hides them all.
+        """
+        seen = (kspace != 0).flatten(0, -3).any(dim=0)
+        if not seen.any():
+            raise InputError(
+                "a k-space with values other than zero is expected, got zeros only; check how it was saved"
+            )
+        share = 100 * seen.float().mean().item()
+        if self.drawn:
+            log.info("k-space: %.1f %% of the frequencies are not zero and count as measured; mask sets others", share)
+            return seen
+        within = 100 * (seen & (self.mask[0, 0] > 0)).float().mean().item()
+        if not within:
+            raise InputError(
+                f"a k-space with values where mask measures is expected, {100 * self.mask.mean():.1f} % of the frequencies, "
+                "got zeros at all of them; apply numpy.fft.fftshift to the one whose frequency zero is not in the middle"
+            )
+        if share - within > 0.05:
+            log.warning("k-space: mask hides %.1f %% of the frequencies, which have values", share - within)
+        return seen
+
+    def check_size(self, y: Tensor) -> None:
+        """Checks that images in [-1, 1] give values of this size.
+
+        Raises:
+            InputError: If they don't.
+        """
+        rows, columns = self.mask.shape[-2:]
+        sensitivity = self.complex.coil_maps[0].abs().square().sum(dim=0).max().sqrt().item() if self.coils else 1.0
+        largest, norm = sensitivity * math.sqrt(rows * columns), y[:, :2].norm().item()
+        if norm > SLACK * largest:
+            raise InputError(
+                f"a k-space of norm at most {largest:.4g} is expected, that of images in [-1, 1] under an orthonormal "
+                f"transform, got {norm:.4g} with white={self.white}; set white to the largest value of the scanned image, "
+                f"or divide by sqrt(height * width) = {math.sqrt(rows * columns):.4g} what numpy.fft.fft2 gave"
+            )
+
+    def say_unexplained(self, y: Tensor, scan: Tensor) -> None:
+        """Warns of a k-space that no real image explains.
+
+        Args:
+            y: The measurement in units of an image in [-1, 1].
+            scan: The k-space in the same units, without an offset.
+        """
+        unexplained = ((y - self.A(self.A_dagger(y))).norm() / scan.norm()).item()
+        if unexplained > UNEXPLAINED:
+            log.warning(
+                "k-space: no real image explains %.0f %% of it (by norm); put the image's phase into coil_maps, see "
+                "docs/scans.md",
+                100 * unexplained,
+            )
+
+
+class RealMRI(CoilMRI):
+    """Magnetic resonance imaging of real images by one coil of even sensitivity."""
+
+    def prox_l2(self, z: Tensor, y: Tensor, gamma: float, **kwargs) -> Tensor:
+        """Closed form, frequency by frequency."""
+        weight = gamma / self.channels if self.grey else gamma  # the mean of the channels has this square norm
+        spectrum = torch.fft.rfft2(self.as_seen(z) + gamma * self.A_adjoint(y)) / (1 + weight * self._seen())
+        return z - self.as_seen(z) + torch.fft.irfft2(spectrum, s=z.shape[-2:])
+
+    def A_dagger(self, y: Tensor, **kwargs) -> Tensor:  # noqa: N802
+        """Closed form; what was not measured is zero."""
+        seen = self._seen()
+        weight = self.channels if self.grey else 1.0
+        spectrum = torch.fft.rfft2(weight * self.A_adjoint(y)) * torch.where(seen > 0, 1 / seen.clamp_min(0.5), 0.0)
+        return torch.fft.irfft2(spectrum, s=self.mask.shape[-2:])
+
+    def _seen(self) -> Tensor:
+        """Share of a real image's frequency that is measured: 0, 1/2 or 1, the mean of the mask there and at its negative."""
+        mask = torch.fft.ifftshift(self.mask, dim=(-2, -1))
+        return 0.5 * (mask + mask.flip(-2, -1).roll((1, 1), dims=(-2, -1)))[..., : mask.shape[-1] // 2 + 1]
+
+
+def mri(
+    image_shape: tuple[int, ...],
+    acceleration: int = 4,
+    operator_seed: int = 0,
+    mask: str | None = None,
+    coil_maps: str | None = None,
+    grey: bool = False,
+    white: float | None = None,
+    sigma: float = 0.001,
+    noise: str = "gaussian",
+) -> CoilMRI:
+    """Some frequencies of the Fourier transform; see this module for the conventions.
+
+    Args:
+        acceleration: Reciprocal of the share of columns that are measured, from 1 (all) to half the width; more of them
+            lie near the centre. Without effect on a k-space from a file.
+        operator_seed: Seed of the choice of columns.
+        mask: File of the measured frequencies, see
+            :func:`~rlsd_lightning.operators.medical.kspace.load_frequencies`; None: drawn, or where a k-space from a
+            file is not zero.
+        coil_maps: File of the coils' sensitivities, see
+            :func:`~rlsd_lightning.operators.medical.kspace.load_coil_maps`; None: one coil of even sensitivity.
+        grey: Whether the mean of the channels is measured, as by a scanner, instead of every channel. A k-space from a
+            file decides itself.
+        white: Value of scanned images that is white, above 0; None for a k-space of an image in [-1, 1].
+        sigma: Standard deviation of the noise of real and imaginary parts, for an image in [-1, 1].
+
+    Raises:
+        InputError: If the acceleration or white is out of range, or a file does not fit.
+    """
+    channels, height, width = image_shape
+    check_white(white)
+    if not 1 <= acceleration <= width // 2:
+        raise InputError(f"acceleration must be from 1 to {width // 2} for a width of {width}, got {acceleration}")
+    if mask is not None:
+        seen = load_frequencies(mask, height, width)
+        log.info("mask: %.1f %% of the frequencies are measured", 100 * seen.mean())
+    elif acceleration == 1:
+        seen = torch.ones(height, width)
+    else:
+        generator = torch.Generator().manual_seed(operator_seed)
+        seen = GaussianMaskGenerator((2, height, width), acceleration=acceleration, rng=generator).step()["mask"][0, 0]
+    say_noise_unit(white)
+    maps = None if coil_maps is None else load_coil_maps(coil_maps, height, width)
+    kind = RealMRI if maps is None else CoilMRI
+    return kind(seen, maps, channels, make_noise(noise, sigma, of_images=False), white, grey, drawn=mask is None)

@@ -1,0 +1,85 @@
+"""Geometry of tomography: directions, detectors and the points along rays, in pixels of the image."""
+
+import math
+from collections.abc import Iterable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from rlsd_lightning.errors import InputError, first_line
+from rlsd_lightning.reading import load_array
+
+__all__ = ["Fan", "detector_positions", "directions", "fan_of", "points_along_rays"]
+
+
+class Fan(NamedTuple):
+    """Distances in pixels: from the source to the rotation axis, and to the detectors."""
+
+    to_axis: float
+    to_detectors: float
+
+
+def fan_of(diagonal: float, source_radius: float | None, detector_radius: float | None) -> Fan:
+    """Checked distances of a fan, by default twice the diagonal on both sides of the axis."""
+    source = 2 * diagonal if source_radius is None else source_radius
+    behind = source if detector_radius is None else detector_radius
+    if not diagonal / 2 < source < math.inf:
+        raise InputError(f"source_radius must be above {diagonal / 2:.4g} pixels, half the diagonal, got {source}")
+    if not 0 <= behind < math.inf:
+        raise InputError(f"detector_radius must be at least 0, got {behind}")
+    return Fan(source, source + behind)
+
+
+def detector_positions(
+    radius: float, fan: Fan | None, count: int | None, spacing: float | None, rotation_axis: float | None
+) -> Tensor:
+    """Positions of the detectors from the one that sees the rotation axis, in pixels."""
+    if spacing is None:
+        spacing = 1.0 if fan is None else fan.to_detectors / fan.to_axis
+    if not 0 < spacing < math.inf:
+        raise InputError(f"detector_spacing must be above 0, got {spacing}")
+    if count is None:
+        reach = radius - 0.5  # to the centre of the outermost pixel
+        widest = reach if fan is None else fan.to_detectors * math.tan(math.asin(reach / fan.to_axis))
+        count = 2 * math.ceil(widest / spacing) + 1
+    if count < 1:
+        raise InputError(f"n_detector_pixels must be at least 1, got {count}")
+    axis = count // 2 if rotation_axis is None else rotation_axis
+    if not 0 <= axis <= count - 1:
+        raise InputError(f"rotation_axis must be a detector from 0 to {count - 1}, got {axis}")
+    return (torch.arange(count, dtype=torch.float64) - axis) * spacing
+
+
+def points_along_rays(
+    image_shape: tuple[int, ...], degrees: Tensor, detectors: Tensor, fan: Fan | None
+) -> tuple[Tensor, Tensor]:
+    """Points (column, row) along the rays with shape (steps, detectors, angles, 2), and lengths of their steps."""
+    reach = math.ceil((math.hypot(*image_shape[1:]) - 1) / 2)
+    steps = torch.arange(-reach, reach + 1, dtype=torch.float64)[:, None, None]
+    if fan is None:
+        beside, lengths = detectors[:, None].expand(len(steps), -1, 1), torch.ones_like(detectors)
+    else:
+        beside = detectors[:, None] * (steps + fan.to_axis) / fan.to_detectors
+        lengths = (1 + (detectors / fan.to_detectors).square()).sqrt()  # a step is one pixel along the central ray
+    sin, cos = degrees.deg2rad().sin(), degrees.deg2rad().cos()
+    columns = image_shape[2] // 2 + beside * cos + steps * sin
+    rows = image_shape[1] // 2 - beside * sin + steps * cos
+    return torch.stack((columns, rows), dim=-1), lengths
+
+
+def directions(angles: int | str | Iterable[float], angular_range: float) -> Tensor:
+    """Directions in degrees, of a number, a file or a list."""
+    expected = "a number of directions, a list of degrees or a .npy file of them"
+    if isinstance(angles, int):
+        if angles < 1 or not 0 < abs(angular_range) < math.inf:
+            raise InputError(f"angles must be at least 1 over some degrees, got {angles} over {angular_range}")
+        return torch.arange(angles, dtype=torch.float64) * (angular_range / angles)
+    try:
+        values = load_array(angles).copy() if isinstance(angles, str) else list(angles)
+        degrees = torch.as_tensor(values, dtype=torch.float64).flatten()
+    except (TypeError, ValueError) as error:
+        raise InputError(f"angles must be {expected}, got {angles!r} ({first_line(error)})") from error
+    if not len(degrees) or not degrees.isfinite().all():
+        raise InputError(f"angles must be {expected}, got {angles!r} with {len(degrees)} values")
+    return degrees

@@ -1,0 +1,108 @@
+"""Checks of a pipeline's networks, and the scale of its latents."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from diffusers import AutoencoderKL, AutoencoderTiny
+from torch import Tensor, nn
+
+from rlsd_lightning.errors import InputError
+
+__all__ = ["check_channels", "check_conditions", "image_and_unit", "latent_scale"]
+
+AUTOENCODERS = (AutoencoderKL, AutoencoderTiny)
+
+
+def image_and_unit(size: int | Sequence[int] | None, own_size: Any, scale: int, unit: int) -> tuple[int, int]:
+    """Height and width of images.
+
+    Args:
+        size: Height and width in pixels, or one number for both; None takes the checkpoint's own.
+        own_size: The network's ``sample_size``.
+        scale: Pixels to one unit of ``own_size``.
+        unit: Number of pixels that must divide both.
+
+    Raises:
+        InputError: If no size is known, or it is not a multiple of ``unit``.
+    """
+    if size is None and own_size is None:
+        raise InputError("image_size must be set, as the checkpoint does not say its own, got null")
+    given = [scale * length for length in _pair(own_size)] if size is None else list(_pair(size))
+    if any(length % unit or length < unit for length in given):
+        fitting = [max(unit, round(length / unit) * unit) for length in given]
+        raise InputError(
+            f"image_size must be a multiple of {unit}, the total stride of its networks, got "
+            f"{size if size is not None else f'{given} from the checkpoint'}; set image_size={fitting}"
+        )
+    return given[0], given[1]
+
+
+def _pair(size: int | Sequence[int]) -> tuple[int, int]:
+    height, width = (size, size) if isinstance(size, int) else size
+    return height, width
+
+
+def check_conditions(network: nn.Module) -> None:
+    """Checks that a network wants no conditions that a run can't give.
+
+    Raises:
+        InputError: If it is class-conditional, or conditioned on images.
+    """
+    config = network.config
+    if config.get("class_embed_type") is not None or config.get("num_class_embeds") is not None:
+        raise InputError(
+            f"pretrained: an unconditional or text-conditional network is expected, but this {type(network).__name__} "
+            "wants class_labels, which can't be given; choose another checkpoint"
+        )
+    wanted = config.get("encoder_hid_dim_type")
+    if wanted not in (None, "text_proj"):
+        raise InputError(
+            f"pretrained: a network with text conditions is expected, but this {type(network).__name__} wants "
+            f"{wanted}, the embedding of an image; choose a text-to-image checkpoint"
+        )
+
+
+def check_channels(network: nn.Module, autoencoder: nn.Module) -> None:
+    """Checks that a network denoises the latents of an autoencoder, and nothing beside them.
+
+    Raises:
+        InputError: If the autoencoder is of another kind, or the network has other channels.
+    """
+    if not isinstance(autoencoder, AUTOENCODERS):
+        raise InputError(
+            f"pretrained: an AutoencoderKL or AutoencoderTiny is expected, got {type(autoencoder).__name__}; give a "
+            "checkpoint with one of these"
+        )
+    images, shown = autoencoder.config.in_channels, autoencoder.config.out_channels
+    if images != shown:
+        raise InputError(
+            f"pretrained: an autoencoder with as many channels in as out is expected, got {images} and {shown}"
+        )
+    latents, taken, given = autoencoder.config.latent_channels, network.config.in_channels, network.config.out_channels
+    if taken != latents:
+        known = {
+            2 * latents + 1: "an inpainting",
+            2 * latents: "an instruct-pix2pix",
+            latents + 1: "a depth-to-image",
+            latents + images: "an upscaling",
+        }
+        raise InputError(
+            f"pretrained: its network takes {taken} channels, but the autoencoder has {latents}: it is "
+            f"{known.get(taken, 'another')} network; give a text-to-image checkpoint"
+        )
+    if given not in (None, taken, 2 * taken):  # twice as many: the variance is learned too
+        raise InputError(f"pretrained: a network with {taken} channels in and out is expected, got {given} out")
+
+
+def latent_scale(autoencoder: nn.Module) -> tuple[float | Tensor, float | Tensor]:
+    """Scale and shift of latents: the network's are (latents - shift) * scale.
+
+    Means and deviations of the channels count if the autoencoder has them, with shape (1, C, 1, 1); else one shift.
+    """
+    config = autoencoder.config
+    means, stds = config.get("latents_mean"), config.get("latents_std")
+    if means is None or stds is None:
+        return config.scaling_factor, config.get("shift_factor") or 0.0
+    mean, std = (torch.tensor(values, dtype=torch.float32).view(1, -1, 1, 1) for values in (means, stds))
+    return config.scaling_factor / std, mean

@@ -1,0 +1,110 @@
+"""Noise levels of a checkpoint's own scheduler."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from diffusers import DDIMScheduler
+from torch import Tensor
+
+from rlsd_lightning.errors import InputError
+
+__all__ = ["check_written", "ddim_levels", "flow_levels"]
+
+DIFFUSION = frozenset(
+    f"{name}Scheduler"
+    for name in [
+        "DDIM",
+        "DDIMInverse",
+        "DDIMParallel",
+        "DDPM",
+        "DDPMParallel",
+        "DEISMultistep",
+        "DPMSolverMultistep",
+        "DPMSolverMultistepInverse",
+        "DPMSolverSDE",
+        "DPMSolverSinglestep",
+        "EulerAncestralDiscrete",
+        "EulerDiscrete",
+        "HeunDiscrete",
+        "KDPM2AncestralDiscrete",
+        "KDPM2Discrete",
+        "LCM",
+        "LMSDiscrete",
+        "PNDM",
+        "RePaint",
+        "SASolver",
+        "TCD",
+        "UnCLIP",
+        "UniPCMultistep",
+    ]
+)
+"""Schedulers whose betas give signal and noise levels with alpha^2 + sigma^2 = 1."""
+FLOW_MATCHING = frozenset(f"FlowMatch{name}Scheduler" for name in ("EulerDiscrete", "HeunDiscrete", "LCM"))
+"""Schedulers with alpha + sigma = 1."""
+
+
+def _is_one_of(names: frozenset[str], scheduler: Any) -> bool:
+    return not names.isdisjoint(base.__name__ for base in type(scheduler).__mro__)
+
+
+def ddim_levels(scheduler: Any) -> tuple[tuple[Tensor, Tensor], str, int]:
+    """Signal and noise levels, prediction type and timestep offset of a scheduler.
+
+    Zero-terminal-SNR schedules are rescaled as their configuration says.
+
+    Raises:
+        InputError: If the scheduler is of another family, or the schedule ends in pure noise but the network predicts
+            noise, which says nothing there.
+    """
+    if not _is_one_of(DIFFUSION, scheduler):
+        raise InputError(
+            f"pretrained: a schedule of signal and noise levels (betas) is expected, got {type(scheduler).__name__}; "
+            "give a checkpoint that was trained with DDPM noise (flow matching: a Stable Diffusion 3)"
+        )
+    own = dict(scheduler.config)
+    try:
+        config = DDIMScheduler.from_config(own)
+        alphas_cumprod = config.alphas_cumprod.clamp(0, 1)
+    except NotImplementedError:  # a beta schedule that only this scheduler knows
+        config, alphas_cumprod = scheduler, scheduler.alphas_cumprod.clamp(0, 1)
+    kind = config.config.prediction_type
+    if alphas_cumprod[-1] == 0 and kind == "epsilon":
+        raise InputError(
+            "the checkpoint's schedule ends in pure noise (rescale_betas_zero_snr), where a prediction of type epsilon "
+            "says nothing; set prediction_type to v_prediction in its scheduler_config.json if it was trained so"
+        )
+    return (alphas_cumprod.sqrt(), (1 - alphas_cumprod).sqrt()), kind, config.config.get("steps_offset", 0)
+
+
+def flow_levels(scheduler: Any) -> tuple[tuple[Tensor, Tensor], str, int]:
+    """Levels, prediction type and timestep offset of a flow-matching scheduler, its shift included.
+
+    Raises:
+        InputError: If the scheduler is of another family.
+    """
+    if not _is_one_of(FLOW_MATCHING, scheduler):
+        raise InputError(
+            f"pretrained: a flow-matching scheduler is expected, got {type(scheduler).__name__}; give a Stable "
+            "Diffusion 3 with its own scheduler"
+        )
+    sigmas = scheduler.sigmas[: scheduler.config.num_train_timesteps].flip(0)
+    return (1 - sigmas, sigmas), "flow", 0
+
+
+def check_written(folder: Path, scheduler: Any) -> None:
+    """Checks that a folder's scheduler was loaded as the family that wrote its configuration.
+
+    Raises:
+        InputError: If ``model_index.json`` names another family, whose levels would silently be defaults.
+    """
+    file = folder / "scheduler" / "scheduler_config.json"
+    if not file.is_file():
+        return
+    written = json.loads(file.read_text()).get("_class_name", type(scheduler).__name__)
+    for names in (DIFFUSION, FLOW_MATCHING):
+        if _is_one_of(names, scheduler) and written not in {*names, type(scheduler).__name__}:
+            raise InputError(
+                f"pretrained: '{file}' was written by {written}, but model_index.json names "
+                f"{type(scheduler).__name__}, which does not know its levels; give a checkpoint with one scheduler"
+            )
