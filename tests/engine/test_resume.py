@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import signal
 from pathlib import Path
 
@@ -83,7 +84,7 @@ def test_a_signal_stops_between_steps_and_asks_to_be_started_again(
     saved = torch.load(stopped / "000" / "checkpoints" / "last.ckpt", weights_only=True)
     assert saved["global_step"] == done  # not a step is lost
     assert "Traceback" not in printed
-    assert train(f"resume={stopped}", *(["~callbacks.signal"] if number != signal.SIGINT else []))[0] == 0
+    assert train(f"resume={stopped}")[0] == 0  # from the step after the signal, which does not come again
     assert_same_bits(stopped / "000", whole / "000")
 
 
@@ -105,8 +106,8 @@ def test_results_that_went_missing_after_the_last_step_come_back(method: str, sm
     # as if the kill had come between the last checkpoint and the results
     run, whole = tmp_path / "run", tmp_path / "whole"
     command = [*small, f"method={method}", "num_steps=10"]
-    for folder in (run, whole):
-        assert train(*command, f"output_dir={folder}")[0] == 0
+    assert train(*command, f"output_dir={run}")[0] == 0
+    shutil.copytree(run, whole)
     for file in ("metrics.json", "particles.safetensors", "grid.png"):
         (run / "000" / file).unlink()
     code, printed = train(f"resume={run}")
@@ -130,8 +131,8 @@ def test_a_finished_run_is_left_as_it_is(small: list[str], tmp_path: Path) -> No
 def test_a_resumed_run_keeps_the_settings_it_was_started_with(small: list[str], tmp_path: Path) -> None:
     run, whole = tmp_path / "run", tmp_path / "whole"
     command = ["task=inpaint_box", *small, "num_steps=5", "seed=3", "method.gamma=0.7", "data.limit=2"]
-    for folder in (run, whole):
-        assert train(*command, f"output_dir={folder}")[0] == 0
+    assert train(*command, f"output_dir={run}")[0] == 0
+    shutil.copytree(run, whole)
     settings, started_by = (run / ".hydra" / "config.yaml").read_text(), (run / ".hydra" / "command.txt").read_text()
     # a measurement that was never begun, and nothing of it on disk
     for file in sorted((run / "001").rglob("*"), reverse=True):
@@ -147,8 +148,8 @@ def test_a_resumed_run_keeps_the_settings_it_was_started_with(small: list[str], 
 def test_ckpt_path_goes_on_with_that_measurement_only(small: list[str], tmp_path: Path) -> None:
     run, whole = tmp_path / "run", tmp_path / "whole"
     command = [*small, "num_steps=5", "data.limit=2"]
-    for folder in (run, whole):
-        assert train(*command, f"output_dir={folder}")[0] == 0
+    assert train(*command, f"output_dir={run}")[0] == 0
+    shutil.copytree(run, whole)
     for name in ("000", "001"):
         (run / name / "metrics.json").unlink()
         (run / name / "particles.safetensors").unlink()
