@@ -29,7 +29,14 @@ COMMANDS = {
     "wrong setting": [TRAIN, "method.gama=1"],
     "wrong type": [TRAIN, "num_particles=two"],
 }
-LIMITS = {"import rlsd_lightning": 0.25, "--help": 0.25, "wrong choice": 0.25, "wrong setting": 0.25, OUTSIDE: 1.2}
+LIMITS = {
+    "import rlsd_lightning": 0.25,
+    "--help": 0.25,
+    "wrong choice": 0.25,
+    "wrong setting": 0.25,
+    "wrong type": 0.25,
+    OUTSIDE: 1.2,
+}
 
 
 def timed(arguments: list[str]) -> tuple[float, float]:

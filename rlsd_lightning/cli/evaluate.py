@@ -1,8 +1,8 @@
 """Evaluates finished runs side by side, without changing them.
 
-python train.py evaluate outputs/inpaint/2026-11-24_12-00-00
-python train.py evaluate outputs/half/none outputs/half/repulsion --json half.json --csv half.csv
-python train.py evaluate outputs/photos --protocol paper --features facebook/dino-vits16
+rlsd evaluate outputs/inpaint/2026-11-24_12-00-00
+rlsd evaluate outputs/half/none outputs/half/repulsion --json half.json --csv half.csv
+rlsd evaluate outputs/photos --protocol paper --features facebook/dino-vits16
 
 Prints a table in Markdown, a column per run. docs/evaluation.md defines every figure.
 """

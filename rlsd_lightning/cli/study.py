@@ -1,8 +1,8 @@
 """Gathers the runs of a study into one table and its plots.
 
-python train.py study outputs/study/gamma_lambda
+rlsd study outputs/study/gamma_lambda
 
-`python train.py experiment=study/gamma_lambda` does it at its end. A study's folder holds a run's folder for every
+`rlsd experiment=study/gamma_lambda` does it at its end. A study's folder holds a run's folder for every
 combination; runs without a result are left out, and the table has each run's number of measurements.
 """
 

@@ -124,7 +124,7 @@ def _load(folder: Path) -> SavedMeasurement:
         images = tensors["x"].float()
     except (OSError, ValueError, KeyError, SafetensorError) as error:
         raise InputError(
-            f"'{folder}' is incomplete or damaged ({first_line(error)}); python train.py resume=<the run> makes it again"
+            f"'{folder}' is incomplete or damaged ({first_line(error)}); resume=<the run> makes it again"
         ) from error
     if images.ndim != 4:
         raise InputError(f"particles of shape (N, C, H, W) are expected in '{folder}', got {tuple(images.shape)}")

@@ -281,6 +281,7 @@ def test_the_network_of_cartoon_faces_is_for_their_prior_only(prior: str) -> Non
 
 DELIBERATE = {
     ("data/images", "limit"): "a first run takes one face, a call from Python all images",
+    ("callbacks/default", "folder"): "a run writes its results, a call from Python returns them",
     ("prior/gmm", "std"): "wide enough for the modes to be seen in the plot",
 }
 """Values of base configs that are not the Python default, and why."""
