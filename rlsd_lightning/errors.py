@@ -1,6 +1,7 @@
 """Errors that a user can mend, told apart from bugs: the command line prints them in one line."""
 
 import errno
+import os
 import re
 from pathlib import Path
 
@@ -42,7 +43,9 @@ def is_of_storage(error: BaseException, folder: Path) -> bool:
     """Whether an error is of the disk that holds a folder, or of an unknown file."""
     if not isinstance(error, OSError) or error.errno not in STORAGE:
         return False
-    return error.filename is None or Path(error.filename).resolve().is_relative_to(folder.resolve())
+    if not isinstance(error.filename, str | bytes):  # none is named, or an open file's number
+        return True
+    return Path(os.fsdecode(error.filename)).resolve().is_relative_to(folder.resolve())
 
 
 def is_out_of_memory(error: BaseException) -> bool:

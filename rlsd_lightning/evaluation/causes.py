@@ -115,7 +115,7 @@ def _seen(physics: Physics, y: Tensor) -> Tensor:
 
 def quantization_step(values: Tensor) -> float | None:
     """Distance of the levels of rounded values; None if the values are not rounded."""
-    levels = torch.unique((values.flatten().double() * 1e6).round()) / 1e6
+    levels = torch.unique((values.cpu().flatten().double() * 1e6).round()) / 1e6
     if not 2 <= len(levels) <= MOST_LEVELS or values.numel() < EACH_LEVEL * len(levels):
         return None
     gaps = levels.diff()

@@ -12,7 +12,7 @@ import pytest
 import torch
 from lightning.fabric.accelerators import MPSAccelerator
 from PIL import Image
-from support.command import PROJECT, start_train, train, wait_for
+from support.command import SLOW, TESTS, small_run, start_train, train, wait_for
 from support.trainers import assert_same_bits
 
 from rlsd_lightning import InputError
@@ -20,10 +20,14 @@ from rlsd_lightning.distributed.processes import Processes, groups_of
 from rlsd_lightning.distributed.shard import Shard
 
 
-@pytest.fixture
-def small(small: list[str]) -> list[str]:
+def one_by_one(small: list[str]) -> list[str]:
     """Networks that see one particle at a time compute the same bits however many there are."""
     return [*small, "trainer.accelerator=cpu", "method.particle_chunk=1", "num_particles=5"]
+
+
+@pytest.fixture
+def small(small: list[str]) -> list[str]:
+    return one_by_one(small)
 
 
 def ended(process: subprocess.Popen, seconds: float = 120) -> str:
@@ -47,7 +51,7 @@ def test_a_run_on_apples_gpu_is_one_process_without_ddp(monkeypatch: pytest.Monk
     assert Processes("cpu", 1).device.type == "cpu"
 
 
-# --- precision --------------------------------------------------------------------------------------------------------
+# --- precision -----------------------------------------------------------------------------------------------------
 
 
 def test_float16_on_a_cpu_is_bfloat16_and_says_so(small: list[str], tmp_path: Path) -> None:
@@ -62,28 +66,42 @@ def test_float16_on_a_cpu_is_bfloat16_and_says_so(small: list[str], tmp_path: Pa
 # --- stopped and killed --------------------------------------------------------------------------------------------
 
 
+PATIENT = ["num_steps=20", SLOW]
+"""Steps of over a tenth of a second: when the first checkpoint is there, most of them are left."""
+
+
+@pytest.fixture(scope="module")
+def whole(tiny_prior_folder: Path, tiny_features_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run over two measurements that nothing stops."""
+    folder = tmp_path_factory.mktemp("whole")
+    command = one_by_one(small_run(tiny_prior_folder, tiny_features_folder))
+    code, printed = train(*command, "num_steps=20", "data.limit=2", f"output_dir={folder}")
+    assert code == 0, printed
+    return folder
+
+
 @pytest.mark.parametrize("to", ["first", "other"])
 def test_a_signal_to_any_process_saves_and_the_run_goes_on_with_another_number(
-    to: str, small: list[str], tmp_path: Path
+    to: str, small: list[str], whole: Path, tmp_path: Path
 ) -> None:
-    command = [*small, "num_steps=60"]
-    run, whole = tmp_path / "run", tmp_path / "whole"
-    process = start_train(*command, "trainer.devices=2", f"output_dir={run}")
+    run = tmp_path / "run"
+    process = start_train(*small, *PATIENT, "trainer.devices=2", f"output_dir={run}", PYTHONPATH=TESTS)
     wait_for((run / "000" / "checkpoints" / "last.ckpt").is_file, process)
     os.kill(process.pid if to == "first" else children(process)[0], signal.SIGTERM)
     printed = ended(process, 60)
     assert process.returncode == 75, printed
-    assert "go on with: python train.py resume=" in printed
+    assert f"go on with: python train.py resume={run}" in printed
     assert "Traceback" not in printed
     assert train(f"resume={run}", "trainer.devices=1")[0] == 0
-    assert train(*command, f"output_dir={whole}")[0] == 0
     assert_same_bits(run / "000", whole / "000")
 
 
-def test_a_signal_to_one_lone_process_leaves_the_others_work_alone(small: list[str], tmp_path: Path) -> None:
-    command = [*small, "num_steps=60", "data.limit=2", "parallel=measurements"]
-    run, whole = tmp_path / "run", tmp_path / "whole"
-    process = start_train(*command, "trainer.devices=2", f"output_dir={run}")
+def test_a_signal_to_one_lone_process_leaves_the_others_work_alone(
+    small: list[str], whole: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    command = [*small, *PATIENT, "data.limit=2", "parallel=measurements"]
+    process = start_train(*command, "trainer.devices=2", f"output_dir={run}", PYTHONPATH=TESTS)
     wait_for((run / "001" / "checkpoints" / "last.ckpt").is_file, process)
     os.kill(children(process)[0], signal.SIGTERM)
     printed = ended(process, 60)
@@ -97,16 +115,16 @@ def test_a_signal_to_one_lone_process_leaves_the_others_work_alone(small: list[s
     assert code == 0, printed
     assert "000: finished before, left as it is" in printed
     assert "001: going on from" in printed
-    assert train(*command, f"output_dir={whole}")[0] == 0
     for name in ("000", "001"):
         assert_same_bits(run / name, whole / name)
 
 
 @pytest.mark.parametrize("to", ["first", "other"])
-def test_a_killed_process_takes_the_run_down_and_nothing_is_lost(to: str, small: list[str], tmp_path: Path) -> None:
-    command = [*small, "num_steps=60"]
-    run, whole = tmp_path / "run", tmp_path / "whole"
-    process = start_train(*command, "trainer.devices=2", f"output_dir={run}")
+def test_a_killed_process_takes_the_run_down_and_nothing_is_lost(
+    to: str, small: list[str], whole: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    process = start_train(*small, *PATIENT, "trainer.devices=2", f"output_dir={run}", PYTHONPATH=TESTS)
     wait_for((run / "000" / "checkpoints" / "last.ckpt").is_file, process)
     others = children(process)
     os.kill(process.pid if to == "first" else others[0], signal.SIGKILL)
@@ -117,7 +135,6 @@ def test_a_killed_process_takes_the_run_down_and_nothing_is_lost(to: str, small:
         assert time.monotonic() < deadline, "a process outlived the run"
         time.sleep(0.1)
     assert train(f"resume={run}", "trainer.devices=1")[0] == 0
-    assert train(*command, f"output_dir={whole}")[0] == 0
     assert_same_bits(run / "000", whole / "000")
 
 
@@ -133,12 +150,12 @@ def start_faulty(small: list[str], run: Path, *settings: str, **fault: object) -
     fault = {"_target_": "support.faults.Fault", "step": 12, **fault}
     return start_train(
         *small,
-        "num_steps=60",
+        "num_steps=20",
         "trainer.devices=2",
         f"output_dir={run}",
         *settings,
         *(f"+callbacks.fault.{name}={value}" for name, value in fault.items()),
-        PYTHONPATH=os.pathsep.join([str(PROJECT), str(PROJECT / "tests")]),
+        PYTHONPATH=TESTS,
     )
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from support.command import start_train, train, wait_for
+from support.command import SLOW, TESTS, start_train, train, wait_for
 from support.trainers import assert_same_bits
 
 ADDRESSES = ("10.77.0.1", "10.77.0.2")
@@ -53,6 +53,7 @@ def start_on(machines: tuple[str, str], *arguments: object) -> list[subprocess.P
             LOCAL_WORLD_SIZE=1,
             WORLD_SIZE=2,
             GLOO_SOCKET_IFNAME="cable",
+            PYTHONPATH=TESTS,
         )
         for rank, machine in enumerate(machines)
     ]
@@ -63,9 +64,9 @@ def test_a_cut_cable_ends_both_in_one_line_and_the_run_goes_on(
     parallel: str, faces: int, machines: tuple[str, str], small: list[str], tmp_path: Path
 ) -> None:
     run, whole = tmp_path / "run", tmp_path / "whole"
-    command = [*small, "trainer.accelerator=cpu", "method.particle_chunk=1", "num_steps=60", f"data.limit={faces}"]
+    command = [*small, "trainer.accelerator=cpu", "method.particle_chunk=1", "num_steps=20", f"data.limit={faces}"]
     names = [f"{index:03d}" for index in range(faces)]
-    processes = start_on(machines, *command, f"parallel={parallel}", f"output_dir={run}")
+    processes = start_on(machines, *command, SLOW, f"parallel={parallel}", f"output_dir={run}")
     try:
         for name in names:
             wait_for((run / name / "checkpoints" / "last.ckpt").is_file, processes[0])

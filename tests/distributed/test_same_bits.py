@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from support.command import PROJECT, small_run, train, wait_for
+from support.command import PROJECT, TESTS, small_run, train, wait_for
 from support.trainers import assert_same_bits
 
 # the processes are started once, so all of these tests belong to one worker
@@ -63,7 +63,7 @@ def on_processes(
     (folder / "cases.json").write_text(json.dumps(cases))
     process = subprocess.Popen(
         [sys.executable, PROJECT / "tests" / "support" / "ranks.py", folder / "cases.json"],
-        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(PROJECT), str(PROJECT / "tests")])},
+        env={**os.environ, "PYTHONPATH": TESTS},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import signal
 from pathlib import Path
 
@@ -10,18 +11,28 @@ import torch
 from omegaconf import OmegaConf
 from PIL import Image
 from safetensors.torch import load_file
-from support.command import start_train, train, wait_for
+from support.command import SLOW, TESTS, small_run, start_train, train, wait_for
 from support.trainers import assert_same_bits
 
 from rlsd_lightning.engine.locking import only_run_in
 from rlsd_lightning.priors import StableDiffusionPrior
 
 
+@pytest.fixture(scope="module")
+def whole(tiny_prior_folder: Path, tiny_features_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run over two measurements that nothing stops."""
+    folder = tmp_path_factory.mktemp("whole")
+    command = small_run(tiny_prior_folder, tiny_features_folder)
+    code, printed = train(*command, "num_steps=20", "data.limit=2", f"output_dir={folder}")
+    assert code == 0, printed
+    return folder
+
+
 @pytest.mark.same_bits
-def test_a_killed_run_goes_on_to_the_same_bits(small: list[str], tmp_path: Path) -> None:
-    killed, whole = tmp_path / "killed", tmp_path / "whole"
-    command = [*small, "num_steps=40", "data.limit=2"]
-    process = start_train(*command, f"output_dir={killed}")
+def test_a_killed_run_goes_on_to_the_same_bits(small: list[str], whole: Path, tmp_path: Path) -> None:
+    killed = tmp_path / "killed"
+    command = [*small, "num_steps=20", "data.limit=2", SLOW]
+    process = start_train(*command, f"output_dir={killed}", PYTHONPATH=TESTS)
     try:
         wait_for((killed / "001" / "checkpoints" / "last.ckpt").is_file, process)
     finally:
@@ -36,29 +47,36 @@ def test_a_killed_run_goes_on_to_the_same_bits(small: list[str], tmp_path: Path)
     assert "000: finished before, left as it is" in printed
     assert "001: going on from" in printed
     assert {file: file.stat().st_mtime_ns for file in finished} == finished
-
-    assert train(*command, f"output_dir={whole}")[0] == 0
     for name in ("000", "001"):
         assert_same_bits(killed / name, whole / name)
     rows = (killed / "summary.csv").read_text().splitlines()
     assert [row.split(",")[0] for row in rows] == ["name", "000", "001", "mean"]
 
 
-@pytest.mark.same_bits
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1])
-def test_a_signal_stops_between_steps_and_asks_to_be_started_again(
-    number: signal.Signals, small: list[str], tmp_path: Path
-) -> None:
-    stopped, whole = tmp_path / "stopped", tmp_path / "whole"
-    command = [*small, "num_steps=60"]
-    process = start_train(*command, f"output_dir={stopped}")
+def interrupted(small: list[str], run: Path) -> tuple[int, str]:
+    """Runs the command as a process of its own, which gets Ctrl-C at a moment that nothing of it chose."""
+    process = start_train(*small, "num_steps=20", SLOW, f"output_dir={run}", PYTHONPATH=TESTS)
     try:
-        wait_for((stopped / "000" / "checkpoints" / "last.ckpt").is_file, process)
-        process.send_signal(number)
+        wait_for((run / "000" / "checkpoints" / "last.ckpt").is_file, process)
+        process.send_signal(signal.SIGINT)
         printed, _ = process.communicate(timeout=60)
     finally:
         process.kill()
-    assert process.returncode == 75, printed
+    return process.returncode, printed
+
+
+@pytest.mark.same_bits
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1])
+def test_a_signal_stops_between_steps_and_asks_to_be_started_again(
+    number: signal.Signals, small: list[str], whole: Path, tmp_path: Path
+) -> None:
+    stopped = tmp_path / "stopped"
+    if number == signal.SIGINT:
+        code, printed = interrupted(small, stopped)
+    else:
+        raised = ["+callbacks.signal._target_=support.faults.Signal", f"+callbacks.signal.number={int(number)}"]
+        code, printed = train(*small, "num_steps=20", *raised, "+callbacks.signal.step=7", f"output_dir={stopped}")
+    assert code == 75, printed
     said = re.search(
         rf"^stopped by {number.name} after step (\d+) of '000'; go on with: .* resume=", printed, re.MULTILINE
     )
@@ -66,8 +84,7 @@ def test_a_signal_stops_between_steps_and_asks_to_be_started_again(
     saved = torch.load(stopped / "000" / "checkpoints" / "last.ckpt", weights_only=True)
     assert saved["global_step"] == done  # not a step is lost
     assert "Traceback" not in printed
-    assert train(f"resume={stopped}")[0] == 0
-    assert train(*command, f"output_dir={whole}")[0] == 0
+    assert train(f"resume={stopped}")[0] == 0  # from the step after the signal, which does not come again
     assert_same_bits(stopped / "000", whole / "000")
 
 
@@ -89,8 +106,8 @@ def test_results_that_went_missing_after_the_last_step_come_back(method: str, sm
     # as if the kill had come between the last checkpoint and the results
     run, whole = tmp_path / "run", tmp_path / "whole"
     command = [*small, f"method={method}", "num_steps=10"]
-    for folder in (run, whole):
-        assert train(*command, f"output_dir={folder}")[0] == 0
+    assert train(*command, f"output_dir={run}")[0] == 0
+    shutil.copytree(run, whole)
     for file in ("metrics.json", "particles.safetensors", "grid.png"):
         (run / "000" / file).unlink()
     code, printed = train(f"resume={run}")
@@ -114,8 +131,8 @@ def test_a_finished_run_is_left_as_it_is(small: list[str], tmp_path: Path) -> No
 def test_a_resumed_run_keeps_the_settings_it_was_started_with(small: list[str], tmp_path: Path) -> None:
     run, whole = tmp_path / "run", tmp_path / "whole"
     command = ["task=inpaint_box", *small, "num_steps=5", "seed=3", "method.gamma=0.7", "data.limit=2"]
-    for folder in (run, whole):
-        assert train(*command, f"output_dir={folder}")[0] == 0
+    assert train(*command, f"output_dir={run}")[0] == 0
+    shutil.copytree(run, whole)
     settings, started_by = (run / ".hydra" / "config.yaml").read_text(), (run / ".hydra" / "command.txt").read_text()
     # a measurement that was never begun, and nothing of it on disk
     for file in sorted((run / "001").rglob("*"), reverse=True):
@@ -131,8 +148,8 @@ def test_a_resumed_run_keeps_the_settings_it_was_started_with(small: list[str], 
 def test_ckpt_path_goes_on_with_that_measurement_only(small: list[str], tmp_path: Path) -> None:
     run, whole = tmp_path / "run", tmp_path / "whole"
     command = [*small, "num_steps=5", "data.limit=2"]
-    for folder in (run, whole):
-        assert train(*command, f"output_dir={folder}")[0] == 0
+    assert train(*command, f"output_dir={run}")[0] == 0
+    shutil.copytree(run, whole)
     for name in ("000", "001"):
         (run / name / "metrics.json").unlink()
         (run / name / "particles.safetensors").unlink()

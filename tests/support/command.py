@@ -13,6 +13,10 @@ from unittest import mock
 
 PROJECT = Path(__file__).resolve().parents[2]
 TRAIN = PROJECT / "train.py"
+TESTS = os.pathsep.join([str(PROJECT), str(PROJECT / "tests")])
+"""PYTHONPATH of a process that needs what is beside this file."""
+SLOW = "+callbacks.slow._target_=support.faults.Slow"
+"""Makes every step of a run take a tenth of a second longer, in which a test can act; needs the PYTHONPATH."""
 
 
 def small_run(prior: Path, features: Path) -> list[str]:

@@ -1,6 +1,8 @@
 """What goes wrong in a run of several processes, as callbacks: ``+callbacks.fault._target_=support.faults.Fault``."""
 
 import errno
+import os
+import shutil
 import time
 
 import torch
@@ -39,3 +41,25 @@ class Slow(Callback):
 
     def on_train_batch_start(self, trainer, pl_module, batch, batch_idx: int) -> None:
         time.sleep(0.1)
+
+
+class Signal(Callback):
+    """Sends this process a signal in the middle of a step."""
+
+    def __init__(self, number: int, step: int) -> None:
+        self.number, self.step = number, step
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx: int) -> None:
+        if batch_idx == self.step:
+            os.kill(os.getpid(), self.number)
+
+
+class Deletion(Callback):
+    """Deletes a folder before a step."""
+
+    def __init__(self, folder: str, step: int) -> None:
+        self.folder, self.step = folder, step
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx: int) -> None:
+        if batch_idx == self.step:
+            shutil.rmtree(self.folder)

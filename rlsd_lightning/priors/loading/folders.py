@@ -34,8 +34,8 @@ def pipeline_folder(given: Path) -> Path:
     if (given / INDEX).is_file() or not snapshots.is_dir():
         return given
     current = given / "refs" / "main"
-    if current.is_file() and (snapshots / current.read_text().strip()).is_dir():
-        return snapshots / current.read_text().strip()
+    if current.is_file() and (snapshots / current.read_text(encoding="utf-8").strip()).is_dir():
+        return snapshots / current.read_text(encoding="utf-8").strip()
     found = sorted(snapshot for snapshot in snapshots.iterdir() if snapshot.is_dir())
     if len(found) != 1:
         raise InputError(
@@ -78,7 +78,7 @@ def not_a_pipeline(given: Path, kind: type) -> InputError:
     single = sorted(name for name in names if Path(name).suffix in ONE_FILE) if given.is_dir() else []
     config = given / "config.json"
     if config.is_file():
-        what = json.loads(config.read_text()).get("_class_name", "a single network")
+        what = json.loads(config.read_text(encoding="utf-8")).get("_class_name", "a single network")
         return InputError(
             f"pretrained must be a whole diffusers pipeline folder, but '{given}' holds {what} alone; put it into a "
             f"{kind.__name__} of the same family and save that with save_pretrained"

@@ -116,7 +116,7 @@ def check_written(folder: Path, scheduler: Any) -> None:
     file = folder / "scheduler" / "scheduler_config.json"
     if not file.is_file():
         return
-    written = json.loads(file.read_text()).get("_class_name", type(scheduler).__name__)
+    written = json.loads(file.read_text(encoding="utf-8")).get("_class_name", type(scheduler).__name__)
     for names in (DIFFUSION, FLOW_MATCHING):
         if _is_one_of(names, scheduler) and written not in {*names, type(scheduler).__name__}:
             raise InputError(
