@@ -171,9 +171,12 @@ class ParticleModule(L.LightningModule):
 
     def pictures(self) -> tuple[Tensor, Tensor]:
         """The reconstructions, in grey where nothing else was measured; after the last step they are computed once."""
-        if self._finished is None or self.steps_done < len(self.timesteps):
-            self._finished = tuple(as_seen(self.each(images)) for images in self.reconstructions())
-        return self._finished
+        if self._finished is not None:
+            return self._finished
+        made = tuple(as_seen(self.each(images)) for images in self.reconstructions())
+        if self.steps_done == len(self.timesteps):
+            self._finished = made
+        return made
 
     @property
     def steps_done(self) -> int:

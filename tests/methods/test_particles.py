@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+from lightning.pytorch.callbacks import Callback
 from support.problems import make
 from support.processes import as_process
 from support.steps import take_step
@@ -175,3 +176,16 @@ def test_a_process_without_particles_takes_part_in_the_pictures(method: type, ti
     take_step(module)
     images, decoded = module.current_images()
     assert images.shape == decoded.shape == (1, *tiny_prior.image_shape)
+
+
+def test_pictures_of_an_earlier_step_are_not_those_of_the_end(tiny_prior, measurement: Measurement, tmp_path):
+    seen = []
+
+    class Looking(Callback):
+        def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+            seen.append(pl_module.pictures()[0].clone())
+
+    module = RLSD(tiny_prior, measurement, PixelFeatures(), num_particles=2, num_steps=4)
+    fit(module, tmp_path, Looking())
+    assert len({images.sum().item() for images in seen}) == 4
+    assert torch.equal(module.pictures()[0], seen[-1])
