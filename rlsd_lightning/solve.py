@@ -71,7 +71,7 @@ def solve(
         The particles with shape :math:`(N, *\mathrm{image\_shape})`, their mean, uncertainty, figures and warnings.
 
     Raises:
-        InputError: If an argument is out of range, or the operator does not fit the prior.
+        InputError: If an argument is out of range, the operator does not fit the prior, or the Trainer stops early.
         NonFiniteError: If particles become infinite or not a number.
         LostError: If another process ends or is silent.
     """
@@ -105,6 +105,11 @@ def solve(
     with tempfile.TemporaryDirectory() as scratch:
         L.Trainer(**{"default_root_dir": scratch, **options}, callbacks=[FiniteGuard(), results, *callbacks]).fit(
             module
+        )
+    if not results.finished:
+        raise InputError(
+            f"all {len(module.timesteps)} steps are expected, but the Trainer stopped after {module.steps_done}; leave "
+            "max_steps, max_time, fast_dev_run and callbacks that stop it out"
         )
     return results.finished[0]
 

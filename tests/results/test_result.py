@@ -144,3 +144,12 @@ def test_points_have_a_result_without_pictures(tmp_path: Path) -> None:
     assert result._repr_png_() is None and "5 particles of shape (2,)" in repr(result)
     result.save(tmp_path)
     assert {path.name for path in tmp_path.iterdir()} == {"metrics.json", "particles.safetensors"}
+
+
+@pytest.mark.parametrize("early", [{"max_steps": 1}, {"fast_dev_run": True}, {"limit_train_batches": 2}])
+def test_a_trainer_that_stops_early_has_no_result_and_says_so(early: dict, tiny_prior: StableDiffusionPrior) -> None:
+    y = torch.zeros(1, *tiny_prior.image_shape)
+    with pytest.raises(
+        InputError, match=r"all 5 steps are expected, but the Trainer stopped after [12]; leave max_steps"
+    ):
+        solve(y, denoising(tiny_prior.image_shape), tiny_prior, num_steps=5, trainer=QUIET | early)
