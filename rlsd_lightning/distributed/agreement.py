@@ -70,5 +70,4 @@ def _reason(error: Exception) -> str:
     if is_out_of_memory(error):
         return first_line(error)
     kind = type(error).__name__
-    said = kind if first_line(error) == kind else f"{kind}: {first_line(error)}"
-    return f"{said} (the log has the traceback)"
+    return f"{kind}: {first_line(error)}".removesuffix(f": {kind}") + " (the log has the traceback)"

@@ -9,6 +9,7 @@ can't represent has edges, so its neighbours are alike.
 """
 
 import math
+from contextlib import suppress
 
 import torch
 from deepinv.physics import CompressedSensing, LinearPhysics, Physics, SinglePixelCamera, StructuredRandom
@@ -49,8 +50,8 @@ def cause_warnings(module: ParticleModule, solved: Solved) -> list[str]:
         return []
     declared = noise_std(physics.noise_model, y)
     step = quantization_step(y[_seen(physics, y)]) if isinstance(physics, LinearPhysics) else None
-    if step is not None and step / math.sqrt(12) > LARGEST_ROUNDING * declared:
-        rounding = step / math.sqrt(12)
+    rounding = (step or 0.0) / math.sqrt(12)
+    if rounding > LARGEST_ROUNDING * declared:
         rounded = f"the measurement is quantised in steps of {step:.2g}, with a rounding error of {rounding:.2g}"
         return [f"{rounded}, not {declared:.2g}: set physics.sigma={rounding:.2g}"]
     level, residual, correlation = noise_estimate(physics, y, solved.decoded, module.decoder_std)
@@ -58,9 +59,8 @@ def cause_warnings(module: ParticleModule, solved: Solved) -> list[str]:
         return [f"the noise looks like {residual:.2g} at most, not {declared:.2g}: set physics.sigma={residual:.2g}"]
     decoder_part = math.sqrt(max(residual**2 - level**2, 0.0))
     most = y[_seen(physics, y)].std().item()  # larger residuals are those of poor images
-    if max(TOO_SMALL * declared, decoder_part) < level < most and abs(correlation) < (
-        WHITE / 3 if isinstance(physics, MIXING) else WHITE
-    ):
+    is_white = abs(correlation) < (WHITE / 3 if isinstance(physics, MIXING) else WHITE)
+    if is_white and max(TOO_SMALL * declared, decoder_part) < level < most:
         return [f"the noise looks like {level:.2g}, not {declared:.2g}: set physics.sigma={level:.2g}"]
     return []
 
@@ -93,14 +93,10 @@ def _neighbours_alike(residual: Tensor, seen: Tensor) -> float:
     """Largest correlation of a residual's neighbours along its last two axes; 0 without neighbours."""
     found = [0.0]
     for dim in range(max(1, residual.ndim - 2), residual.ndim):
-        pairs = [
-            (value.narrow(dim, 0, value.shape[dim] - 1), value.narrow(dim, 1, value.shape[dim] - 1))
-            for value in (residual, seen)
-        ]
-        (first, second), (one, other) = pairs
-        both = one & other
+        count = residual.shape[dim] - 1
+        both = seen.narrow(dim, 0, count) & seen.narrow(dim, 1, count)
         if both.sum() >= FEWEST_VALUES:
-            first, second = first[both], second[both]
+            first, second = residual.narrow(dim, 0, count)[both], residual.narrow(dim, 1, count)[both]
             scale = (first.square().sum() * second.square().sum()).sqrt()
             found.append(((first * second).sum() / scale).item() if scale > 0 else 0.0)
     return max(found, key=abs)
@@ -133,14 +129,14 @@ def non_finite_cause(module: ParticleModule) -> str:
         ("network", lambda: prior.network(z, prior.num_train_timesteps // 2)),
         ("decoder", lambda: prior.decode(z)),
     ):
-        if not evaluate().isfinite().all():
-            return not_finite(prior, part)
-    halves = {parameter.dtype for parameter in prior.parameters()} & {torch.float16}
-    first = (
-        "the weights are in float16, which overflows above 65504: set weights=bfloat16 or weights=float32; else "
-        if halves
-        else ""
-    )
+        with suppress(RuntimeError):  # a full memory must not hide what has happened
+            if not evaluate().isfinite().all():
+                return not_finite(prior, part)
+    first = ""
+    if any(parameter.dtype == torch.float16 for parameter in prior.parameters()):
+        first = (
+            "the weights are in float16, which overflows above 65504: set weights=bfloat16 or weights=float32; else "
+        )
     if module._trainer is not None and module.trainer.precision == "16-mixed":
         first += "precision 16-mixed overflows above 65504: set precision bf16-mixed or 32-true; else "
     return f"{first}lower guidance_scale, lr_z or gamma, or use precision 32-true"

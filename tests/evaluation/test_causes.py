@@ -12,7 +12,7 @@ from torch.nn.functional import avg_pool2d
 from rlsd_lightning import RLSD, InputError, LatentFeatures, Measurement, Prior
 from rlsd_lightning.engine.callbacks import FiniteGuard
 from rlsd_lightning.errors import NonFiniteError
-from rlsd_lightning.evaluation.causes import cause_warnings, quantization_step
+from rlsd_lightning.evaluation.causes import cause_warnings, non_finite_cause, quantization_step
 from rlsd_lightning.evaluation.scores import Solved
 from rlsd_lightning.operators import (
     compressed_sensing,
@@ -137,3 +137,15 @@ def test_a_damaged_network_is_the_cause(tiny_prior, tmp_path):
 def test_the_settings_are_blamed_last(tiny_prior, tmp_path):
     said = lost(tiny_prior, tmp_path)
     assert "step 2; lower guidance_scale, lr_z or gamma, or use precision 32-true" in said
+
+
+@pytest.mark.parametrize("part", ["network", "decode"])
+def test_a_full_memory_does_not_hide_that_particles_are_not_finite(
+    part: str, tiny_prior: Prior, measurement: Measurement, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_) -> None:
+        raise torch.OutOfMemoryError("out of memory")
+
+    module = RLSD(tiny_prior, measurement, LatentFeatures(), num_particles=1, num_steps=2)
+    monkeypatch.setattr(tiny_prior, part, full)
+    assert non_finite_cause(module).startswith("lower guidance_scale")
