@@ -24,6 +24,7 @@ from rlsd_lightning.results.store import (
     is_damaged,
     last_particles,
     read_metrics,
+    write_atomically,
     write_failure,
     write_failures,
     write_summary,
@@ -126,7 +127,7 @@ class _Run:
             if device.type != "cpu":
                 size = largest_batch(self.make_module, self.data, self.make_trainer)
             log.info("measurements_per_batch=auto: %d on %s", size, device)
-            chosen.write_text(f"{size}\n", encoding="utf-8")
+            write_atomically(chosen, f"{size}\n")
         return int(chosen.read_text(encoding="utf-8"))
 
     def solve_all(self, batches: dict[str, range], parallel: str, checkpoint: Path | None) -> None:
@@ -135,7 +136,7 @@ class _Run:
         processes.form_groups("particles" if self.data.sequence else parallel, len(batches))
         for label in list(batches)[processes.group :: processes.groups]:
             self.solve(self.unsolved(batches[label]), label, checkpoint or self.folder / label / "checkpoints" / LAST)
-            processes.shard.any(False)  # the next batch may start from these results
+            processes.shard.agree()  # the next batch may start from these results
         self.particle_steps = processes.sum(self.particle_steps)
 
     def unsolved(self, indices: range) -> list[Measurement]:
@@ -203,10 +204,9 @@ class _Run:
         """Fits measurements together, again without those that diverge."""
         (self.folder / label).mkdir(exist_ok=True)
         while measurements:
+            ends = dict.fromkeys(str(self.data.names.index(measurements[i].name) + 1) for i in (0, -1))
+            position = f"[{'-'.join(ends)}/{len(self.data)}] "
             try:
-                first = self.data.names.index(measurements[0].name) + 1
-                last = self.data.names.index(measurements[-1].name) + 1
-                position = f"[{first if first == last else f'{first}-{last}'}/{len(self.data)}] "
                 trainer = self.make_trainer(self.folder / label, position=position)
                 self._fit(self.make_module(measurements), trainer, checkpoint)
                 return
@@ -272,7 +272,7 @@ class _Run:
         results = {name: read_metrics(self.folder / name) for name in self.data.names}
         rows = [metrics for metrics in results.values() if metrics is not None]
         write_summary(self.folder, rows)
-        failures = write_failures(self.folder)
+        failures = write_failures(self.folder, [name for name, metrics in results.items() if metrics is None])
         if rows or failures:
             write_report(self.folder, rows, failures)
         if rows and self.data.sequence:

@@ -5,7 +5,7 @@ import io
 import json
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -187,10 +187,16 @@ def clear_failure(folder: Path, index: int) -> None:
     (folder / REASONS / f"{index}.json").unlink(missing_ok=True)
 
 
-def write_failures(folder: Path) -> list[dict[str, str]]:
-    """Write failed.csv from what was kept during a run, or remove an old one; returns its rows."""
+def write_failures(folder: Path, missing: Iterable[str]) -> list[dict[str, str]]:
+    """Write failed.csv from what was kept during a run, or remove an old one; returns its rows.
+
+    Args:
+        folder: The run's folder.
+        missing: Names of the measurements without a result; a resumed run may have other data than the one before.
+    """
     kept = sorted((folder / REASONS).glob("*.json"), key=lambda path: int(path.stem))
-    rows = [json.loads(path.read_text(encoding="utf-8")) for path in kept]
+    read, names = [json.loads(path.read_text(encoding="utf-8")) for path in kept], {printable(name) for name in missing}
+    rows = [row for row in read if row["name"] in names]
     if rows:
         write_atomically(folder / FAILED_FILE, _table(["name", "reason"], rows))
     else:

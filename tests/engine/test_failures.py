@@ -123,6 +123,16 @@ def test_failures_are_forgotten_when_the_input_is_mended(run: Callable, data: Me
     assert "failed" not in Page((tmp_path / "report.html").read_text()).texts
 
 
+@pytest.mark.parametrize("index", [0, 1, 2])
+def test_failures_of_inputs_that_are_no_longer_asked_for_are_forgotten(
+    index: int, run: Callable, data: MeasurementList, tmp_path: Path
+) -> None:
+    assert run(Failing(data, index, ValueError("torn"))) == (2, 1)
+    others = MeasurementList(one for one in data if one is not data[index])
+    assert run(others) == (2, 0)
+    assert not (tmp_path / "failed.csv").exists()
+
+
 def test_a_report_names_failures_even_if_nothing_was_solved(
     run: Callable, data: MeasurementList, tmp_path: Path
 ) -> None:
