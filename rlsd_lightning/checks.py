@@ -25,11 +25,8 @@ __all__ = [
 def _require(ok: Callable[[Any], bool], expected: str, settings: dict[str, Any]) -> None:
     for name, value in settings.items():
         if not ok(value):
-            raise InputError(
-                f"{name} must be {expected}, got {value!r}"
-                if isinstance(value, str)
-                else f"{name} must be {expected}, got {value}"
-            )
+            shown = repr(value) if isinstance(value, str) else value
+            raise InputError(f"{name} must be {expected}, got {shown}")
 
 
 def require_at_least_zero(**settings: float) -> None:

@@ -20,16 +20,10 @@ def embedded(name: str) -> Path:
 
     Raises:
         InputError: If there is no such file.
-
     """
     path = PROJECT / "data" / name
     if not path.exists():
         parent = next(folder for folder in path.parents if folder.is_dir())
-        raise InputError(
-            f"an embedded file is expected, got '{name}'; '{parent}' has {', '.join(sorted(map(_name, parent.iterdir())))}"
-        )
+        known = ", ".join(sorted(each.name for each in parent.iterdir()))
+        raise InputError(f"an embedded file is expected, got '{name}'; '{parent}' has {known}")
     return path
-
-
-def _name(path: Path) -> str:
-    return path.name

@@ -27,7 +27,7 @@ from rlsd_lightning.cli.help import help_text
 from rlsd_lightning.cli.literal import as_typed
 from rlsd_lightning.cli.messages import REQUEUE, explain
 from rlsd_lightning.cli.resume import run_folder
-from rlsd_lightning.cli.settings import check_settings, with_present_names, without_null_groups
+from rlsd_lightning.cli.settings import check_settings, move_older, overridden, with_present_names, without_null_groups
 from rlsd_lightning.errors import InputError, printable
 from rlsd_lightning.resources import CONFIGS
 
@@ -86,9 +86,7 @@ def hydra_app() -> None:
 def compose_and_run(cfg: DictConfig) -> None:
     """Runs what Hydra composed."""
     hydra_run = HydraConfig.get()
-    if hydra_run.mode == RunMode.RUN and not cfg.resume and not cfg.ckpt_path:
-        _check(cfg)
-    code = heavy("train").main(cfg)
+    code = _check(cfg) or heavy("train").main(cfg)
     runs_in_turn = hydra_run.mode == RunMode.MULTIRUN and hydra_run.runtime.choices["hydra/launcher"] == "basic"
     if code and runs_in_turn and code != REQUEUE:
         failed.append(cfg.output_dir)  # the other runs go on
@@ -96,14 +94,18 @@ def compose_and_run(cfg: DictConfig) -> None:
         sys.exit(code)
 
 
-def _check(cfg: DictConfig) -> None:
-    """Ends the process if a setting is wrong, which the run would find seconds later."""
+def _check(cfg: DictConfig) -> int:
+    """Exit code of a new run with a wrong setting, else 0; a resumed run is checked with the settings it began with."""
+    if cfg.resume or cfg.ckpt_path:
+        return 0
     try:
+        move_older(cfg, overridden())
         check_settings(cfg)
     except HydraException as error:
         reason, code = explain(error, cfg)
         logging.getLogger("train").error("error: %s", reason)
-        sys.exit(code)
+        return code
+    return 0
 
 
 def heavy(name: str) -> ModuleType:

@@ -3,6 +3,7 @@
 The comments in ``configs/`` are the documentation, which is read from there.
 """
 
+import json
 import re
 import shutil
 import textwrap
@@ -160,8 +161,7 @@ def _shown(cfg: DictConfig, name: str) -> str:
     value = "???" if OmegaConf.is_missing(cfg, name) else cfg[name]
     if isinstance(value, str) and Path(value).is_relative_to(PROJECT) and PROJECT.is_relative_to(Path.cwd()):
         value = str(Path(value).relative_to(Path.cwd()))
-    words = {None: "null", True: "true", False: "false", "": "''"}
-    return words.get(value, str(value)) if value is None or isinstance(value, bool | str) else str(value)
+    return json.dumps(value) if value is None or isinstance(value, bool) else str(value) or "''"
 
 
 def _section(title: str, rows: Iterable[tuple[str, str]], left: int = LEFT) -> Iterator[str]:

@@ -9,25 +9,15 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Quote, QuotedString
 from hydra.errors import HydraException
 
-__all__ = ["as_typed", "corrected"]
+__all__ = ["INPUTS", "as_typed", "corrected"]
 
-PATHS = (
-    "data.images",
-    "data.measurement",
-    "data.mask",
-    "data.kernel",
-    "physics.mask",
-    "physics.kernel",
-    "physics.network",
-    "physics.code",
-    "physics.coil_maps",
-    "prior.pretrained",
-    "features.pretrained",
-    "callbacks.results.features.pretrained",
-    "output_dir",
-    "resume",
-    "ckpt_path",
+INPUTS = (
+    *("data.images", "data.measurement", "prior.pretrained"),
+    *("physics.mask", "physics.kernel", "physics.network", "physics.code", "physics.coil_maps", "physics.angles"),
+    *("features.pretrained", "callbacks.results.features.pretrained"),
 )
+"""Settings that are files or folders which a run reads."""
+PATHS = (*INPUTS, "output_dir", "resume", "ckpt_path")
 """Settings that are files or folders; a leading ``~`` is the home folder."""
 TEXTS = ("prior.prompt", "prior.negative_prompt", "data.name", "data.axes")
 """Settings that are any other text."""

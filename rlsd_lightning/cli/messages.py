@@ -47,7 +47,7 @@ class Formatter(logging.Formatter):
         return printable(super().format(record))
 
 
-def failure(error: BaseException, cfg: DictConfig, folder: Path, who: str) -> tuple[str, int] | None:
+def failure(error: BaseException, cfg: DictConfig, who: str) -> tuple[str, int] | None:
     """The line and exit code of an error that the user can mend; None for a bug. ``who`` names the process."""
     again = f"{program()} resume={cfg.output_dir}"
     if isinstance(error, InputError | HydraException | OmegaConfBaseException):
@@ -55,7 +55,7 @@ def failure(error: BaseException, cfg: DictConfig, folder: Path, who: str) -> tu
         return f"{who}error: {reason}", code
     if isinstance(error, LostError):
         return f"\n{who}error: lost touch with the other processes ({error}); go on with: {again}", 1
-    if is_of_storage(error, folder):
+    if is_of_storage(error, Path(cfg.output_dir)):
         return f"\n{who}error: '{cfg.output_dir}' can't be written to ({error}); mend that, then: {again}", 1
     if isinstance(error, StoppedError | KeyboardInterrupt):
         return f"\n{who}{str(error) or 'stopped'}; go on with: {again}", REQUEUE

@@ -5,7 +5,8 @@ from pathlib import Path
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
-from rlsd_lightning.cli.settings import CHOICES, OTHER_FILES, SETTINGS, make_paths_absolute, move_older, overridden
+from rlsd_lightning.cli.literal import INPUTS
+from rlsd_lightning.cli.settings import CHOICES, OLDER, SETTINGS, make_paths_absolute, move_older, overridden
 from rlsd_lightning.errors import InputError
 
 __all__ = ["resumed", "run_folder"]
@@ -26,7 +27,7 @@ FIXED = (
 )
 """Settings, or groups of them, that determine a run's results."""
 MAY_CHANGE = (
-    *OTHER_FILES,
+    *(name for name in INPUTS if name not in OLDER.values()),
     "prior.local_files_only",
     "prior.vae_tiling",
     "prior.decoder_checkpointing",
@@ -42,7 +43,7 @@ def run_folder(resume: str | None, ckpt_path: str | None, task: str, now: str) -
         return f"outputs/{task}/{now}"
     if ckpt_path and not Path(ckpt_path).is_file():
         raise InputError(f"ckpt_path must be a checkpoint of a run, but there is no file '{ckpt_path}'")
-    folder = Path(resume) if resume else Path(ckpt_path).resolve().parents[2]
+    folder = Path(resume) if resume else Path(ckpt_path).resolve().parent.parent.parent
     _load(folder)  # before Hydra makes the folder
     return str(folder)
 

@@ -4,6 +4,7 @@ import difflib
 import glob
 import inspect
 import os
+import pkgutil
 import re
 import shlex
 import sys
@@ -15,11 +16,12 @@ from typing import Any, Union, get_args, get_origin
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
 from hydra.types import RunMode
-from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from rlsd_lightning.cli import program
-from rlsd_lightning.errors import InputError, printable
+from rlsd_lightning.cli.help import options_of
+from rlsd_lightning.cli.literal import INPUTS
+from rlsd_lightning.errors import InputError, first_line, printable
 from rlsd_lightning.resources import CONFIGS
 from rlsd_lightning.signatures import Signature, own_signature
 
@@ -41,10 +43,6 @@ CHOICES = ".hydra/choices.yaml"
 """File of a run's choices of groups, in its folder."""
 OLDER = {"data.mask": "physics.mask", "data.kernel": "physics.kernel"}
 """Older names of settings, which are still accepted, and their present names."""
-OTHER_FILES = (
-    *("prior.pretrained", "features.pretrained", "physics.network", "physics.code"),
-    *("physics.coil_maps", "physics.angles"),
-)
 
 
 def near_miss(name: str, siblings: Iterable[str]) -> str | None:
@@ -82,8 +80,7 @@ def without_null_groups(arguments: list[str]) -> list[str]:
         elif group == "logger":
             kept.append("~logger")
         elif group != "experiment":  # which is null by default
-            options = ", ".join(sorted(path.stem for path in (CONFIGS / group).glob("[!_]*.yaml")))
-            raise HydraException(f"{group} can't be null; choose one of {options}")
+            raise HydraException(f"{group} can't be null; choose one of {', '.join(options_of(group))}")
     return kept
 
 
@@ -105,18 +102,24 @@ def make_paths_absolute(cfg: DictConfig) -> None:
     """Makes paths absolute, as a run may be resumed from another folder."""
     from rlsd_lightning.reading.paths import absolute, split_key  # with torch
 
-    for name in ("data.images", "data.measurement", *OLDER.values(), *OTHER_FILES):
+    for name in INPUTS:
         value = OmegaConf.select(cfg, name)
         if isinstance(value, str) and (split_key(value)[0].exists() or glob.has_magic(value)):
             OmegaConf.update(cfg, name, absolute(value))
 
 
-def signature_of(target: str) -> Signature:
-    """What a target takes; only one of another package is imported for it."""
+def signature_of(target: str, name: str) -> Signature:
+    """What the target of a setting takes; only one of another package is imported for it."""
     try:
         return own_signature(target)
     except LookupError:
-        found = get_object(target)
+        pass
+    try:
+        found = pkgutil.resolve_name(target)
+    except (ImportError, AttributeError, SyntaxError, ValueError) as error:
+        raise HydraException(
+            f"{name} must be a class or function that can be imported, got '{target}' ({first_line(error)})"
+        ) from None
     parameters = inspect.signature(found).parameters
     annotations = {name: _union(parameter.annotation) for name, parameter in parameters.items()}
     open_ended = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
@@ -133,26 +136,30 @@ def check_settings(cfg: DictConfig) -> None:
     """Refuses unknown names, and words in place of numbers.
 
     Raises:
-        HydraException: If a target does not take a setting, or takes another type.
+        HydraException: If a target can't be imported, does not take a setting, or takes another type.
     """
     for group in ("prior", "features", "physics", "data", "method"):
-        taken = signature_of(cfg[group]._target_)
+        taken = signature_of(cfg[group]._target_, f"{group}._target_")
         for name, value in OmegaConf.to_container(cfg[group], resolve=True).items():
             # make_physics turns the noise of a deepinv class into its noise_model
             turned = group == "physics" and taken.is_class and name in ("sigma", "noise")
-            if name.startswith("_") or turned or (taken.open_ended and name not in taken.annotations):
+            if name.startswith("_") or turned:
                 continue
-            if name not in taken.annotations:
+            if name in taken.annotations:
+                _check_type(f"{group}.{name}", value, set(taken.annotations[name].split(" | ")))
+            elif not taken.open_ended:
                 near = near_miss(f"{group}.{name}", taken.annotations)
                 hint = f"did you mean {near}?" if near else f"there are {', '.join(sorted(taken.annotations))}"
                 raise HydraException(f"there is no setting '{group}.{name}' with this {group}; {hint}")
-            kinds = set(taken.annotations[name].split(" | "))
-            if not kinds <= {"int", "float", "bool", "str", "Path", "None"}:
-                continue
-            given = "None" if value is None else type(value).__name__
-            if given not in (kinds | {"int"} if "float" in kinds else kinds):
-                expected = " or ".join(sorted("null" if kind == "None" else kind for kind in kinds))
-                raise HydraException(f"{group}.{name} must be {expected}, got '{value}'")
+
+
+def _check_type(name: str, value: object, kinds: set[str]) -> None:
+    """Refuses a value of another type, where all accepted ones are plain."""
+    given = "None" if value is None else type(value).__name__
+    is_accepted = given in kinds or (given == "int" and "float" in kinds)
+    if not is_accepted and kinds <= {"int", "float", "bool", "str", "Path", "None"}:
+        expected = " or ".join(sorted("null" if kind == "None" else kind for kind in kinds))
+        raise HydraException(f"{name} must be {expected}, got '{value}'")
 
 
 def check_trainer(cfg: DictConfig) -> None:

@@ -20,14 +20,7 @@ from omegaconf import DictConfig
 
 from rlsd_lightning.cli.messages import REQUEUE, failure
 from rlsd_lightning.cli.resume import resumed
-from rlsd_lightning.cli.settings import (
-    check_settings,
-    check_trainer,
-    keep_settings,
-    make_paths_absolute,
-    move_older,
-    overridden,
-)
+from rlsd_lightning.cli.settings import check_settings, check_trainer, keep_settings, make_paths_absolute
 from rlsd_lightning.distributed.environment import stand_alone
 from rlsd_lightning.distributed.processes import Processes
 from rlsd_lightning.engine.checkpoints import AtomicCheckpointIO
@@ -97,13 +90,13 @@ def settings_of(cfg: DictConfig, folder: Path) -> DictConfig:
     """Checked settings of a new run, which are kept in its folder, or of a resumed one."""
     if cfg.resume or cfg.ckpt_path:
         cfg = resumed(cfg)
-    else:
-        cfg.output_dir = str(folder)
-        move_older(cfg, overridden())
-        make_paths_absolute(cfg)
-    check_settings(cfg)
+        check_settings(cfg)
+        check_trainer(cfg)
+        return cfg
+    cfg.output_dir = str(folder)
+    make_paths_absolute(cfg)
     check_trainer(cfg)
-    if not cfg.resume and not cfg.ckpt_path and rank_zero_only.rank == 0:
+    if rank_zero_only.rank == 0:
         keep_settings(cfg, folder)
     return cfg
 
@@ -123,7 +116,7 @@ def run(cfg: DictConfig, folder: Path) -> int:
     """Solves the measurements of one configuration; returns the exit code."""
     asked, cfg = cfg, settings_of(cfg, folder)
     checkpoint = Path(cfg.ckpt_path).resolve() if cfg.ckpt_path else None
-    chosen = checkpoint and (checkpoint.parents[1].name, checkpoint)
+    chosen = checkpoint and (checkpoint.parent.parent.name, checkpoint)
     # noise is keyed by the seed; this only fixes what libraries draw, and takes 32 bits
     L.seed_everything(cfg.seed % 2**32, verbose=False)
     prior, features, method, data = parts_of(cfg)
@@ -184,7 +177,7 @@ def main(cfg: DictConfig) -> int:
     except PeerError:
         return 0  # the first process says what has failed
     except (Exception, KeyboardInterrupt) as error:
-        said = failure(error, cfg, folder, "" if is_first else f"process {rank}: ")
+        said = failure(error, cfg, "" if is_first else f"process {rank}: ")
         if said is None:
             raise
         line, code = said

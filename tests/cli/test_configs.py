@@ -19,7 +19,8 @@ from safetensors.torch import load_file
 from support.command import PROJECT, train
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from rlsd_lightning.cli.settings import move_older, with_present_names
+from rlsd_lightning.cli import command
+from rlsd_lightning.cli.settings import make_paths_absolute, move_older, with_present_names
 from rlsd_lightning.signatures import own_signature
 
 CONFIGS = PROJECT / "configs"
@@ -188,6 +189,25 @@ def test_older_names_in_files_and_on_the_command_line_are_translated() -> None:
     arguments = ["task=inpaint", "data.mask=a,b", "+data.kernel=k.npy", "data.images=data.mask=x"]
     expected = ["task=inpaint", "++physics.mask=a,b", "++physics.kernel=k.npy", "data.images=data.mask=x"]
     assert with_present_names(arguments) == expected
+
+
+def test_older_names_in_a_config_file_of_the_users_are_no_unknown_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(command, "overridden", dict)
+    with initialize_config_dir(str(CONFIGS), version_base="1.3"):
+        cfg = compose("train", ["task=inpaint", "+data.mask=box", "output_dir=run"])
+    assert command._check(cfg) == 0
+    assert cfg.physics.mask == "box"
+
+
+@pytest.mark.parametrize("name", ["data.images", "physics.mask", "callbacks.results.features.pretrained"])
+def test_paths_that_a_run_reads_are_made_absolute(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "here").mkdir()
+    cfg = OmegaConf.create({"callbacks": {"results": {"features": None}}, "prior": {"pretrained": "some/hub"}})
+    OmegaConf.update(cfg, name, "here")
+    make_paths_absolute(cfg)
+    assert OmegaConf.select(cfg, name) == str(tmp_path / "here")
+    assert cfg.prior.pretrained == "some/hub"
 
 
 @pytest.mark.parametrize("augmented", ["true", "false"])

@@ -11,10 +11,13 @@ from unittest import mock
 
 import pytest
 import torch
+from omegaconf import OmegaConf
 from support.command import PROJECT, TRAIN, train
 from support.trainers import assert_same_bits
 
 from rlsd_lightning import InputError
+from rlsd_lightning.cli.messages import failure
+from rlsd_lightning.cli.resume import run_folder
 from rlsd_lightning.engine.checkpoints import AtomicCheckpointIO, checkpoint_to_resume
 from rlsd_lightning.errors import is_of_storage
 
@@ -209,3 +212,17 @@ def test_a_run_folder_that_is_deleted_is_one_line(small: list[str], tmp_path: Pa
 def test_an_error_of_the_disk_is_known_however_it_names_its_file(named, of_run: bool, tmp_path: Path) -> None:
     run = tmp_path / "run"
     assert is_of_storage(OSError(errno.ENOSPC, "No space left on device", named(run)), run) is of_run
+
+
+def test_a_full_disk_of_another_folder_than_the_first_one_composed_is_known(tmp_path: Path) -> None:
+    # a process learns from the first where the run is
+    error = OSError(errno.ENOSPC, "No space left on device", str(tmp_path / "agreed" / "events"))
+    line, code = failure(error, OmegaConf.create({"output_dir": str(tmp_path / "agreed")}), "process 1: ")
+    assert code == 1 and f"'{tmp_path / 'agreed'}' can't be written to" in line
+
+
+@pytest.mark.parametrize("path", ["/last.ckpt", "/a/last.ckpt", "/a/b/last.ckpt"])
+def test_a_checkpoint_outside_of_a_run_is_refused(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Path, "is_file", lambda file: file.suffix == ".ckpt")
+    with pytest.raises(InputError, match="a run's folder is expected"):
+        run_folder(None, path, "inpaint", "now")

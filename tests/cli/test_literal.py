@@ -116,13 +116,13 @@ def test_numbers_stay_numbers(composed: Callable) -> None:
 def test_a_tilde_is_the_home_folder_of_paths_only(composed: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", "/home/ä b")
     cfg = composed(
-        "data.images=~/faces", "prior.pretrained=~", "resume=a~b", "prior.prompt=~ tilde", "data.mask=[~/a,b]"
+        "data.images=~/faces", "prior.pretrained=~", "resume=a~b", "prior.prompt=~ tilde", "physics.mask=[~/a,b]"
     )
     assert cfg.data.images == "/home/ä b/faces"
     assert cfg.prior.pretrained == "/home/ä b"
     assert cfg.resume == "a~b"
     assert cfg.prior.prompt == "~ tilde"
-    assert cfg.data["mask"] == ["/home/ä b/a", "b"]
+    assert cfg.physics["mask"] == ["/home/ä b/a", "b"]
 
 
 @pytest.mark.parametrize("flag", ["-m", "--multirun", "hydra.mode=MULTIRUN"])
