@@ -30,32 +30,32 @@ def _require(ok: Callable[[Any], bool], expected: str, settings: dict[str, Any])
 
 
 def require_at_least_zero(**settings: float) -> None:
-    """Raises an InputError for a setting that is negative or not a number."""
+    """Raise an InputError for a setting that is negative or not a number."""
     _require(lambda value: value >= 0, "at least 0", settings)
 
 
 def require_positive(**settings: float) -> None:
-    """Raises an InputError for a setting that is not above 0."""
+    """Raise an InputError for a setting that is not above 0."""
     _require(lambda value: value > 0, "above 0", settings)
 
 
 def require_at_least_one(**settings: int | None) -> None:
-    """Raises an InputError for a number below 1; None is no number."""
+    """Raise an InputError for a number below 1; None is no number."""
     _require(lambda value: value is None or value >= 1, "at least 1", settings)
 
 
 def require_share(**settings: float) -> None:
-    """Raises an InputError for a setting that is not in [0, 1]."""
+    """Raise an InputError for a setting that is not in [0, 1]."""
     _require(lambda value: 0 <= value <= 1, "from 0 to 1", settings)
 
 
 def require_one_of(choices: Iterable[str], **settings: str) -> None:
-    """Raises an InputError for a setting that is none of the choices."""
+    """Raise an InputError for a setting that is none of the choices."""
     _require(lambda value: value in choices, f"one of {', '.join(choices)}", settings)
 
 
 def check_trainer(trainer: L.Trainer) -> None:
-    """Checks that a Trainer neither mixes nor changes the gradients of different particles.
+    """Check that a Trainer neither mixes nor changes the gradients of different particles.
 
     Raises:
         InputError: If it does.
@@ -71,7 +71,7 @@ def check_trainer(trainer: L.Trainer) -> None:
 
 
 def check_particles(settings: Mapping[str, Any], measurements: Sequence[Measurement], prior: Prior) -> None:
-    """Checks the settings that all methods share, and that the measurements can be solved side by side.
+    """Check the settings that all methods share, and that the measurements can be solved side by side.
 
     Raises:
         InputError: If they can't.
@@ -100,7 +100,7 @@ def check_particles(settings: Mapping[str, Any], measurements: Sequence[Measurem
 
 
 def _check_data(measurements: Sequence[Measurement], prior: Prior) -> None:
-    """Tries each operator once, and refuses measurements with values that are not finite."""
+    """Try each operator once, and refuse measurements with values that are not finite."""
     for measurement in {id(each.physics): each for each in measurements}.values():
         probe_operator(measurement.physics, prior.image_shape, like=measurement.y)
     for measurement in measurements:

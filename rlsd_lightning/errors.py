@@ -23,10 +23,10 @@ __all__ = [
 STORAGE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.ENOENT, errno.EIO, errno.ESTALE)
 """Error numbers of a full, read-only or vanished disk."""
 NO_MEMORY = ("out of memory", "can't allocate memory", "ALLOC_FAILED")
-"""What libraries say when an allocation fails, in errors of no class of their own."""
+"""Words of libraries' errors for a failed allocation, which have no class of their own."""
 
 LOADING_ERRORS = (OSError, ValueError, TypeError, KeyError, RuntimeError, AttributeError)
-"""What diffusers and transformers raise for weights that are not there, not whole, or not theirs."""
+"""What diffusers and transformers raise for weights that are missing, damaged or of another format."""
 
 
 def first_line(error: Exception) -> str:
@@ -35,7 +35,7 @@ def first_line(error: Exception) -> str:
 
 
 def printable(text: str) -> str:
-    """A text with its undecodable bytes as ``%F6``: a file's name that is not UTF-8 can't be written or printed."""
+    """A text with undecodable bytes as ``%F6``, as file names that are not UTF-8 can't be written or printed."""
     return re.sub("[\ud800-\udfff]", lambda found: f"%{ord(found[0]) & 0xFF:02X}", text)
 
 
@@ -55,11 +55,11 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 class InputError(ValueError):
-    """What the user gave can't be used; the message says what was expected, what came and what to do."""
+    """An input or setting that can't be used; the message has what was expected, what was given and the remedy."""
 
 
 class LostError(Exception):
-    """Another process of the run is gone or can't be reached; what is saved is good. The message is one line."""
+    """Another process of the run has ended or can't be reached; what is saved is good. The message is one line."""
 
     def __init__(self, message: str) -> None:
         super().__init__(" ".join(message.split()))

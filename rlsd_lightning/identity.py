@@ -55,11 +55,11 @@ class CheckpointIdentity:
         }
 
     def save(self, checkpoint: dict) -> None:
-        """Adds the identity to a checkpoint."""
+        """Add the identity to a checkpoint."""
         checkpoint |= {"identity": self.digest, "samples": self.samples, "computed": self._computed()}
 
     def check(self, checkpoint: dict) -> None:
-        """Compares a checkpoint, which may have further measurements.
+        """Compare a checkpoint, which may have further measurements.
 
         Raises:
             InputError: If it belongs to another run.
@@ -89,7 +89,7 @@ def saved_samples(checkpoint: dict) -> dict[str, dict[str, Tensor]]:
 
 
 def keep_particles(checkpoint: dict, names: Iterable[str], num_particles: int) -> None:
-    """Keeps the particles of the measurements ``names`` of a checkpoint, in this order, and drops the others."""
+    """Keep the particles of the measurements ``names`` of a checkpoint, in this order, and drop the others."""
     saved = list(checkpoint["samples"])
     rows = torch.cat([saved.index(name) * num_particles + torch.arange(num_particles) for name in names])
     states = [checkpoint["state_dict"]]

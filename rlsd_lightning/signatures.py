@@ -1,6 +1,6 @@
 """Signatures of the package's own classes and functions, read from their source.
 
-Importing them would import torch, which takes seconds; a wrong setting is refused before.
+A wrong setting is so refused at once: importing a class imports torch, which takes seconds.
 """
 
 import ast
@@ -14,17 +14,17 @@ PACKAGE = Path(__file__).resolve().parent
 
 
 class Signature(NamedTuple):
-    """What a class or function takes."""
+    """Parameters of a class or function."""
 
     annotations: dict[str, str]
     """Source of each parameter's annotation; empty if there is none."""
     open_ended: bool
-    """Whether any other name is taken too."""
+    """Whether it takes ``**kwargs`` of any name."""
     is_class: bool
 
 
 def own_signature(target: str) -> Signature:
-    """Signature of a class or function of this package; ``**kwargs`` of a class are what its base class takes.
+    """Signature of a class or function of this package; ``**kwargs`` of a class are its base's parameters.
 
     Args:
         target: Dotted path, such as ``rlsd_lightning.methods.rlsd.RLSD``; it may lead through modules that import the name.

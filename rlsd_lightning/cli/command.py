@@ -1,7 +1,7 @@
 """Entry of the command line: ``rlsd evaluate RUN...`` is a subcommand, everything else is a run.
 
 torch and Lightning take seconds to import, so nothing here imports them: help and a wrong command line answer at once.
-:mod:`rlsd_lightning.cli.train` and the subcommands import them, through :func:`heavy`.
+:mod:`rlsd_lightning.cli.train` and the subcommands import them, through :func:`lazy_import`.
 """
 
 import gc
@@ -42,7 +42,7 @@ OmegaConf.register_new_resolver("run_folder", run_folder, replace=True)
 
 
 def command() -> None:
-    """Runs a subcommand if the first argument is a bare word, else Hydra's application."""
+    """Run a subcommand if the first argument is a bare word, else Hydra's application."""
     arguments = sys.argv[1:]
     if os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())  # for operators of the user's own
@@ -53,7 +53,7 @@ def command() -> None:
         hydra_app()
     elif word in SUBCOMMANDS:
         logging.basicConfig(level=logging.WARNING)
-        sys.exit(heavy(word).main(arguments[1:]))
+        sys.exit(lazy_import(word).main(arguments[1:]))
     else:
         known = ", ".join(SUBCOMMANDS)
         print(f"error: there is no subcommand '{word}', only {known}; options of a run are name=value", file=sys.stderr)
@@ -84,9 +84,9 @@ def hydra_app() -> None:
 
 @hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name="train")
 def compose_and_run(cfg: DictConfig) -> None:
-    """Runs what Hydra composed."""
+    """Run what Hydra composed."""
     hydra_run = HydraConfig.get()
-    code = _check(cfg) or heavy("train").main(cfg)
+    code = _check(cfg) or lazy_import("train").main(cfg)
     runs_in_turn = hydra_run.mode == RunMode.MULTIRUN and hydra_run.runtime.choices["hydra/launcher"] == "basic"
     if code and runs_in_turn and code != REQUEUE:
         failed.append(cfg.output_dir)  # the other runs go on
@@ -108,10 +108,10 @@ def _check(cfg: DictConfig) -> int:
     return 0
 
 
-def heavy(name: str) -> ModuleType:
+def lazy_import(name: str) -> ModuleType:
     """Module beside this one that imports torch and Lightning.
 
-    What it imports stays until the end. Exempt from garbage collection, a third of the time is saved, here and at exit.
+    What it imports stays until the end, so the garbage collector need not look at it: that saves time, here and at exit.
     """
     module = f"rlsd_lightning.cli.{name}"
     if module in sys.modules:

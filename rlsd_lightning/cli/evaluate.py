@@ -121,7 +121,7 @@ def _cell(value: Any) -> str:
 
 
 def _write_csv(path: Path, rows: dict[str, list[dict]]) -> None:
-    """Writes one row for each measurement of every run."""
+    """Write one row for each measurement of every run."""
     flat = [{"run": run, **row} for run, measured in rows.items() for row in measured]
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, list(dict.fromkeys(key for row in flat for key in row)))
@@ -159,7 +159,7 @@ def _arguments(arguments: list[str] | None) -> argparse.Namespace:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Prints the table; returns the exit code, 1 for an unusable input."""
+    """Print the table and return the exit code, 1 for an unusable input."""
     args = _arguments(arguments)
     disable_progress_bar()
     alike = len({run.resolve().name for run in args.runs}) < len(args.runs)
@@ -172,7 +172,7 @@ def main(arguments: list[str] | None = None) -> int:
         names = [{one.name for one in saved} for saved in runs.values()]
         if len(shared := set.intersection(*names)) < len(set.union(*names)):
             notes.append(
-                f"columns are of different measurements, of which {len(shared)} are in all of them: figures don't compare"
+                f"the runs have different measurements, {len(shared)} of them in common: their figures don't compare"
             )
         results, rows = {}, {}
         for name, saved in runs.items():

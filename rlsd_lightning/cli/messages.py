@@ -1,4 +1,4 @@
-"""What the command line says of errors: one line and an exit code."""
+"""One line and an exit code for each error on the command line."""
 
 import difflib
 import logging
@@ -84,7 +84,7 @@ def explain(error: BaseException, cfg: DictConfig | None = None) -> tuple[str, i
 
 
 def _no_option(file: str) -> str:
-    """Says that a group has no such option, and which are near, or all; empty for a group that is Hydra's own."""
+    """Say that a group has no such option, and which are near, or all; empty for a group that is Hydra's own."""
     group, _, name = file.partition("/")
     options = options_of(group)
     if not options:
@@ -124,7 +124,7 @@ def _origin(error: BaseException) -> str:
 
 
 def _qualified(message: str, origin: str, cfg: DictConfig) -> str:
-    """Puts the group before each argument that a message names: ``gamma must`` becomes ``method.gamma must``.
+    """Put the group before each argument that a message names: ``gamma must`` becomes ``method.gamma must``.
 
     An argument of several groups belongs to the group that raised the error, or else to the prior. Settings without a
     group stay as they are.

@@ -90,7 +90,7 @@ def overridden() -> dict[str, bool]:
 
 
 def move_older(cfg: DictConfig, kept: Container[str] = ()) -> None:
-    """Moves settings that a file has under older names to the present ones, except to those that are kept."""
+    """Move settings that a file has under older names to the present ones, except to those that are kept."""
     with open_dict(cfg):
         for older, name in OLDER.items():
             value = cfg.data.pop(older.removeprefix("data."), None)
@@ -99,7 +99,7 @@ def move_older(cfg: DictConfig, kept: Container[str] = ()) -> None:
 
 
 def make_paths_absolute(cfg: DictConfig) -> None:
-    """Makes paths absolute, as a run may be resumed from another folder."""
+    """Make paths absolute, as a run may be resumed from another folder."""
     from rlsd_lightning.reading.paths import absolute, split_key  # with torch
 
     for name in INPUTS:
@@ -133,7 +133,7 @@ def _union(annotation: Any) -> str:
 
 
 def check_settings(cfg: DictConfig) -> None:
-    """Refuses unknown names, and words in place of numbers.
+    """Refuse unknown names, and words in place of numbers.
 
     Raises:
         HydraException: If a target can't be imported, does not take a setting, or takes another type.
@@ -154,7 +154,7 @@ def check_settings(cfg: DictConfig) -> None:
 
 
 def _check_type(name: str, value: object, kinds: set[str]) -> None:
-    """Refuses a value of another type, where all accepted ones are plain."""
+    """Refuse a value of another type, where all accepted ones are plain."""
     given = "None" if value is None else type(value).__name__
     is_accepted = given in kinds or (given == "int" and "float" in kinds)
     if not is_accepted and kinds <= {"int", "float", "bool", "str", "Path", "None"}:
@@ -163,7 +163,7 @@ def _check_type(name: str, value: object, kinds: set[str]) -> None:
 
 
 def check_trainer(cfg: DictConfig) -> None:
-    """Refuses what can't be distributed, before networks are loaded.
+    """Refuse what can't be distributed, before networks are loaded.
 
     Raises:
         InputError: If a strategy is set, or a multirun has several devices.

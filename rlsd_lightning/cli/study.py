@@ -33,7 +33,7 @@ SHOWN = ("psnr_mean", "psnr_best", "diversity")
 
 
 def gather(folder: Path) -> list[dict[str, Any]]:
-    """Writes ``study.csv`` and ``study.png`` into a study's folder.
+    """Write ``study.csv`` and ``study.png`` into a study's folder.
 
     Args:
         folder: The study's folder, whose ``multirun.yaml`` names the settings that were varied.
@@ -154,7 +154,7 @@ class Study(Callback):
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Gathers a study and prints its files; returns the exit code."""
+    """Gather a study and prints its files and return the exit code."""
     options = argparse.ArgumentParser(prog=f"{program()} study", description=__doc__.splitlines()[0])
     options.add_argument("folder", type=Path, help="a study's folder, such as outputs/study/gamma_lambda")
     try:

@@ -37,7 +37,7 @@ SHOWN_FAILURES = 10
 
 
 def _report_thread(args: threading.ExceptHookArgs) -> None:
-    """Leaves a disk's error in TensorBoard's writer thread to the main thread, which raises it again."""
+    """Leave a disk's error in TensorBoard's writer thread to the main thread, which raises it again."""
     if getattr(args.exc_value, "errno", None) not in STORAGE:
         threading.__excepthook__(args)
 
@@ -113,7 +113,7 @@ def parts_of(cfg: DictConfig) -> tuple:
 
 
 def run(cfg: DictConfig, folder: Path) -> int:
-    """Solves the measurements of one configuration; returns the exit code."""
+    """Solve the measurements of one configuration and return the exit code."""
     asked, cfg = cfg, settings_of(cfg, folder)
     checkpoint = Path(cfg.ckpt_path).resolve() if cfg.ckpt_path else None
     chosen = checkpoint and (checkpoint.parent.parent.name, checkpoint)
@@ -147,12 +147,12 @@ def run(cfg: DictConfig, folder: Path) -> int:
         processes.end()
     if not processes.is_first:
         return 0
-    say_results(folder, finished, len(data))
+    log_results(folder, finished, len(data))
     return 1 if missing else 0
 
 
-def say_results(folder: Path, finished: int, asked: int) -> None:
-    """Logs the mean figures, where the results are, and which measurements have failed."""
+def log_results(folder: Path, finished: int, asked: int) -> None:
+    """Log the mean figures, where the results are, and which measurements have failed."""
     if figures := mean_line(folder / "summary.csv"):
         log.info("mean figures: %s", figures)
     log.info("results of %d of %d measurements: %s", finished, asked, folder / ("report.html" if finished else ""))
@@ -164,7 +164,7 @@ def say_results(folder: Path, finished: int, asked: int) -> None:
 
 
 def main(cfg: DictConfig) -> int:
-    """Runs one configuration and returns the exit code; errors that the user can mend become one line."""
+    """Run one configuration and return the exit code; errors that the user can mend become one line."""
     folder = Path(cfg.output_dir)
     stand_alone(cfg.trainer.devices, cfg.trainer.num_nodes)
     rank = rank_zero_only.rank  # in a group it is the rank in the group

@@ -1,4 +1,4 @@
-"""Agreement of a group's processes on what has failed, so that none waits for another in vain."""
+"""Agreement of a group's processes on a failure, so that none waits for another that has failed."""
 
 import logging
 from collections.abc import Callable
@@ -23,13 +23,13 @@ __all__ = ["together"]
 log = logging.getLogger(__name__)
 
 PASSING = (FailedError, LostError, NonFiniteError, StoppedError)
-"""Errors that all processes of a group raise at the same place, or that end the run."""
+"""Errors that all processes of a group raise together, or that end the run."""
 
 Value = TypeVar("Value")
 
 
 def together(shard: Shard, work: Callable[[], Value], folder: Path | None = None, is_last: bool = False) -> Value:
-    """Do work in all processes of a group; if it fails in one, it has failed in all.
+    """Do work in all processes of a group; if it fails in one process, it fails in all.
 
     Any exception is a failure, whichever library raises it. Its traceback goes to the log at debug level.
 
@@ -37,7 +37,7 @@ def together(shard: Shard, work: Callable[[], Value], folder: Path | None = None
         shard: This process's place in its group.
         work: What every process of the group does, exchanges with the others included.
         folder: The run's folder; an error of its disk ends the run, and is not a failure of this work.
-        is_last: Whether nothing follows, so the failure may keep the exception and the memory that it holds.
+        is_last: Whether no work follows; the failure then keeps the exception, which holds memory.
 
     Raises:
         FailedError: If the work has failed in any process.

@@ -16,7 +16,7 @@ OF_A_TASK = ("SLURM_PROCID", "SLURM_LOCALID", "SLURM_NODEID")
 
 
 class Alone(LightningEnvironment):
-    """Environment of one process, whatever a scheduler's variables say: a notebook or a shell inside a SLURM job."""
+    """Environment of a single process that ignores a scheduler's variables, as in a shell inside a SLURM job."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -40,12 +40,12 @@ def is_one_device(devices: int | str | Sequence[int], num_nodes: int) -> bool:
 
 
 def stand_alone(devices: int | str | Sequence[int], num_nodes: int) -> Alone | None:
-    """Environment of one device, which makes this process the first; None if there are others."""
+    """Environment of a run on one device, None for several; this process then has rank 0."""
     return Alone() if is_one_device(devices, num_nodes) and not TorchElasticEnvironment.detect() else None
 
 
 def cluster_environment(devices: int | str | Sequence[int], num_nodes: int) -> list[ClusterEnvironment]:
-    """Plugins of a Trainer that tell it of other processes; empty where Lightning's own choice is right.
+    """Plugins of a Trainer for the cluster environment; empty where Lightning's own choice is right.
 
     One device runs alone in every SLURM shell. Several are launched by Lightning, where srun did not.
     """
@@ -55,7 +55,10 @@ def cluster_environment(devices: int | str | Sequence[int], num_nodes: int) -> l
         return []
     missing = [name for name in OF_A_TASK if name not in os.environ]
     if missing:
-        log.warning("%s not set in this SLURM job: the processes are started here, without srun", ", ".join(missing))
+        log.warning(
+            "%s not set in this SLURM job: Lightning starts the processes on this node, without srun",
+            ", ".join(missing),
+        )
         return [LightningEnvironment()]
     # Lightning would requeue a SLURM job by itself, from a checkpoint in the middle of a step
     return [SLURMEnvironment(auto_requeue=False)]

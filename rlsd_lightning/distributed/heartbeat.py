@@ -48,7 +48,7 @@ class Heartbeat:
                 self._store.add(f"heartbeat {self._rank}", 1)
 
     def close(self) -> None:
-        """Stops the heartbeat."""
+        """Stop the heartbeat."""
         self._ended.set()
         self._thread.join(GRACE)  # not forever: a store does not answer where the network is cut
         atexit.unregister(self.close)
@@ -74,14 +74,14 @@ class Heartbeat:
         return total
 
     def leave(self) -> None:
-        """Tells the first process not to wait for this one."""
+        """Tell the first process not to wait for this one."""
         if self._rank:
             with suppress(LostError):
                 self._add(f"finished {self._rank}", 1)
                 self._add(f"left {self._rank}", 1)
 
     def wait_for(self, event: str, ranks: Iterable[int]) -> None:
-        """Waits for an event of other processes, as long as their hearts beat."""
+        """Wait for an event of other processes, as long as their hearts beat."""
         beats, since = {}, {}
         while missing := [rank for rank in ranks if not self._add(f"{event} {rank}")]:
             now = time.monotonic()

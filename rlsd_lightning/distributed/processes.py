@@ -70,7 +70,7 @@ class Processes:
     ) -> None:
         self._strategy = ParticleStrategy(patience)
         self.environment = cluster_environment(devices, num_nodes)
-        """Plugins of a Trainer that tell it of other processes."""
+        """Plugins of a Trainer for the cluster environment."""
         self._alone = is_one_device(devices, num_nodes)
         try:
             trainer = L.Trainer(
@@ -106,7 +106,7 @@ class Processes:
         return "auto" if self._alone else ParticleStrategy(self._strategy.patience.total_seconds())
 
     def form_groups(self, parallel: str, batches: int) -> None:
-        """Forms the groups; arguments as those of :func:`groups_of`."""
+        """Form the groups; arguments as those of :func:`groups_of`."""
         self.groups, reason = groups_of(parallel, self.size, batches)
         if self.size == 1:
             return
@@ -142,12 +142,12 @@ class Processes:
         return value if self._heartbeat is None else self._heartbeat.sum(value)
 
     def leave(self) -> None:
-        """Tells the others not to wait for this process."""
+        """Tell the others not to wait for this process."""
         if self._heartbeat is not None:
             self._heartbeat.leave()
 
     def end(self) -> None:
-        """Leaves the group and ends the processes that this one launched; those that wait for it get an error at once."""
+        """Leave the group and end the processes that this one launched; those that wait for it get an error at once."""
         self._strategy.end()
         if self._heartbeat is not None:
             self._heartbeat.close()

@@ -18,7 +18,7 @@ FINE, FLAG, FAILED, NO_MEMORY = range(4)
 
 @contextmanager
 def collective() -> Iterator[None]:
-    """Turns the error of a failed exchange with other processes into a LostError; also a decorator."""
+    """Turn the error of a failed exchange with other processes into a LostError; also a decorator."""
     try:
         yield
     except torch.OutOfMemoryError:

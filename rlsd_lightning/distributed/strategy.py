@@ -95,7 +95,7 @@ class ParticleStrategy(DDPStrategy):
             self._launcher = _Launcher(self.cluster_environment, self.num_processes, self.num_nodes)
 
     def setup_distributed(self) -> None:
-        """Joins a group of all processes, unless an earlier Trainer or the runner has formed one."""
+        """Join a group of all processes, unless an earlier Trainer or the runner has formed one."""
         if self.world_size > 1 and not distributed.is_initialized():
             join_group(self.rendezvous(), self.global_rank, self.world_size, self.root_device, self.patience)
             atexit.register(leave_group)
@@ -125,14 +125,14 @@ class ParticleStrategy(DDPStrategy):
         return store
 
     def configure_ddp(self) -> None:
-        """Leaves the module unwrapped, as DistributedDataParallel would average its gradients."""
+        """Leave the module unwrapped, as DistributedDataParallel would average its gradients."""
 
     def on_exception(self, exception: BaseException) -> None:
         if isinstance(exception, LostError):
             self.end()
 
     def end(self, grace: float = 10.0) -> None:
-        """Leaves the group, and ends the processes that this one launched, by force after ``grace`` seconds."""
+        """Leave the group, and end the processes that this one launched, by force after ``grace`` seconds."""
         launched = [] if self.launcher is None else self.launcher.procs.copy()
         if launched:
             self.launcher.procs.clear()  # Lightning kills this process when one of them fails, even while it says why
@@ -153,7 +153,7 @@ class ParticleStrategy(DDPStrategy):
 
 
 def join_group(store: distributed.Store, rank: int, size: int, device: torch.device, patience: timedelta) -> None:
-    """Makes torch's default process group of the processes that share a store; ``patience`` is its timeout.
+    """Make torch's default process group of the processes that share a store; ``patience`` is its timeout.
 
     A GPU's tensors go through NCCL, those of the CPU through gloo.
     """
@@ -163,7 +163,7 @@ def join_group(store: distributed.Store, rank: int, size: int, device: torch.dev
 
 
 def leave_group() -> None:
-    """Ends this process's part in its group, if it has one; those that wait for it get an error at once."""
+    """End this process's part in its group, if it has one; those that wait for it get an error at once."""
     if distributed.is_initialized():
         distributed.destroy_process_group()
 

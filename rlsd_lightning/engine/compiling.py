@@ -1,4 +1,4 @@
-"""Compiled networks, where a compiler is there."""
+"""Compilation of a prior's networks."""
 
 import logging
 import os
@@ -16,13 +16,13 @@ log = logging.getLogger(__name__)
 
 
 def compile_if_possible(prior: Prior, device: torch.device) -> None:
-    """Compile a prior's networks; without a compiler they stay as they are, and a warning says why."""
+    """Compile a prior's networks; a warning and no change where torch.compile does not work."""
     try:
         # a cache would hide that the compiler is gone
         with TemporaryDirectory() as cache, mock.patch.dict(os.environ, TORCHINDUCTOR_CACHE_DIR=cache):
             torch.compile(lambda x: x.sin() + 1, fullgraph=True)(torch.ones(8, device=device))
     except Exception as error:  # noqa: BLE001  torch has a class for every part that may be missing
-        log.warning("compile=true goes on without: torch.compile does not work here (%s)", first_line(error))
+        log.warning("compile=true has no effect: torch.compile does not work here (%s)", first_line(error))
         return
     finally:
         torch.compiler.reset()

@@ -40,7 +40,5 @@ def only_run_in(folder: Path) -> Iterator[None]:
                 f"another run is working in '{folder}'; wait for it to end, or choose another output_dir"
             ) from error
         except OSError as error:  # such as a network's disk without locks
-            log.warning(
-                "files can't be locked in '%s' (%s); start no second run there", folder, error.strerror or error
-            )
+            log.warning("can't lock files in '%s' (%s); start no second run there", folder, error.strerror or error)
         yield

@@ -35,6 +35,9 @@ __all__ = ["run_measurements"]
 
 log = logging.getLogger(__name__)
 
+SAID_BY_ALL = ("engine", "data", "images", "operators", "reading")
+"""Parts of the package whose log lines are the same in all processes of a group."""
+
 Value = TypeVar("Value")
 
 
@@ -131,9 +134,12 @@ class _Run:
         return int(chosen.read_text(encoding="utf-8"))
 
     def solve_all(self, batches: dict[str, range], parallel: str, checkpoint: Path | None) -> None:
-        """Solves the batches of this process's group, and waits for the other groups."""
+        """Solve the batches of this process's group, and wait for the other groups."""
         processes = self.processes
         processes.form_groups("particles" if self.data.sequence else parallel, len(batches))
+        if processes.shard.position:
+            for part in SAID_BY_ALL:  # the first process of the group says it once
+                logging.getLogger(f"rlsd_lightning.{part}").setLevel(logging.CRITICAL)
         for label in list(batches)[processes.group :: processes.groups]:
             self.solve(self.unsolved(batches[label]), label, checkpoint or self.folder / label / "checkpoints" / LAST)
             processes.shard.agree()  # the next batch may start from these results
@@ -168,11 +174,11 @@ class _Run:
         return measurement._replace(start=start)
 
     def _together(self, work: Callable[[], Value], folder: Path | None = None) -> Value:
-        """Does work in all processes of the group; raises a FailedError in all if it fails in one."""
+        """Do work in all processes of the group; raise a FailedError in all if it fails in one."""
         return together(self.processes.shard, work, folder, is_last=len(self.data) == 1)
 
     def solve(self, measurements: list[Measurement], label: str, checkpoint: Path) -> None:
-        """Solves a batch, from its checkpoint if there is one; in parts if it fails."""
+        """Solve a batch, from its checkpoint if there is one; in parts if it fails."""
         if not measurements:
             return
         try:
@@ -201,7 +207,7 @@ class _Run:
         self._fit_finite([m for m in measurements if m.name not in known], label, None)
 
     def _fit_finite(self, measurements: list[Measurement], label: str, checkpoint: Path | None) -> None:
-        """Fits measurements together, again without those that diverge."""
+        """Fit measurements together, again without those that diverge."""
         (self.folder / label).mkdir(exist_ok=True)
         while measurements:
             ends = dict.fromkeys(str(self.data.names.index(measurements[i].name) + 1) for i in (0, -1))
@@ -243,7 +249,7 @@ class _Run:
         return path.with_name(PREVIOUS)
 
     def _report(self, name: str, failure: FailedError) -> None:
-        """Keeps the failure of one measurement; raises it if there is no other, in the first process as an InputError."""
+        """Keep the failure of one measurement; raise it if there is no other, in the first process as an InputError."""
         reason = str(failure)
         if failure.out_of_memory:
             reason = (
@@ -265,7 +271,7 @@ class _Run:
             write_failure(self.folder, self.data.names.index(name), name, reason)
 
     def write_summary(self, batches: dict[str, range]) -> tuple[int, int]:
-        """Writes what covers all measurements; returns the numbers of results and of missing ones."""
+        """Write what covers all measurements and return the numbers of results and of missing ones."""
         if self.particle_steps:
             rate = self.particle_steps / (time.perf_counter() - self.start)
             log.info("%.3g particle-steps a second over %d processes", rate, self.processes.size)

@@ -1,11 +1,11 @@
-r"""Causes of poor results that lie in the data or the checkpoint, found before the method's settings are blamed.
+r"""Causes of poor results that lie in the data or the checkpoint, looked for before the method's settings.
 
 **The noise.** The residual :math:`y - A(D(z))` holds the noise and the decoder's error :math:`e`, of known size. So
 
 .. math:: s^2 \approx \mathrm{mean}(y - A(D(z)))^2 - \mathrm{mean}(A(D(z) + e) - A(D(z)))^2
 
-is the noise's variance if the particles explain the measurement otherwise. They do if the residual is white: what a prior
-can't represent has edges, so its neighbours are alike.
+is the noise's variance if the residual has no other part. The test of this is whether the residual is white: what a prior
+can't represent has edges, so neighbours in it are correlated.
 """
 
 import math
@@ -44,7 +44,7 @@ LARGEST_ROUNDING = 3.0
 
 @torch.no_grad()
 def cause_warnings(module: ParticleModule, solved: Solved) -> list[str]:
-    """Sentences on the noise level of one measurement: rounded data, or noise unlike the declared; empty if it fits."""
+    """Warnings of quantised data, or of noise that is not as declared; empty if the noise level fits."""
     physics, y = solved.measurement.physics, solved.measurement.y
     if isinstance(physics.noise_model, PoissonNoise) or y.is_complex() or y.numel() < FEWEST_VALUES:
         return []
@@ -122,7 +122,7 @@ def quantization_step(values: Tensor) -> float | None:
 
 @torch.no_grad()
 def non_finite_cause(module: ParticleModule) -> str:
-    """Why particles may have become infinite or NaN, and what to do: the checkpoint and precision before the settings."""
+    """Likely cause of infinite or NaN particles, and the remedy; the checkpoint and the precision come before settings."""
     prior = module.prior
     z = torch.randn(1, *prior.latent_shape, generator=torch.Generator().manual_seed(0)).to(module.z)
     for part, evaluate in (

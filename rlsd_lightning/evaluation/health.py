@@ -135,20 +135,19 @@ def health_warnings(
     metrics: HealthMetrics,
     prior_diversity: float | None = None,
     settings: Collection[str] | None = None,
-    blame: bool = True,
+    with_remedies: bool = True,
 ) -> list[str]:
     """One sentence for each problem, with remedies; empty for a healthy run.
 
     Args:
         metrics: Metrics at the end of the run.
         prior_diversity: Diversity of the prior's samples in the same features, if known.
-        settings: Names of the method's settings; remedies that change others are left out. All are kept if left out.
-        blame: Whether to give remedies; not if the cause is known to be elsewhere.
+        settings: Names of the method's settings, to leave out remedies that change others; None: all remedies.
+        with_remedies: Whether to name remedies; False if the cause is known to be elsewhere.
     """
-    if not blame:
-        return [problem for problem, _ in problems(metrics, prior_diversity)]
     known = None if settings is None else {*settings, "num_steps", "sigma", "features"}
-    return [_sentence(problem, remedies, known) for problem, remedies in problems(metrics, prior_diversity)]
+    found = problems(metrics, prior_diversity)
+    return [_sentence(problem, remedies if with_remedies else {}, known) for problem, remedies in found]
 
 
 def problems(metrics: HealthMetrics, prior_diversity: float | None = None) -> list[Problem]:

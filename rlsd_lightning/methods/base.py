@@ -99,7 +99,7 @@ class ParticleModule(L.LightningModule):
 
     @abstractmethod
     def training_step(self, batch: tuple[int, int], batch_idx: int) -> Tensor:
-        """Takes all particles from one timestep to the next; ``batch`` is (step k, timestep t)."""
+        """Take all particles from one timestep to the next; ``batch`` is (step k, timestep t)."""
 
     @torch.no_grad()
     def reconstructions(self) -> tuple[Tensor, Tensor]:
@@ -166,7 +166,7 @@ class ParticleModule(L.LightningModule):
         return None if self._seen is None else tuple(self.gather(each) for each in self._seen)
 
     def show(self, images: Tensor, decoded: Tensor) -> None:
-        """Keeps what a step has made of this process's particles, for :meth:`current_images`."""
+        """Keep what a step has made of this process's particles, for :meth:`current_images`."""
         self._seen = images.detach(), decoded.detach()
 
     def pictures(self) -> tuple[Tensor, Tensor]:
@@ -267,7 +267,7 @@ class ParticleModule(L.LightningModule):
         return self._trainer is not None and (batch_idx + 1) % self.trainer.log_every_n_steps == 0
 
     def log_terms(self, terms: dict[str, Tensor], batch_idx: int, **figures: Tensor) -> None:
-        """Logs the terms of the loss, their sum, and figures: sums over particles, means over measurements."""
+        """Log the terms of the loss, their sum, and figures: sums over particles, means over measurements."""
         if self.logs(batch_idx):
             values = {
                 f"loss/{name}": value for name, value in {"total": sum(terms.values()), **terms}.items()

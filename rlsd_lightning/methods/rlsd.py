@@ -137,7 +137,7 @@ class RLSD(ParticleModule):
         self.register_buffer("e", (noisy_start(self) - alpha * self.z.detach()) / sigma)
 
     def training_step(self, batch: tuple[int, int], batch_idx: int) -> Tensor:
-        """Follows the SDS denoising loss, the data fidelity (through x) and the kernel repulsion from t to s."""
+        """Follow the SDS denoising loss, the data fidelity (through x) and the kernel repulsion from t to s."""
         step, t, s = self.begin(batch, batch_idx)
         if step >= self.refine_from:
             return self.refine(step, t)
@@ -215,7 +215,7 @@ class RLSD(ParticleModule):
 
     @torch.no_grad()
     def renew_noise(self, step: int, t: int, s: int, eps_hat: Tensor, moved: Tensor) -> None:
-        r"""Sets :math:`e` to :math:`\sqrt{1 - \eta_t^2} \, \hat\epsilon + \eta_t n` if the latents have moved."""
+        r"""Set :math:`e` to :math:`\sqrt{1 - \eta_t^2} \, \hat\epsilon + \eta_t n` if the latents have moved."""
         prior = self.prior
         eta = fresh_noise_share(prior.alpha(t), prior.sigma(t), prior.alpha(s), prior.sigma(s), self.hparams.eta)
         renewed = (1 - eta.square()).sqrt() * eps_hat + eta * self.noise(step)
@@ -241,7 +241,7 @@ class RLSD(ParticleModule):
         return loss
 
     def log_all(self, step: int, **terms: Tensor) -> None:
-        """Logs the values of all terms of the loop and of the refinement, zero where they don't act."""
+        """Log the values of all terms of the loop and of the refinement, zero where they don't act."""
         zero = self.z.new_zeros(())
         repels = self.repulsion.acts(step) and "repulsion" in terms
         ratio = self.repulsion_ratios[-1] if repels else zero

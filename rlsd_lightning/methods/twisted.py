@@ -51,8 +51,8 @@ class TwistedFilter(ParticleModule):
             the end.
         evidence_values: Tempers the likelihood to an effective number of measured values, as a few particles can't represent
             thousands; fewer values count in full.
-        common: See :class:`~rlsd_lightning.methods.base.ParticleModule`, also for the positional arguments; with ``decoder_std=0`` the results are draws with all their
-            noise, and ``min_mu`` is in effect the least noise.
+        common: See :class:`~rlsd_lightning.methods.base.ParticleModule`, also for the positional arguments. With
+            ``decoder_std=0`` the results are draws with all their noise, and ``min_mu`` is in effect the least noise.
 
     Raises:
         InputError: If an argument is out of range.
@@ -90,7 +90,7 @@ class TwistedFilter(ParticleModule):
 
     @torch.no_grad()
     def advance(self, step: int, t: int, s: int | None) -> Tensor:
-        """Takes this process's noisy latents to the next timestep; returns the clean ones."""
+        """Take this process's noisy latents to the next timestep and return the clean ones."""
         last = s is None
         z_t = self.z_t[self.rows]
         clean, _ = self.denoise(z_t, t)
@@ -148,7 +148,7 @@ class TwistedFilter(ParticleModule):
         return min(1.0, self.hparams.evidence_values / measurement.y[0].numel())
 
     def _select(self, step: int, last: bool, *values: Tensor) -> Tensor:
-        """Draws particles anew in place where their weights are too unequal; returns the shares that were effective."""
+        """Draw particles anew in place where their weights are too unequal and return the shares that were effective."""
         weights = self.gather(self.log_weights[self.rows])
         shares = torch.stack([effective_share(each) for _, each in self.each(weights)])
         if self.num_particles == 1 or not (last or (shares < self.hparams.resample_below).any()):

@@ -117,7 +117,7 @@ def image_result(
         shared: Variance of the error that all particles share, with shape :math:`(C, H, W)`, if it was estimated; see
             :func:`~rlsd_lightning.uncertainty.decoder_error`.
         metrics: Figures of the particles.
-        options: Further attributes of the :class:`Result`.
+        options: Other attributes of the :class:`Result`.
     """
     measurement, images = solved.measurement, solved.images.detach()
     alike = aligned(images, images[:1], measurement.physics).float().cpu().clamp(-1, 1)

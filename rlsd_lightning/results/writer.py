@@ -164,7 +164,7 @@ class ImageResults(Results):
         metrics = health_metrics(module, solved, compared, self._repulsion)
         causes, of_prior = cause_warnings(module, solved), module.prior.warnings
         warnings = causes + health_warnings(
-            metrics, self.prior_diversity, module.hparams, blame=not (causes or of_prior)
+            metrics, self.prior_diversity, module.hparams, with_remedies=not (causes or of_prior)
         )
         for sentence in warnings:
             log.warning("%s: %s", measurement.name, sentence)

@@ -293,7 +293,7 @@ def test_columns_of_different_measurements_are_said_not_to_compare(run: Path, tm
     assert "don't compare" not in scored(fewer)[0]
     shutil.rmtree(fewer / "000")
     kept = len(load_run(fewer))
-    assert f"columns are of different measurements, of which {kept} are in all of them" in scored(fewer)[0]
+    assert f"the runs have different measurements, {kept} of them in common" in scored(fewer)[0]
 
 
 def test_a_measured_run_without_truth_is_scored_by_default_only(run: Path, tmp_path: Path, scored, capsys) -> None:

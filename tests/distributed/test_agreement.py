@@ -1,5 +1,6 @@
 """Real processes of a group agree on what has failed in one of them, wherever it fails, and go on."""
 
+import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -95,6 +96,23 @@ def test_what_one_process_can_not_read_none_solves(run: Callable, data: Measurem
 
     assert forked(tmp_path, 2, solve) == [(2, 1), (0, 0)]
     assert "Input/output error" in read_failures(tmp_path / "many")[0]["reason"]
+
+
+@pytest.mark.parametrize("position", [0, 1])
+def test_the_first_process_of_a_group_says_a_failure_once(
+    position: int, run: Callable, data: MeasurementList, tmp_path: Path
+) -> None:
+    def said(group: Group) -> list[str]:
+        records: list[logging.LogRecord] = []
+        handler = logging.Handler(logging.INFO)
+        handler.emit = records.append
+        logging.getLogger("rlsd_lightning").addHandler(handler)
+        run(group, data, "many", {"kind": "bug", "position": position, "step": 1, "measurement": "b"})
+        return [record.getMessage() for record in records if record.levelno >= logging.INFO]
+
+    first, other = forked(tmp_path, 2, said)
+    assert sum(line.startswith("b: RuntimeError: a fault of its own") for line in first) == 1
+    assert other == []
 
 
 def test_the_first_process_speaks_for_the_only_measurement(
