@@ -54,11 +54,9 @@ def _find(module: str, name: str) -> tuple[str, ast.ClassDef | ast.FunctionDef]:
     for node in _statements(module):
         if isinstance(node, ast.ClassDef | ast.FunctionDef) and node.name == name:
             return module, node
-        names = (
-            {alias.asname or alias.name: alias.name for alias in node.names} if isinstance(node, ast.ImportFrom) else {}
-        )
-        if name in names:
-            return _find(node.module, names[name])
+        for alias in node.names if isinstance(node, ast.ImportFrom) else ():
+            if name == (alias.asname or alias.name):
+                return _find(node.module, alias.name)
     raise LookupError(f"{module} has no class or function '{name}' of this package")
 
 

@@ -21,14 +21,13 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 
 from rlsd_lightning.cli.help import help_text
 from rlsd_lightning.cli.literal import as_typed
 from rlsd_lightning.cli.messages import REQUEUE, explain
 from rlsd_lightning.cli.resume import run_folder
 from rlsd_lightning.cli.settings import check_settings, move_older, overridden, with_present_names, without_null_groups
-from rlsd_lightning.errors import InputError, printable
+from rlsd_lightning.errors import printable
 from rlsd_lightning.resources import CONFIGS
 
 __all__ = ["command"]
@@ -69,15 +68,12 @@ def hydra_app() -> None:
             print(help_text([argument for argument in sys.argv[1:] if not argument.startswith("-")]))
             return
         compose_and_run()
-    except (InputError, HydraException, OmegaConfBaseException) as error:
-        reason, code = explain(error)
-        print(printable(f"error: {reason}"), file=sys.stderr)
-        sys.exit(code)
-    except ValueError as error:
-        if "Config group override" not in str(error):
+    except Exception as error:
+        said = explain(error)
+        if said is None:
             raise
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        sys.exit(2)
+        print(printable(f"error: {said[0]}"), file=sys.stderr)
+        sys.exit(said[1])
     if failed:
         sys.exit(f"error: {len(failed)} runs of this multirun have failed: {', '.join(failed)}")
 

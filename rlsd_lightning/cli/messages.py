@@ -2,6 +2,7 @@
 
 import difflib
 import logging
+import os
 import re
 import sys
 import traceback
@@ -50,20 +51,24 @@ class Formatter(logging.Formatter):
 def failure(error: BaseException, cfg: DictConfig, who: str) -> tuple[str, int] | None:
     """The line and exit code of an error that the user can mend; None for a bug. ``who`` names the process."""
     again = f"{program()} resume={cfg.output_dir}"
-    if isinstance(error, InputError | HydraException | OmegaConfBaseException):
-        reason, code = explain(error, cfg)
-        return f"{who}error: {reason}", code
     if isinstance(error, LostError):
         return f"\n{who}error: lost touch with the other processes ({error}); go on with: {again}", 1
     if is_of_storage(error, Path(cfg.output_dir)):
         return f"\n{who}error: '{cfg.output_dir}' can't be written to ({error}); mend that, then: {again}", 1
     if isinstance(error, StoppedError | KeyboardInterrupt):
         return f"\n{who}{str(error) or 'stopped'}; go on with: {again}", REQUEUE
-    return None
+    said = explain(error, cfg)
+    return said and (f"{who}error: {said[0]}", said[1])
 
 
-def explain(error: BaseException, cfg: DictConfig | None = None) -> tuple[str, int]:
-    """An error in one line, and the exit code: 1 for an unusable input, 2 for a wrong command line."""
+def explain(error: BaseException, cfg: DictConfig | None = None) -> tuple[str, int] | None:
+    """An error in one line, and the exit code: 1 for an unusable input, 2 for a wrong command line; None for a bug."""
+    if isinstance(error, OSError) and isinstance(error.filename, str | bytes):
+        return f"'{os.fsdecode(error.filename)}' can't be used: {error.strerror}", 1
+    if "Config group override" in str(error):
+        return " ".join(str(error).split()), 2
+    if not isinstance(error, InputError | HydraException | OmegaConfBaseException):
+        return None
     unknown = re.match("Could not override '([^']+)'", str(error))
     if unknown:
         return f"there is no setting '{unknown[1]}' with these choices; {_hint(unknown[1], error.__cause__)}", 2

@@ -181,6 +181,8 @@ def main(cfg: DictConfig) -> int:
         if said is None:
             raise
         line, code = said
+        if isinstance(error, OSError):
+            logging.getLogger("rlsd_lightning").debug("%s", line, exc_info=True)  # to the log's file only
         if code == REQUEUE and not is_first:
             return 0  # the first process speaks for all
         log.error("%s", line)

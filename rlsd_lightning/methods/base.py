@@ -171,12 +171,12 @@ class ParticleModule(L.LightningModule):
 
     def pictures(self) -> tuple[Tensor, Tensor]:
         """The reconstructions, in grey where nothing else was measured; after the last step they are computed once."""
-        if self._finished is not None:
-            return self._finished
-        made = tuple(as_seen(self.each(images)) for images in self.reconstructions())
-        if self.steps_done == len(self.timesteps):
+        if self._finished is None:
+            made = tuple(as_seen(self.each(images)) for images in self.reconstructions())
+            if self.steps_done < len(self.timesteps):
+                return made
             self._finished = made
-        return made
+        return self._finished
 
     @property
     def steps_done(self) -> int:
@@ -269,9 +269,8 @@ class ParticleModule(L.LightningModule):
     def log_terms(self, terms: dict[str, Tensor], batch_idx: int, **figures: Tensor) -> None:
         """Log the terms of the loss, their sum, and figures: sums over particles, means over measurements."""
         if self.logs(batch_idx):
-            values = {
-                f"loss/{name}": value for name, value in {"total": sum(terms.values()), **terms}.items()
-            } | figures
+            every = {"total": sum(terms.values()), **terms}
+            values = {f"loss/{name}": value for name, value in every.items()} | figures
             sums = self.shard.sum(torch.stack([value.detach().float().to(self.z.device) for value in values.values()]))
             self.log_dict(dict(zip(values, sums / len(self.measurements), strict=True)), prog_bar=True)
 

@@ -123,6 +123,15 @@ def test_a_bad_value_is_one_line_and_exit_code_1(
     assert not list((files / "run").glob("*/metrics.json"))
 
 
+@pytest.mark.parametrize(
+    "name", ["data.images", "physics.mask", "prior.pretrained", "resume", "ckpt_path", "output_dir"]
+)
+def test_a_path_that_no_file_can_have_is_one_line(name: str, small: list[str]) -> None:
+    code, printed = train(*small, f"{name}={'a' * 300}")
+    assert code == 1, printed
+    assert error_line(printed).endswith(f"{'a' * 300}' can't be used: File name too long")
+
+
 def test_resuming_no_run_makes_no_folder(files: Path) -> None:
     code, _ = train(f"resume={files / 'nowhere'}")
     assert code == 1
