@@ -156,7 +156,7 @@ def log_results(folder: Path, finished: int, asked: int) -> None:
     if figures := mean_line(folder / "summary.csv"):
         log.info("mean figures: %s", figures)
     log.info("results of %d of %d measurements: %s", finished, asked, folder / ("report.html" if finished else ""))
-    failures = read_failures(folder)
+    failures = read_failures(folder) if asked > 1 else []  # the only one was named when it failed
     for row in failures[:SHOWN_FAILURES]:
         log.error("failed: %s: %s", row["name"], row["reason"])
     if failures[SHOWN_FAILURES:]:

@@ -73,8 +73,7 @@ class ParticleModule(L.LightningModule):
         self.save_hyperparameters(ignore=["prior", "measurements", "features"])  # of all classes of the chain
         self.measurements = [measurements] if isinstance(measurements, Measurement) else list(measurements)
         self.num_particles, self.particle_chunk, self.seed = num_particles, particle_chunk, seed
-        self.decoder_std = decoder_std
-        self.has_proximal_results = decoder_std > 0
+        self.decoder_std, self.has_proximal_results = decoder_std, decoder_std > 0
         check_particles(self.hparams, self.measurements, prior)
         is_warm = self.measurements[0].start is not None
         self.num_steps = num_steps

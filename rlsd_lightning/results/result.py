@@ -105,7 +105,10 @@ class Result:
 
 
 def image_result(
-    solved: Solved, shared: Tensor | None = None, metrics: Mapping[str, Any] | None = None, **options: Any
+    solved: Solved,
+    shared: Tensor | None = None,
+    metrics: Mapping[str, Any] | None = None,
+    moments: Sequence[tuple[int, Tensor]] = (),
 ) -> Result:
     """Result of particles that are images.
 
@@ -117,7 +120,7 @@ def image_result(
         shared: Variance of the error that all particles share, with shape :math:`(C, H, W)`, if it was estimated; see
             :func:`~rlsd_lightning.uncertainty.decoder_error`.
         metrics: Figures of the particles.
-        options: Other attributes of the :class:`Result`.
+        moments: Numbers of steps taken, and thumbnails after them.
     """
     measurement, images = solved.measurement, solved.images.detach()
     alike = aligned(images, images[:1], measurement.physics).float().cpu().clamp(-1, 1)
@@ -135,7 +138,7 @@ def image_result(
         metrics=dict(metrics or {}),
         panels=_panels(solved, mean),
         tensors={name: value.detach().cpu() for name, value in tensors.items()},
-        **options,
+        moments=moments,
     )
 
 

@@ -129,7 +129,8 @@ def test_a_bad_value_is_one_line_and_exit_code_1(
 def test_a_path_that_no_file_can_have_is_one_line(name: str, small: list[str]) -> None:
     code, printed = train(*small, f"{name}={'a' * 300}")
     assert code == 1, printed
-    assert error_line(printed).endswith(f"{'a' * 300}' can't be used: File name too long")
+    line = error_line(printed)
+    assert "a" * 300 in line and line.endswith("' can't be used: File name too long")
 
 
 def test_resuming_no_run_makes_no_folder(files: Path) -> None:
