@@ -49,7 +49,7 @@ TASKS = (
     "hdr",
     "phase_retrieval",
 )
-COMPARED = TASKS[:4]
+COMPARED = TASKS[:2]
 METHODS = {
     "independent": ["method=independent"],
     "sds": ["method=sds"],

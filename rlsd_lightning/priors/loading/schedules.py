@@ -95,7 +95,7 @@ def check_named(folder: Path) -> None:
     Raises:
         InputError: If it is of neither family.
     """
-    _, name = json.loads((folder / "model_index.json").read_text()).get("scheduler") or (None, None)
+    _, name = json.loads((folder / "model_index.json").read_text(encoding="utf-8")).get("scheduler") or (None, None)
     if isinstance(name, str) and name not in DIFFUSION | FLOW_MATCHING:
         raise InputError(_unknown(name))
 
