@@ -35,7 +35,7 @@ def first_line(error: Exception) -> str:
 
 
 def printable(text: str) -> str:
-    """A text with undecodable bytes as ``%F6``, as file names that are not UTF-8 can't be written or printed."""
+    """A text with its undecodable bytes as ``%F6``: a file's name that is not UTF-8 can't be written or printed."""
     return re.sub("[\ud800-\udfff]", lambda found: f"%{ord(found[0]) & 0xFF:02X}", text)
 
 
@@ -55,7 +55,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 class InputError(ValueError):
-    """An input or setting that can't be used; the message has what was expected, what was given and the remedy."""
+    """What the user gave can't be used; the message says what was expected, what came and what to do."""
 
 
 class LostError(Exception):
