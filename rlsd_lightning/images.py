@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 from torchvision.transforms.functional import center_crop
 
-from rlsd_lightning.errors import InputError
+from rlsd_lightning.errors import InputError, printable
 from rlsd_lightning.reading import (
     Range,
     Stack,
@@ -21,7 +21,6 @@ from rlsd_lightning.reading import (
     find_images,
     picture_range,
     scaled,
-    shown,
     split_key,
 )
 
@@ -39,7 +38,7 @@ class Notes:
     def __call__(self, path: Path, text: str, level: int = logging.INFO) -> None:
         if text and text not in self._said:
             self._said.add(text)
-            log.log(level, "%s: %s", shown(path.name), text)
+            log.log(level, "%s: %s", printable(path.name), text)
 
 
 class Reader:

@@ -28,7 +28,6 @@ from rlsd_lightning.reading import (
     read_array,
     read_picture,
     scaled,
-    shown,
 )
 
 __all__ = ["MeasuredData", "load_measured"]
@@ -122,7 +121,7 @@ class MeasuredData(Sequence[Measurement]):
         advice += f"set image_size=[{whole[0]:g},{whole[1]:g}]" if fits else "crop it"
         raise InputError(
             f"a measurement of {expected[2]}x{expected[1]} pixels is expected from the prior's images of {width}x{height}, "
-            f"but '{shown(source.path)}' has {columns}x{rows}. {advice}, or crop and resize it yourself"
+            f"but '{source.path}' has {columns}x{rows}. {advice}, or crop and resize it yourself"
         )
 
     def _with_channels(self, y: Tensor, source: Source, expected: tuple[int, ...] | None) -> Tensor:
@@ -134,7 +133,7 @@ class MeasuredData(Sequence[Measurement]):
         if channels == 1 and torch.equal(y, y[:, :1].expand_as(y)):
             return y[:, :1]
         raise InputError(
-            f"a measurement of {channels} channels is expected, but '{shown(source.path)}' has {y.shape[1]} that differ; "
+            f"a measurement of {channels} channels is expected, but '{source.path}' has {y.shape[1]} that differ; "
             "save it in grey"
         )
 
@@ -157,7 +156,7 @@ class MeasuredData(Sequence[Measurement]):
             try:
                 own = self._in_own_shape(values) if takes is None else takes.from_array(values)
             except InputError as error:
-                raise InputError(f"'{shown(path)}': {error}") from error
+                raise InputError(f"'{path}': {error}") from error
             self._arrays = (path, key, own)
         return self._arrays[2]
 
@@ -182,7 +181,7 @@ def load_measured(
     """
     data = MeasuredData(image_shape, physics, path, range=range, axes=axes)
     if len(data) != 1:
-        raise InputError(f"one measurement is expected, but '{shown(path)}' has {len(data)}; use MeasuredData")
+        raise InputError(f"one measurement is expected, but '{path}' has {len(data)}; use MeasuredData")
     return data[0].y
 
 
@@ -191,7 +190,7 @@ def _real_picture(path: Path) -> np.ndarray:
     picture = read_picture(path)
     if isinstance(picture, Image.Image) or picture.dtype.kind != "f":
         raise InputError(
-            f"this operator does not measure images, but '{shown(path)}' holds the integers of a picture, whose unit is not "
+            f"this operator does not measure images, but '{path}' holds the integers of a picture, whose unit is not "
             "known; save the measurement as real numbers with numpy.save"
         )
     return picture

@@ -6,7 +6,7 @@ A room that knows nothing of priors and operators. What a library raises while i
 
 from rlsd_lightning.reading.arrays import Array, TakesArrays, load_array, read_array
 from rlsd_lightning.reading.masks import read_mask
-from rlsd_lightning.reading.paths import find_images, is_array, shown, split_key
+from rlsd_lightning.reading.paths import find_images, is_array, split_key
 from rlsd_lightning.reading.pictures import frames_of, open_picture, open_upright, read_picture
 from rlsd_lightning.reading.shapes import as_pages, check_axes
 from rlsd_lightning.reading.stacks import Stack
@@ -33,6 +33,5 @@ __all__ = [
     "read_mask",
     "read_picture",
     "scaled",
-    "shown",
     "split_key",
 ]

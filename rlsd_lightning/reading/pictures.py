@@ -13,8 +13,8 @@ from PIL.PngImagePlugin import PngImageFile
 from PIL.TiffImagePlugin import TiffImageFile
 from torchvision.io import ImageReadMode, decode_png
 
-from rlsd_lightning.errors import InputError
-from rlsd_lightning.reading.paths import reading, shown
+from rlsd_lightning.errors import InputError, printable
+from rlsd_lightning.reading.paths import reading
 from rlsd_lightning.reading.values import picture_range, scaled
 
 __all__ = ["frames_of", "open_picture", "open_upright", "read_picture"]
@@ -102,7 +102,7 @@ def read_picture(path: Path, page: int = 0) -> Image.Image | np.ndarray:
     with _opened(path, page) as opened:
         if isinstance(opened, PngImageFile) and opened.is_animated and path.suffix.lower() not in ANIMATED:
             log.warning(
-                "%s has %d frames, of which the first is used; name it .apng", shown(path.name), opened.n_frames
+                "%s has %d frames, of which the first is used; name it .apng", printable(path.name), opened.n_frames
             )
         is_deep = _is_deep_colour(opened)  # before the EXIF data, which may lie behind the pixels
         turn = _turn(opened)
@@ -151,7 +151,7 @@ def _deep_colour(path: Path, page: int, image: Image.Image) -> np.ndarray:
         return decode_png(data, ImageReadMode.UNCHANGED).movedim(0, -1).numpy()
     if page or image.mode != "RGB":
         raise InputError(
-            f"'{shown(path)}' has colours of 16 bits with transparency or on several pages, which can't be read; save its "
+            f"'{path}' has colours of 16 bits with transparency or on several pages, which can't be read; save its "
             "pages as 16-bit PNGs"
         )
     with av.open(str(path)) as film:

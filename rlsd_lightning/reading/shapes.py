@@ -3,7 +3,6 @@
 import numpy as np
 
 from rlsd_lightning.errors import InputError
-from rlsd_lightning.reading.paths import shown
 
 __all__ = ["as_pages", "check_axes"]
 
@@ -42,19 +41,15 @@ def as_pages(values: np.ndarray, axes: str | None, what: object) -> np.ndarray:
         InputError: If there are no such axes, or the sizes do not tell.
     """
     if not values.size:
-        raise InputError(f"values are expected, but '{shown(what)}' is an empty array of shape {values.shape}")
+        raise InputError(f"values are expected, but '{what}' is an empty array of shape {values.shape}")
     if axes is not None and len(axes) != values.ndim:
-        raise InputError(
-            f"axes must have a letter for each axis of '{shown(what)}', which has {values.shape}, got '{axes}'"
-        )
+        raise InputError(f"axes must have a letter for each axis of '{what}', which has {values.shape}, got '{axes}'")
     order = axes or _told_by(values.shape, what)
     missing = [letter for letter in "NC" if letter not in order]
     values = values[(None,) * len(missing)]
     pages = values.transpose(["".join((*missing, order)).index(letter) for letter in "NHWC"])
     if pages.shape[-1] not in CHANNELS:
-        raise InputError(
-            f"one or three channels are expected, but '{shown(what)}' has {values.shape} with axes={order}"
-        )
+        raise InputError(f"one or three channels are expected, but '{what}' has {values.shape} with axes={order}")
     return pages
 
 
@@ -83,10 +78,8 @@ def _told_by(shape: tuple[int, ...], what: object) -> str:
             return "NCHW" if first else "NHWC"
         unclear = "NCHW or NHWC" if first else None
     if unclear:
-        raise InputError(
-            f"the sizes {shape} of '{shown(what)}' do not tell its axes; say which, such as axes={unclear}"
-        )
+        raise InputError(f"the sizes {shape} of '{what}' do not tell its axes; say which, such as axes={unclear}")
     raise InputError(
         f"a picture of shape (H, W) or (H, W, 3), or a stack of shape (N, H, W) or (N, H, W, 3), is expected, but "
-        f"'{shown(what)}' has {shape}; cut it, or say what its axes are, such as axes=HWN"
+        f"'{what}' has {shape}; cut it, or say what its axes are, such as axes=HWN"
     )

@@ -8,7 +8,7 @@ from PIL import Image
 
 from rlsd_lightning.errors import InputError
 from rlsd_lightning.reading.arrays import read_array
-from rlsd_lightning.reading.paths import is_array, shown
+from rlsd_lightning.reading.paths import is_array
 from rlsd_lightning.reading.pictures import frames_of, read_picture
 from rlsd_lightning.reading.shapes import as_pages
 from rlsd_lightning.reading.values import Range, check_finite
@@ -86,6 +86,6 @@ def _extremes(values: np.ndarray, seen: np.ndarray | None, path: Path) -> np.nda
     if seen is not None and seen.shape[:2] == values.shape[:2]:
         values = values[np.broadcast_to(seen, values.shape)]
     if not values.size:
-        raise InputError(f"the mask hides every value of '{shown(path)}'; make observed pixels white")
+        raise InputError(f"the mask hides every value of '{path}'; make observed pixels white")
     check_finite(values, path)
     return np.array([values.min(), values.max()])

@@ -6,7 +6,6 @@ from typing import NamedTuple
 import numpy as np
 
 from rlsd_lightning.errors import InputError
-from rlsd_lightning.reading.paths import shown
 
 __all__ = ["Range", "as_range", "check_finite", "measured_range", "picture_range", "scaled"]
 
@@ -66,7 +65,7 @@ def check_finite(values: np.ndarray, what: object) -> None:
     bad = 0 if values.dtype.kind in "biu" else values.size - np.count_nonzero(np.isfinite(values))
     if bad:
         raise InputError(
-            f"finite values are expected, but {bad} of {values.size} values of '{shown(what)}' are NaN or infinite; "
+            f"finite values are expected, but {bad} of {values.size} values of '{what}' are NaN or infinite; "
             "replace them (a mask may hide those of a measurement)"
         )
 
@@ -151,7 +150,7 @@ def _unclear(what: object, low: float, high: float, why: str, examples: str = ""
     near = [limits for limits in ("0,1", "-1,1", "0,255", "0,1023", "0,4095", "0,65535") if _holds(limits, low, high)]
     example = examples or f"range={near[0] if near else f'{low:.3g},{high:.3g}'}"
     return InputError(
-        f"the values of '{shown(what)}' are from {low:g} to {high:g}, and {why}; say which of them are black and white, "
+        f"the values of '{what}' are from {low:g} to {high:g}, and {why}; say which of them are black and white, "
         f"such as {example}"
     )
 
