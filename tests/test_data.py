@@ -382,6 +382,15 @@ def test_a_kernel_from_a_16_bit_picture_keeps_its_proportions(tmp_path: Path) ->
     torch.testing.assert_close(kernel, torch.from_numpy(pixels / 100000).float()[None, None], atol=5e-3, rtol=0)
 
 
+@pytest.mark.parametrize("colour", ["white", "black", "red"])
+def test_a_transparent_kernel_is_refused(tmp_path: Path, colour: str) -> None:
+    image = Image.new("RGBA", (5, 5), (0, 0, 0, 0))
+    image.paste(colour, (2, 2, 3, 3))
+    image.save(tmp_path / "k.png")
+    with pytest.raises(InputError, match="has transparency; save it on black"):
+        load_kernel(tmp_path / "k.png")
+
+
 def test_a_kernel_larger_than_the_image_names_both_sizes(tmp_path: Path) -> None:
     np.save(tmp_path / "k.npy", np.ones((17, 3)))
     with pytest.raises(InputError, match=r"16x16 .* 3x17"):

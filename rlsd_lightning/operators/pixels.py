@@ -151,7 +151,7 @@ class MasksOfPictures(Physics):
         self.files = {name_of(file): file for file in find_images(folder, "mask")}
 
     def A(self, x: Tensor, **kwargs) -> Tensor:  # noqa: N802
-        raise InputError(f"mask='{self.folder}' has a mask for each picture; choose one by for_picture")
+        raise InputError(f"mask='{self.folder}' has a mask for each picture; give one mask's file here")
 
     def for_picture(self, names: Sequence[str], size: tuple[int, int] | None) -> Physics:
         """The operator with the mask ``name`` or ``name_mask``."""

@@ -119,7 +119,8 @@ def _matlab(path: Path, key: str | None) -> Array:
         return _hdf5(path, key, of_matlab=True)
     loaded = needed("scipy.io", path).loadmat(path)
     arrays = {name: value for name, value in loaded.items() if not name.startswith("__")}
-    return Array(arrays[_chosen(path, key, arrays, lambda name: arrays[name].shape)])
+    chosen = arrays[_chosen(path, key, arrays, lambda name: arrays[name].shape)]
+    return Array(chosen if isinstance(chosen, np.ndarray) else chosen.toarray())  # sparse
 
 
 def _dicom(path: Path, key: str | None) -> Array:

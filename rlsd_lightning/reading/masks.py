@@ -9,7 +9,7 @@ from PIL import Image, ImageOps
 from rlsd_lightning.errors import InputError, printable
 from rlsd_lightning.reading.arrays import read_array
 from rlsd_lightning.reading.paths import is_array, split_key
-from rlsd_lightning.reading.pictures import ALPHA, DEEP, open_upright
+from rlsd_lightning.reading.pictures import ALPHA, DEEP, alpha_of, open_upright
 from rlsd_lightning.reading.shapes import as_pages
 from rlsd_lightning.reading.values import check_finite
 
@@ -94,10 +94,9 @@ def _picture_values(path: Path) -> np.ndarray:
             values = np.array(image)
             check_finite(values, path)
             return values
-        if image.mode in ALPHA or "transparency" in image.info:
-            alpha = np.array(image.convert("RGBA").getchannel("A"))
-            if alpha.min() < 255:
-                return alpha
+        alpha = alpha_of(image)
+        if alpha is not None and (alpha.min() < alpha.max() or not alpha.any()):  # an even veil is no mask
+            return alpha
         brightness = np.array(image.convert("RGBA" if image.mode in ALPHA else "RGB").convert("L"))
         indices = np.array(image) if image.mode == "P" else brightness
         return indices if brightness.min() == brightness.max() else brightness  # colours that are equally bright

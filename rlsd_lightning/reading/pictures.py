@@ -17,7 +17,7 @@ from rlsd_lightning.errors import InputError, printable
 from rlsd_lightning.reading.paths import reading
 from rlsd_lightning.reading.values import picture_range, scaled
 
-__all__ = ["frames_of", "open_picture", "open_upright", "read_picture"]
+__all__ = ["alpha_of", "frames_of", "open_picture", "open_upright", "read_picture"]
 
 log = logging.getLogger(__name__)
 
@@ -125,6 +125,14 @@ def open_picture(path: Path, page: int = 0) -> Image.Image:
         return picture
     values = scaled(picture, picture_range(picture, None, path))
     return Image.fromarray(((values + 1) * 127.5).clip(0, 255).round().astype(np.uint8)).convert("RGB")
+
+
+def alpha_of(image: Image.Image) -> np.ndarray | None:
+    """Opacity of the pixels, from 0 to 255; None if all are opaque."""
+    if image.mode not in ALPHA and "transparency" not in image.info:
+        return None
+    alpha = np.array(image.convert("RGBA").getchannel("A"))
+    return alpha if alpha.min() < 255 else None
 
 
 def _rgb(image: Image.Image) -> Image.Image:

@@ -18,7 +18,7 @@ def check_axes(axes: str | None) -> str | None:
     """
     if axes is None:
         return None
-    letters = axes.upper()
+    letters = str(axes).upper()
     if not {"H", "W"} <= set(letters) <= set("NCHW") or len(set(letters)) < len(letters):
         raise InputError(
             f"axes must be an order of H and W, and of N and C if there are any, such as NHW, got '{axes}'"

@@ -26,7 +26,7 @@ class Range(NamedTuple):
     """The values that mean black and white.
 
     Attributes:
-        low: Black, -1 in an image.
+        low: Black, -1 in an image; above white for a negative.
         high: White, 1 in an image.
         asked: Whether it was asked for; it is then a window, and values outside are clipped.
         said: What the log says of it; empty if there is nothing to say.
@@ -46,9 +46,8 @@ def as_range(asked: str | Sequence[float] | None) -> Range | None:
     """
     if asked is None:
         return None
-    parts = asked.strip("()[] ").split(",") if isinstance(asked, str) else list(asked)
     try:
-        low, high = (float(part) for part in parts)
+        low, high = map(float, asked.strip("()[] ").split(",") if isinstance(asked, str) else asked)
     except (TypeError, ValueError) as error:
         raise InputError(f"range must be two numbers, black and white, such as 0,255, got '{asked}'") from error
     if not -np.inf < low < high < np.inf:
@@ -82,7 +81,7 @@ def picture_range(values: np.ndarray, asked: Range | None, what: object) -> Rang
     check_finite(values, what)
     low, high = _extremes(values)
     if asked is not None:
-        if high < asked.low or low > asked.high:
+        if high < min(asked[:2]) or low > max(asked[:2]):
             raise _unclear(what, low, high, f"they are all outside range={asked.low:g},{asked.high:g}")
         return asked
     if values.dtype.kind in "biu":
@@ -126,8 +125,8 @@ def measured_range(values: np.ndarray, asked: Range | None, what: object, noise_
     low, high = _extremes(values)
     margin = max(STRONGEST, 6 * noise_std)
     if asked is not None:
-        half = (asked.high - asked.low) / 2
-        if low < asked.low - margin * half or high > asked.high + margin * half:
+        beyond = margin * abs(asked.high - asked.low) / 2
+        if low < min(asked[:2]) - beyond or high > max(asked[:2]) + beyond:
             raise _unclear(what, low, high, f"they are far outside range={asked.low:g},{asked.high:g}")
         return asked
     if values.dtype.kind in "biu":

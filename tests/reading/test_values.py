@@ -54,7 +54,7 @@ def test_a_range_is_asked_for_by_text_or_numbers(asked, expected: tuple[float, f
     assert as_range(asked)[:2] == expected
 
 
-@pytest.mark.parametrize("asked", ["255", "white", "0,1,2", "255,0", "0,nan", "0,inf", [1], [0, None]])
+@pytest.mark.parametrize("asked", ["255", "white", "0,1,2", "255,0", "0,nan", "0,inf", [1], [0, None], 255])
 def test_a_range_that_is_none_is_refused(asked) -> None:
     with pytest.raises(InputError, match="range must be two"):
         as_range(asked)
