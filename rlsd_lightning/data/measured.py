@@ -94,9 +94,7 @@ class MeasuredData(Sequence[Measurement]):
         physics = self.physics
         if isinstance(physics, PerPicture):
             physics = physics.for_picture([source.name, source.stem], values.shape[:2])
-        expected = _shape_of(physics, self.image_shape)
-        if expected is not None:
-            self._check_size(source, values.shape[:2], expected)
+        self._check_size(source, values.shape[:2])
         seen = _seen(physics, values.shape[:2])
         decide = partial(
             measured_range,
@@ -107,12 +105,12 @@ class MeasuredData(Sequence[Measurement]):
         limits = stack.limits(decide, values, None if seen is None else _seen_values(seen, values.shape[-1]))
         self._reader.notes(source.path, limits.said)
         y = torch.from_numpy(scaled(values, limits)).movedim(-1, 0)[None]
-        y = self._with_channels(y, source, expected)
+        y = self._with_channels(y, source)
         return y if seen is None else torch.where(seen, y, 0), physics
 
-    def _check_size(self, source: Source, size: tuple[int, int], expected: tuple[int, ...]) -> None:
-        (rows, columns), (height, width) = size, self.image_shape[-2:]
-        if len(expected) != 3 or size == expected[1:]:
+    def _check_size(self, source: Source, size: tuple[int, int]) -> None:
+        (rows, columns), (height, width), expected = size, self.image_shape[-2:], self.expected
+        if size == expected[1:]:
             return
         whole = rows * height / expected[1], columns * width / expected[2]
         factor = f" measured x{height / expected[1]:g}" if expected[1] != height else ""
@@ -124,8 +122,8 @@ class MeasuredData(Sequence[Measurement]):
             f"but '{source.path}' has {columns}x{rows}. {advice}, or crop and resize it yourself"
         )
 
-    def _with_channels(self, y: Tensor, source: Source, expected: tuple[int, ...] | None) -> Tensor:
-        channels = y.shape[1] if expected is None or len(expected) != 3 else expected[0]
+    def _with_channels(self, y: Tensor, source: Source) -> Tensor:
+        channels = self.expected[0]
         if channels == y.shape[1]:
             return y
         if y.shape[1] == 1:

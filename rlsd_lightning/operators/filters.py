@@ -11,7 +11,7 @@ from torch import Tensor
 
 from rlsd_lightning.errors import InputError
 from rlsd_lightning.operators.noise import make_noise
-from rlsd_lightning.reading import is_array, open_upright, read_array, read_picture, split_key
+from rlsd_lightning.reading import is_array, load_array, open_upright, read_picture, split_key
 from rlsd_lightning.reading.pictures import alpha_of
 
 __all__ = ["blur", "draw_motion_kernel", "gaussian_blur", "load_kernel", "motion_blur", "super_resolution"]
@@ -119,11 +119,11 @@ def load_kernel(path: str | Path) -> Tensor:
     Raises:
         InputError: If the file can't be read, is transparent, or its values are no kernel's.
     """
-    file, key = split_key(path)
+    file, _ = split_key(path)
     if not file.is_file():
         raise InputError(f"kernel must be an array or image file of a blur kernel, got '{path}'")
     if is_array(file):
-        values = read_array(file, key).values
+        values = load_array(path)
         values = values.reshape(values.shape[-2:]) if set(values.shape[:-2]) == {1} else values
     else:
         with open_upright(file) as image:

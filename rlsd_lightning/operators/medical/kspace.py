@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from rlsd_lightning.errors import InputError
-from rlsd_lightning.operators.medical.scans import require_finite, shape_text
-from rlsd_lightning.reading import is_array, load_array, read_array, read_mask, split_key
+from rlsd_lightning.operators.medical.scans import shape_text
+from rlsd_lightning.reading import check_finite, is_array, load_array, read_mask, split_key
 
 __all__ = ["check_centre", "complex_kspace", "load_coil_maps", "load_frequencies"]
 
@@ -129,11 +129,11 @@ def load_frequencies(mask: str | Path, rows: int, columns: int) -> Tensor:
     Raises:
         InputError: If the file can't be read, has another size, or measures nothing.
     """
-    path, key = split_key(mask)
+    path, _ = split_key(mask)
     if not path.is_file():
         raise InputError(f"mask must be a file of the measured frequencies, got '{mask}'")
     if is_array(path):
-        values = torch.from_numpy(np.array(read_array(path, key).values, dtype=np.float64)).squeeze()
+        values = torch.from_numpy(np.array(load_array(mask), dtype=np.float64)).squeeze()
         seen, size = _two_valued(values, mask), tuple(values.shape)
     else:
         seen, size = read_mask(mask, rows, columns)
@@ -148,7 +148,7 @@ def load_frequencies(mask: str | Path, rows: int, columns: int) -> Tensor:
 
 def _two_valued(values: Tensor, mask: str | Path) -> Tensor:
     """Whether each of at most two values is the larger one, or not zero if there is one only."""
-    require_finite(values, f"mask '{mask}'")
+    check_finite(values.numpy(), mask)
     found = values.unique()
     if len(found) > 2:
         raise InputError(
@@ -162,7 +162,7 @@ def _two_valued(values: Tensor, mask: str | Path) -> Tensor:
 
 
 def load_coil_maps(path: str | Path, rows: int, columns: int) -> Tensor:
-    """Sensitivities of coils from a .npy file.
+    """Sensitivities of coils from a file.
 
     Args:
         path: Complex numbers with shape ``(coil, row, column)``, or ``(row, column)`` of one coil.
@@ -176,7 +176,7 @@ def load_coil_maps(path: str | Path, rows: int, columns: int) -> Tensor:
     if not split_key(path)[0].is_file():
         raise InputError(f"coil_maps must be a file of the coils' sensitivities, got '{path}'")
     values = torch.from_numpy(np.array(load_array(path, complex_allowed=True)))
-    require_finite(values, f"coil_maps '{path}'")
+    check_finite(values.numpy(), path)
     shape = tuple(values.shape[1:] if values.ndim == 4 and len(values) == 1 else values.shape)
     if not values.is_complex() or len(shape) not in (2, 3) or shape[-2:] != (rows, columns):
         kind = "complex" if values.is_complex() else "real"

@@ -27,10 +27,10 @@ from rlsd_lightning.operators.medical.scans import (
     check_white,
     grey_of,
     in_image_units,
-    require_finite,
     say_noise_unit,
 )
 from rlsd_lightning.operators.noise import make_noise
+from rlsd_lightning.reading import check_finite
 
 __all__ = ["CoilMRI", "RealMRI", "mri"]
 
@@ -127,7 +127,7 @@ class CoilMRI(SolvedByConjugateGradients):
         seen, grey = self._measured(kspace), len(kspace) == 1
         physics = self._changed(grey, seen if self.drawn else self.mask[0, 0])
         kspace = torch.where(physics.mask[0, 0] > 0, kspace, 0)
-        require_finite(kspace, "k-space")
+        check_finite(kspace.numpy(), "k-space")
         check_centre(kspace)
         scan = torch.view_as_real(kspace).movedim(-1, 1).flatten(0, 1)[None]
         of_white = physics.A(torch.ones(1, self.channels, *self.mask.shape[-2:]))

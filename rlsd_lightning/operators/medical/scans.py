@@ -25,7 +25,6 @@ __all__ = [
     "check_white",
     "grey_of",
     "in_image_units",
-    "require_finite",
     "shape_text",
 ]
 
@@ -96,15 +95,6 @@ def grey_of(images: Tensor) -> Tensor:
 def shape_text(**axes: int) -> str:
     """Names and lengths of axes, such as ``(row, column) = (64, 64)``."""
     return f"({', '.join(axes)}) = ({', '.join(map(str, axes.values()))})"
-
-
-def require_finite(values: Tensor, what: str) -> None:
-    """Raises an InputError for values that are infinite or not a number."""
-    bad = int((~torch.isfinite(values)).sum())
-    if bad:
-        raise InputError(
-            f"{what} of finite numbers is expected, got {bad} infinite or NaN values of {values.numel()}; replace them"
-        )
 
 
 def check_white(white: float | None) -> None:

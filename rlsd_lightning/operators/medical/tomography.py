@@ -24,11 +24,11 @@ from rlsd_lightning.operators.medical.scans import (
     check_white,
     grey_of,
     in_image_units,
-    require_finite,
     say_noise_unit,
     shape_text,
 )
 from rlsd_lightning.operators.noise import make_noise
+from rlsd_lightning.reading import check_finite
 
 __all__ = ["Projections", "tomography"]
 
@@ -115,7 +115,7 @@ class Projections(SolvedByConjugateGradients):
             InputError: If the array has other axes, or values that no image in [-1, 1] gives.
         """
         scans = self._scans(values)
-        require_finite(scans, "sinogram")
+        check_finite(scans.numpy(), "sinogram")
         of_white = self.project(torch.ones(1, 1, *self.image_shape[1:]))
         y = in_image_units(scans if self.white is None else scans / self.scale, of_white, self.white)
         self._check_size(y, of_white)
