@@ -17,7 +17,7 @@ from rlsd_lightning.errors import InputError
 from rlsd_lightning.images import Reader
 from rlsd_lightning.measurement import Measurement
 from rlsd_lightning.operators.likelihood import MASKED, noise_std
-from rlsd_lightning.operators.medical import PerMeasurement
+from rlsd_lightning.operators.medical import Scan
 from rlsd_lightning.operators.pixels import PerPicture
 from rlsd_lightning.reading import (
     Stack,
@@ -139,7 +139,7 @@ class MeasuredData(Sequence[Measurement]):
         """Measured values that are no image, and their operator."""
         y = self._of_instrument(source.path, source.key)[source.page : source.page + 1]
         check_finite(y.numpy(), source.path)
-        physics = self.physics.for_measurement(y) if isinstance(self.physics, PerMeasurement) else self.physics
+        physics = self.physics.for_measurement(y) if isinstance(self.physics, Scan) else self.physics
         seen = _seen(physics, y.shape[-2:])
         return y if seen is None else y * seen, physics
 

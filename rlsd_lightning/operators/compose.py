@@ -13,7 +13,7 @@ from deepinv.physics import LinearPhysics, Physics
 from torch import Tensor
 
 from rlsd_lightning.errors import InputError, first_line
-from rlsd_lightning.operators.medical.scans import SolvedByConjugateGradients
+from rlsd_lightning.operators.medical import Scan
 from rlsd_lightning.operators.noise import check_noise, make_noise
 from rlsd_lightning.operators.pixels import PerPicture
 from rlsd_lightning.operators.proximal import has_own_step, proximal_step
@@ -166,7 +166,7 @@ def probe_operator(physics: Physics, image_shape: tuple[int, ...], like: Tensor 
                     "torch from the images"
                 )
     solved = images
-    if not isinstance(physics, SolvedByConjugateGradients):  # known to be sound, and slow on a CPU
+    if not isinstance(physics, Scan):  # known to be sound, and slow on a CPU
         with _trial(physics, "can't be inverted: its proximal step fails"):
             solved = proximal_step(physics, y, images, 1.0, inner_steps=1)
     sound = isinstance(solved, Tensor) and solved.shape == images.shape and solved.isfinite().all()

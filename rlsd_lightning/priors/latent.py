@@ -194,11 +194,9 @@ def words_left_out(tokenizer: PreTrainedTokenizerBase, prompt: str) -> str:
     """The words of a prompt from the first that does not fit into a tokenizer's length; empty if all do."""
     words = prompt.split()
 
-    def fits(count: int) -> bool:
-        return len(tokenizer(" ".join(words[:count]), truncation=False, verbose=False).input_ids) <= most
+    def overflows(count: int) -> bool:
+        tokens = tokenizer(" ".join(words[:count]), truncation=False, verbose=False).input_ids
+        return len(tokens) > tokenizer.model_max_length
 
-    most = tokenizer.model_max_length
-    kept = (
-        len(words) if fits(len(words)) else bisect_left(range(len(words)), True, key=lambda count: not fits(count)) - 1
-    )
+    kept = bisect_left(range(len(words) + 1), True, key=overflows) - 1
     return " ".join(words[kept:])
