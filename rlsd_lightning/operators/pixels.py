@@ -114,7 +114,7 @@ class PerPicture(Protocol):
         """The operator of one picture.
 
         Args:
-            names: Names of the picture, the most special first.
+            names: Names of the picture, the most specific first.
             size: The picture's own height and width; None if it has none.
 
         Raises:
@@ -143,7 +143,7 @@ class MaskedPixels(Inpainting):
 
 
 class MasksOfPictures(Physics):
-    """Missing pixels, by a folder's masks, of which each belongs to the picture of its name."""
+    """Missing pixels, by a folder of masks: each belongs to the picture of its name."""
 
     def __init__(self, image_shape: tuple[int, ...], folder: str | Path, noise_model: NoiseModel) -> None:
         super().__init__(noise_model=noise_model)

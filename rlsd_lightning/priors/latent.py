@@ -1,4 +1,4 @@
-"""What priors from diffusers pipelines share: the autoencoder, text conditions, guidance."""
+"""Base of the priors from diffusers pipelines: autoencoder, text conditions, guidance."""
 
 from abc import abstractmethod
 from bisect import bisect_left
@@ -24,7 +24,7 @@ from rlsd_lightning.priors.prediction import try_networks
 __all__ = ["PipelinePrior", "text_and_pooled"]
 
 TRIED = 16
-"""Most latents a side that the networks are tried on; half for large networks, which take a second on a CPU then."""
+"""Largest side of the latents of the networks' trial; half for large networks, to save time on a CPU."""
 LARGE = 2e8
 """Parameters of a large network."""
 

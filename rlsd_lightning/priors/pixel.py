@@ -15,7 +15,7 @@ from rlsd_lightning.priors.prediction import try_networks
 __all__ = ["PixelPrior"]
 
 TRIED = 64
-"""Most pixels a side that the network is tried on."""
+"""Largest side of the image of the network's trial, in pixels."""
 
 
 class PixelPrior(Prior):

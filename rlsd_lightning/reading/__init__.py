@@ -1,7 +1,6 @@
-"""Files into numbers with a known meaning: pictures, arrays and masks, of every kind that people have.
+"""Reads pictures, arrays and masks from files, and tells what their values and axes mean.
 
-A room that knows nothing of priors and operators. What a library raises while it reads becomes an
-:class:`~rlsd_lightning.errors.InputError` that names the file.
+Whatever a library raises while it reads becomes an :class:`~rlsd_lightning.errors.InputError` that names the file.
 """
 
 from rlsd_lightning.reading.arrays import Array, TakesArrays, load_array, read_array

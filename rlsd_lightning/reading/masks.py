@@ -1,4 +1,4 @@
-"""Masks from files: which pixels are seen, from pictures and arrays as people make them."""
+"""Masks from files: pictures and arrays that tell which pixels are observed."""
 
 import logging
 from pathlib import Path
@@ -18,7 +18,7 @@ __all__ = ["read_mask"]
 log = logging.getLogger(__name__)
 
 SOFT = 0.05
-"""Values between a mask's darkest and brightest, as a share of their distance from either, that count as soft."""
+"""Distance from the darkest and the brightest value, as a share of the range, above which a value is soft."""
 
 
 def read_mask(where: str | Path, height: int, width: int) -> tuple[np.ndarray, tuple[int, int]]:

@@ -1,4 +1,4 @@
-"""Which files are meant: a file, a folder or a glob pattern, and a key inside a file."""
+"""Files of a path, folder or glob pattern, and keys inside files."""
 
 import glob
 import logging
@@ -91,7 +91,7 @@ def find_images(where: str | Path, what: str = "images") -> list[Path]:
         found = [file for file in files if file.suffix.lower() in PICTURES] or [
             each for each in files if is_array(each)
         ]
-        _say_skipped(path, files, found)
+        _log_skipped(path, files, found)
     elif os.path.isfile(where):
         found = [path]
     else:
@@ -108,8 +108,8 @@ def _natural(path: Path) -> list[str | int]:
     return [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", str(path))]
 
 
-def _say_skipped(folder: Path, files: list[Path], found: list[Path]) -> None:
-    """Says which pictures and arrays of a folder are not taken."""
+def _log_skipped(folder: Path, files: list[Path], found: list[Path]) -> None:
+    """Logs which pictures and arrays of a folder are left out."""
     known = {*ARRAYS, *(suffix for suffixes in CONVERSIONS for suffix in suffixes)}
     taken = set(found)
     left = Counter(file.suffix.lower() for file in files if file not in taken and file.suffix.lower() in known)

@@ -1,4 +1,4 @@
-"""Pictures from files: 8 bits as Pillow's, more bits and real numbers as arrays."""
+"""Pictures from files: Pillow images of 8 bits, arrays of more bits or real numbers."""
 
 import logging
 from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""Which axis is which: one grey or colour picture, or a stack of them."""
+"""Axes of arrays of pictures."""
 
 import numpy as np
 
@@ -7,11 +7,11 @@ from rlsd_lightning.errors import InputError
 __all__ = ["as_pages", "check_axes"]
 
 CHANNELS = (1, 3)
-"""Sizes of an axis that can be the channels: grey and colour."""
+"""Numbers of channels: grey and colour."""
 
 
 def check_axes(axes: str | None) -> str | None:
-    """Letters of the axes in their order: N pictures, C channels, H height, W width.
+    """Checked letters of the axes in their order: N pictures, C channels, H height, W width.
 
     Raises:
         InputError: If they are no such letters.
@@ -31,20 +31,20 @@ def as_pages(values: np.ndarray, axes: str | None, what: object) -> np.ndarray:
 
     Args:
         values: One picture or several; (H, W), (H, W, 3), (3, H, W), (N, H, W) and so on.
-        axes: Its axes, as in :func:`check_axes`; told by the sizes if left out.
+        axes: Its axes, as in :func:`check_axes`; None infers them from the sizes.
         what: The file's name, for messages.
 
     Returns:
         Pictures, with shape :math:`(N, H, W, C)` and one or three channels.
 
     Raises:
-        InputError: If there are no such axes, or the sizes do not tell.
+        InputError: If the array has other axes, or its sizes are ambiguous.
     """
     if not values.size:
         raise InputError(f"values are expected, but '{what}' is an empty array of shape {values.shape}")
     if axes is not None and len(axes) != values.ndim:
         raise InputError(f"axes must have a letter for each axis of '{what}', which has {values.shape}, got '{axes}'")
-    order = axes or _told_by(values.shape, what)
+    order = axes or _inferred(values.shape, what)
     missing = [letter for letter in "NC" if letter not in order]
     values = values[(None,) * len(missing)]
     pages = values.transpose(["".join((*missing, order)).index(letter) for letter in "NHWC"])
@@ -53,8 +53,8 @@ def as_pages(values: np.ndarray, axes: str | None, what: object) -> np.ndarray:
     return pages
 
 
-def _told_by(shape: tuple[int, ...], what: object) -> str:
-    """The axes that sizes tell: channels are 1 or 3, and a stack's first axis counts its pictures."""
+def _inferred(shape: tuple[int, ...], what: object) -> str:
+    """Axes inferred from sizes: channels are 1 or 3, and a stack's first axis counts its pictures."""
     unclear = None
     if len(shape) == 2:
         return "HW"

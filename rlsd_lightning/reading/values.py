@@ -1,4 +1,4 @@
-"""What numbers mean: black and white of a picture, from the type and range of its values, or as asked."""
+"""Black and white of pictures, from the type and range of their values, or as set."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -10,16 +10,16 @@ from rlsd_lightning.errors import InputError
 __all__ = ["Range", "as_range", "check_finite", "measured_range", "picture_range", "scaled"]
 
 TOLERANCE = 1e-3
-"""What rounding may add to a range, as a share of it."""
+"""Excess over a range that is taken for rounding, as a share of the range."""
 LEAST_OF_255 = 64
-"""Real numbers whose largest is below this are not taken for 0 to 255."""
+"""Smallest maximum of real numbers that are taken for 0 to 255."""
 DARKEST, CENTRE = -0.5, 0.25
-"""The lowest value of a measured image in [-1, 1] is below the first, and the middle of its range below the second.
+"""A measured image in [-1, 1] has its minimum below the first, and the middle of its range below the second.
 
-One in [0, 1] has its middle near one half, however noisy it is.
+An image in [0, 1] has its middle near one half, however noisy it is.
 """
 STRONGEST = 3.0
-"""The largest noise of a measured image in [-1, 1] that is believed, unless a stronger one is declared."""
+"""Largest excess of a measured image over [-1, 1] that is taken for noise, unless stronger noise is declared."""
 
 
 class Range(NamedTuple):
@@ -28,8 +28,8 @@ class Range(NamedTuple):
     Attributes:
         low: Black, -1 in an image; above white for a negative.
         high: White, 1 in an image.
-        asked: Whether it was asked for; it is then a window, and values outside are clipped.
-        said: What the log says of it; empty if there is nothing to say.
+        asked: Whether the user or the file sets it; values outside are then clipped.
+        said: Explanation for the log.
     """
 
     low: float
@@ -39,7 +39,7 @@ class Range(NamedTuple):
 
 
 def as_range(asked: str | Sequence[float] | None) -> Range | None:
-    """The range that was asked for, as ``"0,255"`` or ``[0, 255]``.
+    """A range that the user sets, as ``"0,255"`` or ``[0, 255]``.
 
     Raises:
         InputError: If it is not two numbers in ascending order.
@@ -114,7 +114,7 @@ def measured_range(values: np.ndarray, asked: Range | None, what: object, noise_
 
     Args:
         values: What was measured; hidden values left out.
-        asked: The range that was asked for.
+        asked: The range that the user or the file sets; None if there is none.
         what: The file's name, for messages.
         noise_std: Standard deviation of the noise, in units of an image in [-1, 1].
 

@@ -181,3 +181,17 @@ def test_an_operator_is_tried_once_for_each_size():
     physics.noise_model = deepinv.physics.GammaNoise(3)
     with pytest.raises(InputError, match="GammaNoise"):
         probe_operator(physics, (3, 32, 48))
+
+
+class Resizing(deepinv.physics.GaussianNoise):
+    """Has another shape than the measurement."""
+
+    def forward(self, x: torch.Tensor, **kwargs) -> torch.Tensor:
+        return x[..., :1]
+
+
+def test_noise_of_another_shape_is_named():
+    physics = denoising(SHAPE)
+    physics.noise_model = Resizing(0.1)
+    with pytest.raises(InputError, match=r"must keep a measurement's shape .* when it adds noise"):
+        probe_operator(physics, SHAPE)

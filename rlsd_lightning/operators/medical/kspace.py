@@ -14,7 +14,7 @@ from rlsd_lightning.reading import check_finite, is_array, load_array, read_mask
 __all__ = ["check_centre", "complex_kspace", "load_coil_maps", "load_frequencies"]
 
 TOO_FAR_OUT = 10
-"""Energy at the corners over that at the centre, above which frequency zero must lie at a corner."""
+"""Ratio of the corners' energy to the centre's, above which frequency zero must lie at a corner."""
 
 
 def complex_kspace(values: Tensor, channels: int, coils: int, rows: int, columns: int) -> Tensor:

@@ -38,7 +38,7 @@ log = logging.getLogger(__name__)
 CG_STEPS = 30
 """Conjugate gradient steps of one proximal step with several coils, which starts at D(z)."""
 SLACK = 1.1
-"""How far the norm of a measured k-space may exceed that of an image in [-1, 1], for noise."""
+"""Largest norm of a measured k-space, relative to the largest of images in [-1, 1]; the excess is noise."""
 UNEXPLAINED = 0.25
 """Share of the k-space's norm that no real image explains, above which there is a warning."""
 

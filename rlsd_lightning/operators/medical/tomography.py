@@ -36,7 +36,7 @@ log = logging.getLogger(__name__)
 CG_STEPS = 15
 """Conjugate gradient steps of one proximal step, which starts at D(z)."""
 SLACK = 0.1
-"""How far measured values may exceed those of images in [-1, 1], as a share of the largest, for noise."""
+"""Largest excess over the values of images in [-1, 1], as a share of the largest; the excess is noise."""
 GEOMETRIES = ("parallel", "fan", "fanbeam")
 """Names of geometries; the last is another name of a fan."""
 

@@ -1,4 +1,4 @@
-"""What a user gives as a checkpoint: a pipeline's folder, a cache of the hub, one file, or a part of a pipeline."""
+"""Kinds of checkpoints: a pipeline's folder, a cache of the hub, one file, or a part of a pipeline."""
 
 import json
 import logging
