@@ -87,7 +87,9 @@ def check_common(folder: Path, name: str) -> dict:
     rows = list(csv.DictReader((folder / "summary.csv").open()))
     assert [row["name"] for row in rows] == [name, "mean"]
     assert (target / "checkpoints" / "last.ckpt").is_file()
-    assert list(target.glob("events.out.tfevents.*"))
+    logger = OmegaConf.load(folder / ".hydra" / "config.yaml").logger._target_
+    curves = "metrics.csv" if logger.endswith("CSVLogger") else "events.out.tfevents.*"
+    assert list(target.rglob(curves))
     metrics = json.loads((target / "metrics.json").read_text())
     assert (metrics["name"], metrics["num_particles"], metrics["num_steps"]) == (name, 2, 3)
     assert metrics["seconds"] > 0
