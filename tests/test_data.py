@@ -56,6 +56,17 @@ def test_a_file_gives_itself(folder: Path) -> None:
     assert find_images(folder / "b.png") == [folder / "b.png"]
 
 
+@pytest.mark.parametrize("pattern", ["*.png", "**/[ab].png", "sub?/*.png"])
+@pytest.mark.parametrize("name", ["set [1]", "a*b", "what?"])
+def test_a_glob_may_start_in_a_folder_with_magic_letters(tmp_path: Path, name: str, pattern: str) -> None:
+    folder = tmp_path / name
+    for file in (folder / "a.png", folder / "sub1" / "b.png"):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("L", (8, 8)).save(file)
+    assert find_images(folder / pattern)
+    assert all(file.is_relative_to(folder) for file in find_images(folder / pattern))
+
+
 @pytest.mark.parametrize("pattern", ["photos/[ab].*", "**/[ab].*"])
 def test_a_glob_gives_what_matches(folder: Path, pattern: str) -> None:
     assert [file.name for file in find_images(folder.parent / pattern)] == ["a.jpg", "b.png"]

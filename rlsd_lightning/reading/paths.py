@@ -95,7 +95,9 @@ def find_images(where: str | Path, what: str = "images") -> list[Path]:
     elif os.path.isfile(where):
         found = [path]
     else:
-        found = [Path(file) for file in glob.glob(str(where), recursive=True)]
+        folder = next((each for each in path.parents if os.path.isdir(each)), Path())  # its name may have brackets
+        pattern = os.path.join(glob.escape(str(folder)), path.relative_to(folder))
+        found = [Path(file) for file in glob.glob(pattern, recursive=True)]
         found = [file for file in found if os.path.isfile(file) and not file.name.startswith(".")]
     if not found:
         kind = f"a folder with images ({', '.join(PICTURES)})" if is_folder else "an image, a folder or a pattern"

@@ -147,7 +147,8 @@ def _extremes(values: np.ndarray) -> tuple[float, float]:
 
 def _unclear(what: object, low: float, high: float, why: str, examples: str = "") -> InputError:
     near = [limits for limits in ("0,1", "-1,1", "0,255", "0,1023", "0,4095", "0,65535") if _holds(limits, low, high)]
-    example = examples or f"range={near[0] if near else f'{low:.3g},{high:.3g}'}"
+    # from or to zero: one value alone is no range
+    example = examples or f"range={near[0] if near else f'{min(low, 0):.6g},{max(high, 0):.6g}'}"
     return InputError(
         f"the values of '{what}' are from {low:g} to {high:g}, and {why}; say which of them are black and white, "
         f"such as {example}"
