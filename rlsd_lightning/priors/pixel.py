@@ -48,7 +48,7 @@ class PixelPrior(Prior):
         if not isinstance(unet, UNet2DModel):
             raise InputError(
                 f"pretrained: an unconditional UNet2DModel is expected, got {type(unet).__name__}; choose the prior of its "
-                "family, such as StableDiffusionPrior (prior=sd15)"
+                "family, such as StableDiffusionPrior"
             )
         check_conditions(unet)
         stride = 2 ** (len(unet.config.block_out_channels) - 1)
