@@ -86,10 +86,11 @@ class Run:
 
 
 def all_runs(faces: int) -> list[Run]:
-    """The runs of all tables, the cheapest and most important first."""
+    """The runs of all tables, the cheapest and most important first; comparisons take half of the faces."""
     limit = f"data.limit={faces}"
     runs = [Run("tasks", task, "default", (limit,)) for task in TASKS]
     runs += [Run("points", "toy", form, tuple(options)) for form, options in POINTS.items()]
+    limit = f"data.limit={faces // 2}"
     runs += [Run("repulsion", "inpaint", form, (limit, *options)) for form, options in GAMMAS.items()]
     for task in COMPARED:
         runs += [Run("methods", task, form, (limit, *options)) for form, options in METHODS.items()]
@@ -156,7 +157,7 @@ def draw(args: argparse.Namespace) -> None:
 def main() -> None:
     """Makes what is missing and writes the page."""
     options = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    options.add_argument("--faces", type=int, default=16, help="number of held-out faces of each run")
+    options.add_argument("--faces", type=int, default=16, help="number of held-out faces of the default's runs")
     options.add_argument("--jobs", type=int, default=2, help="runs side by side, each with its share of the cores")
     options.add_argument("--out", type=Path, default=Path("outputs/results"), help="folder of the runs")
     options.add_argument("--tables", action="store_true", help="only write the page, from docs/results.json")

@@ -103,8 +103,9 @@ def steps(made: dict) -> str:
 
 def repulsion(made: dict) -> str:
     """Diversity and quality by the strength of the repulsion."""
-    runs = {"gamma 0.2 (default)": defaults(made)["inpaint"]}
-    runs |= {form: rows for (_, form), rows in runs_of(made, "repulsion").items()}
+    runs = {form: rows for (_, form), rows in runs_of(made, "repulsion").items()}
+    faces = {row["name"] for rows in runs.values() for row in rows}
+    runs["gamma 0.2 (default)"] = [row for row in defaults(made)["inpaint"] if row["name"] in faces]
     header = ("repulsion", "diversity", "mean", "best of four", "mean image")
     figures = ("psnr_mean", "psnr_best", "psnr_of_mean")
     ordered = sorted(runs.items(), key=lambda item: float(item[0].split()[1]))
