@@ -34,9 +34,9 @@ def first_line(error: Exception) -> str:
     return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
-def printable(text: str) -> str:
+def printable(text: object) -> str:
     """A text with its undecodable bytes as ``%F6``: a file's name that is not UTF-8 can't be written or printed."""
-    return re.sub("[\ud800-\udfff]", lambda found: f"%{ord(found[0]) & 0xFF:02X}", text)
+    return re.sub("[\ud800-\udfff]", lambda found: f"%{ord(found[0]) & 0xFF:02X}", str(text))
 
 
 def is_of_storage(error: BaseException, folder: Path) -> bool:
@@ -55,7 +55,14 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 class InputError(ValueError):
-    """What the user gave can't be used; the message says what was expected, what came and what to do."""
+    """What the user gave can't be used; the message says what was expected, what came and what to do.
+
+    Args:
+        message: One line; names of files need not be :func:`printable`.
+    """
+
+    def __init__(self, message: object) -> None:
+        super().__init__(printable(message))
 
 
 class LostError(Exception):

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 from torchvision.transforms.functional import center_crop
 
-from rlsd_lightning.errors import InputError
+from rlsd_lightning.errors import InputError, printable
 from rlsd_lightning.reading import (
     Range,
     Stack,
@@ -21,11 +21,10 @@ from rlsd_lightning.reading import (
     find_images,
     picture_range,
     scaled,
-    shown,
     split_key,
 )
 
-__all__ = ["Notes", "Reader", "find_images", "fit", "load_image", "to_pil", "to_tensor", "with_channels"]
+__all__ = ["Notes", "Reader", "find_images", "fit", "load_image", "to_pil", "with_channels"]
 
 log = logging.getLogger(__name__)
 
@@ -39,7 +38,7 @@ class Notes:
     def __call__(self, path: Path, text: str, level: int = logging.INFO) -> None:
         if text and text not in self._said:
             self._said.add(text)
-            log.log(level, "%s: %s", shown(path.name), text)
+            log.log(level, "%s: %s", printable(path.name), text)
 
 
 class Reader:
@@ -87,10 +86,10 @@ class Reader:
         if self.asked is None and isinstance(picture, Image.Image):
             if own != (height, width):
                 picture = ImageOps.fit(picture, (width, height), Image.Resampling.LANCZOS)
-            pixels = np.array(picture)
+            pixels = torch.from_numpy(np.array(picture)).movedim(-1, 0)[None]
             if pixels.max() == 1:  # as masks and labels are stored
                 self.notes(path, "nearly black; if its largest value is white, set range=0,1", logging.WARNING)
-            return _eight_bits(pixels), own
+            return pixels.float() / 127.5 - 1, own
         values = np.asarray(picture)
         decide = partial(picture_range, asked=self.asked or stack.range, what=path)
         limits = stack.limits(decide, values)
@@ -130,15 +129,6 @@ def load_image(
     """
     file, key = split_key(path)
     return Reader(range, axes).image(file, height, width, key, page)[0]
-
-
-def to_tensor(image: Image.Image) -> Tensor:
-    """A picture as a tensor in [-1, 1], with shape :math:`(1, 3, H, W)`."""
-    return _eight_bits(np.array(image))
-
-
-def _eight_bits(pixels: np.ndarray) -> Tensor:
-    return torch.from_numpy(pixels).movedim(-1, 0)[None].float() / 127.5 - 1
 
 
 def to_pil(image: Tensor) -> Image.Image:

@@ -56,6 +56,17 @@ def test_a_file_gives_itself(folder: Path) -> None:
     assert find_images(folder / "b.png") == [folder / "b.png"]
 
 
+@pytest.mark.parametrize("pattern", ["*.png", "**/[ab].png", "sub?/*.png"])
+@pytest.mark.parametrize("name", ["set [1]", "a*b", "what?"])
+def test_a_glob_may_start_in_a_folder_with_magic_letters(tmp_path: Path, name: str, pattern: str) -> None:
+    folder = tmp_path / name
+    for file in (folder / "a.png", folder / "sub1" / "b.png"):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("L", (8, 8)).save(file)
+    assert find_images(folder / pattern)
+    assert all(file.is_relative_to(folder) for file in find_images(folder / pattern))
+
+
 @pytest.mark.parametrize("pattern", ["photos/[ab].*", "**/[ab].*"])
 def test_a_glob_gives_what_matches(folder: Path, pattern: str) -> None:
     assert [file.name for file in find_images(folder.parent / pattern)] == ["a.jpg", "b.png"]
@@ -380,6 +391,15 @@ def test_a_kernel_from_a_16_bit_picture_keeps_its_proportions(tmp_path: Path) ->
     pixels = np.array([[10000, 20000], [20000, 50000]], dtype=np.uint16)
     kernel = load_kernel(save(tmp_path / "k.png", pixels))
     torch.testing.assert_close(kernel, torch.from_numpy(pixels / 100000).float()[None, None], atol=5e-3, rtol=0)
+
+
+@pytest.mark.parametrize("colour", ["white", "black", "red"])
+def test_a_transparent_kernel_is_refused(tmp_path: Path, colour: str) -> None:
+    image = Image.new("RGBA", (5, 5), (0, 0, 0, 0))
+    image.paste(colour, (2, 2, 3, 3))
+    image.save(tmp_path / "k.png")
+    with pytest.raises(InputError, match="has transparency; save it on black"):
+        load_kernel(tmp_path / "k.png")
 
 
 def test_a_kernel_larger_than_the_image_names_both_sizes(tmp_path: Path) -> None:

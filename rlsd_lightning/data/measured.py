@@ -17,7 +17,7 @@ from rlsd_lightning.errors import InputError
 from rlsd_lightning.images import Reader
 from rlsd_lightning.measurement import Measurement
 from rlsd_lightning.operators.likelihood import MASKED, noise_std
-from rlsd_lightning.operators.medical import PerMeasurement
+from rlsd_lightning.operators.medical import Scan
 from rlsd_lightning.operators.pixels import PerPicture
 from rlsd_lightning.reading import (
     Stack,
@@ -28,7 +28,6 @@ from rlsd_lightning.reading import (
     read_array,
     read_picture,
     scaled,
-    shown,
 )
 
 __all__ = ["MeasuredData", "load_measured"]
@@ -95,9 +94,7 @@ class MeasuredData(Sequence[Measurement]):
         physics = self.physics
         if isinstance(physics, PerPicture):
             physics = physics.for_picture([source.name, source.stem], values.shape[:2])
-        expected = _shape_of(physics, self.image_shape)
-        if expected is not None:
-            self._check_size(source, values.shape[:2], expected)
+        self._check_size(source, values.shape[:2])
         seen = _seen(physics, values.shape[:2])
         decide = partial(
             measured_range,
@@ -108,12 +105,12 @@ class MeasuredData(Sequence[Measurement]):
         limits = stack.limits(decide, values, None if seen is None else _seen_values(seen, values.shape[-1]))
         self._reader.notes(source.path, limits.said)
         y = torch.from_numpy(scaled(values, limits)).movedim(-1, 0)[None]
-        y = self._with_channels(y, source, expected)
+        y = self._with_channels(y, source)
         return y if seen is None else torch.where(seen, y, 0), physics
 
-    def _check_size(self, source: Source, size: tuple[int, int], expected: tuple[int, ...]) -> None:
-        (rows, columns), (height, width) = size, self.image_shape[-2:]
-        if len(expected) != 3 or size == expected[1:]:
+    def _check_size(self, source: Source, size: tuple[int, int]) -> None:
+        (rows, columns), (height, width), expected = size, self.image_shape[-2:], self.expected
+        if size == expected[1:]:
             return
         whole = rows * height / expected[1], columns * width / expected[2]
         factor = f" measured x{height / expected[1]:g}" if expected[1] != height else ""
@@ -122,11 +119,11 @@ class MeasuredData(Sequence[Measurement]):
         advice += f"set image_size=[{whole[0]:g},{whole[1]:g}]" if fits else "crop it"
         raise InputError(
             f"a measurement of {expected[2]}x{expected[1]} pixels is expected from the prior's images of {width}x{height}, "
-            f"but '{shown(source.path)}' has {columns}x{rows}. {advice}, or crop and resize it yourself"
+            f"but '{source.path}' has {columns}x{rows}. {advice}, or crop and resize it yourself"
         )
 
-    def _with_channels(self, y: Tensor, source: Source, expected: tuple[int, ...] | None) -> Tensor:
-        channels = y.shape[1] if expected is None or len(expected) != 3 else expected[0]
+    def _with_channels(self, y: Tensor, source: Source) -> Tensor:
+        channels = self.expected[0]
         if channels == y.shape[1]:
             return y
         if y.shape[1] == 1:
@@ -134,7 +131,7 @@ class MeasuredData(Sequence[Measurement]):
         if channels == 1 and torch.equal(y, y[:, :1].expand_as(y)):
             return y[:, :1]
         raise InputError(
-            f"a measurement of {channels} channels is expected, but '{shown(source.path)}' has {y.shape[1]} that differ; "
+            f"a measurement of {channels} channels is expected, but '{source.path}' has {y.shape[1]} that differ; "
             "save it in grey"
         )
 
@@ -142,7 +139,7 @@ class MeasuredData(Sequence[Measurement]):
         """Measured values that are no image, and their operator."""
         y = self._of_instrument(source.path, source.key)[source.page : source.page + 1]
         check_finite(y.numpy(), source.path)
-        physics = self.physics.for_measurement(y) if isinstance(self.physics, PerMeasurement) else self.physics
+        physics = self.physics.for_measurement(y) if isinstance(self.physics, Scan) else self.physics
         seen = _seen(physics, y.shape[-2:])
         return y if seen is None else y * seen, physics
 
@@ -157,7 +154,7 @@ class MeasuredData(Sequence[Measurement]):
             try:
                 own = self._in_own_shape(values) if takes is None else takes.from_array(values)
             except InputError as error:
-                raise InputError(f"'{shown(path)}': {error}") from error
+                raise InputError(f"'{path}': {error}") from error
             self._arrays = (path, key, own)
         return self._arrays[2]
 
@@ -182,7 +179,7 @@ def load_measured(
     """
     data = MeasuredData(image_shape, physics, path, range=range, axes=axes)
     if len(data) != 1:
-        raise InputError(f"one measurement is expected, but '{shown(path)}' has {len(data)}; use MeasuredData")
+        raise InputError(f"one measurement is expected, but '{path}' has {len(data)}; use MeasuredData")
     return data[0].y
 
 
@@ -191,7 +188,7 @@ def _real_picture(path: Path) -> np.ndarray:
     picture = read_picture(path)
     if isinstance(picture, Image.Image) or picture.dtype.kind != "f":
         raise InputError(
-            f"this operator does not measure images, but '{shown(path)}' holds the integers of a picture, whose unit is not "
+            f"this operator does not measure images, but '{path}' holds the integers of a picture, whose unit is not "
             "known; save the measurement as real numbers with numpy.save"
         )
     return picture

@@ -12,7 +12,7 @@ from rlsd_lightning.errors import InputError
 from rlsd_lightning.functional.noise import measurement_key
 from rlsd_lightning.images import Reader, with_channels
 from rlsd_lightning.measurement import Measurement
-from rlsd_lightning.operators.medical import SeesGrey
+from rlsd_lightning.operators.medical import Scan
 from rlsd_lightning.operators.pixels import PerPicture
 
 __all__ = ["ImageMeasurements", "check_limit", "measure"]
@@ -84,7 +84,7 @@ class ImageMeasurements(Sequence[Measurement]):
         if isinstance(physics, PerPicture):
             physics = physics.for_picture([source.name, source.stem], size)
         y = measure(physics, truth, self.seed + measurement_key(source.name))
-        if isinstance(physics, SeesGrey):
+        if isinstance(physics, Scan):
             truth = physics.as_seen(truth)
         return Measurement(source.name, y, physics, truth, series="sequence" if self.sequence else None)
 

@@ -5,9 +5,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
-from rlsd_lightning.errors import InputError
+from rlsd_lightning.errors import InputError, printable
 from rlsd_lightning.reading import find_images, split_key
-from rlsd_lightning.reading.paths import name_of, printable
+from rlsd_lightning.reading.paths import name_of
 
 __all__ = ["Source", "find_sources"]
 

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from rlsd_lightning.errors import InputError
 from rlsd_lightning.operators.noise import make_noise
-from rlsd_lightning.reading import is_array, read_array, read_picture, shown, split_key
+from rlsd_lightning.reading import is_array, load_array, open_upright, read_picture, split_key
+from rlsd_lightning.reading.pictures import alpha_of
 
 __all__ = ["blur", "draw_motion_kernel", "gaussian_blur", "load_kernel", "motion_blur", "super_resolution"]
 
@@ -116,21 +117,24 @@ def load_kernel(path: str | Path) -> Tensor:
     centre is the pixel ``(h // 2, w // 2)``, counted from zero.
 
     Raises:
-        InputError: If the file can't be read, or its values are no kernel's.
+        InputError: If the file can't be read, is transparent, or its values are no kernel's.
     """
-    file, key = split_key(path)
+    file, _ = split_key(path)
     if not file.is_file():
-        raise InputError(f"kernel must be an array or image file of a blur kernel, got '{shown(path)}'")
+        raise InputError(f"kernel must be an array or image file of a blur kernel, got '{path}'")
     if is_array(file):
-        values = read_array(file, key).values
+        values = load_array(path)
         values = values.reshape(values.shape[-2:]) if set(values.shape[:-2]) == {1} else values
     else:
+        with open_upright(file) as image:
+            if alpha_of(image) is not None:
+                raise InputError(f"an opaque kernel is expected, but '{path}' has transparency; save it on black")
         values = np.asarray(read_picture(file))
         values = values.mean(axis=-1) if values.ndim == 3 else values
     kernel = torch.from_numpy(values.astype(np.float32))
     if kernel.ndim != 2 or not torch.isfinite(kernel).all() or kernel.sum() <= 0:
         raise InputError(
-            f"a blur kernel of shape (h, w) with finite values of positive sum is expected, but '{shown(path)}' has shape "
+            f"a blur kernel of shape (h, w) with finite values of positive sum is expected, but '{path}' has shape "
             f"{tuple(kernel.shape)} and sum {kernel.sum().item():g}"
         )
     return (kernel / kernel.sum())[None, None]

@@ -25,7 +25,7 @@ from torch import Tensor
 
 from rlsd_lightning.errors import InputError
 from rlsd_lightning.operators.noise import make_noise
-from rlsd_lightning.reading import find_images, read_mask, shown, split_key
+from rlsd_lightning.reading import find_images, read_mask, split_key
 from rlsd_lightning.reading.paths import name_of
 
 __all__ = [
@@ -100,7 +100,7 @@ def _load(mask: str | Path, height: int, width: int) -> tuple[Tensor, tuple[int,
         return _NAMED[str(mask)](height, width), (height, width)
     if not split_key(mask)[0].is_file():
         raise InputError(
-            f"mask must be one of {', '.join(_NAMED)}, a file, or a folder with a mask for each image, got '{shown(mask)}'"
+            f"mask must be one of {', '.join(_NAMED)}, a file, or a folder with a mask for each image, got '{mask}'"
         )
     seen, own = read_mask(mask, height, width)
     return torch.from_numpy(seen.copy())[None].float(), own
@@ -114,7 +114,7 @@ class PerPicture(Protocol):
         """The operator of one picture.
 
         Args:
-            names: Names of the picture, the most special first.
+            names: Names of the picture, the most specific first.
             size: The picture's own height and width; None if it has none.
 
         Raises:
@@ -137,13 +137,13 @@ class MaskedPixels(Inpainting):
             own = "" if size in (None, fitted) else f", or of {size[1]}x{size[0]}, the size of '{names[0]}'"
             raise InputError(
                 f"a mask of {fitted[1]}x{fitted[0]} pixels is expected, the size of the prior's images{own}, but "
-                f"'{shown(self.source)}' has {self.mask_size[1]}x{self.mask_size[0]}; resize it without interpolation"
+                f"'{self.source}' has {self.mask_size[1]}x{self.mask_size[0]}; resize it without interpolation"
             )
         return self
 
 
 class MasksOfPictures(Physics):
-    """Missing pixels, by a folder's masks, of which each belongs to the picture of its name."""
+    """Missing pixels, by a folder of masks: each belongs to the picture of its name."""
 
     def __init__(self, image_shape: tuple[int, ...], folder: str | Path, noise_model: NoiseModel) -> None:
         super().__init__(noise_model=noise_model)
@@ -151,15 +151,13 @@ class MasksOfPictures(Physics):
         self.files = {name_of(file): file for file in find_images(folder, "mask")}
 
     def A(self, x: Tensor, **kwargs) -> Tensor:  # noqa: N802
-        raise InputError(f"mask='{shown(self.folder)}' has a mask for each picture; choose one by for_picture")
+        raise InputError(f"mask='{self.folder}' has a mask for each picture; give one mask's file here")
 
     def for_picture(self, names: Sequence[str], size: tuple[int, int] | None) -> Physics:
         """The operator with the mask ``name`` or ``name_mask``."""
         file = next((self.files[each] for name in names for each in (name, f"{name}_mask") if each in self.files), None)
         if file is None:
-            raise InputError(
-                f"a mask named '{names[-1]}' is expected in '{shown(self.folder)}', but there is none; add it"
-            )
+            raise InputError(f"a mask named '{names[-1]}' is expected in '{self.folder}', but there is none; add it")
         return MaskedPixels(self.image_shape, file, self.noise_model).for_picture(names, size)
 
 

@@ -1,4 +1,4 @@
-"""What priors from diffusers pipelines share: the autoencoder, text conditions, guidance."""
+"""Base of the priors from diffusers pipelines: autoencoder, text conditions, guidance."""
 
 from abc import abstractmethod
 from bisect import bisect_left
@@ -24,7 +24,7 @@ from rlsd_lightning.priors.prediction import try_networks
 __all__ = ["PipelinePrior", "text_and_pooled"]
 
 TRIED = 16
-"""Most latents a side that the networks are tried on; half for large networks, which take a second on a CPU then."""
+"""Largest side of the latents of the networks' trial; half for large networks, to save time on a CPU."""
 LARGE = 2e8
 """Parameters of a large network."""
 
@@ -194,11 +194,9 @@ def words_left_out(tokenizer: PreTrainedTokenizerBase, prompt: str) -> str:
     """The words of a prompt from the first that does not fit into a tokenizer's length; empty if all do."""
     words = prompt.split()
 
-    def fits(count: int) -> bool:
-        return len(tokenizer(" ".join(words[:count]), truncation=False, verbose=False).input_ids) <= most
+    def overflows(count: int) -> bool:
+        tokens = tokenizer(" ".join(words[:count]), truncation=False, verbose=False).input_ids
+        return len(tokens) > tokenizer.model_max_length
 
-    most = tokenizer.model_max_length
-    kept = (
-        len(words) if fits(len(words)) else bisect_left(range(len(words)), True, key=lambda count: not fits(count)) - 1
-    )
+    kept = bisect_left(range(len(words) + 1), True, key=overflows) - 1
     return " ".join(words[kept:])

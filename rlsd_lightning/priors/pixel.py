@@ -4,9 +4,10 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from diffusers import DDPMPipeline
+from diffusers import DDPMPipeline, UNet2DModel
 from torch import Tensor
 
+from rlsd_lightning.errors import InputError
 from rlsd_lightning.priors.base import Prior
 from rlsd_lightning.priors.loading import check_conditions, ddim_levels, image_and_unit, load_pipeline
 from rlsd_lightning.priors.prediction import try_networks
@@ -14,7 +15,7 @@ from rlsd_lightning.priors.prediction import try_networks
 __all__ = ["PixelPrior"]
 
 TRIED = 64
-"""Most pixels a side that the network is tried on."""
+"""Largest side of the image of the network's trial, in pixels."""
 
 
 class PixelPrior(Prior):
@@ -44,6 +45,11 @@ class PixelPrior(Prior):
             DDPMPipeline, pretrained, ("scheduler", "unet"), variant, weights, local_files_only, allow_pickle
         )
         unet = pipeline.unet
+        if not isinstance(unet, UNet2DModel):
+            raise InputError(
+                f"pretrained: an unconditional UNet2DModel is expected, got {type(unet).__name__}; choose the prior of its "
+                "family, such as StableDiffusionPrior"
+            )
         check_conditions(unet)
         stride = 2 ** (len(unet.config.block_out_channels) - 1)
         shape = (unet.config.in_channels, *image_and_unit(image_size, unet.config.sample_size, 1, stride))

@@ -1,12 +1,11 @@
-"""Files into numbers with a known meaning: pictures, arrays and masks, of every kind that people have.
+"""Reads pictures, arrays and masks from files, and tells what their values and axes mean.
 
-A room that knows nothing of priors and operators. What a library raises while it reads becomes an
-:class:`~rlsd_lightning.errors.InputError` that names the file.
+Whatever a library raises while it reads becomes an :class:`~rlsd_lightning.errors.InputError` that names the file.
 """
 
 from rlsd_lightning.reading.arrays import Array, TakesArrays, load_array, read_array
 from rlsd_lightning.reading.masks import read_mask
-from rlsd_lightning.reading.paths import find_images, is_array, shown, split_key
+from rlsd_lightning.reading.paths import find_images, is_array, split_key
 from rlsd_lightning.reading.pictures import frames_of, open_picture, open_upright, read_picture
 from rlsd_lightning.reading.shapes import as_pages, check_axes
 from rlsd_lightning.reading.stacks import Stack
@@ -33,6 +32,5 @@ __all__ = [
     "read_mask",
     "read_picture",
     "scaled",
-    "shown",
     "split_key",
 ]

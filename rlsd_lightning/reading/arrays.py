@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from rlsd_lightning.errors import InputError
-from rlsd_lightning.reading.paths import reading, shown, split_key
+from rlsd_lightning.reading.paths import reading, split_key
 from rlsd_lightning.reading.values import Range
 
 __all__ = ["Array", "TakesArrays", "load_array", "read_array"]
@@ -66,9 +66,7 @@ def read_array(path: Path, key: str | None = None, complex_allowed: bool = False
         array = _READERS.get(suffix, _dicom)(path, key)
     kind = array.values.dtype
     if kind.kind not in ("biufc" if complex_allowed else "biuf"):
-        raise InputError(
-            f"an array of real numbers is expected, but '{shown(path)}' holds {kind}; save one with numpy.save"
-        )
+        raise InputError(f"an array of real numbers is expected, but '{path}' holds {kind}; save one with numpy.save")
     return array
 
 
@@ -87,7 +85,7 @@ def _torch(path: Path, key: str | None) -> Array:
         tensors = {str(name): value for name, value in loaded.items() if isinstance(value, Tensor)}
         loaded = tensors[_chosen(path, key, tensors, lambda name: tuple(tensors[name].shape))]
     if not isinstance(loaded, Tensor):
-        raise InputError(f"a tensor is expected, but '{shown(path)}' holds a {type(loaded).__name__}; save one")
+        raise InputError(f"a tensor is expected, but '{path}' holds a {type(loaded).__name__}; save one")
     loaded = loaded.detach()
     return Array((loaded.float() if loaded.dtype == torch.bfloat16 else loaded.resolve_conj()).numpy())
 
@@ -121,7 +119,8 @@ def _matlab(path: Path, key: str | None) -> Array:
         return _hdf5(path, key, of_matlab=True)
     loaded = needed("scipy.io", path).loadmat(path)
     arrays = {name: value for name, value in loaded.items() if not name.startswith("__")}
-    return Array(arrays[_chosen(path, key, arrays, lambda name: arrays[name].shape)])
+    chosen = arrays[_chosen(path, key, arrays, lambda name: arrays[name].shape)]
+    return Array(chosen if isinstance(chosen, np.ndarray) else chosen.toarray())  # sparse
 
 
 def _dicom(path: Path, key: str | None) -> Array:
@@ -150,7 +149,7 @@ def needed(module: str, path: Path) -> ModuleType:
         package = module.partition(".")[0]
         extra = " (or the extra: pip install 'rlsd-lightning[medical]')" if package in ("pydicom", "nibabel") else ""
         raise InputError(
-            f"'{shown(path.name)}' is read by {package}, which is not installed; pip install {package}{extra}, or save the "
+            f"'{path.name}' is read by {package}, which is not installed; pip install {package}{extra}, or save the "
             "array with numpy.save"
         ) from error
 
@@ -164,8 +163,8 @@ def _chosen(path: Path, key: str | None, names: Mapping[str, object], shape: Cal
     listed = ", ".join(f"{name} {shape(name)}" for name in list(names)[:8]) or "none"
     asked = "several arrays" if key is None else f"no array '{key}'"
     raise InputError(
-        f"'{shown(path)}' holds {asked if names else 'no array'} (there are: {listed}); choose one after a colon, such as "
-        f"{shown(path.name)}:{next(iter(names), 'key')}"
+        f"'{path}' holds {asked if names else 'no array'} (there are: {listed}); choose one after a colon, such as "
+        f"{path.name}:{next(iter(names), 'key')}"
     )
 
 

@@ -1,4 +1,4 @@
-"""Masks from files: which pixels are seen, from pictures and arrays as people make them."""
+"""Masks from files: pictures and arrays that tell which pixels are observed."""
 
 import logging
 from pathlib import Path
@@ -6,10 +6,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps
 
-from rlsd_lightning.errors import InputError
+from rlsd_lightning.errors import InputError, printable
 from rlsd_lightning.reading.arrays import read_array
-from rlsd_lightning.reading.paths import is_array, shown, split_key
-from rlsd_lightning.reading.pictures import ALPHA, DEEP, open_upright
+from rlsd_lightning.reading.paths import is_array, split_key
+from rlsd_lightning.reading.pictures import ALPHA, DEEP, alpha_of, open_upright
 from rlsd_lightning.reading.shapes import as_pages
 from rlsd_lightning.reading.values import check_finite
 
@@ -18,7 +18,7 @@ __all__ = ["read_mask"]
 log = logging.getLogger(__name__)
 
 SOFT = 0.05
-"""Values between a mask's darkest and brightest, as a share of their distance from either, that count as soft."""
+"""Distance from the darkest and the brightest value, as a share of the range, above which a value is soft."""
 
 
 def read_mask(where: str | Path, height: int, width: int) -> tuple[np.ndarray, tuple[int, int]]:
@@ -45,10 +45,10 @@ def read_mask(where: str | Path, height: int, width: int) -> tuple[np.ndarray, t
     if own != (height, width):
         fitted = ImageOps.fit(Image.fromarray(seen.astype(np.uint8)), (width, height), Image.Resampling.NEAREST)
         seen = np.asarray(fitted).astype(bool)
-        log.info("%s: %dx%d, cropped and resized to %dx%d", shown(path.name), *own[::-1], width, height)
+        log.info("%s: %dx%d, cropped and resized to %dx%d", printable(path.name), *own[::-1], width, height)
     if not seen.any():
-        raise InputError(f"mask='{shown(where)}' hides every pixel; make observed pixels white, or opaque")
-    _say(shown(path.name), seen, soft)
+        raise InputError(f"mask='{where}' hides every pixel; make observed pixels white, or opaque")
+    _say(printable(path.name), seen, soft)
     return seen, own
 
 
@@ -84,9 +84,7 @@ def _array_values(path: Path, key: str | None) -> np.ndarray:
         values = values[0]  # one mask for each channel, all alike
     pages = as_pages(values, axes, path)
     if len(pages) != 1:
-        raise InputError(
-            f"one mask of shape (H, W) is expected, but '{shown(path)}' has {values.shape}; save one mask a file"
-        )
+        raise InputError(f"one mask of shape (H, W) is expected, but '{path}' has {values.shape}; save one mask a file")
     return pages[0].mean(axis=-1)
 
 
@@ -96,10 +94,9 @@ def _picture_values(path: Path) -> np.ndarray:
             values = np.array(image)
             check_finite(values, path)
             return values
-        if image.mode in ALPHA or "transparency" in image.info:
-            alpha = np.array(image.convert("RGBA").getchannel("A"))
-            if alpha.min() < 255:
-                return alpha
+        alpha = alpha_of(image)
+        if alpha is not None and (alpha.min() < alpha.max() or not alpha.any()):  # an even veil is no mask
+            return alpha
         brightness = np.array(image.convert("RGBA" if image.mode in ALPHA else "RGB").convert("L"))
         indices = np.array(image) if image.mode == "P" else brightness
         return indices if brightness.min() == brightness.max() else brightness  # colours that are equally bright

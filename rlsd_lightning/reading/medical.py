@@ -20,8 +20,8 @@ def read_dicom(pydicom: ModuleType, path: Path) -> tuple[np.ndarray, str, Range 
     values = raw if colour else apply_modality_lut(raw, data)
     axes = ("N" if raw.ndim > 2 + colour else "") + "HW" + ("C" if colour else "")
     limits = None if colour else _window(data, values)
-    if limits is not None and data.get("PhotometricInterpretation") == "MONOCHROME1":  # white is low
-        values = limits.low + limits.high - values.astype(np.float32)
+    if limits is not None and data.get("PhotometricInterpretation") == "MONOCHROME1":  # low is white
+        limits = limits._replace(low=limits.high, high=limits.low, said=f"{limits.said}, in negative")
     return values, axes, limits
 
 

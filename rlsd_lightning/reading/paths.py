@@ -1,4 +1,4 @@
-"""Which files are meant: a file, a folder or a glob pattern, and a key inside a file."""
+"""Files of a path, folder or glob pattern, and keys inside files."""
 
 import glob
 import logging
@@ -11,7 +11,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from rlsd_lightning.errors import InputError, first_line
+from rlsd_lightning.errors import InputError, first_line, printable
 
 __all__ = [
     "ARRAYS",
@@ -21,9 +21,7 @@ __all__ = [
     "find_images",
     "is_array",
     "name_of",
-    "printable",
     "reading",
-    "shown",
     "split_key",
 ]
 
@@ -43,31 +41,14 @@ CONVERSIONS = {
     (".psd", ".xcf", ".kra", ".ai"): "export it as PNG from the program that made it",
     (".svg", ".eps", ".pdf"): "draw it in pixels: magick -density 150 FILE picture.png",
     (
-        ".exr",
-        ".hdr",
-        ".fits",
-        ".fit",
-        ".czi",
-        ".nd2",
-        ".lif",
-        ".svs",
-        ".mha",
-        ".mhd",
-        ".nrrd",
-        ".raw",
-        ".bin",
-        ".csv",
-    ): ("load it in Python and save the array by numpy.save"),
+        *(".exr", ".hdr", ".fits", ".fit", ".czi", ".nd2", ".lif"),
+        *(".svs", ".mha", ".mhd", ".nrrd", ".raw", ".bin", ".csv"),
+    ): "load it in Python and save the array by numpy.save",
     (".zip", ".tar", ".gz", ".7z", ".rar"): "unpack it and give the folder",
 }
 """What to do with files of other kinds, by their suffixes."""
 KEYED = re.compile(r"(?P<file>.+\.(?:npz|pt|pth|mat|h5|hdf5)):(?P<key>[^:\\]+)", re.IGNORECASE)
 """A file and the key of an array in it, such as ``scan.h5:group/kspace``."""
-
-
-def shown(path: object) -> str:
-    """A path as it can be printed; bytes that are not UTF-8 are escaped."""
-    return str(path).encode("utf-8", "backslashreplace").decode()
 
 
 def split_key(where: str | Path) -> tuple[Path, str | None]:
@@ -110,16 +91,18 @@ def find_images(where: str | Path, what: str = "images") -> list[Path]:
         found = [file for file in files if file.suffix.lower() in PICTURES] or [
             each for each in files if is_array(each)
         ]
-        _say_skipped(path, files, found)
+        _log_skipped(path, files, found)
     elif os.path.isfile(where):
         found = [path]
     else:
-        found = [Path(file) for file in glob.glob(str(where), recursive=True)]
+        folder = next((each for each in path.parents if os.path.isdir(each)), Path())  # its name may have brackets
+        pattern = os.path.join(glob.escape(str(folder)), path.relative_to(folder))
+        found = [Path(file) for file in glob.glob(pattern, recursive=True)]
         found = [file for file in found if os.path.isfile(file) and not file.name.startswith(".")]
     if not found:
         kind = f"a folder with images ({', '.join(PICTURES)})" if is_folder else "an image, a folder or a pattern"
         advice = _folder_advice(path) if is_folder else ""
-        raise InputError(f"{what} must be {kind}, but nothing was found at '{shown(where)}'{advice}")
+        raise InputError(f"{what} must be {kind}, but nothing was found at '{where}'{advice}")
     return sorted(found, key=_natural)
 
 
@@ -127,19 +110,19 @@ def _natural(path: Path) -> list[str | int]:
     return [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", str(path))]
 
 
-def _say_skipped(folder: Path, files: list[Path], found: list[Path]) -> None:
-    """Says which pictures and arrays of a folder are not taken."""
+def _log_skipped(folder: Path, files: list[Path], found: list[Path]) -> None:
+    """Logs which pictures and arrays of a folder are left out."""
     known = {*ARRAYS, *(suffix for suffixes in CONVERSIONS for suffix in suffixes)}
     taken = set(found)
     left = Counter(file.suffix.lower() for file in files if file not in taken and file.suffix.lower() in known)
     if found and left:
         kinds = ", ".join(f"{count} {suffix}" for suffix, count in sorted(left.items()))
-        log.info("%s: %d files are taken, others are left out (%s)", shown(folder), len(found), kinds)
+        log.info("%s: %d files are taken, others are left out (%s)", printable(folder), len(found), kinds)
 
 
 def _folder_advice(folder: Path) -> str:
     advised = [(file, conversion_of(file)) for file in sorted(folder.iterdir()) if not file.name.startswith(".")]
-    return next((f"; '{shown(file.name)}': {advice}" for file, advice in advised if advice), "")
+    return next((f"; '{file.name}': {advice}" for file, advice in advised if advice), "")
 
 
 def conversion_of(path: Path) -> str:
@@ -161,25 +144,17 @@ def reading(path: Path, what: str = "an image", advice: str = "remove it or save
         raise
     except Image.DecompressionBombError as error:
         raise InputError(
-            f"'{shown(path)}' has more than {2 * Image.MAX_IMAGE_PIXELS / 1e6:.0f} megapixels, which may be a decompression "
+            f"'{path}' has more than {2 * Image.MAX_IMAGE_PIXELS / 1e6:.0f} megapixels, which may be a decompression "
             "bomb; make it smaller"
         ) from error
-    except (
-        Exception
-    ) as error:  # libraries raise nearly anything for broken bytes: struct.error, EOFError, AssertionError
+    except Exception as error:  # libraries raise nearly anything for broken bytes
         advice = conversion_of(path) or advice
-        reason = shown(first_line(error))
-        raise InputError(f"'{shown(path)}' can't be read as {what} ({reason}); {advice}") from error
+        raise InputError(f"'{path}' can't be read as {what} ({first_line(error)}); {advice}") from error
 
 
 def name_of(path: Path) -> str:
     """A file's name without suffix, as the name of a folder."""
     return printable(path.name[: -len(".nii.gz")] if path.name.lower().endswith(".nii.gz") else path.stem)
-
-
-def printable(name: str) -> str:
-    """A file's name in which bytes that are not UTF-8 are written as ``%F6``."""
-    return "".join(f"%{ord(each) - 0xDC00:02X}" if 0xDC80 <= ord(each) <= 0xDCFF else each for each in name)
 
 
 def absolute(where: str | Path) -> str:

@@ -1,4 +1,4 @@
-"""Pictures from files: 8 bits as Pillow's, more bits and real numbers as arrays."""
+"""Pictures from files: Pillow images of 8 bits, arrays of more bits or real numbers."""
 
 import logging
 from collections.abc import Iterator
@@ -13,11 +13,11 @@ from PIL.PngImagePlugin import PngImageFile
 from PIL.TiffImagePlugin import TiffImageFile
 from torchvision.io import ImageReadMode, decode_png
 
-from rlsd_lightning.errors import InputError
-from rlsd_lightning.reading.paths import reading, shown
+from rlsd_lightning.errors import InputError, printable
+from rlsd_lightning.reading.paths import reading
 from rlsd_lightning.reading.values import picture_range, scaled
 
-__all__ = ["frames_of", "open_picture", "open_upright", "read_picture"]
+__all__ = ["alpha_of", "frames_of", "open_picture", "open_upright", "read_picture"]
 
 log = logging.getLogger(__name__)
 
@@ -102,7 +102,7 @@ def read_picture(path: Path, page: int = 0) -> Image.Image | np.ndarray:
     with _opened(path, page) as opened:
         if isinstance(opened, PngImageFile) and opened.is_animated and path.suffix.lower() not in ANIMATED:
             log.warning(
-                "%s has %d frames, of which the first is used; name it .apng", shown(path.name), opened.n_frames
+                "%s has %d frames, of which the first is used; name it .apng", printable(path.name), opened.n_frames
             )
         is_deep = _is_deep_colour(opened)  # before the EXIF data, which may lie behind the pixels
         turn = _turn(opened)
@@ -125,6 +125,14 @@ def open_picture(path: Path, page: int = 0) -> Image.Image:
         return picture
     values = scaled(picture, picture_range(picture, None, path))
     return Image.fromarray(((values + 1) * 127.5).clip(0, 255).round().astype(np.uint8)).convert("RGB")
+
+
+def alpha_of(image: Image.Image) -> np.ndarray | None:
+    """Opacity of the pixels, from 0 to 255; None if all are opaque."""
+    if image.mode not in ALPHA and "transparency" not in image.info:
+        return None
+    alpha = np.array(image.convert("RGBA").getchannel("A"))
+    return alpha if alpha.min() < 255 else None
 
 
 def _rgb(image: Image.Image) -> Image.Image:
@@ -151,7 +159,7 @@ def _deep_colour(path: Path, page: int, image: Image.Image) -> np.ndarray:
         return decode_png(data, ImageReadMode.UNCHANGED).movedim(0, -1).numpy()
     if page or image.mode != "RGB":
         raise InputError(
-            f"'{shown(path)}' has colours of 16 bits with transparency or on several pages, which can't be read; save its "
+            f"'{path}' has colours of 16 bits with transparency or on several pages, which can't be read; save its "
             "pages as 16-bit PNGs"
         )
     with av.open(str(path)) as film:

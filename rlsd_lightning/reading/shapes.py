@@ -1,25 +1,24 @@
-"""Which axis is which: one grey or colour picture, or a stack of them."""
+"""Axes of arrays of pictures."""
 
 import numpy as np
 
 from rlsd_lightning.errors import InputError
-from rlsd_lightning.reading.paths import shown
 
 __all__ = ["as_pages", "check_axes"]
 
 CHANNELS = (1, 3)
-"""Sizes of an axis that can be the channels: grey and colour."""
+"""Numbers of channels: grey and colour."""
 
 
 def check_axes(axes: str | None) -> str | None:
-    """Letters of the axes in their order: N pictures, C channels, H height, W width.
+    """Checked letters of the axes in their order: N pictures, C channels, H height, W width.
 
     Raises:
         InputError: If they are no such letters.
     """
     if axes is None:
         return None
-    letters = axes.upper()
+    letters = str(axes).upper()
     if not {"H", "W"} <= set(letters) <= set("NCHW") or len(set(letters)) < len(letters):
         raise InputError(
             f"axes must be an order of H and W, and of N and C if there are any, such as NHW, got '{axes}'"
@@ -32,34 +31,30 @@ def as_pages(values: np.ndarray, axes: str | None, what: object) -> np.ndarray:
 
     Args:
         values: One picture or several; (H, W), (H, W, 3), (3, H, W), (N, H, W) and so on.
-        axes: Its axes, as in :func:`check_axes`; told by the sizes if left out.
+        axes: Its axes, as in :func:`check_axes`; None infers them from the sizes.
         what: The file's name, for messages.
 
     Returns:
         Pictures, with shape :math:`(N, H, W, C)` and one or three channels.
 
     Raises:
-        InputError: If there are no such axes, or the sizes do not tell.
+        InputError: If the array has other axes, or its sizes are ambiguous.
     """
     if not values.size:
-        raise InputError(f"values are expected, but '{shown(what)}' is an empty array of shape {values.shape}")
+        raise InputError(f"values are expected, but '{what}' is an empty array of shape {values.shape}")
     if axes is not None and len(axes) != values.ndim:
-        raise InputError(
-            f"axes must have a letter for each axis of '{shown(what)}', which has {values.shape}, got '{axes}'"
-        )
-    order = axes or _told_by(values.shape, what)
+        raise InputError(f"axes must have a letter for each axis of '{what}', which has {values.shape}, got '{axes}'")
+    order = axes or _inferred(values.shape, what)
     missing = [letter for letter in "NC" if letter not in order]
     values = values[(None,) * len(missing)]
     pages = values.transpose(["".join((*missing, order)).index(letter) for letter in "NHWC"])
     if pages.shape[-1] not in CHANNELS:
-        raise InputError(
-            f"one or three channels are expected, but '{shown(what)}' has {values.shape} with axes={order}"
-        )
+        raise InputError(f"one or three channels are expected, but '{what}' has {values.shape} with axes={order}")
     return pages
 
 
-def _told_by(shape: tuple[int, ...], what: object) -> str:
-    """The axes that sizes tell: channels are 1 or 3, and a stack's first axis counts its pictures."""
+def _inferred(shape: tuple[int, ...], what: object) -> str:
+    """Axes inferred from sizes: channels are 1 or 3, and a stack's first axis counts its pictures."""
     unclear = None
     if len(shape) == 2:
         return "HW"
@@ -83,10 +78,8 @@ def _told_by(shape: tuple[int, ...], what: object) -> str:
             return "NCHW" if first else "NHWC"
         unclear = "NCHW or NHWC" if first else None
     if unclear:
-        raise InputError(
-            f"the sizes {shape} of '{shown(what)}' do not tell its axes; say which, such as axes={unclear}"
-        )
+        raise InputError(f"the sizes {shape} of '{what}' do not tell its axes; say which, such as axes={unclear}")
     raise InputError(
         f"a picture of shape (H, W) or (H, W, 3), or a stack of shape (N, H, W) or (N, H, W, 3), is expected, but "
-        f"'{shown(what)}' has {shape}; cut it, or say what its axes are, such as axes=HWN"
+        f"'{what}' has {shape}; cut it, or say what its axes are, such as axes=HWN"
     )

@@ -1,6 +1,7 @@
 """The pictures of one file, which share a range."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +9,7 @@ from PIL import Image
 
 from rlsd_lightning.errors import InputError
 from rlsd_lightning.reading.arrays import read_array
-from rlsd_lightning.reading.paths import is_array, shown
+from rlsd_lightning.reading.paths import is_array
 from rlsd_lightning.reading.pictures import frames_of, read_picture
 from rlsd_lightning.reading.shapes import as_pages
 from rlsd_lightning.reading.values import Range, check_finite
@@ -63,29 +64,38 @@ class Stack:
         return picture[..., None] if isinstance(picture, np.ndarray) and picture.ndim == 2 else picture
 
     def limits(self, decide: Callable[[np.ndarray], Range], page: np.ndarray, seen: np.ndarray | None = None) -> Range:
-        """Black and white of all pictures.
+        """Black and white of all pictures that can be read.
 
         Args:
             decide: What makes a range of the lowest and the highest value.
-            page: One of the pictures, which is read already.
+            page: One of the pictures, which is read already; what is wrong with another is its own error.
             seen: Pixels that count, with shape :math:`(H, W, 1)`; all by default.
 
         Raises:
-            InputError: If a value that counts is not finite, or the range is not clear.
+            InputError: If a value of the page that counts is not finite, or the range is not clear.
         """
+        counted = _counted(page, seen)
+        if not counted.size:
+            raise InputError(f"the mask hides every value of '{self.path}'; make observed pixels white")
+        check_finite(counted, self.path)
         if self._limits is None:
-            count = len(self)
-            pages = [page] if count == 1 else (np.asarray(self.page(index)) for index in range(count))
-            extremes = [_extremes(values, seen, self.path) for values in pages]
-            kinds = [each.dtype for each in extremes]
-            self._limits = decide(np.concatenate(extremes).astype(max(kinds, key=lambda kind: kind.itemsize)))
+            pages = (_counted(each, seen) for each in self._readable(page))
+            finite = (each if each.dtype.kind in "biu" else each[np.isfinite(each)] for each in pages)
+            extremes = [np.array([each.min(), each.max()]) for each in finite if each.size]
+            kind = max((each.dtype for each in extremes), key=lambda kind: kind.itemsize)
+            self._limits = decide(np.concatenate(extremes).astype(kind))
         return self._limits
 
+    def _readable(self, page: np.ndarray) -> Iterator[np.ndarray]:
+        """All pictures that can be read; ``page`` if there is one only."""
+        if len(self) == 1:
+            yield page
+            return
+        for index in range(len(self)):
+            with suppress(InputError):  # it is raised again where this picture is wanted
+                yield np.asarray(self.page(index))
 
-def _extremes(values: np.ndarray, seen: np.ndarray | None, path: Path) -> np.ndarray:
-    if seen is not None and seen.shape[:2] == values.shape[:2]:
-        values = values[np.broadcast_to(seen, values.shape)]
-    if not values.size:
-        raise InputError(f"the mask hides every value of '{shown(path)}'; make observed pixels white")
-    check_finite(values, path)
-    return np.array([values.min(), values.max()])
+
+def _counted(values: np.ndarray, seen: np.ndarray | None) -> np.ndarray:
+    is_masked = seen is not None and seen.shape[:2] == values.shape[:2]
+    return values[np.broadcast_to(seen, values.shape)] if is_masked else values

@@ -1,4 +1,4 @@
-"""What numbers mean: black and white of a picture, from the type and range of its values, or as asked."""
+"""Black and white of pictures, from the type and range of their values, or as set."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -6,31 +6,30 @@ from typing import NamedTuple
 import numpy as np
 
 from rlsd_lightning.errors import InputError
-from rlsd_lightning.reading.paths import shown
 
 __all__ = ["Range", "as_range", "check_finite", "measured_range", "picture_range", "scaled"]
 
 TOLERANCE = 1e-3
-"""What rounding may add to a range, as a share of it."""
+"""Excess over a range that is taken for rounding, as a share of the range."""
 LEAST_OF_255 = 64
-"""Real numbers whose largest is below this are not taken for 0 to 255."""
+"""Smallest maximum of real numbers that are taken for 0 to 255."""
 DARKEST, CENTRE = -0.5, 0.25
-"""The lowest value of a measured image in [-1, 1] is below the first, and the middle of its range below the second.
+"""A measured image in [-1, 1] has its minimum below the first, and the middle of its range below the second.
 
-One in [0, 1] has its middle near one half, however noisy it is.
+An image in [0, 1] has its middle near one half, however noisy it is.
 """
 STRONGEST = 3.0
-"""The largest noise of a measured image in [-1, 1] that is believed, unless a stronger one is declared."""
+"""Largest excess of a measured image over [-1, 1] that is taken for noise, unless stronger noise is declared."""
 
 
 class Range(NamedTuple):
     """The values that mean black and white.
 
     Attributes:
-        low: Black, -1 in an image.
+        low: Black, -1 in an image; above white for a negative.
         high: White, 1 in an image.
-        asked: Whether it was asked for; it is then a window, and values outside are clipped.
-        said: What the log says of it; empty if there is nothing to say.
+        asked: Whether the user or the file sets it; values outside are then clipped.
+        said: Explanation for the log.
     """
 
     low: float
@@ -40,16 +39,15 @@ class Range(NamedTuple):
 
 
 def as_range(asked: str | Sequence[float] | None) -> Range | None:
-    """The range that was asked for, as ``"0,255"`` or ``[0, 255]``.
+    """A range that the user sets, as ``"0,255"`` or ``[0, 255]``.
 
     Raises:
         InputError: If it is not two numbers in ascending order.
     """
     if asked is None:
         return None
-    parts = asked.strip("()[] ").split(",") if isinstance(asked, str) else list(asked)
     try:
-        low, high = (float(part) for part in parts)
+        low, high = map(float, asked.strip("()[] ").split(",") if isinstance(asked, str) else asked)
     except (TypeError, ValueError) as error:
         raise InputError(f"range must be two numbers, black and white, such as 0,255, got '{asked}'") from error
     if not -np.inf < low < high < np.inf:
@@ -66,7 +64,7 @@ def check_finite(values: np.ndarray, what: object) -> None:
     bad = 0 if values.dtype.kind in "biu" else values.size - np.count_nonzero(np.isfinite(values))
     if bad:
         raise InputError(
-            f"finite values are expected, but {bad} of {values.size} values of '{shown(what)}' are NaN or infinite; "
+            f"finite values are expected, but {bad} of {values.size} values of '{what}' are NaN or infinite; "
             "replace them (a mask may hide those of a measurement)"
         )
 
@@ -83,7 +81,7 @@ def picture_range(values: np.ndarray, asked: Range | None, what: object) -> Rang
     check_finite(values, what)
     low, high = _extremes(values)
     if asked is not None:
-        if high < asked.low or low > asked.high:
+        if high < min(asked[:2]) or low > max(asked[:2]):
             raise _unclear(what, low, high, f"they are all outside range={asked.low:g},{asked.high:g}")
         return asked
     if values.dtype.kind in "biu":
@@ -116,7 +114,7 @@ def measured_range(values: np.ndarray, asked: Range | None, what: object, noise_
 
     Args:
         values: What was measured; hidden values left out.
-        asked: The range that was asked for.
+        asked: The range that the user or the file sets; None if there is none.
         what: The file's name, for messages.
         noise_std: Standard deviation of the noise, in units of an image in [-1, 1].
 
@@ -127,8 +125,8 @@ def measured_range(values: np.ndarray, asked: Range | None, what: object, noise_
     low, high = _extremes(values)
     margin = max(STRONGEST, 6 * noise_std)
     if asked is not None:
-        half = (asked.high - asked.low) / 2
-        if low < asked.low - margin * half or high > asked.high + margin * half:
+        beyond = margin * abs(asked.high - asked.low) / 2
+        if low < min(asked[:2]) - beyond or high > max(asked[:2]) + beyond:
             raise _unclear(what, low, high, f"they are far outside range={asked.low:g},{asked.high:g}")
         return asked
     if values.dtype.kind in "biu":
@@ -149,9 +147,10 @@ def _extremes(values: np.ndarray) -> tuple[float, float]:
 
 def _unclear(what: object, low: float, high: float, why: str, examples: str = "") -> InputError:
     near = [limits for limits in ("0,1", "-1,1", "0,255", "0,1023", "0,4095", "0,65535") if _holds(limits, low, high)]
-    example = examples or f"range={near[0] if near else f'{low:.3g},{high:.3g}'}"
+    # from or to zero: one value alone is no range
+    example = examples or f"range={near[0] if near else f'{min(low, 0):.6g},{max(high, 0):.6g}'}"
     return InputError(
-        f"the values of '{shown(what)}' are from {low:g} to {high:g}, and {why}; say which of them are black and white, "
+        f"the values of '{what}' are from {low:g} to {high:g}, and {why}; say which of them are black and white, "
         f"such as {example}"
     )
 

@@ -10,7 +10,7 @@ from support.deepinv_classes import ARGUMENTS, SHAPE, classes
 from support.steps import take_step
 
 from rlsd_lightning import RLSD, InputError, LatentFeatures, Measurement, Prior
-from rlsd_lightning.operators import PoissonNoise, denoising, make_physics
+from rlsd_lightning.operators import PoissonNoise, denoising, make_physics, probe_operator
 
 WORKING = {
     *("Blur", "BlurFFT", "BlurFFTMultiScaler", "BlurMultiScaler", "CompressedSensing"),
@@ -167,3 +167,31 @@ def test_a_trial_leaves_the_random_numbers_alone():
     torch.manual_seed(0)
     make_physics(denoising, SHAPE)
     assert torch.equal(torch.rand(1), expected)
+
+
+def test_an_operator_is_tried_once_for_each_size():
+    calls = []
+    physics = Physics(A=lambda x, **kwargs: calls.append(x.shape) or 2 * x)
+    make_physics(lambda image_shape: physics, SHAPE)
+    tried = len(calls)
+    probe_operator(physics, SHAPE)
+    assert 0 < tried == len(calls)
+    probe_operator(physics, (3, 32, 48))
+    assert calls[-1][1:] == (3, 32, 48)
+    physics.noise_model = deepinv.physics.GammaNoise(3)
+    with pytest.raises(InputError, match="GammaNoise"):
+        probe_operator(physics, (3, 32, 48))
+
+
+class Resizing(deepinv.physics.GaussianNoise):
+    """Has another shape than the measurement."""
+
+    def forward(self, x: torch.Tensor, **kwargs) -> torch.Tensor:
+        return x[..., :1]
+
+
+def test_noise_of_another_shape_is_named():
+    physics = denoising(SHAPE)
+    physics.noise_model = Resizing(0.1)
+    with pytest.raises(InputError, match=r"must keep a measurement's shape .* when it adds noise"):
+        probe_operator(physics, SHAPE)

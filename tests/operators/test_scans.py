@@ -437,7 +437,7 @@ REFUSED: dict[str, tuple[Callable, np.ndarray, list[str]]] = {
     "real, of another size": (mri, np.ones((2, 64, 48)), ["(row, column) = (32, 24)", "(2, 64, 48)"]),
     "one axis": (mri, np.ones(7) + 0j, ["(row, column) = (32, 24)", "(7,)"]),
     "zeros": (mri, 0 * K, ["other than zero", "zeros only"]),
-    "NaN": (mri, np.where(np.eye(32, 24), np.nan, K), ["finite", "24 infinite or NaN"]),
+    "NaN": (mri, np.where(np.eye(32, 24), np.nan, K), ["finite", "24 of"]),
     "not shifted": (mri, np.fft.ifftshift(K), ["frequency zero at row 16 and column 12", "corners", "fftshift"]),
     "not orthonormal": (mri, K * np.sqrt(32 * 24), ["at most 27.71", "set white", "sqrt(height * width) = 27.71"]),
     "a white too small": (lambda: mri(white=0.1), K, ["white=0.1", "largest value of the scanned image"]),
@@ -451,7 +451,7 @@ REFUSED: dict[str, tuple[Callable, np.ndarray, list[str]]] = {
     "both": (tomography, np.zeros((50, 30)), ["(47, 20)", "(50, 30)", "n_detector_pixels", "now 47 and 20"]),
     "one number": (tomography, np.zeros(()), ["(47, 20)", "()"]),
     "complex": (tomography, np.zeros((47, 20)) + 0j, ["real numbers", "complex"]),
-    "infinite": (tomography, np.full((47, 20), np.inf), ["finite", "940 infinite"]),
+    "infinite": (tomography, np.full((47, 20), np.inf), ["finite", "940 of 940"]),
     "line integrals": (tomography, np.full((47, 20), 32.0), ["norm one", "divide", "set white"]),
     "too much attenuation": (lambda: tomography(white=0.01), np.full((47, 20), 3.0), ["white (now 0.01)"]),
 }
@@ -481,7 +481,7 @@ BAD_FILES = {
     "mask.npy of other columns": ("mask", np.ones(20), ["(24,)", "(20,)"]),
     "mask.npy of nothing": ("mask", np.zeros((32, 24)), ["measures no frequency"]),
     "mask.npy of weights": ("mask", np.linspace(0, 1, 24), ["two values", "24 from 0 to 1"]),
-    "mask.npy with NaN": ("mask", np.full(24, np.nan), ["finite", "24 infinite or NaN"]),
+    "mask.npy with NaN": ("mask", np.full(24, np.nan), ["finite", "24 of"]),
     "maps.npy of another size": (
         "coil_maps",
         np.ones((4, 20, 24)) + 0j,
@@ -489,7 +489,7 @@ BAD_FILES = {
     ),
     "maps.npy without a phase": ("coil_maps", np.ones((4, 32, 24)), ["complex", "real numbers", "complex64"]),
     "maps.npy of nothing": ("coil_maps", np.zeros((4, 32, 24)) + 0j, ["zeros only"]),
-    "maps.npy with NaN": ("coil_maps", np.full((4, 32, 24), np.nan) + 0j, ["finite", "3072 infinite or NaN"]),
+    "maps.npy with NaN": ("coil_maps", np.full((4, 32, 24), np.nan) + 0j, ["finite", "3072 of"]),
     "nowhere.npy": ("mask", None, ["mask must be a file", "nowhere.npy"]),
     "nomaps.npy": ("coil_maps", None, ["coil_maps must be a file", "nomaps.npy"]),
 }

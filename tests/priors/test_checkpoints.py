@@ -176,6 +176,27 @@ def test_pixel_priors_of_odd_sizes_say_which_size_fits(size: int | tuple, fittin
     assert PixelPrior(str(folder), image_size=(32, 28)).image_shape == (3, 32, 28)
 
 
+@pytest.mark.parametrize("size", [[32], "32x32", [32, 32, 3], 32.5, [32, None]])
+def test_a_size_that_is_none_is_refused(size, tmp_path: Path):
+    folder = pixel_folder(tmp_path / "p", sample_size=32, blocks=2)
+    assert "image_size must be [height, width] in pixels" in refused(folder, PixelPrior, image_size=size)
+
+
+def test_a_network_of_another_family_is_named(tiny_prior_folder: Path):
+    said = refused(tiny_prior_folder, PixelPrior)
+    assert "an unconditional UNet2DModel is expected, got UNet2DConditionModel" in said
+
+
+@pytest.mark.parametrize("content", [b'{"_class_name": "Stab', b"\xff\xfe\x00", b"[3]"])
+@pytest.mark.parametrize("file", ["model_index.json", SCHEDULER, "config.json"])
+def test_a_broken_configuration_is_named(file: str, content: bytes, tiny_prior_folder: Path, tmp_path: Path):
+    folder = shutil.copytree(tiny_prior_folder, tmp_path / "p")
+    if file == "config.json":  # the folder of one network
+        (folder / "model_index.json").unlink()
+    (folder / file).write_bytes(content)
+    assert str(folder) in refused(folder)
+
+
 def test_a_tiny_autoencoder_works(tiny_prior_folder: Path, tmp_path: Path):
     folder = edited(tiny_prior_folder, tmp_path / "t", "model_index.json", vae=["diffusers", "AutoencoderTiny"])
     shutil.rmtree(folder / "vae")

@@ -87,6 +87,13 @@ def test_a_plain_tensor_is_read(tmp_path: Path) -> None:
     assert load_array(tmp_path / "y.pt") == pytest.approx(Y, abs=1e-2)
 
 
+@pytest.mark.parametrize("layout", ["csc_array", "csr_matrix", "coo_array"])
+def test_a_sparse_matrix_is_read(layout: str, tmp_path: Path) -> None:
+    sparse = pytest.importorskip("scipy.sparse")
+    write_matlab_5(tmp_path / "a.mat", x=getattr(sparse, layout)(Y))
+    np.testing.assert_array_equal(load_array(tmp_path / "a.mat"), Y)
+
+
 def test_a_tensor_file_that_would_run_code_is_refused(tmp_path: Path) -> None:
     torch.save({"y": Path}, tmp_path / "y.pt")
     with pytest.raises(InputError, match=r"y.pt' can't be read as an array"):
@@ -150,6 +157,14 @@ def test_a_slice_is_read_in_its_window_or_bits(tags: dict, expected: np.ndarray,
     write_dicom(tmp_path / "slice", COUNTS, **tags)  # without a suffix, as scanners name them
     image = load_image(tmp_path / "slice", 8, 8)
     assert image[0, 1].numpy() == pytest.approx(expected, abs=1e-5)
+
+
+def test_a_negative_takes_the_range_that_is_asked_for(tmp_path: Path) -> None:
+    tags = {"PhotometricInterpretation": "MONOCHROME1", "WindowCenter": 1000, "WindowWidth": 2000}
+    write_dicom(tmp_path / "a.dcm", COUNTS, **tags)
+    assert load_image(tmp_path / "a.dcm", 8, 8)[0, 0].numpy() == pytest.approx(1 - (COUNTS / 1000).clip(0, 2), abs=1e-5)
+    image = load_image(tmp_path / "a.dcm", 8, 8, range="0,4095")
+    assert image[0, 0].numpy() == pytest.approx(COUNTS / 4095 * 2 - 1, abs=1e-5)
 
 
 def test_hounsfield_units_without_a_window_are_asked_about(tmp_path: Path) -> None:

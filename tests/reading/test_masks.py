@@ -68,6 +68,14 @@ def test_an_opaque_mask_with_transparency_is_read_by_its_brightness(tmp_path: Pa
     check(tmp_path / "m.png")
 
 
+@pytest.mark.parametrize("opacity", [128, 250, 254])
+def test_a_mask_of_even_opacity_is_read_by_its_brightness(opacity: int, tmp_path: Path) -> None:
+    image = Image.fromarray(np.where(SEEN, 255, 0).astype(np.uint8)).convert("RGBA")
+    image.putalpha(opacity)
+    image.save(tmp_path / "m.png")
+    check(tmp_path / "m.png")
+
+
 def test_soft_edges_are_cut_at_one_half_and_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     soft = np.where(SEEN, 255, 0)
     soft[4], soft[5] = 140, 110

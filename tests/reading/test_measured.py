@@ -10,7 +10,7 @@ from deepinv.physics import GaussianNoise, Physics
 from PIL import Image
 
 from rlsd_lightning import InputError
-from rlsd_lightning.data import MeasuredData, load_measured, measurements
+from rlsd_lightning.data import ImageMeasurements, MeasuredData, load_measured, measurements
 from rlsd_lightning.operators import (
     blur,
     colorization,
@@ -228,3 +228,48 @@ def test_a_kernels_corner_moves_the_image_there(tmp_path: Path) -> None:
     weights[0, 0] = 1
     np.save(tmp_path / "k.npy", weights)
     torch.testing.assert_close(blur(SHAPE, tmp_path / "k.npy").A(Y), Y.roll((-2, -2), (2, 3)), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("kind", [ImageMeasurements, MeasuredData])
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_one_bad_slice_costs_no_other(tmp_path: Path, kind: type, bad: float) -> None:
+    values = np.stack([np.linspace(0, top, 256, dtype=np.float32).reshape(16, 16) for top in (0.5, 1.0, 0.25)])
+    values[1, 3, 4] = bad
+    np.save(tmp_path / "stack.npy", values)
+    data = kind(SHAPE, denoising(SHAPE, sigma=0), tmp_path / "stack.npy", axes="NHW")
+    for index, top in ((0, 0.0), (2, -0.5)):
+        assert data[index].y.max() == pytest.approx(top, abs=1e-6)
+    with pytest.raises(InputError, match="1 of 256 values"):
+        _ = data[1]
+
+
+def test_one_broken_page_costs_no_other(tmp_path: Path) -> None:
+    pages = [Image.fromarray(np.random.default_rng(seed).integers(0, 255, (16, 16), np.uint8)) for seed in range(3)]
+    file = tmp_path / "stack.tif"
+    pages[0].save(file, save_all=True, append_images=pages[1:], compression="tiff_lzw")
+    data = file.read_bytes()
+    with Image.open(file) as opened:
+        opened.seek(1)
+        start = opened.tag_v2[273][0]  # where the page's values lie
+    file.write_bytes(data[:start] + b"\xff" * 64 + data[start + 64 :])
+    measured = MeasuredData(SHAPE, denoising(SHAPE), file)
+    assert measured[0].y.shape == measured[2].y.shape == (1, *SHAPE)
+    with pytest.raises(InputError, match="can't be read"):
+        _ = measured[1]
+
+
+def test_each_slice_has_its_own_mask(tmp_path: Path) -> None:
+    values = np.random.default_rng(0).random((3, 16, 16), dtype=np.float32)
+    (tmp_path / "masks").mkdir()
+    for index in range(3):
+        values[index, index] = np.nan
+        pixels = np.full((16, 16), 255, np.uint8)
+        pixels[index] = 0
+        Image.fromarray(pixels).save(tmp_path / "masks" / f"{index:04d}.png")
+    values[2, 5] = np.nan  # which no mask hides
+    np.save(tmp_path / "stack.npy", values)
+    physics = partial(inpainting, mask=str(tmp_path / "masks"))
+    data = measurements(SHAPE, physics, measurement=tmp_path / "stack.npy", axes="NHW")
+    assert all(data[index].y.isfinite().all() for index in (0, 1))
+    with pytest.raises(InputError, match="16 of 240 values"):
+        _ = data[2]

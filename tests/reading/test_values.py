@@ -47,6 +47,14 @@ def test_other_ranges_are_refused_with_what_was_found_and_the_key(values: np.nda
     assert limits(values, "-3000,3e6") == (-3000, 3e6)
 
 
+@pytest.mark.parametrize("values", [[40.0], [-5.0], [3e9], [-3.0, 1e-3], [-998, 2996], [70000, 1677729]])
+def test_the_range_of_the_example_is_accepted(values: list[float]) -> None:
+    with pytest.raises(InputError, match="such as range=") as refused:
+        picture_range(np.array(values), None, "a.npy")
+    low, high, *_ = as_range(str(refused.value).rpartition("=")[2])
+    assert low <= min(values) <= max(values) <= high
+
+
 @pytest.mark.parametrize(
     ("asked", "expected"), [("0,255", (0, 255)), ("-160, 240", (-160, 240)), ([0, 0.5], (0, 0.5)), ("[0,1]", (0, 1))]
 )
@@ -54,7 +62,7 @@ def test_a_range_is_asked_for_by_text_or_numbers(asked, expected: tuple[float, f
     assert as_range(asked)[:2] == expected
 
 
-@pytest.mark.parametrize("asked", ["255", "white", "0,1,2", "255,0", "0,nan", "0,inf", [1], [0, None]])
+@pytest.mark.parametrize("asked", ["255", "white", "0,1,2", "255,0", "0,nan", "0,inf", [1], [0, None], 255])
 def test_a_range_that_is_none_is_refused(asked) -> None:
     with pytest.raises(InputError, match="range must be two"):
         as_range(asked)

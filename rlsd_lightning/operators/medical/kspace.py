@@ -8,13 +8,13 @@ import torch
 from torch import Tensor
 
 from rlsd_lightning.errors import InputError
-from rlsd_lightning.operators.medical.scans import require_finite, shape_text
-from rlsd_lightning.reading import is_array, load_array, read_array, read_mask, shown, split_key
+from rlsd_lightning.operators.medical.scans import shape_text
+from rlsd_lightning.reading import check_finite, is_array, load_array, read_mask, split_key
 
 __all__ = ["check_centre", "complex_kspace", "load_coil_maps", "load_frequencies"]
 
 TOO_FAR_OUT = 10
-"""Energy at the corners over that at the centre, above which frequency zero must lie at a corner."""
+"""Ratio of the corners' energy to the centre's, above which frequency zero must lie at a corner."""
 
 
 def complex_kspace(values: Tensor, channels: int, coils: int, rows: int, columns: int) -> Tensor:
@@ -129,11 +129,11 @@ def load_frequencies(mask: str | Path, rows: int, columns: int) -> Tensor:
     Raises:
         InputError: If the file can't be read, has another size, or measures nothing.
     """
-    path, key = split_key(mask)
+    path, _ = split_key(mask)
     if not path.is_file():
-        raise InputError(f"mask must be a file of the measured frequencies, got '{shown(mask)}'")
+        raise InputError(f"mask must be a file of the measured frequencies, got '{mask}'")
     if is_array(path):
-        values = torch.from_numpy(np.array(read_array(path, key).values, dtype=np.float64)).squeeze()
+        values = torch.from_numpy(np.array(load_array(mask), dtype=np.float64)).squeeze()
         seen, size = _two_valued(values, mask), tuple(values.shape)
     else:
         seen, size = read_mask(mask, rows, columns)
@@ -141,28 +141,28 @@ def load_frequencies(mask: str | Path, rows: int, columns: int) -> Tensor:
     if size not in ((rows, columns), (columns,)):
         raise InputError(
             f"a mask of shape {shape_text(row=rows, column=columns)} is expected, the size of the prior's images, or of "
-            f"columns alone with shape ({columns},), but '{shown(mask)}' has {size}; frequencies can't be resized"
+            f"columns alone with shape ({columns},), but '{mask}' has {size}; frequencies can't be resized"
         )
     return seen.float().expand(rows, columns).clone()
 
 
 def _two_valued(values: Tensor, mask: str | Path) -> Tensor:
     """Whether each of at most two values is the larger one, or not zero if there is one only."""
-    require_finite(values, f"mask '{shown(mask)}'")
+    check_finite(values.numpy(), mask)
     found = values.unique()
     if len(found) > 2:
         raise InputError(
-            f"a mask of two values is expected, but '{shown(mask)}' has {len(found)} from {found[0]:g} to {found[-1]:g}; "
+            f"a mask of two values is expected, but '{mask}' has {len(found)} from {found[0]:g} to {found[-1]:g}; "
             "save zeros and ones"
         )
     seen = values > 0 if len(found) == 1 else values == found[-1]
     if not seen.any():
-        raise InputError(f"mask='{shown(mask)}' measures no frequency; measured frequencies are ones")
+        raise InputError(f"mask='{mask}' measures no frequency; measured frequencies are ones")
     return seen
 
 
 def load_coil_maps(path: str | Path, rows: int, columns: int) -> Tensor:
-    """Sensitivities of coils from a .npy file.
+    """Sensitivities of coils from a file.
 
     Args:
         path: Complex numbers with shape ``(coil, row, column)``, or ``(row, column)`` of one coil.
@@ -174,18 +174,18 @@ def load_coil_maps(path: str | Path, rows: int, columns: int) -> Tensor:
         InputError: If the file can't be read or holds something else.
     """
     if not split_key(path)[0].is_file():
-        raise InputError(f"coil_maps must be a file of the coils' sensitivities, got '{shown(path)}'")
+        raise InputError(f"coil_maps must be a file of the coils' sensitivities, got '{path}'")
     values = torch.from_numpy(np.array(load_array(path, complex_allowed=True)))
-    require_finite(values, f"coil_maps '{shown(path)}'")
+    check_finite(values.numpy(), path)
     shape = tuple(values.shape[1:] if values.ndim == 4 and len(values) == 1 else values.shape)
     if not values.is_complex() or len(shape) not in (2, 3) or shape[-2:] != (rows, columns):
         kind = "complex" if values.is_complex() else "real"
         raise InputError(
             f"complex coil_maps of shape (coil, row, column) = (any, {rows}, {columns}) are expected, the size of the "
-            f"prior's images, but '{shown(path)}' has {kind} numbers of shape {tuple(values.shape)}; resize or reorder them, "
+            f"prior's images, but '{path}' has {kind} numbers of shape {tuple(values.shape)}; resize or reorder them, "
             "and save them by numpy.save(path, maps.astype('complex64'))"
         )
     maps = values.reshape(-1, rows, columns).to(torch.complex64)
     if not maps.abs().any():
-        raise InputError(f"coil_maps with values are expected, but '{shown(path)}' has zeros only")
+        raise InputError(f"coil_maps with values are expected, but '{path}' has zeros only")
     return maps

@@ -23,14 +23,13 @@ from rlsd_lightning.operators.medical.kspace import (
     load_frequencies,
 )
 from rlsd_lightning.operators.medical.scans import (
-    SolvedByConjugateGradients,
+    Scan,
     check_white,
-    grey_of,
     in_image_units,
-    require_finite,
     say_noise_unit,
 )
 from rlsd_lightning.operators.noise import make_noise
+from rlsd_lightning.reading import check_finite
 
 __all__ = ["CoilMRI", "RealMRI", "mri"]
 
@@ -39,12 +38,12 @@ log = logging.getLogger(__name__)
 CG_STEPS = 30
 """Conjugate gradient steps of one proximal step with several coils, which starts at D(z)."""
 SLACK = 1.1
-"""How far the norm of a measured k-space may exceed that of an image in [-1, 1], for noise."""
+"""Largest norm of a measured k-space, relative to the largest of images in [-1, 1]; the excess is noise."""
 UNEXPLAINED = 0.25
 """Share of the k-space's norm that no real image explains, above which there is a warning."""
 
 
-class CoilMRI(SolvedByConjugateGradients):
+class CoilMRI(Scan):
     r"""Magnetic resonance imaging of real images, by several coils.
 
     Measurements have shape :math:`(N, 2 C, K, H, W)` for :math:`C` channels and :math:`K` coils, with the real and
@@ -53,10 +52,7 @@ class CoilMRI(SolvedByConjugateGradients):
     Args:
         mask: Mask of measured frequencies, with shape :math:`(H, W)`.
         coil_maps: Complex sensitivities of the coils, with shape :math:`(K, H, W)`; None for an even one.
-        channels: Number :math:`C` of the images' channels.
-        noise_model: Noise of the measured values.
-        white: Value of scanned images that is white; None for scans of images in [-1, 1].
-        grey: Whether the mean of the channels is measured, instead of every channel.
+        channels: As in :class:`~rlsd_lightning.operators.medical.Scan`, like ``noise_model``, ``white`` and ``grey``.
         drawn: Whether the mask was drawn, so that a measured k-space has another.
     """
 
@@ -70,18 +66,14 @@ class CoilMRI(SolvedByConjugateGradients):
         grey: bool = False,
         drawn: bool = False,
     ) -> None:
-        super().__init__(noise_model, CG_STEPS)
+        super().__init__(noise_model, CG_STEPS, channels, white, grey)
         self.complex = MRI(mask=mask) if coil_maps is None else MultiCoilMRI(mask=mask, coil_maps=coil_maps)
         self.coils = None if coil_maps is None else len(coil_maps)
-        self.channels, self.white, self.grey, self.drawn = channels, white, grey, drawn
+        self.drawn = drawn
         self.register_buffer("mask", mask[None, None])
 
-    def as_seen(self, images: Tensor) -> Tensor:
-        """Images in grey if nothing else is measured."""
-        return grey_of(images) if self.grey else images
-
     def A(self, x: Tensor, **kwargs) -> Tensor:  # noqa: N802
-        x = x.mean(dim=1, keepdim=True) if self.grey else x
+        x = self.measured_channels(x)
         pairs = torch.stack((x, torch.zeros_like(x)), dim=2)  # (N, C, 2, H, W)
         return self.complex.A(pairs.flatten(0, 1)).unflatten(0, x.shape[:2]).flatten(1, 2)
 
@@ -91,7 +83,7 @@ class CoilMRI(SolvedByConjugateGradients):
     def A_adjoint(self, y: Tensor, **kwargs) -> Tensor:  # noqa: N802
         pairs = y.unflatten(1, (-1, 2))
         x = self.complex.A_adjoint(pairs.flatten(0, 1))[:, 0].unflatten(0, pairs.shape[:2])
-        return x.expand(-1, self.channels, -1, -1) / self.channels if self.grey else x
+        return self.measured_channels_adjoint(x)
 
     def from_array(self, values: np.ndarray) -> Tensor:
         """Measurements of an array of k-spaces, with shape :math:`(n, 2, K, H, W)` unless every channel was measured.
@@ -127,7 +119,7 @@ class CoilMRI(SolvedByConjugateGradients):
         seen, grey = self._measured(kspace), len(kspace) == 1
         physics = self._changed(grey, seen if self.drawn else self.mask[0, 0])
         kspace = torch.where(physics.mask[0, 0] > 0, kspace, 0)
-        require_finite(kspace, "k-space")
+        check_finite(kspace.numpy(), "k-space")
         check_centre(kspace)
         scan = torch.view_as_real(kspace).movedim(-1, 1).flatten(0, 1)[None]
         of_white = physics.A(torch.ones(1, self.channels, *self.mask.shape[-2:]))

@@ -8,8 +8,8 @@ scan :math:`A(g)` becomes the measurement :math:`y = 2 A(g) / w - A(1)`.
 
 import logging
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Iterable
-from typing import Protocol, runtime_checkable
 
 import torch
 from deepinv.physics import LinearPhysics, Physics
@@ -19,16 +19,12 @@ from rlsd_lightning.errors import InputError
 from rlsd_lightning.measurement import Measurement
 
 __all__ = [
-    "PerMeasurement",
-    "SeesGrey",
+    "Scan",
     "as_seen",
     "check_white",
-    "grey_of",
     "in_image_units",
-    "require_finite",
     "shape_text",
 ]
-
 
 log = logging.getLogger(__name__)
 
@@ -36,18 +32,37 @@ DAMPING = 1e4
 """Weight of the misfit against the image's square norm in a pseudo-inverse, for operators of norm one."""
 
 
-class SolvedByConjugateGradients(LinearPhysics):
-    """Linear operator without closed forms.
+class Scan(LinearPhysics, ABC):
+    """Scan of real images, of every channel or of their mean, without closed forms.
 
     Args:
         noise_model: Noise of the measured values.
         steps: Conjugate gradient steps of a proximal step. They are always taken: if a tolerance ended them, the images of a
             batch would depend on each other.
+        channels: Number :math:`C` of the images' channels.
+        white: Value of scanned images that is white; None for scans of images in [-1, 1].
+        grey: Whether the mean of the channels is measured, instead of every channel.
     """
 
-    def __init__(self, noise_model: nn.Module, steps: int) -> None:
+    def __init__(self, noise_model: nn.Module, steps: int, channels: int, white: float | None, grey: bool) -> None:
         super().__init__(noise_model=noise_model, implicit_backward_solver=False)
-        self.steps = steps
+        self.steps, self.channels, self.white, self.grey = steps, channels, white, grey
+
+    def as_seen(self, images: Tensor) -> Tensor:
+        """Images in grey if nothing else is measured, with shape :math:`(N, C, H, W)`; else unchanged."""
+        return images.mean(dim=1, keepdim=True).expand_as(images) if self.grey else images
+
+    def measured_channels(self, x: Tensor) -> Tensor:
+        """The mean of the channels if nothing else is measured; else every channel."""
+        return x.mean(dim=1, keepdim=True) if self.grey else x
+
+    def measured_channels_adjoint(self, x: Tensor) -> Tensor:
+        """Adjoint of :meth:`measured_channels`."""
+        return x.expand(-1, self.channels, -1, -1) / self.channels if self.grey else x
+
+    @abstractmethod
+    def for_measurement(self, y: Tensor) -> Physics:
+        """The operator of one measurement, which has the shape of :math:`A(x)`."""
 
     def prox_l2(self, z: Tensor, y: Tensor, gamma: float, **kwargs) -> Tensor:
         r"""Solves :math:`\arg\min_x \tfrac{\gamma}{2} \|A(x) - y\|^2 + \tfrac{1}{2} \|x - z\|^2`."""
@@ -58,22 +73,6 @@ class SolvedByConjugateGradients(LinearPhysics):
         return super().prox_l2(0.0, y, DAMPING, max_iter=self.steps, tol=1e-4)
 
 
-@runtime_checkable
-class PerMeasurement(Protocol):
-    """Operator that depends on the measurement that it explains."""
-
-    def for_measurement(self, y: Tensor) -> Physics:
-        """The operator of one measurement, which has the shape of :math:`A(x)`."""
-
-
-@runtime_checkable
-class SeesGrey(Protocol):
-    """Operator that may measure the mean of the channels only."""
-
-    def as_seen(self, images: Tensor) -> Tensor:
-        """Images in grey if nothing else is measured, with shape :math:`(N, C, H, W)`; else unchanged."""
-
-
 def as_seen(pairs: Iterable[tuple[Measurement, Tensor]]) -> Tensor:
     """Images of several measurements, in grey where an operator measures nothing else.
 
@@ -82,29 +81,15 @@ def as_seen(pairs: Iterable[tuple[Measurement, Tensor]]) -> Tensor:
     """
     return torch.cat(
         [
-            measurement.physics.as_seen(images) if isinstance(measurement.physics, SeesGrey) else images
+            measurement.physics.as_seen(images) if isinstance(measurement.physics, Scan) else images
             for measurement, images in pairs
         ]
     )
 
 
-def grey_of(images: Tensor) -> Tensor:
-    """Mean of the channels, as an image with as many equal channels."""
-    return images.mean(dim=1, keepdim=True).expand_as(images)
-
-
 def shape_text(**axes: int) -> str:
     """Names and lengths of axes, such as ``(row, column) = (64, 64)``."""
     return f"({', '.join(axes)}) = ({', '.join(map(str, axes.values()))})"
-
-
-def require_finite(values: Tensor, what: str) -> None:
-    """Raises an InputError for values that are infinite or not a number."""
-    bad = int((~torch.isfinite(values)).sum())
-    if bad:
-        raise InputError(
-            f"{what} of finite numbers is expected, got {bad} infinite or NaN values of {values.numel()}; replace them"
-        )
 
 
 def check_white(white: float | None) -> None:

@@ -20,15 +20,14 @@ from torch.nn.functional import grid_sample
 from rlsd_lightning.errors import InputError
 from rlsd_lightning.operators.medical.rays import detector_positions, directions, fan_of, points_along_rays
 from rlsd_lightning.operators.medical.scans import (
-    SolvedByConjugateGradients,
+    Scan,
     check_white,
-    grey_of,
     in_image_units,
-    require_finite,
     say_noise_unit,
     shape_text,
 )
 from rlsd_lightning.operators.noise import make_noise
+from rlsd_lightning.reading import check_finite
 
 __all__ = ["Projections", "tomography"]
 
@@ -37,12 +36,12 @@ log = logging.getLogger(__name__)
 CG_STEPS = 15
 """Conjugate gradient steps of one proximal step, which starts at D(z)."""
 SLACK = 0.1
-"""How far measured values may exceed those of images in [-1, 1], as a share of the largest, for noise."""
+"""Largest excess over the values of images in [-1, 1], as a share of the largest; the excess is noise."""
 GEOMETRIES = ("parallel", "fan", "fanbeam")
 """Names of geometries; the last is another name of a fan."""
 
 
-class Projections(SolvedByConjugateGradients):
+class Projections(Scan):
     """Line integrals of images, divided by the operator's norm.
 
     Measurements have shape ``(N, C, detector, angle)``, or ``(N, 1, detector, angle)`` of grey.
@@ -51,9 +50,7 @@ class Projections(SolvedByConjugateGradients):
         image_shape: Shape of the images, :math:`(C, H, W)`.
         points: Positions (column, row) along the rays, with shape (steps, detectors, angles, 2).
         lengths: Length of a step along each detector's ray, with shape (detectors,).
-        noise_model: Noise of the measured values.
-        white: Value of scanned images that is white; None for scans of images in [-1, 1].
-        grey: Whether the mean of the channels is measured, instead of every channel.
+        noise_model: As in :class:`~rlsd_lightning.operators.medical.Scan`, like ``white`` and ``grey``.
 
     Attributes:
         scale: The norm that integrals are divided by.
@@ -68,8 +65,8 @@ class Projections(SolvedByConjugateGradients):
         white: float | None = None,
         grey: bool = False,
     ) -> None:
-        super().__init__(noise_model, CG_STEPS)
-        self.image_shape, self.white, self.grey = tuple(image_shape), white, grey
+        super().__init__(noise_model, CG_STEPS, image_shape[0], white, grey)
+        self.image_shape = tuple(image_shape)
         self.detectors, self.angles = points.shape[1:3]
         size = torch.tensor(image_shape[:0:-1], dtype=points.dtype)  # (W, H)
         grid = ((2 * points + 1) / size - 1).flatten(1, 2)[None]  # of grid_sample: the outer edges are -1 and 1
@@ -78,16 +75,11 @@ class Projections(SolvedByConjugateGradients):
         self.register_buffer("scale", torch.ones(()))
         self.scale = self._norm()
 
-    def as_seen(self, images: Tensor) -> Tensor:
-        """Images in grey if nothing else is measured."""
-        return grey_of(images) if self.grey else images
-
     def A(self, x: Tensor, **kwargs) -> Tensor:  # noqa: N802
-        return self.project(x.mean(dim=1, keepdim=True) if self.grey else x)
+        return self.project(self.measured_channels(x))
 
     def A_adjoint(self, y: Tensor, **kwargs) -> Tensor:  # noqa: N802
-        x = _BackProjection.apply(y, self)
-        return x.expand(-1, self.image_shape[0], -1, -1) / self.image_shape[0] if self.grey else x
+        return self.measured_channels_adjoint(_BackProjection.apply(y, self))
 
     def project(self, x: Tensor) -> Tensor:
         """Projections of every channel."""
@@ -115,7 +107,7 @@ class Projections(SolvedByConjugateGradients):
             InputError: If the array has other axes, or values that no image in [-1, 1] gives.
         """
         scans = self._scans(values)
-        require_finite(scans, "sinogram")
+        check_finite(scans.numpy(), "sinogram")
         of_white = self.project(torch.ones(1, 1, *self.image_shape[1:]))
         y = in_image_units(scans if self.white is None else scans / self.scale, of_white, self.white)
         self._check_size(y, of_white)
@@ -133,10 +125,9 @@ class Projections(SolvedByConjugateGradients):
             sinograms = sinograms.mT
         if tuple(sinograms.shape[-2:]) != size or not sinograms.numel():
             raise InputError(f"{expected}, got {tuple(values.shape)}; {self._remedy(values)}")
-        channels = self.image_shape[0]
-        if sinograms.ndim > 2 and sinograms.shape[-3] == channels > 1 and not self.grey:
-            log.info("sinogram: its axis of length %d is that of the images' channels", channels)
-            return sinograms.reshape(-1, channels, *size)
+        if sinograms.ndim > 2 and sinograms.shape[-3] == self.channels > 1 and not self.grey:
+            log.info("sinogram: its axis of length %d is that of the images' channels", self.channels)
+            return sinograms.reshape(-1, self.channels, *size)
         return sinograms.reshape(-1, 1, *size)
 
     def for_measurement(self, y: Tensor) -> Physics:

@@ -1,14 +1,25 @@
-"""What a user gives as a checkpoint: a pipeline's folder, a cache of the hub, one file, or a part of a pipeline."""
+"""Kinds of checkpoints: a pipeline's folder, a cache of the hub, one file, or a part of a pipeline."""
 
 import json
 import logging
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-from rlsd_lightning.errors import InputError
+from rlsd_lightning.errors import InputError, first_line
 
-__all__ = ["ONE_FILE", "is_lora", "lora_error", "not_a_pipeline", "pipeline_folder", "recipe", "variant_of"]
+__all__ = [
+    "INDEX",
+    "ONE_FILE",
+    "is_lora",
+    "lora_error",
+    "not_a_pipeline",
+    "pipeline_folder",
+    "read_config",
+    "recipe",
+    "variant_of",
+]
 
 log = logging.getLogger(__name__)
 
@@ -22,6 +33,20 @@ MERGE_LORA = (
     "from diffusers import DiffusionPipeline as P; p = P.from_pretrained('BASE MODEL'); p.load_lora_weights({given!r}); "
     "p.fuse_lora(); p.save_pretrained({saved!r})"
 )
+
+
+def read_config(file: Path) -> dict[str, Any]:
+    """Settings of a JSON file.
+
+    Raises:
+        InputError: If it is cut off or no such file.
+    """
+    try:
+        return dict(json.loads(file.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError) as error:
+        raise InputError(
+            f"pretrained: '{file}' can't be read ({first_line(error)}); fetch or copy the checkpoint again"
+        ) from error
 
 
 def pipeline_folder(given: Path) -> Path:
@@ -78,7 +103,7 @@ def not_a_pipeline(given: Path, kind: type) -> InputError:
     single = sorted(name for name in names if Path(name).suffix in ONE_FILE) if given.is_dir() else []
     config = given / "config.json"
     if config.is_file():
-        what = json.loads(config.read_text(encoding="utf-8")).get("_class_name", "a single network")
+        what = read_config(config).get("_class_name", "a single network")
         return InputError(
             f"pretrained must be a whole diffusers pipeline folder, but '{given}' holds {what} alone; put it into a "
             f"{kind.__name__} of the same family and save that with save_pretrained"

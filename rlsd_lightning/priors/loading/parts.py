@@ -28,7 +28,7 @@ def image_and_unit(size: int | Sequence[int] | None, own_size: Any, scale: int, 
     """
     if size is None and own_size is None:
         raise InputError("image_size must be set, as the checkpoint does not say its own, got null")
-    given = [scale * length for length in _pair(own_size)] if size is None else list(_pair(size))
+    given = [scale * length for length in _pair(own_size)] if size is None else _pair(size)
     if any(length % unit or length < unit for length in given):
         fitting = [max(unit, round(length / unit) * unit) for length in given]
         raise InputError(
@@ -38,9 +38,11 @@ def image_and_unit(size: int | Sequence[int] | None, own_size: Any, scale: int, 
     return given[0], given[1]
 
 
-def _pair(size: int | Sequence[int]) -> tuple[int, int]:
-    height, width = (size, size) if isinstance(size, int) else size
-    return height, width
+def _pair(size: int | Sequence[int]) -> list[int]:
+    pair = list(size) if isinstance(size, Sequence) else [size, size]
+    if len(pair) != 2 or not all(isinstance(length, int) for length in pair):
+        raise InputError(f"image_size must be [height, width] in pixels, or one number for both, got {size}")
+    return pair
 
 
 def check_conditions(network: nn.Module) -> None:

@@ -13,6 +13,7 @@ from torch import nn
 
 from rlsd_lightning.errors import InputError, first_line
 from rlsd_lightning.priors.loading.folders import (
+    INDEX,
     ONE_FILE,
     is_lora,
     lora_error,
@@ -102,7 +103,7 @@ def _from_folder(
 
 def _check_folder(folder: Path, kind: type[DiffusionPipeline], parts: Sequence[str]) -> None:
     """Raises an InputError for a local path that is no folder of a pipeline with these parts."""
-    if not (folder / "model_index.json").is_file():
+    if not (folder / INDEX).is_file():
         raise not_a_pipeline(folder, kind)
     missing = [part for part in parts if not (folder / part).is_dir()]
     if missing:
@@ -141,7 +142,7 @@ def _from_one_file(
         )
     if file.suffix == ".safetensors" and is_lora(_keys(file)):
         raise lora_error(file)
-    beside = {"config": str(file.parent)} if (file.parent / "model_index.json").is_file() else {}
+    beside = {"config": str(file.parent)} if (file.parent / INDEX).is_file() else {}
     code = f"from diffusers import {kind.__name__} as P; P.from_single_file('{file}').save_pretrained('{file.stem}')"
     needed = recipe(code, file.stem)
     if not beside and options["local_files_only"]:

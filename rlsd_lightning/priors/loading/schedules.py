@@ -1,6 +1,5 @@
 """Noise levels of a checkpoint's own scheduler."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -8,36 +7,18 @@ from diffusers import DDIMScheduler
 from torch import Tensor
 
 from rlsd_lightning.errors import InputError
+from rlsd_lightning.priors.loading.folders import INDEX, read_config
 
 __all__ = ["check_named", "check_written", "ddim_levels", "flow_levels"]
 
 DIFFUSION = frozenset(
     f"{name}Scheduler"
-    for name in [
-        "DDIM",
-        "DDIMInverse",
-        "DDIMParallel",
-        "DDPM",
-        "DDPMParallel",
-        "DEISMultistep",
-        "DPMSolverMultistep",
-        "DPMSolverMultistepInverse",
-        "DPMSolverSDE",
-        "DPMSolverSinglestep",
-        "EulerAncestralDiscrete",
-        "EulerDiscrete",
-        "HeunDiscrete",
-        "KDPM2AncestralDiscrete",
-        "KDPM2Discrete",
-        "LCM",
-        "LMSDiscrete",
-        "PNDM",
-        "RePaint",
-        "SASolver",
-        "TCD",
-        "UnCLIP",
-        "UniPCMultistep",
-    ]
+    for name in (
+        *("DDIM", "DDIMInverse", "DDIMParallel", "DDPM", "DDPMParallel", "DEISMultistep", "DPMSolverMultistep"),
+        *("DPMSolverMultistepInverse", "DPMSolverSDE", "DPMSolverSinglestep", "EulerAncestralDiscrete"),
+        *("EulerDiscrete", "HeunDiscrete", "KDPM2AncestralDiscrete", "KDPM2Discrete", "LCM", "LMSDiscrete", "PNDM"),
+        *("RePaint", "SASolver", "TCD", "UnCLIP", "UniPCMultistep"),
+    )
 )
 """Schedulers whose betas give signal and noise levels with alpha^2 + sigma^2 = 1."""
 FLOW_MATCHING = frozenset(f"FlowMatch{name}Scheduler" for name in ("EulerDiscrete", "HeunDiscrete", "LCM"))
@@ -95,7 +76,8 @@ def check_named(folder: Path) -> None:
     Raises:
         InputError: If it is of neither family.
     """
-    _, name = json.loads((folder / "model_index.json").read_text(encoding="utf-8")).get("scheduler") or (None, None)
+    library_and_name = read_config(folder / INDEX).get("scheduler") or [None]
+    name = library_and_name[-1]
     if isinstance(name, str) and name not in DIFFUSION | FLOW_MATCHING:
         raise InputError(_unknown(name))
 
@@ -116,7 +98,7 @@ def check_written(folder: Path, scheduler: Any) -> None:
     file = folder / "scheduler" / "scheduler_config.json"
     if not file.is_file():
         return
-    written = json.loads(file.read_text(encoding="utf-8")).get("_class_name", type(scheduler).__name__)
+    written = read_config(file).get("_class_name", type(scheduler).__name__)
     for names in (DIFFUSION, FLOW_MATCHING):
         if _is_one_of(names, scheduler) and written not in {*names, type(scheduler).__name__}:
             raise InputError(
