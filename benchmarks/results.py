@@ -59,8 +59,8 @@ METHODS = {
 STEPS = {f"{steps} steps": [f"num_steps={steps}"] for steps in (25, 50)}
 GAMMAS = {f"gamma {gamma}": [f"method.gamma={gamma}"] for gamma in (0, 1, 2)}
 POINTS = {
-    "rlsd": ["num_particles=500"],
-    "rlsd, gamma 0": ["num_particles=500", "method.gamma=0"],
+    "distilled": ["num_particles=500"],  # what the task chooses
+    "distilled, gamma 0": ["num_particles=500", "method.gamma=0"],
     "twisted": ["num_particles=500", "method=twisted", "method.decoder_std=0", "method.image_std=1"],
 }
 PHOTOS = ["prior=photos", "prior.image_size=128", f"data.images={PROJECT / 'data' / 'photos'}"]
