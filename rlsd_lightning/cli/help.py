@@ -24,7 +24,7 @@ __all__ = ["GROUPS", "OTHER_GROUPS", "comments_of", "help_text", "options_of"]
 COMMANDS = {
     "task=inpaint": "the embedded prior and one held-out face",
     "task=inpaint data.images=photos data.limit=null": "images of your own",
-    "task=inpaint data.measurement=y.png physics.mask=mask.png": "a measured image, without a ground truth",
+    "task=inpaint data.measurement=y.png physics.mask=m.png": "a measured image, without a ground truth",
     "resume=outputs/inpaint/2026-11-24_12-00-00": "go on with a stopped run",
     "evaluate outputs/inpaint/*": "compare finished runs",
 }
