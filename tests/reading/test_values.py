@@ -13,11 +13,12 @@ def limits(values: np.ndarray, asked: str | None = None) -> tuple[float, float]:
     return picture_range(values, as_range(asked), "a.npy")[:2]
 
 
-@pytest.mark.parametrize("kind", ["uint8", "uint16", "int16", "int32", "int64"])
-@pytest.mark.parametrize("top", [255, 4095, 65535])
+KINDS = ("uint8", "uint16", "int16", "int32", "int64")
+HELD = [(kind, top) for kind in KINDS for top in (255, 4095, 65535) if top <= np.iinfo(kind).max]
+
+
+@pytest.mark.parametrize(("kind", "top"), HELD)
 def test_integers_are_of_8_12_or_16_bits_whatever_their_type(kind: str, top: int) -> None:
-    if top > np.iinfo(kind).max:
-        pytest.skip("does not hold them")
     assert limits((RAMP * top).astype(kind)) == (0, top)
 
 
