@@ -67,6 +67,8 @@ from rlsd_lightning.repulsion import DensityGradient, Repulsion
 
 __all__ = ["RLSD"]
 
+LOOK_EVERY = 10
+"""Steps of the loop between two whose images come from the own decoder, which measure the tiny decoder's distance."""
 TERMS = ("denoising", "coupling", "repulsion", "refine_denoising", "refine_coupling")
 
 
@@ -144,7 +146,7 @@ class RLSD(ParticleModule):
         z, e = self.z[self.rows], self.e[self.rows]
         z_t = add_noise(z, e, self.prior.alpha(t), self.prior.sigma(t)).detach().requires_grad_()
         z_hat, eps_hat = self.denoise(z_t, t)
-        decoded = self.decode(z_hat)  # D(z_hat)
+        decoded = self.images(z_hat, step, own=(step + 1) % LOOK_EVERY == 0)  # D(z_hat)
 
         denoising = 0.5 * (z - z_hat.detach()).square().sum()  # SDS: its gradient is z - z_hat
         coupling = self.coupling(decoded, t)  # zeta |x - D(z_hat)|, after the proximal step that sets x
@@ -156,6 +158,25 @@ class RLSD(ParticleModule):
         if s is not None:
             self.renew_noise(step, t, s, eps_hat, moved)
         return denoising + surrogate
+
+    def images(self, z: Tensor, step: int, own: bool) -> Tensor:
+        r"""Images :math:`D(z)` with the gradient of the tiny decoder, or of the own one if the prior has no other.
+
+        Args:
+            z: Clean latents.
+            step: The step, for the log: ``tiny_decoder_distance`` is the root mean square distance of both decoders' images.
+            own: Whether the values are those of the own decoder; if not, they are the tiny decoder's too.
+        """
+        rough = self.decode(z, tiny=True)
+        if not own or not self.prior.has_tiny_decoder:
+            return rough
+        with torch.no_grad():
+            correction = self.decode(z) - rough
+        if self.logs(step):
+            distance = square_norms(correction).div(correction[0].numel()).sqrt() if len(z) else z.new_zeros(1)
+            mean = self.shard.sum(distance.sum()) / len(self.z)
+            self.log("tiny_decoder_distance", mean)
+        return rough + correction
 
     def coupling(self, decoded: Tensor, t: int) -> Tensor:
         r"""Distances :math:`\zeta \|x - D(\hat z)\|` with shape (n,), after the proximal step that sets :math:`x`.
@@ -231,7 +252,7 @@ class RLSD(ParticleModule):
         """One step of the refinement: Adam on score distillation and coupling at D(z)."""
         z = self.z[self.rows]
         denoising = distillation_term(self, z, score_residual(self, z, self.noise(step), t), t)
-        decoded = self.decode(z)
+        decoded = self.images(z, step, own=True)
         coupling = coupling_term(self, decoded) if self.hparams.augmented else fidelity_term(self, decoded)
         loss = denoising + through_decoder(coupling, z, self)
         self.log_all(step, refine_denoising=denoising, refine_coupling=coupling)

@@ -20,6 +20,7 @@ from rlsd_lightning.priors.loading import (
     load_pipeline,
 )
 from rlsd_lightning.priors.prediction import try_networks
+from rlsd_lightning.priors.tiny import TinyDecoder, check_agreement, find_tiny
 
 __all__ = ["PipelinePrior", "text_and_pooled"]
 
@@ -53,10 +54,14 @@ class PipelinePrior(Prior):
         decoder_checkpointing: Recompute the decoder's activations in the backward pass instead of keeping them.
         local_files_only: Never download from the hub.
         allow_pickle: Also load weights in pickle files, which can run code.
+        tiny_decoder: A folder of diffusers' ``AutoencoderTiny``, or a model's name such as ``madebyollin/taesd``, whose decoder
+            makes the images that gradients go through; ``auto``: the folder ``tiny_decoder`` in the pipeline's, if there is
+            one; None: the own decoder makes all images.
 
     Raises:
         InputError: If there is no such pipeline at ``pretrained``, it is of another kind (inpainting, class labels, a
-            schedule without signal levels), its networks' outputs are not finite, or the image size does not fit.
+            schedule without signal levels), its networks' outputs are not finite, the image size does not fit, or the tiny
+            decoder belongs to another model.
 
     References:
         | High-Resolution Image Synthesis with Latent Diffusion Models (Rombach et al., 2022)
@@ -83,6 +88,7 @@ class PipelinePrior(Prior):
         decoder_checkpointing: bool = False,
         local_files_only: bool = False,
         allow_pickle: bool = False,
+        tiny_decoder: str | None = "auto",
     ) -> None:
         loaded = pretrained
         if not isinstance(pretrained, DiffusionPipeline):
@@ -118,6 +124,13 @@ class PipelinePrior(Prior):
         tried = [min(length, TRIED // 2 if large else TRIED) for length in latent_shape[1:]]
         try_networks(self, (latent_shape[0], *tried))
         self.guidance_scale = guidance_scale
+        self.tiny: TinyDecoder | None = None
+        found = find_tiny(tiny_decoder, pretrained)
+        if found is not None:
+            tiny = TinyDecoder(found, vae.dtype, local_files_only)
+            check_agreement(self, tiny, stride * max(tried))
+            self.tiny = tiny
+            self.freeze()
 
     def set_latent_scale(self, vae: ModelMixin) -> None:
         """Sets scale and shift of the latents: numbers, or buffers with a value for each channel."""
@@ -169,6 +182,8 @@ class PipelinePrior(Prior):
     def compile_networks(self, **options: Any) -> None:
         self.denoiser.compile(**options)
         self.vae.decoder.compile(**options)
+        if self.tiny is not None:
+            self.tiny.decoder.compile(**options)
 
     def encode(self, images: Tensor) -> Tensor:
         """Latents of images in [-1, 1] with shape :math:`(N, 3, H, W)`: the mode of the encoder, scaled."""
@@ -179,6 +194,13 @@ class PipelinePrior(Prior):
     def decode(self, z: Tensor) -> Tensor:
         """Images of scaled latents, about in [-1, 1], with shape :math:`(N, 3, H, W)`."""
         return self.vae.decode((z / self.scaling + self.shift).to(self.vae.dtype)).sample.to(z.dtype)
+
+    def decode_tiny(self, z: Tensor) -> Tensor:
+        return self.decode(z) if self.tiny is None else self.tiny(z)
+
+    @property
+    def has_tiny_decoder(self) -> bool:
+        return self.tiny is not None
 
 
 def text_and_pooled(pipeline: DiffusionPipeline, guidance_scale: float, **prompts: str | None) -> dict[str, Tensor]:

@@ -1,0 +1,115 @@
+"""Tiny decoders: what they decode, and which ones a prior takes."""
+
+import copy
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import AutoencoderKL, AutoencoderTiny
+
+from rlsd_lightning import StableDiffusionPrior
+from rlsd_lightning.errors import InputError
+from rlsd_lightning.priors.tiny import TinyDecoder
+
+DATA = Path(__file__).resolve().parents[2] / "data"
+STAGES = 3
+"""Resolutions of images of 32 pixels and latents of 8."""
+
+
+def save(folder: Path, channels: int = 4, stages: int = STAGES, seed: int = 0, **settings) -> Path:
+    """A tiny autoencoder with random weights."""
+    torch.manual_seed(seed)
+    widths = {"encoder_block_out_channels": (8,) * stages, "decoder_block_out_channels": (8,) * stages}
+    blocks = {"num_encoder_blocks": (0,) * stages, "num_decoder_blocks": (1,) * stages}
+    AutoencoderTiny(latent_channels=channels, **widths, **blocks, **settings).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def folder_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    return lambda **settings: save(tmp_path_factory.mktemp("tiny"), **settings)
+
+
+@pytest.fixture
+def pipeline_folder(tiny_prior_folder: Path, tmp_path: Path) -> Path:
+    """A pipeline whose own autoencoder is the tiny one, so that a copy of it agrees exactly."""
+    from diffusers import StableDiffusionPipeline
+
+    pipeline = StableDiffusionPipeline.from_pretrained(tiny_prior_folder, low_cpu_mem_usage=False)
+    pipeline.vae = AutoencoderTiny.from_pretrained(save(tmp_path / "own"), low_cpu_mem_usage=False)
+    pipeline.register_to_config(vae=("diffusers", "AutoencoderTiny"))
+    pipeline.save_pretrained(tmp_path / "pipeline")
+    return tmp_path / "pipeline"
+
+
+def load(folder: Path, **settings) -> StableDiffusionPrior:
+    return StableDiffusionPrior(str(folder), local_files_only=True, **settings)
+
+
+@pytest.mark.parametrize(("scaling", "shift"), [(1.0, 0.0), (0.18215, 0.0), (1.5305, 0.0609)])
+def test_latents_are_scaled_as_the_tiny_autoencoder_says(scaling: float, shift: float, folder_of: Callable):
+    folder = folder_of(scaling_factor=scaling, shift_factor=shift)
+    own = AutoencoderTiny.from_pretrained(folder, low_cpu_mem_usage=False).eval()
+    z = torch.randn(2, 4, 8, 8)
+    with torch.no_grad():
+        torch.testing.assert_close(TinyDecoder(str(folder))(z), own.decode(z / scaling + shift).sample)
+
+
+def test_the_folder_of_the_pipeline_may_hold_the_tiny_decoder(pipeline_folder: Path):
+    assert not load(pipeline_folder).has_tiny_decoder
+    save(pipeline_folder / "tiny_decoder")
+    prior = load(pipeline_folder)
+    z = torch.randn(2, *prior.latent_shape)
+    assert prior.has_tiny_decoder
+    assert not any(parameter.requires_grad for parameter in prior.parameters())
+    torch.testing.assert_close(prior.decode_tiny(z), prior.decode(z))
+    without = load(pipeline_folder, tiny_decoder=None)
+    assert not without.has_tiny_decoder
+    assert torch.equal(without.decode_tiny(z), without.decode(z))
+
+
+@pytest.mark.parametrize(
+    ("other", "cause"),
+    [
+        ({"seed": 1}, "belongs to the latents of another model"),
+        ({"seed": 2, "latent_magnitude": 5}, "belongs to the latents of another model"),
+        ({"seed": 0, "scaling_factor": 1.0, "shift_factor": 9.0}, "belongs to the latents of another model"),
+        ({"channels": 16}, "latents of 4 channels, as the prior's have, got one for 16"),
+        ({"stages": 4}, "images of 32 pixels from latents of 8, as the own decoder does, got 64"),
+    ],
+    ids=str,
+)
+def test_a_decoder_of_other_latents_is_refused_with_the_cause(
+    other: dict, cause: str, pipeline_folder: Path, folder_of: Callable
+):
+    with pytest.raises(InputError, match=r"tiny_decoder") as refused:
+        load(pipeline_folder, tiny_decoder=str(folder_of(**other)))
+    assert cause in str(refused.value)
+    assert "tiny_decoder=null" in str(refused.value)
+
+
+def test_what_is_no_tiny_autoencoder_is_refused(pipeline_folder: Path, tiny_prior_folder: Path, tmp_path: Path):
+    AutoencoderKL().save_pretrained(tmp_path / "kl")
+    for folder in (tmp_path / "absent", tmp_path, tmp_path / "kl", tiny_prior_folder):
+        with pytest.raises(InputError, match="tiny_decoder must be a folder of diffusers' AutoencoderTiny"):
+            load(pipeline_folder, tiny_decoder=str(folder))
+
+
+def test_weights_have_the_type_of_the_prior(pipeline_folder: Path):
+    save(pipeline_folder / "tiny_decoder")
+    prior = load(pipeline_folder, weights="bfloat16")
+    z = torch.randn(1, *prior.latent_shape)
+    assert {parameter.dtype for parameter in prior.tiny.parameters()} == {torch.bfloat16}
+    assert prior.decode_tiny(z).dtype == z.dtype
+
+
+def test_a_checkpoint_of_a_run_with_another_decoder_is_another_run(pipeline_folder: Path):
+    from rlsd_lightning.identity import description
+
+    save(pipeline_folder / "tiny_decoder")
+    prior = load(pipeline_folder)
+    changed = copy.deepcopy(prior)
+    next(changed.tiny.parameters()).data.add_(0.1)
+    descriptions = {description(prior), description(changed), description(load(pipeline_folder, tiny_decoder=None))}
+    assert len(descriptions) == 3
