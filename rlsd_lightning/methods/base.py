@@ -77,8 +77,7 @@ class ParticleModule(L.LightningModule):
         self.num_particles, self.particle_chunk, self.seed = num_particles, particle_chunk, seed
         self.decoder_std, self.has_proximal_results = decoder_std, decoder_std > 0
         check_particles(self.hparams, self.measurements, prior)
-        is_warm = self.measurements[0].start is not None
-        self.num_steps = num_steps
+        self.num_steps, is_warm = num_steps, self.measurements[0].start is not None
         self.first_step = num_steps - max(1, round(warm_share * num_steps)) if is_warm else 0
         every = ddim_timesteps(prior.num_train_timesteps, num_steps, prior.timestep_offset, self.timestep_spacing)
         self.timesteps = every[self.first_step :]
