@@ -1,9 +1,8 @@
-"""Distils a tiny decoder from a prior's own: ``python -m examples.tiny_decoder --prior data/priors/faces --images FOLDER``.
+r"""Distils a tiny decoder from a prior's own: ``python -m examples.tiny_decoder --prior data/priors/faces --images FOLDER``.
 
-The tiny decoder is that of diffusers' ``AutoencoderTiny``, with one width at all resolutions; its encoder stays untrained and
-as small as can be. It learns the own decoder's images, by the mean absolute error of pixels and of their differences, on
-latents such as a run meets: encoded pictures, these with some noise, and clean latents :math:`\\hat z` that the denoiser
-estimates from noisy pictures and along draws from the prior.
+The tiny decoder is a :class:`~rlsd_lightning.priors.loading.ShuffleDecoder`. It learns the own decoder's images, by the mean
+square error of pixels and of their differences, on latents such as a run meets: encoded pictures, these with some noise, and
+clean latents :math:`\hat z` that the denoiser estimates from noisy pictures and along draws from the prior.
 
 Faces come from ``node data/faces/generator/generate.mjs``, photographs from ``python -m examples.photo_prior.photographs``.
 """
@@ -13,7 +12,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
-from diffusers import AutoencoderTiny
 from torch import Tensor
 
 from examples.face_prior.faces import Faces, to_images
@@ -22,8 +20,9 @@ from examples.photo_prior.training import best_device, train
 from rlsd_lightning import StableDiffusionPrior
 from rlsd_lightning.functional.schedules import add_noise, ddim_timesteps, reverse_step
 from rlsd_lightning.priors import Prior
+from rlsd_lightning.priors.loading import ShuffleDecoder
 
-__all__ = ["latents_of_a_run", "make_tiny"]
+__all__ = ["latents_of_a_run"]
 
 AT_A_TIME = 32
 """Latents that a network of the prior sees at a time."""
@@ -31,24 +30,6 @@ DRAW_STEPS = 16
 """Steps of a draw from the prior; each leaves a clean latent."""
 NOISE = 0.3
 """Largest deviation of the noise that is added to encoded pictures."""
-
-
-def make_tiny(prior: StableDiffusionPrior, width: int, blocks: tuple[int, ...]) -> AutoencoderTiny:
-    """A tiny autoencoder with random weights whose decoder takes a prior's scaled latents.
-
-    Args:
-        prior: The prior.
-        width: Channels at all resolutions.
-        blocks: Blocks of three convolutions at each resolution of the decoder, coarsest first.
-    """
-    return AutoencoderTiny(
-        latent_channels=prior.latent_shape[0],
-        encoder_block_out_channels=(width,) * len(blocks),
-        decoder_block_out_channels=(width,) * len(blocks),
-        num_encoder_blocks=(0,) * len(blocks),
-        num_decoder_blocks=blocks,
-        scaling_factor=1.0,
-    )
 
 
 @torch.no_grad()
@@ -91,15 +72,15 @@ def decode_all(prior: Prior, latents: Tensor) -> Tensor:
         return torch.cat([prior.decode(part) for part in latents.split(AT_A_TIME)])
 
 
-def batches(tiny: AutoencoderTiny, latents: Tensor, images: Tensor, batch_size: int) -> Callable[[], dict[str, Tensor]]:
+def batches(tiny: ShuffleDecoder, latents: Tensor, images: Tensor, batch_size: int) -> Callable[[], dict[str, Tensor]]:
     """A function that draws a batch and returns its loss."""
 
     def loss() -> dict[str, Tensor]:
         chosen = torch.randint(len(latents), (batch_size,), device=latents.device)
-        error = tiny.decode(latents[chosen]).sample - images[chosen]
-        differences = error.diff(dim=-1).abs().mean() + error.diff(dim=-2).abs().mean()
+        error = tiny(latents[chosen]) - images[chosen]
+        differences = error.diff(dim=-1).square().mean() + error.diff(dim=-2).square().mean()
         psnr = 10 * torch.log10(4 / error.detach().square().mean())
-        return {"loss": error.abs().mean() + differences, "psnr": psnr}
+        return {"loss": error.square().mean() + differences, "psnr": psnr}
 
     return loss
 
@@ -124,10 +105,10 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
         "--out", type=Path, help="folder that gets the weights; tiny_decoder in the prior's if left out"
     )
     options.add_argument("--work", type=Path, default=Path("build/tiny_decoder"), help="folder of the checkpoints")
-    options.add_argument("--width", type=int, default=16, help="channels; photographs have 32")
     options.add_argument(
-        "--blocks", type=int, nargs="+", default=[4, 4, 0], help="blocks by resolution, coarsest first"
+        "--widths", type=int, nargs="+", default=[64, 24], help="channels by resolution, coarsest first"
     )
+    options.add_argument("--blocks", type=int, nargs="+", default=[1, 1], help="residual blocks by resolution")
     options.add_argument("--image-size", type=int, default=64, help="height and width of a picture in pixels")
     options.add_argument("--latents", type=int, default=4096, help="latents in all")
     options.add_argument("--steps", type=int, default=8000, help="optimiser steps in all")
@@ -153,7 +134,7 @@ def main(arguments: list[str] | None = None) -> None:
         latents = latents_of_a_run(prior, pictures(args.images, 3 * args.latents // 4, args.image_size, device))
         images = decode_all(prior, latents)
         torch.save((latents, images), cache)
-    tiny = make_tiny(prior, args.width, tuple(args.blocks)).to(device)
+    tiny = ShuffleDecoder(prior.latent_shape[0], tuple(args.widths), tuple(args.blocks)).to(device)
     tiny = train(tiny, batches(tiny, latents, images, args.batch_size), args, args.work / "last.ckpt")
     out = args.out or args.prior / "tiny_decoder"
     tiny.half().save_pretrained(out)

@@ -19,9 +19,10 @@ from rlsd_lightning.priors.loading import (
     image_and_unit,
     latent_scale,
     load_pipeline,
+    load_tiny,
+    tiny_folder,
 )
 from rlsd_lightning.priors.prediction import try_networks
-from rlsd_lightning.priors.tiny import TinyDecoder, check_agreement, find_tiny
 
 __all__ = ["PipelinePrior", "text_and_pooled"]
 
@@ -129,13 +130,8 @@ class PipelinePrior(Prior):
         tried = [min(length, TRIED // 2 if large else TRIED) for length in latent_shape[1:]]
         try_networks(self, (latent_shape[0], *tried))
         self.guidance_scale = guidance_scale
-        self.tiny: TinyDecoder | None = None
-        found = find_tiny(tiny_decoder, pretrained)
-        if found is not None:
-            tiny = TinyDecoder(found, vae.dtype, local_files_only)
-            check_agreement(self, tiny, stride * max(tried))
-            self.tiny = tiny
-            self.freeze()
+        found = tiny_folder(tiny_decoder, pretrained)
+        self.tiny = None if found is None else load_tiny(self, found, stride * max(tried), vae.dtype, local_files_only)
 
     def set_latent_scale(self, vae: ModelMixin) -> None:
         """Sets scale and shift of the latents: numbers, or buffers with a value for each channel."""

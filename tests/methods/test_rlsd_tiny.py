@@ -1,95 +1,123 @@
 """RLSD with a tiny decoder: which decoder's values and gradient every step has."""
 
 import copy
+from pathlib import Path
 
 import pytest
 import torch
-from diffusers import AutoencoderTiny
 from support.problems import back, denoised, distance_gradient, make, noisy, norms
 from support.steps import take_step
+from support.trainers import StopAt, StopError, fit, trainer_with
+from torch import Tensor
 
-from rlsd_lightning import PixelFeatures, StableDiffusionPrior
+from rlsd_lightning import RLSD, PixelFeatures, StableDiffusionPrior
 from rlsd_lightning.functional.losses import square_norms
-from rlsd_lightning.methods import rlsd
 from rlsd_lightning.operators import colorization
-from rlsd_lightning.priors.tiny import TinyDecoder
+from rlsd_lightning.priors.loading import ShuffleDecoder, TinyDecoder
 
-STEP, LOOK, REFINE = 3, rlsd.LOOK_EVERY - 1, 17
+EARLY, LOOK, BETWEEN, REFINE = 3, 12, 13, 17
+"""Steps of twenty: before the looks, one of the looks, one after it, and one of the refinement."""
 
 
 @pytest.fixture
-def tiny_prior_of_two(prior: StableDiffusionPrior, tmp_path) -> StableDiffusionPrior:
+def with_tiny(prior: StableDiffusionPrior, tmp_path: Path) -> StableDiffusionPrior:
     """A prior whose tiny decoder is another network, in float64."""
     torch.manual_seed(1)
-    widths = {"encoder_block_out_channels": (8,) * 3, "decoder_block_out_channels": (8,) * 3}
-    blocks = {"num_encoder_blocks": (0,) * 3, "num_decoder_blocks": (1,) * 3}
-    AutoencoderTiny(**widths, **blocks).save_pretrained(tmp_path)
+    ShuffleDecoder(widths=(8, 8), blocks=(1, 0)).save_pretrained(tmp_path)
     prior = copy.deepcopy(prior)
     prior.tiny = TinyDecoder(str(tmp_path))
     prior.freeze()
     return prior.double()
 
 
-def solved(module, step: int):
+def solved(module: RLSD, step: int) -> RLSD:
     """The module after a step, whose x is solved for."""
     after = copy.deepcopy(module)
     take_step(after, step)
-    return after.x.detach()
+    return after
 
 
-@pytest.mark.parametrize("step", [STEP, LOOK])
-def test_the_loop_goes_through_the_tiny_decoder_and_looks_at_the_own_one_now_and_then(
-    step: int, tiny_prior_of_two: StableDiffusionPrior
-):
-    module = make(tiny_prior_of_two, operator=colorization, gamma=0.0)
+def expected_step(module: RLSD, step: int, correction: Tensor | None) -> Tensor:
+    """The gradient of a step with these corrections, or those of the own decoder if they are left out."""
     z_t = noisy(module, step)
     clean = denoised(module, z_t, step)
     rough = module.prior.tiny(clean)
-    image = module.prior.decode(clean) if step == LOOK else rough
-    pull = distance_gradient(module, image, solved(module, step))
-    alpha = module.prior.alphas[module.timesteps[step + 1]]
-    expected = module.z - clean + module.zeta * back(z_t, (rough, pull)) / alpha
+    image = module.prior.decode(clean) if correction is None else rough + correction
+    pull = distance_gradient(module, image, solved(module, step).x.detach())
+    return module.z - clean + module.zeta * back(z_t, (rough, pull)) / module.prior.alphas[module.timesteps[step + 1]]
+
+
+@pytest.mark.parametrize("step", [EARLY, LOOK])
+def test_a_step_goes_through_the_tiny_decoder_and_a_look_has_the_own_ones_images(step: int, with_tiny):
+    module = make(with_tiny, operator=colorization, gamma=0.0)
+    expected = expected_step(module, step, None if step == LOOK else torch.zeros_like(module.x))
     torch.testing.assert_close(take_step(module, step), expected.detach(), rtol=1e-6, atol=1e-9)
 
 
-def test_repulsion_goes_through_the_tiny_decoder_too(tiny_prior_of_two: StableDiffusionPrior):
-    with_kernel, without = (make(tiny_prior_of_two, PixelFeatures(), gamma=g) for g in (0.5, 0.0))
-    with_kernel.prior.vae.decoder = None  # no step of the loop but the looks may call it
-    difference = take_step(with_kernel, STEP) - take_step(without, STEP)
-    assert (norms(difference) > 0).all()
+def test_a_look_corrects_the_steps_after_it(with_tiny):
+    module = make(with_tiny, operator=colorization, gamma=0.0)
+    z = denoised(module, noisy(module, LOOK), LOOK).detach()
+    correction = module.prior.decode(z) - module.prior.tiny(z)
+    take_step(module, LOOK)
+    torch.testing.assert_close(module.correction, correction)
+    expected = expected_step(module, BETWEEN, correction)
+    torch.testing.assert_close(take_step(module, BETWEEN), expected.detach(), rtol=1e-6, atol=1e-9)
+    torch.testing.assert_close(module.correction, correction)
 
 
-def test_the_refinement_has_the_own_decoders_images_and_the_tiny_ones_gradient(tiny_prior_of_two: StableDiffusionPrior):
-    module = make(tiny_prior_of_two, operator=colorization, gamma=0.0, distillation_weight=0.0)
+@pytest.mark.parametrize(
+    ("num_steps", "looks"), [(100, [50, 60, 70, 80, 90]), (25, [14, 16, 18, 20, 22, 24]), (1, [0])]
+)
+def test_looks_are_a_tenth_of_the_second_half(num_steps: int, looks: list[int], with_tiny):
+    module = make(with_tiny, num_steps=num_steps)
+    assert [step for step in range(num_steps) if module.looks(step)] == looks
+
+
+def test_repulsion_goes_through_the_tiny_decoder_too(with_tiny, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(with_tiny, "decode", None)  # no step but the looks may call it
+    steps = [take_step(make(with_tiny, PixelFeatures(), gamma=gamma), EARLY) for gamma in (0.0, 0.5)]
+    assert (norms(steps[1] - steps[0]) > 0).all()
+
+
+def test_the_refinement_has_corrected_images_and_the_tiny_decoders_gradient(with_tiny):
+    module = make(with_tiny, operator=colorization, gamma=0.0, distillation_weight=0.0)
+    module.correction.normal_(generator=torch.Generator().manual_seed(0))
     z = module.z.detach().clone().requires_grad_()
-    rough, own = module.prior.tiny(z), module.prior.decode(z).detach()
-    x = solved(module, REFINE)
+    rough = module.prior.tiny(z)
+    x = solved(module, REFINE).x.detach()
     mu = module.proximal.mu(module.measurements[0], module.decoder_std**2)
-    expected = (1 + mu) * back(z, (rough, (own - x) / own[0].numel()))
-    torch.testing.assert_close(take_step(module, REFINE), expected, rtol=1e-6, atol=1e-12)
+    pull = (rough + module.correction - x) / x[0].numel()
+    torch.testing.assert_close(take_step(module, REFINE), (1 + mu) * back(z, (rough, pull)), rtol=1e-6, atol=1e-12)
 
 
-def test_the_distance_of_the_decoders_is_logged_where_both_decode(
-    tiny_prior_of_two: StableDiffusionPrior, monkeypatch: pytest.MonkeyPatch
-):
-    module = make(tiny_prior_of_two)
-    logged = {}
-    monkeypatch.setattr(module, "logs", lambda step: True)
-    monkeypatch.setattr(module, "log", lambda name, value: logged.update({name: value}))
-    z = module.z.detach()
-    module.images(z, STEP, own=False)
-    assert not logged
-    module.images(z, STEP, own=True)
-    error = module.prior.decode(z) - module.prior.tiny(z)
-    expected = (square_norms(error) / error[0].numel()).sqrt().mean()
+def test_the_distance_of_the_decoders_at_the_last_look_is_logged(with_tiny, monkeypatch: pytest.MonkeyPatch):
+    module, logged = make(with_tiny), {}
+    monkeypatch.setattr(module, "log_terms", lambda terms, step, **figures: logged.update(figures))
+    take_step(module, LOOK)
+    expected = (square_norms(module.correction) / module.x[0].numel()).sqrt().mean()
+    assert expected > 0
     torch.testing.assert_close(logged["tiny_decoder_distance"].double(), expected.double())
 
 
-def test_a_prior_without_a_tiny_decoder_decodes_once(prior: StableDiffusionPrior, monkeypatch: pytest.MonkeyPatch):
-    module = make(prior)
-    calls = []
-    decode = prior.decode
+@pytest.mark.parametrize("stop", [EARLY, LOOK, BETWEEN])
+def test_the_correction_goes_on_after_a_resume(stop: int, with_tiny, tmp_path: Path):
+    whole, cut, resumed = (make(with_tiny) for _ in range(3))
+    fit(whole, tmp_path / "whole")
+    with pytest.raises(StopError):
+        trainer_with(tmp_path / "cut", StopAt(stop)).fit(cut)
+    checkpoint = tmp_path / "cut" / "checkpoints" / "last.ckpt"
+    trainer_with(tmp_path / "resumed").fit(resumed, ckpt_path=checkpoint, weights_only=True)
+    assert torch.equal(resumed.z, whole.z)
+    assert torch.equal(resumed.correction, whole.correction)
+    assert whole.correction.abs().min() > 0
+
+
+@pytest.mark.parametrize("step", [EARLY, LOOK, REFINE])
+def test_a_prior_without_a_tiny_decoder_decodes_once(
+    step: int, prior: StableDiffusionPrior, monkeypatch: pytest.MonkeyPatch
+):
+    module, calls, decode = make(prior), [], prior.decode
     monkeypatch.setattr(prior, "decode", lambda z: calls.append(len(z)) or decode(z))
-    for step in (STEP, LOOK, REFINE):
-        take_step(module, step)
-    assert calls == [3, 3, 3]
+    take_step(module, step)
+    assert calls == [3]
+    assert "correction" not in module.state_dict()

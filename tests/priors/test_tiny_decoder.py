@@ -6,13 +6,15 @@ from pathlib import Path
 
 import pytest
 import torch
-from diffusers import AutoencoderKL, AutoencoderTiny
+from diffusers import AutoencoderTiny, StableDiffusionPipeline
+from safetensors.torch import load_file, save_file
+from support.networks import tiny_vae
 
 from rlsd_lightning import StableDiffusionPrior
 from rlsd_lightning.errors import InputError
-from rlsd_lightning.priors.tiny import TinyDecoder
+from rlsd_lightning.identity import description
+from rlsd_lightning.priors.loading import TinyDecoder
 
-DATA = Path(__file__).resolve().parents[2] / "data"
 STAGES = 3
 """Resolutions of images of 32 pixels and latents of 8."""
 
@@ -34,8 +36,6 @@ def folder_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
 @pytest.fixture
 def pipeline_folder(tiny_prior_folder: Path, tmp_path: Path) -> Path:
     """A pipeline whose own autoencoder is the tiny one, so that a copy of it agrees exactly."""
-    from diffusers import StableDiffusionPipeline
-
     pipeline = StableDiffusionPipeline.from_pretrained(tiny_prior_folder, low_cpu_mem_usage=False)
     pipeline.vae = AutoencoderTiny.from_pretrained(save(tmp_path / "own"), low_cpu_mem_usage=False)
     pipeline.register_to_config(vae=("diffusers", "AutoencoderTiny"))
@@ -76,7 +76,7 @@ def test_the_folder_of_the_pipeline_may_hold_the_tiny_decoder(pipeline_folder: P
         ({"seed": 2, "latent_magnitude": 5}, "belongs to the latents of another model"),
         ({"seed": 0, "scaling_factor": 1.0, "shift_factor": 9.0}, "belongs to the latents of another model"),
         ({"channels": 16}, "latents of 4 channels, as the prior's have, got one for 16"),
-        ({"stages": 4}, "images of 32 pixels from latents of 8, as the own decoder does, got 64"),
+        ({"stages": 4}, "images of 32 pixels, as the own decoder does of the same latents, got 64"),
     ],
     ids=str,
 )
@@ -89,11 +89,24 @@ def test_a_decoder_of_other_latents_is_refused_with_the_cause(
     assert "tiny_decoder=null" in str(refused.value)
 
 
-def test_what_is_no_tiny_autoencoder_is_refused(pipeline_folder: Path, tiny_prior_folder: Path, tmp_path: Path):
-    AutoencoderKL().save_pretrained(tmp_path / "kl")
-    for folder in (tmp_path / "absent", tmp_path, tmp_path / "kl", tiny_prior_folder):
-        with pytest.raises(InputError, match="tiny_decoder must be a folder of diffusers' AutoencoderTiny"):
-            load(pipeline_folder, tiny_decoder=str(folder))
+@pytest.mark.parametrize(
+    ("wrong", "cause"),
+    [
+        ("absent", "absent"),
+        ("empty", "config.json"),
+        ("kl", "it holds the class AutoencoderKL"),
+        ("half", "lacks the weights"),
+    ],
+)
+def test_what_is_no_tiny_autoencoder_is_refused(wrong: str, cause: str, tmp_path: Path):
+    (tmp_path / "empty").mkdir()
+    tiny_vae().save_pretrained(tmp_path / "kl")
+    file = save(tmp_path / "half") / "diffusion_pytorch_model.safetensors"
+    weights = load_file(file)
+    save_file({name: weights[name] for name in list(weights)[:3]}, file)
+    with pytest.raises(InputError, match="tiny_decoder must be a folder of diffusers' AutoencoderTiny") as refused:
+        TinyDecoder(str(tmp_path / wrong), local_files_only=True)
+    assert cause in str(refused.value)
 
 
 def test_weights_have_the_type_of_the_prior(pipeline_folder: Path):
@@ -105,8 +118,6 @@ def test_weights_have_the_type_of_the_prior(pipeline_folder: Path):
 
 
 def test_a_checkpoint_of_a_run_with_another_decoder_is_another_run(pipeline_folder: Path):
-    from rlsd_lightning.identity import description
-
     save(pipeline_folder / "tiny_decoder")
     prior = load(pipeline_folder)
     changed = copy.deepcopy(prior)
