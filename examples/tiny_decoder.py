@@ -125,7 +125,7 @@ def main(arguments: list[str] | None = None) -> None:
     args = parse(arguments)
     torch.manual_seed(args.seed)
     device = best_device()
-    prior = StableDiffusionPrior(str(args.prior), image_size=args.image_size).to(device)
+    prior = StableDiffusionPrior(str(args.prior), image_size=args.image_size, tiny_decoder=None).to(device)
     args.work.mkdir(parents=True, exist_ok=True)
     cache = args.work / "latents.pt"
     if cache.is_file():

@@ -9,12 +9,17 @@ import torch
 from diffusers import AutoencoderTiny, StableDiffusionPipeline
 from safetensors.torch import load_file, save_file
 from support.networks import tiny_vae
+from torch.utils.flop_counter import FlopCounterMode
 
 from rlsd_lightning import StableDiffusionPrior
 from rlsd_lightning.errors import InputError
+from rlsd_lightning.functional.metrics import psnr
 from rlsd_lightning.identity import description
+from rlsd_lightning.images import load_image
 from rlsd_lightning.priors.loading import TinyDecoder
 
+DATA = Path(__file__).resolve().parents[2] / "data"
+PRIORS = DATA / "priors"
 STAGES = 3
 """Resolutions of images of 32 pixels and latents of 8."""
 
@@ -124,3 +129,22 @@ def test_a_checkpoint_of_a_run_with_another_decoder_is_another_run(pipeline_fold
     next(changed.tiny.parameters()).data.add_(0.1)
     descriptions = {description(prior), description(changed), description(load(pipeline_folder, tiny_decoder=None))}
     assert len(descriptions) == 3
+
+
+@pytest.mark.parametrize("folder", sorted(PRIORS.glob("*/tiny_decoder")), ids=lambda folder: folder.parent.name)
+def test_an_embedded_tiny_decoder_is_small_fast_and_near_the_own_one(folder: Path):
+    assert sum(file.stat().st_size for file in folder.glob("*.safetensors")) <= 1e6
+    prior = load(folder.parent, image_size=64)
+    assert prior.has_tiny_decoder
+    names = ("000", "001", "002") if folder.parent.name == "faces" else ("astronaut", "chelsea", "coffee")
+    kind = DATA / "faces/heldout" if folder.parent.name == "faces" else DATA / "photos"
+    images = torch.cat([load_image(next(kind.glob(f"{name}.*")), 64, 64) for name in names])
+    with torch.no_grad():
+        z = prior.encode(images)
+        counts, decoded = [], []
+        for decode in (prior.decode, prior.decode_tiny):
+            with FlopCounterMode(display=False) as counter:
+                decoded.append(decode(z))
+            counts.append(counter.get_total_flops())
+    assert counts[1] <= counts[0] / 5
+    assert psnr(decoded[1].clamp(-1, 1), decoded[0].clamp(-1, 1)).min() > 24
