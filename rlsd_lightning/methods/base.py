@@ -234,8 +234,7 @@ class ParticleModule(L.LightningModule):
 
     def decode(self, z: Tensor, tiny: bool = False) -> Tensor:
         """Images of latents, a chunk of particles at a time; by the prior's tiny decoder if it has one and ``tiny`` is set."""
-        decoder = self.prior.decode_tiny if tiny else self.prior.decode
-        return self.chunked(decoder, z) if len(z) else z.new_zeros(0, *self.prior.image_shape)
+        return self.chunked(self.prior.decode_tiny if tiny else self.prior.decode, z) if len(z) else self.x[:0]
 
     def chunked(self, function: Callable[..., Any], *values: Tensor) -> Any:
         """A function's tensor, or tuple of tensors, for a chunk of particles at a time."""
