@@ -66,11 +66,15 @@ def test_a_look_corrects_the_steps_after_it(with_tiny):
 
 
 @pytest.mark.parametrize(
-    ("num_steps", "looks"), [(100, [50, 60, 70, 80, 90]), (25, [14, 16, 18, 20, 22, 24]), (1, [0])]
+    ("num_steps", "looks"),
+    [(100, [50, 60, 70, 80, 90]), (25, [14, 16, 18, 20, 22, 24]), (13, list(range(7, 13))), (1, [])],
 )
-def test_looks_are_a_tenth_of_the_second_half(num_steps: int, looks: list[int], with_tiny):
-    module = make(with_tiny, num_steps=num_steps)
-    assert [step for step in range(num_steps) if module.looks(step)] == looks
+def test_looks_are_every_tenth_of_the_second_half_and_the_first_step_that_refines(
+    num_steps: int, looks: list[int], with_tiny
+):
+    for share, first in ((0.2, []), (1.0, [0])):
+        module = make(with_tiny, num_steps=num_steps, refine_share=share)
+        assert [step for step in range(num_steps) if module.looks(step)] == sorted({*first, *looks})
 
 
 def test_repulsion_goes_through_the_tiny_decoder_too(with_tiny, monkeypatch: pytest.MonkeyPatch):
