@@ -20,6 +20,7 @@ _WHERE = {
     "Prior": "priors",
     "RLSD": "methods.rlsd",
     "RLSDPaper": "methods.rlsd_paper",
+    "Reconstructor": "reconstructor",
     "Result": "results.result",
     "StableDiffusionPrior": "priors",
     "TwistedFilter": "methods.twisted",

@@ -13,7 +13,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 CLI = PACKAGE / "cli"
 FLOORS = (
     {"cli"},
-    {"solve"},
+    {"solve", "reconstructor"},
     {"engine"},
     {"results"},
     {"evaluation"},
