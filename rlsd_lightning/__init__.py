@@ -27,6 +27,7 @@ _WHERE = {
     "VAEFeatures": "features",
     "ViTFeatures": "features",
     "embedded": "resources",
+    "representatives": "results.result",
     "solve": "solve",
 }
 """The module of each public name, which is imported when the name is first used: torch and Lightning take seconds."""

@@ -28,14 +28,16 @@ def folder_of(images: str | Path) -> str | Path:
     if name not in every:
         raise InputError(f"images: deepinv:NAME is expected with one of {', '.join(sorted(every))}, got '{images}'")
     settings = {} if mode is None else {"mode": mode}
+    given = "".join(f"{key}='{value}', " for key, value in settings.items())
     try:
         return every[name](**settings).root
-    except (RuntimeError, ValueError, TypeError, OSError) as error:
-        given = "".join(f"{key}='{value}', " for key, value in settings.items())
+    except RuntimeError as error:
         raise InputError(
-            f"'{images}' is not here or damaged ({first_line(error)}); fetch it with: "
+            f"'{images}' is not here, or a file of it is missing; fetch it with: "
             f'python -c "import deepinv; deepinv.datasets.{name}({given}download=True)"'
         ) from error
+    except (TypeError, ValueError) as error:
+        raise InputError(f"'{images}' has no such part ({first_line(error)}); leave :{mode} out") from error
 
 
 def _holds_pictures(kind: object) -> bool:
