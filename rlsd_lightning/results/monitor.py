@@ -23,9 +23,9 @@ __all__ = ["Monitor", "log_moment"]
 
 CHARTS = {
     "run": {
-        "terms of the loss": ["Multiline", ["loss/(?!total$)"]],
+        "terms of the loss": ["Multiline", ["loss/(?!total$|refine_)"]],
         "PSNR": ["Multiline", ["psnr/"]],
-        "health": ["Multiline", ["health/"]],
+        "terms of the refinement": ["Multiline", ["loss/refine_"]],
     }
 }
 """Charts with several curves each, in TensorBoard's Custom Scalars: patterns of the curves' names."""
@@ -117,11 +117,9 @@ def _figures(module: ParticleModule, every: list[Solved], repulsion_ratio: float
 
 
 def _panels(solved: Solved) -> dict[str, Tensor]:
-    """Pictures in [0, 1]: the particles, their decoded latents, and the particles' standard deviation."""
-    grids = {
-        name: make_grid(pictures.float().clamp(-1, 1) / 2 + 0.5, nrow=8)
-        for name, pictures in (("particles", solved.images), ("decoded", solved.decoded))
-    }
+    """Pictures in [0, 1]: the particles with their standard deviation as the last, and their decoded latents."""
     alike = aligned(solved.images, solved.images[:1], solved.measurement.physics).float().clamp(-1, 1)
-    spread = alike.var(dim=0, correction=0).mean(dim=0).sqrt()
-    return grids | {"particles_std": (spread / WHITE_STD).clamp(max=1)[None]}
+    spread = alike.var(dim=0, correction=0).mean(dim=0).sqrt() / WHITE_STD
+    images, decoded = (pictures.float().clamp(-1, 1) / 2 + 0.5 for pictures in (solved.images, solved.decoded))
+    beside = torch.cat([images, spread.clamp(max=1).expand_as(images[:1])])
+    return {"particles_and_std": make_grid(beside, nrow=9), "decoded": make_grid(decoded, nrow=9)}
