@@ -29,7 +29,7 @@ _WHERE = {
     "ViTFeatures": "features",
     "embedded": "resources",
     "representatives": "results.result",
-    "solve": "solve",
+    "solve": "solving",
 }
 """The module of each public name, which is imported when the name is first used: torch and Lightning take seconds."""
 
@@ -40,7 +40,7 @@ def __getattr__(name: str) -> Any:
     if name not in _WHERE:
         raise AttributeError(f"module '{__name__}' has no attribute '{name}'")
     value = getattr(import_module(f"{__name__}.{_WHERE[name]}"), name)
-    globals()[name] = value  # solve is a module too, which its import has put here
+    globals()[name] = value
     return value
 
 

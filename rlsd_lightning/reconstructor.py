@@ -21,7 +21,7 @@ from rlsd_lightning.methods.rlsd import RLSD
 from rlsd_lightning.operators import PoissonNoise, as_physics
 from rlsd_lightning.priors import Prior
 from rlsd_lightning.results.result import Result
-from rlsd_lightning.solve import solve_together
+from rlsd_lightning.solving import solve_together
 
 __all__ = ["Reconstructor"]
 
@@ -195,9 +195,9 @@ def _rescaling(
         gain = float(noise.gain.max())
         unit = 1.0 if noise.normalize else gain
         counting = _OfRange(physics, PoissonNoise(2 * math.sqrt(gain / high)), image_range, 2 / high, -1.0)
-        return lambda y: (2 * unit * y / high - 1, counting.to(device))
+        return lambda y: (2 * unit * y / high - 1, counting)
     if not isinstance(physics, LinearPhysics):
-        applied = _OfRange(physics, noise, image_range).to(device)
+        applied = _OfRange(physics, noise, image_range)
         return lambda y: (y, applied)
     centre, half = (low + high) / 2, (high - low) / 2
     offset = physics.A(torch.full((1, *image_shape), centre, device=device))

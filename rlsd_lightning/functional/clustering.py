@@ -23,7 +23,7 @@ def k_medoids(distances: Tensor, k: int) -> tuple[Tensor, Tensor]:
     References:
         | Finding Groups in Data (Kaufman and Rousseeuw, 1990), chapter 2
     """
-    distances = distances.double()
+    distances = distances.cpu().double()
     nearest = torch.full_like(distances[0], torch.inf)
     chosen: list[int] = []
     for _ in range(k):
