@@ -213,7 +213,7 @@ def test_a_missing_hub_model_says_how_to_get_it(small: list[str]) -> None:
 
 
 def in_its_own_process(*arguments: object) -> tuple[int, str]:
-    process = start_train(*arguments)
+    process = start_train(*arguments, new=True)
     printed, _ = process.communicate(timeout=300)
     return process.returncode, printed
 

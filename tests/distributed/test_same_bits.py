@@ -3,14 +3,13 @@
 import json
 import os
 import signal
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from support.command import PROJECT, TESTS, small_run, train, wait_for
 from support.trainers import assert_same_bits
+from support.warm import Warm
 
 # the processes are started once, so all of these tests belong to one worker
 pytestmark = pytest.mark.xdist_group("processes")
@@ -61,14 +60,9 @@ def on_processes(
         for name, (size, _) in CASES.items()
     ]
     (folder / "cases.json").write_text(json.dumps(cases))
-    process = subprocess.Popen(
-        [sys.executable, PROJECT / "tests" / "support" / "ranks.py", folder / "cases.json"],
-        env={**os.environ, "PYTHONPATH": TESTS},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,  # a group of its own, which ends as a whole
-    )
+    command = [PROJECT / "tests" / "support" / "ranks.py", folder / "cases.json"]
+    # a session of its own, which ends as a whole
+    process = Warm(command, {**os.environ, "PYTHONPATH": TESTS}, PROJECT, session=True)
 
     def ended(name: str) -> Path:
         size = CASES[name][0]

@@ -88,7 +88,9 @@ def test_without_a_compiler_networks_stay_as_they_are_and_one_line_says_so(
 @pytest.mark.slow
 def test_a_run_without_a_compiler_has_its_results(small: list[str], tmp_path: Path) -> None:
     settings = [*small, "num_steps=2", "compile=true", f"output_dir={tmp_path}"]
-    process = start_train(*settings, CXX="/nonexistent", CC="/nonexistent", TORCHINDUCTOR_CACHE_DIR=tmp_path / "cache")
+    process = start_train(
+        *settings, new=True, CXX="/nonexistent", CC="/nonexistent", TORCHINDUCTOR_CACHE_DIR=tmp_path / "cache"
+    )
     printed, _ = process.communicate(timeout=300)
     assert process.returncode == 0, printed
     assert printed.count("compile=true has no effect") == 1

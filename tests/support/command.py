@@ -1,4 +1,4 @@
-"""Runs train.py as its users do: inside this process (a second) or in one of its own (ten seconds)."""
+"""Runs train.py as its users do: inside this process, or in one of its own, which is warm unless it is asked to be new."""
 
 import contextlib
 import io
@@ -7,14 +7,14 @@ import runpy
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from unittest import mock
 
+from support.warm import TESTS, Warm
+
 PROJECT = Path(__file__).resolve().parents[2]
 TRAIN = PROJECT / "train.py"
-TESTS = os.pathsep.join([str(PROJECT), str(PROJECT / "tests")])
-"""PYTHONPATH of a process that needs what is beside this file."""
 SLOW = "+callbacks.slow._target_=support.faults.Slow"
 """Makes every step of a run take a tenth of a second longer, in which a test can act; needs the PYTHONPATH."""
 
@@ -46,22 +46,28 @@ def train(*arguments: object) -> tuple[int, str]:
     return code, printed.getvalue()
 
 
-def start_train(*arguments: object, before: Sequence[str] = (), **environment: object) -> subprocess.Popen:
-    """Starts the command line as a process of its own, by the command ``before`` if there is one."""
-    return subprocess.Popen(
-        [*before, sys.executable, str(TRAIN), *map(str, arguments)],
-        env={**os.environ, **{name: str(value) for name, value in environment.items()}},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        cwd=PROJECT,
-    )
+def start_train(
+    *arguments: object, new: bool = False, network: str | None = None, **environment: object
+) -> Warm | subprocess.Popen:
+    """Starts the command line as a process of its own.
+
+    Args:
+        new: Whether it is a new interpreter, which takes six seconds more, and so is each that it launches.
+        network: Name of a network namespace that it is in.
+    """
+    command = [str(TRAIN), *map(str, arguments)]
+    variables = {**os.environ, **{name: str(value) for name, value in environment.items()}}
+    if new:
+        piped = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+        return subprocess.Popen([sys.executable, *command], env=variables, cwd=PROJECT, **piped)
+    devices = [int(item.removeprefix("trainer.devices=")) for item in command if item.startswith("trainer.devices=")]
+    return Warm(command, variables, PROJECT, children=sum(devices) - 1 if devices else 0, network=network)
 
 
-def wait_for(condition: Callable[[], bool], process: subprocess.Popen, seconds: float = 120) -> None:
+def wait_for(condition: Callable[[], bool], process: Warm | subprocess.Popen, seconds: float = 120) -> None:
     """Returns once something has happened in a process, which must not end before."""
     deadline = time.monotonic() + seconds
     while not condition():
-        assert process.poll() is None, process.stdout.read()
+        assert process.poll() is None, process.communicate()[0]
         assert time.monotonic() < deadline, "nothing happened"
         time.sleep(0.002)
