@@ -141,7 +141,7 @@ def test_a_killed_process_takes_the_run_down_and_nothing_is_lost(
 
 def test_one_that_a_killed_process_started_ends_with_it_before_they_have_met(small: list[str], tmp_path: Path) -> None:
     process = start_train(*small, "num_steps=60", "trainer.devices=2", f"output_dir={tmp_path / 'run'}", new=True)
-    wait_for(lambda: children(process), process)
+    wait_for(lambda: children(process), process, seconds=300)
     os.kill(process.pid, signal.SIGKILL)  # the other still imports
     assert "error: the process that started it is gone" in ended(process, 60)
 

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from unittest import mock
 
-from support.warm import TESTS, Warm
+from support.warm import Warm
 
 PROJECT = Path(__file__).resolve().parents[2]
 TRAIN = PROJECT / "train.py"
