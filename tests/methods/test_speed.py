@@ -47,8 +47,10 @@ class Waits(TorchDispatchMode):
 
 
 # operators without a closed form are solved by deepinv's conjugate gradients or torch's Adam, which look at numbers
-@pytest.mark.parametrize("operator", [HALF, super_resolution, gaussian_blur, mri])
-@pytest.mark.parametrize("settings", [{}, {"particle_chunk": 2}], ids=str)
+@pytest.mark.parametrize(
+    ("operator", "settings"),
+    [*((each, {}) for each in (HALF, super_resolution, gaussian_blur, mri)), (HALF, {"particle_chunk": 2})],
+)
 @pytest.mark.parametrize("method", METHODS)
 def test_no_step_waits_for_the_device(operator, settings: dict, method: str, tiny_prior: StableDiffusionPrior) -> None:
     physics = operator(tiny_prior.image_shape)
