@@ -11,7 +11,7 @@ import lightning as L
 
 from rlsd_lightning.distributed.agreement import together
 from rlsd_lightning.distributed.processes import Processes
-from rlsd_lightning.engine.batch_size import largest_batch
+from rlsd_lightning.engine.batch_size import batch_size
 from rlsd_lightning.engine.checkpoints import LAST, PREVIOUS, checkpoint_to_resume, put_aside
 from rlsd_lightning.engine.chosen import chosen, keep_chosen
 from rlsd_lightning.errors import FailedError, InputError, NonFiniteError, PeerError
@@ -56,11 +56,9 @@ def run_measurements(
     Whatever reading or solving one measurement raises is its failure only, and the others go on.
 
     Args:
-        make_module: New module of some measurements; the keyword ``particle_chunk`` replaces its own where memory was
-            too small for that.
+        make_module: New module of some measurements; the keyword ``particle_chunk`` is given where memory was too small.
         make_trainer: New Trainer that writes to the folder of a batch. Keywords: ``position``, the batch's place in the
-            data for the progress bar; ``batches``, how many this process has yet to solve; ``probe``, one step without
-            callbacks.
+            data for the progress bar; ``batches`` left for this process; ``probe``, one step without callbacks.
         checkpoint: Name of one batch's folder, and the checkpoint to resume it from; the other batches are left alone.
         measurements_per_batch: Number of measurements solved side by side; ``auto`` fills the device's memory.
         processes: Processes of the run; by default this one alone. ``parallel`` says how they share the work, see
@@ -108,8 +106,10 @@ class _Run:
     ) -> None:
         self.data, self.make_module, self.make_trainer, self.folder = data, make_module, make_trainer, folder
         self.processes = processes
-        self.batches, self.chunk, self.particles_at_once = 1, None, 1
-        """Batches left for this process; the particle chunk that memory has forced; particles in a chunk of the last fit."""
+        self.batches, self.particles_at_once = 1, 1
+        """Batches left for this process; particles that the last module's networks saw at a time."""
+        self.forced: dict[str, int] = {}
+        """Settings of a module that a full memory has forced."""
         self.particle_steps = 0
         """Steps of this process, each times its particles; in the end those of all processes."""
         self.start = time.perf_counter()
@@ -125,18 +125,10 @@ class _Run:
             )
         if asked != "auto":
             return asked
-        return self.processes.broadcast(self._fitting_size() if self.processes.is_first else None)
-
-    def _fitting_size(self) -> int:
-        size = chosen(self.folder, "measurements_per_batch")
-        if size is None:
-            device, size = self.processes.device, 1
-            # a process that exceeds a CPU's memory is killed without an error, and larger batches are no faster there
-            if device.type != "cpu":
-                size = largest_batch(self.make_module, self.data, self.make_trainer)
-            log.info("measurements_per_batch=auto: %d on %s", size, device)
-            keep_chosen(self.folder, "measurements_per_batch", size)
-        return size
+        size = None
+        if self.processes.is_first:
+            size = batch_size(self.folder, self.processes.device, self.make_module, self.data, self.make_trainer)
+        return self.processes.broadcast(size)
 
     def solve_all(self, batches: dict[str, range], parallel: str, checkpoint: Path | None) -> None:
         """Solve the batches of this process's group, and wait for the other groups."""
@@ -145,7 +137,8 @@ class _Run:
         if processes.shard.position:
             for part in SAID_BY_ALL:  # the first process of the group says it once
                 logging.getLogger(f"rlsd_lightning.{part}").setLevel(logging.CRITICAL)
-        self.chunk = processes.broadcast(chosen(self.folder, "particle_chunk") if processes.is_first else None)
+        chunk = processes.broadcast(chosen(self.folder, "particle_chunk") if processes.is_first else None)
+        self.forced = {"particle_chunk": chunk} if chunk else {}
         mine = list(batches)[processes.group :: processes.groups]
         for done, label in enumerate(mine):
             self.batches = len(mine) - done
@@ -212,10 +205,10 @@ class _Run:
 
     def _halve_chunk(self, label: str) -> None:
         """Let networks see half as many particles at a time from now on, and in a resumed run."""
-        self.chunk = (self.particles_at_once + 1) // 2
-        log.warning("%s: memory is too small; networks see %d particles at a time from now on", label, self.chunk)
+        chunk = self.forced["particle_chunk"] = (self.particles_at_once + 1) // 2
+        log.warning("%s: memory is too small; networks see %d particles at a time from now on", label, chunk)
         if self.processes.shard.position == 0:
-            keep_chosen(self.folder, "particle_chunk", self.chunk)
+            keep_chosen(self.folder, "particle_chunk", chunk)
 
     def _solve(self, measurements: list[Measurement], label: str, checkpoint: Path) -> None:
         alone = [m.name for m in measurements] == [label]
@@ -233,8 +226,7 @@ class _Run:
             position = f"[{'-'.join(ends)}/{len(self.data)}] "
             try:
                 trainer = self.make_trainer(self.folder / label, position=position, batches=self.batches)
-                forced = {} if self.chunk is None else {"particle_chunk": self.chunk}
-                module = self.make_module(measurements, **forced)
+                module = self.make_module(measurements, **self.forced)
                 self.particles_at_once = module.particle_chunk or len(module.z)
                 self._fit(module, trainer, checkpoint)
                 return
