@@ -106,10 +106,8 @@ class _Run:
     ) -> None:
         self.data, self.make_module, self.make_trainer, self.folder = data, make_module, make_trainer, folder
         self.processes = processes
-        self.batches, self.particles_at_once = 1, 1
-        """Batches left for this process; particles that the last module's networks saw at a time."""
-        self.forced: dict[str, int] = {}
-        """Settings of a module that a full memory has forced."""
+        self.batches, self.particles_at_once, self.forced = 1, 1, {}
+        """Batches left; particles that networks saw at a time in the last fit; settings that a full memory has forced."""
         self.particle_steps = 0
         """Steps of this process, each times its particles; in the end those of all processes."""
         self.start = time.perf_counter()
@@ -205,8 +203,9 @@ class _Run:
 
     def _halve_chunk(self, label: str) -> None:
         """Let networks see half as many particles at a time from now on, and in a resumed run."""
-        chunk = self.forced["particle_chunk"] = (self.particles_at_once + 1) // 2
-        log.warning("%s: memory is too small; networks see %d particles at a time from now on", label, chunk)
+        before, chunk = self.particles_at_once, (self.particles_at_once + 1) // 2
+        self.forced = {"particle_chunk": chunk}
+        log.warning("%s: memory is too small for %d particles at a time; from now on %d", label, before, chunk)
         if self.processes.shard.position == 0:
             keep_chosen(self.folder, "particle_chunk", chunk)
 

@@ -10,8 +10,9 @@ from unittest import mock
 import pytest
 import torch
 from omegaconf import OmegaConf
-from support.command import TESTS, start_train, train
+from support.command import start_train, train
 from support.trainers import assert_same_bits
+from support.warm import TESTS
 
 from rlsd_lightning import InputError
 from rlsd_lightning.cli.messages import failure

@@ -12,9 +12,9 @@ import pytest
 import torch
 from lightning.fabric.accelerators import MPSAccelerator
 from PIL import Image
-from support.command import SLOW, TESTS, small_run, start_train, train, wait_for
+from support.command import SLOW, small_run, start_train, train, wait_for
 from support.trainers import assert_same_bits
-from support.warm import Warm
+from support.warm import TESTS, Warm
 
 from rlsd_lightning import InputError
 from rlsd_lightning.distributed.processes import Processes, groups_of

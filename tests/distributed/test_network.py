@@ -7,9 +7,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from support.command import SLOW, TESTS, start_train, train, wait_for
+from support.command import SLOW, start_train, train, wait_for
 from support.trainers import assert_same_bits
-from support.warm import Warm
+from support.warm import TESTS, Warm
 
 ADDRESSES = ("10.77.0.1", "10.77.0.2")
 PATIENCE = 10

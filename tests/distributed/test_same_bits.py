@@ -7,9 +7,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from support.command import PROJECT, TESTS, small_run, train, wait_for
+from support.command import PROJECT, small_run, train, wait_for
 from support.trainers import assert_same_bits
-from support.warm import Warm
+from support.warm import TESTS, Warm
 
 # the processes are started once, so all of these tests belong to one worker
 pytestmark = pytest.mark.xdist_group("processes")

@@ -13,8 +13,8 @@ import lightning as L
 import pytest
 import torch
 from support import fit
-from support.command import PROJECT, TESTS, wait_for
-from support.warm import Warm
+from support.command import PROJECT, wait_for
+from support.warm import TESTS, Warm
 
 from rlsd_lightning import RLSD, InputError, LatentFeatures
 from rlsd_lightning.results.store import read_metrics

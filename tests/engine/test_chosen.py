@@ -121,7 +121,7 @@ def test_networks_see_as_many_particles_as_fit_and_a_resumed_run_as_many(
     run("run", full)
     assert list(dict.fromkeys(full.seen)) == tried
     assert full.seen[-3:] == [fitting] * 3  # the second measurement tries nothing larger
-    assert f"memory is too small; networks see {fitting} particles at a time" in caplog.text
+    assert f"particles at a time; from now on {fitting}" in caplog.text
     run("told", particle_chunk=fitting)
     shutil.rmtree(tmp_path / "run" / "b")
     full.seen.clear()

@@ -243,7 +243,7 @@ def test_a_measurement_that_does_not_fit_into_memory_is_one_line(
             solve()
     else:
         assert solve() == (1, 1)
-        assert "'large' does not fit into the device's memory (CUDA out of memory" in caplog.text
+        assert "'large' does not fit into the device's memory, even one particle at a time (CUDA out" in caplog.text
 
 
 def test_a_batch_that_does_not_fit_into_memory_is_halved(
