@@ -56,10 +56,11 @@ class Signal(Callback):
 
 
 class SmallFiles(Callback):
-    """No file of this process may grow beyond 4 kB, so a checkpoint finds a full disk."""
+    """No file of a process with the variable SMALL_FILES may grow beyond 4 kB, so a checkpoint finds a full disk."""
 
     def __init__(self) -> None:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
+        if "SMALL_FILES" in os.environ:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
 
 
 class Deletion(Callback):
