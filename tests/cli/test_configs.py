@@ -218,9 +218,10 @@ def test_paths_that_a_run_reads_are_made_absolute(name: str, tmp_path: Path, mon
     assert cfg.prior.pretrained == "some/hub"
 
 
-@pytest.mark.parametrize("augmented", ["true", "false"])
-@pytest.mark.parametrize("refine_share", [0, 0.5, 1])
-@pytest.mark.parametrize("num_particles", [1, 3])
+@pytest.mark.parametrize(
+    ("augmented", "refine_share", "num_particles"),
+    [("true", 0, 1), ("true", 0.5, 3), ("true", 1, 1), ("false", 0, 3), ("false", 0.5, 1), ("false", 1, 3)],
+)
 def test_every_form_of_the_method_runs_with_any_number(
     augmented: str, refine_share: float, num_particles: int, small: list[str], tmp_path: Path
 ) -> None:

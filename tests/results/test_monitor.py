@@ -13,6 +13,7 @@ from PIL import Image
 from safetensors.torch import load_file
 from support.command import start_train, train, wait_for
 from support.trainers import fit
+from support.warm import TESTS
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.custom_scalar.layout_pb2 import Layout
 from tensorboard.plugins.hparams.metadata import EXPERIMENT_TAG, SESSION_START_INFO_TAG
@@ -292,7 +293,7 @@ def test_a_killed_run_has_every_step_once_in_order_and_the_whole_filmstrip(small
     process = start_train(
         *[*small, "data.limit=1", "num_steps=40", "trainer.log_every_n_steps=1", f"output_dir={folder}"],
         "+callbacks.slow._target_=support.faults.Slow",
-        PYTHONPATH=Path(__file__).parents[1],
+        PYTHONPATH=TESTS,
     )
     wait_for(
         lambda: (folder / "000").exists() and last_step(folder / "000") >= 18, process
