@@ -83,8 +83,8 @@ class TinyDecoder(nn.Module):
     """A tiny decoder, for the scaled latents of the model that it was distilled from.
 
     Args:
-        pretrained: A folder of diffusers' ``AutoencoderTiny`` or of a :class:`ShuffleDecoder`, or the name of a model on the
-            hub such as ``madebyollin/taesd``.
+        pretrained: A folder of diffusers' ``AutoencoderTiny`` or of a :class:`ShuffleDecoder`, the name of a model on the hub
+            such as ``madebyollin/taesd``, or a model itself.
         dtype: Type of the weights.
         local_files_only: Never download from the hub.
 
@@ -92,27 +92,11 @@ class TinyDecoder(nn.Module):
         InputError: If there is no such decoder.
     """
 
-    def __init__(self, pretrained: str, dtype: torch.dtype = torch.float32, local_files_only: bool = False) -> None:
+    def __init__(
+        self, pretrained: str | ModelMixin, dtype: torch.dtype = torch.float32, local_files_only: bool = False
+    ) -> None:
         super().__init__()
-        try:
-            name = AutoencoderTiny.load_config(pretrained, local_files_only=local_files_only).get("_class_name")
-            if name not in KINDS:
-                raise OSError(f"it holds the class {name}")  # whose weights would be replaced by random ones
-            tiny, found = KINDS[name].from_pretrained(
-                pretrained,
-                use_safetensors=True,
-                local_files_only=local_files_only,
-                low_cpu_mem_usage=False,  # the other way needs accelerate
-                output_loading_info=True,
-            )
-            if found["missing_keys"]:
-                raise OSError(f"it lacks the weights {', '.join(found['missing_keys'][:3])}")
-        except Exception as error:  # diffusers and the formats' readers raise errors of many kinds
-            raise InputError(
-                f"tiny_decoder must be a folder of diffusers' AutoencoderTiny or a model's name, got '{pretrained}' "
-                f"({first_line(error)}); check the path, fetch it with `hf download {pretrained}`, or set "
-                "tiny_decoder=null"
-            ) from error
+        tiny = pretrained if isinstance(pretrained, ModelMixin) else _load(pretrained, local_files_only)
         decoder = tiny.decoder if isinstance(tiny, AutoencoderTiny) else tiny
         self.decoder = decoder.to(dtype=dtype, memory_format=torch.channels_last)
         self.channels = tiny.config.latent_channels
@@ -122,6 +106,28 @@ class TinyDecoder(nn.Module):
         """Images of scaled latents, about in [-1, 1], with shape :math:`(N, 3, H, W)`."""
         latents = (z / self.scaling + self.shift).to(next(self.decoder.parameters()).dtype)
         return self.decoder(latents).to(z.dtype)
+
+
+def _load(pretrained: str, local_files_only: bool) -> ModelMixin:
+    try:
+        name = AutoencoderTiny.load_config(pretrained, local_files_only=local_files_only).get("_class_name")
+        if name not in KINDS:
+            raise OSError(f"it holds the class {name}")  # whose weights would be replaced by random ones
+        tiny, found = KINDS[name].from_pretrained(
+            pretrained,
+            use_safetensors=True,
+            local_files_only=local_files_only,
+            low_cpu_mem_usage=False,  # the other way needs accelerate
+            output_loading_info=True,
+        )
+        if found["missing_keys"]:
+            raise OSError(f"it lacks the weights {', '.join(found['missing_keys'][:3])}")
+    except Exception as error:  # diffusers and the formats' readers raise errors of many kinds
+        raise InputError(
+            f"tiny_decoder must be a folder of diffusers' AutoencoderTiny or a model's name, got '{pretrained}' "
+            f"({first_line(error)}); check the path, fetch it with `hf download {pretrained}`, or set tiny_decoder=null"
+        ) from error
+    return tiny
 
 
 def tiny_folder(tiny_decoder: str | None, pretrained: object) -> str | None:
