@@ -19,7 +19,7 @@ from rlsd_lightning.priors.loading import (
     latent_scale,
     load_pipeline,
 )
-from rlsd_lightning.priors.prediction import try_networks
+from rlsd_lightning.priors.measured.prediction import try_networks
 
 __all__ = ["PipelinePrior", "text_and_pooled"]
 

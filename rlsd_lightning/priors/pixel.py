@@ -10,7 +10,7 @@ from torch import Tensor
 from rlsd_lightning.errors import InputError
 from rlsd_lightning.priors.base import Prior
 from rlsd_lightning.priors.loading import check_conditions, ddim_levels, image_and_unit, load_pipeline
-from rlsd_lightning.priors.prediction import try_networks
+from rlsd_lightning.priors.measured.prediction import try_networks
 
 __all__ = ["PixelPrior"]
 
