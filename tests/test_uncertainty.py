@@ -18,6 +18,7 @@ from rlsd_lightning.measurement import Measurement
 from rlsd_lightning.operators import NullOperator, as_physics, hdr, phase_retrieval, quantization, super_resolution
 from rlsd_lightning.operators.noise import PoissonNoise
 from rlsd_lightning.operators.proximal import noise_share, proximal_step
+from rlsd_lightning.priors import Calibration
 from rlsd_lightning.results.store import load_run
 from rlsd_lightning.results.writer import ImageResults
 from rlsd_lightning.uncertainty import DecoderError, decoder_error
@@ -255,7 +256,8 @@ class _Module:
     def __init__(self) -> None:
         self.hparams, self.decoder_std, self.has_proximal_results = {}, 0.08, True
         self.particle_chunk, self.num_particles, self.seed = None, 2, 0
-        self.prior = SimpleNamespace(white_latents=False, latent_shape=(4, 8, 8), image_shape=SHAPE, warnings=[])
+        own = Calibration(0.08, 1.0, 0.5, 1.0, (1.0, 1.0), 8, "pictures")
+        self.prior = SimpleNamespace(calibration=own, latent_shape=(4, 8, 8), image_shape=SHAPE, warnings=[])
         self.proximal = SimpleNamespace(mu=lambda measurement, variance: 1.0)
 
     def compared(self, z: Tensor, images: Tensor, features: nn.Module | None) -> Tensor:

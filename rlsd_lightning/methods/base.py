@@ -21,7 +21,7 @@ from rlsd_lightning.identity import CheckpointIdentity, keep_particles
 from rlsd_lightning.measurement import Measurement
 from rlsd_lightning.operators.medical import as_seen
 from rlsd_lightning.operators.proximal import RESULT_STEPS, ProximalSteps
-from rlsd_lightning.priors import Prior
+from rlsd_lightning.priors import Calibration, Prior
 from rlsd_lightning.timesteps import Timesteps
 
 __all__ = ["ParticleModule"]
@@ -47,7 +47,8 @@ class ParticleModule(L.LightningModule):
         particle_chunk: Particles that a network sees at a time. Activations of one chunk only are kept, and the backward
             pass computes them again. None: all at once.
         decoder_std: Typical distance of :math:`D(z)` from an image, in units of an image in [-1, 1]; 0: latents decode
-            exactly, and the results are :math:`D(z)`.
+            exactly, and the results are :math:`D(z)`. None: the prior's, as for all settings that are measured of it
+            (:class:`~rlsd_lightning.priors.Calibration`).
         min_mu: Least weight of :math:`\mathrm{mean}(x - D(z))^2` beside the misfit, above 0.
 
     Raises:
@@ -66,14 +67,18 @@ class ParticleModule(L.LightningModule):
         warm_share: float = 0.5,
         antithetic: bool = False,
         particle_chunk: int | None = None,
-        decoder_std: float = 0.08,
+        decoder_std: float | None = None,
         min_mu: float = 1e-3,
     ) -> None:
         super().__init__()
         self.save_hyperparameters(ignore=["prior", "measurements", "features"])  # of all classes of the chain
         self.measurements = [measurements] if isinstance(measurements, Measurement) else list(measurements)
         self.num_particles, self.particle_chunk, self.seed = num_particles, particle_chunk, seed
-        self.decoder_std, self.has_proximal_results = decoder_std, decoder_std > 0
+        if open_settings := [name for name in Calibration._fields if self.hparams.get(name, 0) is None]:
+            measured = prior.calibration._asdict()
+            self.save_hyperparameters({name: measured[name] for name in open_settings})
+        self.decoder_std = self.hparams.decoder_std
+        self.has_proximal_results = self.decoder_std > 0
         check_particles(self.hparams, self.measurements, prior)
         is_warm = self.measurements[0].start is not None
         self.num_steps = num_steps
