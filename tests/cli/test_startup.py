@@ -24,6 +24,10 @@ QUICK = (
     ["+method.gama=1"],
     ["nonsense"],
     ["resume=nowhere"],
+    ["calibrate", "--help"],
+    ["doctor", "--help"],
+    ["doctor", "prior=fases"],
+    ["calibrate", "prior.weight=float16"],
 )
 SCRIPT = f"""
 import contextlib, runpy, sys

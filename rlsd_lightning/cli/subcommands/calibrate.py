@@ -33,7 +33,8 @@ def calibrate(cfg: DictConfig, given: list[str]) -> int:
         )
     pictures = None
     if "data.images" in given:
-        data = instantiate(cfg.data)(prior.image_shape, instantiate(cfg.physics))
+        limit = cfg.data.limit if "data.limit" in given else None
+        data = instantiate(cfg.data, limit=limit)(prior.image_shape, instantiate(cfg.physics))
         pictures = (data[index].truth for index in range(len(data)))
     found = measure(_on_device(prior), pictures)
     file = save_calibration(prior.origin, prior.image_shape, found)
@@ -52,4 +53,4 @@ def _on_device(prior):
 
 def main(arguments: list[str] | None = None) -> int:
     """Measure a prior and return the exit code."""
-    return run_composed("calibrate", __doc__, arguments, calibrate, "data.limit=null")
+    return run_composed("calibrate", __doc__, arguments, calibrate)

@@ -91,10 +91,10 @@ def prior_checks(cfg: DictConfig, own_pictures: bool) -> Iterator[Finding]:
     )
     pictures, shown = _pictures(cfg, prior, own_pictures)
     own = draw(prior, OWN_SAMPLES)
+    yield _checked("prediction", lambda: examine_prediction(prior, own))
     if prior.latent_shape != prior.image_shape:
         yield _checked("autoencoder", lambda: examine_autoencoder(prior, pictures, shown))
         yield _checked("latents", lambda: examine_latents(prior, pictures, own))
-    yield _checked("prediction", lambda: examine_prediction(prior, own))
     yield _checked("inpainting", lambda: _inpaint(prior, pictures[0], 20))
 
 
@@ -115,8 +115,8 @@ def _reason(error: Exception) -> str:
 def _pictures(cfg: DictConfig, prior: Prior, own: bool) -> tuple[list[Tensor], str]:
     """Pictures that the prior should know, and what they are: the user's, photographs, or faces for a prior of faces."""
     if own:
-        data = instantiate(cfg.data)(prior.image_shape, instantiate(cfg.physics))
-        return [data[index].truth for index in range(min(len(data), PICTURES))], OmegaConf.select(cfg, "data.images")
+        data = instantiate(cfg.data, limit=PICTURES)(prior.image_shape, instantiate(cfg.physics))
+        return [data[index].truth for index in range(len(data))], OmegaConf.select(cfg, "data.images")
     found = {name: _embedded(name, prior) for name in ("photos", "faces/heldout")}
     errors = {name: least_error(prior, pictures) for name, pictures in found.items()}
     name = "faces/heldout" if errors["faces/heldout"] < errors["photos"] / 2 else "photos"

@@ -19,7 +19,7 @@ __all__ = ["run_composed"]
 
 
 def run_composed(
-    name: str, description: str, arguments: list[str] | None, run: Callable[[DictConfig, list[str]], int], *first: str
+    name: str, description: str, arguments: list[str] | None, run: Callable[[DictConfig, list[str]], int]
 ) -> int:
     """Compose settings, check them, and run with them.
 
@@ -28,7 +28,6 @@ def run_composed(
         description: Its help: a line, an empty line, and more.
         arguments: Settings as ``name=value``; those of this process if left out.
         run: Takes the configuration and the names that were given, and returns the exit code.
-        first: Settings that the arguments may change.
 
     Returns:
         The exit code: 1 for an unusable input, 2 for a wrong command line.
@@ -42,7 +41,7 @@ def run_composed(
     cfg = None
     try:
         with initialize_config_dir(str(CONFIGS), version_base="1.3"):
-            cfg = compose("train", as_typed(without_null_groups(with_present_names([*first, *given]))))
+            cfg = compose("train", as_typed(without_null_groups(with_present_names(given))))
         check_settings(cfg)
         return run(cfg, [item.lstrip("+~").split("=")[0] for item in given])
     except Exception as error:

@@ -32,4 +32,4 @@ def examine(cfg: DictConfig, given: list[str]) -> int:
 
 def main(arguments: list[str] | None = None) -> int:
     """Examine what the arguments name and return the exit code."""
-    return run_composed("doctor", __doc__, arguments, examine, "data.limit=null")
+    return run_composed("doctor", __doc__, arguments, examine)

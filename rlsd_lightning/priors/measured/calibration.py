@@ -34,7 +34,7 @@ SAMPLES = 8
 FEWEST_VALUES = 4096
 """Values of all own samples together."""
 MOST_SAMPLES = 1024
-SAMPLING_STEPS = 10
+SAMPLING_STEPS = 20
 """Steps of DDIM of an own sample."""
 DETAIL_OF_PICTURES = 3.5
 """Reconstruction error of pictures over that of own samples, which the decoder has made itself."""
@@ -170,11 +170,15 @@ def _files(origin: Path) -> tuple[Path, Path]:
 def _read(file: Path) -> dict[str, Calibration]:
     try:
         entries = json.loads(file.read_text(encoding="utf-8"))
-        found = {size: Calibration(**entry) for size, entry in entries.items() if _lengths(size)}
+        found = {
+            size: Calibration(**(entry | {"latent_rms": tuple(entry["latent_rms"])}))
+            for size, entry in entries.items()
+            if _lengths(size)
+        }
         if not found:
             raise ValueError("it has no entry")
         return found
-    except (OSError, ValueError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, TypeError, AttributeError, KeyError) as error:
         raise InputError(
             f"pretrained: '{file}' can't be read ({first_line(error)}); delete it, or run rlsd calibrate again"
         ) from error
