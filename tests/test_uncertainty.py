@@ -49,7 +49,7 @@ def photons(noise: float) -> Physics:
 
 
 def estimated(
-    physics: Physics, std: float, decoded: Tensor | None = None, **settings: int
+    physics: Physics, std: float, decoded: Tensor | None = None, **settings: float
 ) -> tuple[DecoderError | None, Tensor, Tensor]:
     """The estimate for a truth that is off all decoded images by errors of a deviation, that truth, and the images."""
     if decoded is None:
@@ -135,6 +135,16 @@ def test_errors_are_no_larger_than_images() -> None:
     found = decoder_error(Measurement("one", y, physics), images, decoded, IMAGE_VAR, 1e-3, seed=0, key=1)
     assert found.std == 1
     assert found.variance.isfinite().all()
+
+
+@pytest.mark.parametrize("make", [mask, averages, curve])
+@pytest.mark.parametrize(("largest", "expected"), [(0.05, 0.05), (0.1, 0.1), (0.9, 0.3)])
+def test_latents_that_do_not_fit_are_no_error_of_the_decoder(make: Callable, largest: float, expected: float) -> None:
+    torch.manual_seed(0)
+    found, truth, images = estimated(make(0.001), 0.3, largest_var=largest**2)
+    assert found.std == pytest.approx(expected, rel=0.15)
+    left = found.variance.mean().sqrt().item()
+    assert left == pytest.approx((truth - images).square().mean().sqrt().item() * expected / 0.3, rel=0.25)
 
 
 def test_forms_that_an_operator_cannot_tell_apart_share_a_variance() -> None:
