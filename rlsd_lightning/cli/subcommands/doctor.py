@@ -9,6 +9,8 @@ autoencoder on pictures (those of data/photos, or data.images), its latents, its
 20 steps of inpainting. The exit code is 1 if a check fails.
 """
 
+import logging
+
 from omegaconf import DictConfig
 
 from rlsd_lightning.cli.subcommands.composition import run_composed
@@ -20,13 +22,18 @@ def examine(cfg: DictConfig, given: list[str]) -> int:
     """Print the findings and return the exit code."""
     from rlsd_lightning.cli.subcommands.checkup import prior_checks, self_test, system_lines  # with torch
 
-    has_prior = any(name.split(".")[0] == "prior" for name in given)
-    print("\n".join(["```", *system_lines()]), flush=True)
-    ok = True
-    for finding in prior_checks(cfg, own_pictures="data.images" in given) if has_prior else self_test():
-        print(finding, flush=True)
-        ok = ok and finding.ok
-    print("```")
+    has_prior, ok = any(name.split(".")[0] == "prior" for name in given), True
+    log = logging.getLogger("rlsd_lightning")
+    level = log.level
+    log.setLevel(logging.ERROR)  # findings have what matters of the warnings
+    try:
+        print("\n".join(["```", *system_lines()]), flush=True)
+        for finding in prior_checks(cfg, own_pictures="data.images" in given) if has_prior else self_test():
+            print(finding, flush=True)
+            ok = ok and finding.ok
+        print("```")
+    finally:
+        log.setLevel(level)
     return 0 if ok else 1
 
 
