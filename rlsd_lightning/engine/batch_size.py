@@ -10,13 +10,31 @@ from tempfile import TemporaryDirectory
 import lightning as L
 import torch
 
+from rlsd_lightning.engine.chosen import chosen, keep_chosen
 from rlsd_lightning.errors import LostError, StoppedError, first_line, is_out_of_memory
 from rlsd_lightning.measurement import Measurement, Measurements
 from rlsd_lightning.methods.base import ParticleModule
 
-__all__ = ["largest_batch"]
+__all__ = ["batch_size", "largest_batch"]
 
 log = logging.getLogger(__name__)
+
+
+def batch_size(
+    folder: Path,
+    device: torch.device,
+    make_module: Callable[[Sequence[Measurement]], ParticleModule],
+    data: Measurements,
+    make_trainer: Callable[..., L.Trainer],
+) -> int:
+    """Number of measurements solved side by side in the run of a folder, chosen once by the device's memory."""
+    size = chosen(folder, "measurements_per_batch")
+    if size is None:
+        # a process that exceeds a CPU's memory is killed without an error, and larger batches are no faster there
+        size = 1 if device.type == "cpu" else largest_batch(make_module, data, make_trainer)
+        log.info("measurements_per_batch=auto: %d on %s", size, device)
+        keep_chosen(folder, "measurements_per_batch", size)
+    return size
 
 
 def largest_batch(

@@ -63,7 +63,7 @@ class PixelPrior(Prior):
             self, (shape[0], *(length if length <= TRIED else TRIED // stride * stride for length in shape[1:]))
         )
 
-    def compile_networks(self, **options: Any) -> None:
+    def compile_networks(self, regional: bool = False, **options: Any) -> None:
         self.denoiser.compile(**options)
 
     def network(self, z_t: Tensor, t: int) -> Tensor:

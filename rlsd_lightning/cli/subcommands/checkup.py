@@ -31,7 +31,7 @@ from rlsd_lightning.priors.measured.examination import (
     least_error,
 )
 from rlsd_lightning.resources import embedded
-from rlsd_lightning.solve import solve
+from rlsd_lightning.solving import solve
 
 __all__ = ["prior_checks", "self_test", "system_lines"]
 
