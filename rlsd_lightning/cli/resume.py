@@ -29,7 +29,6 @@ FIXED = (
 MAY_CHANGE = (
     *(name for name in INPUTS if name not in OLDER.values()),
     "prior.local_files_only",
-    "prior.vae_tiling",
     "prior.decoder_checkpointing",
     "features.local_files_only",
     "method.particle_chunk",

@@ -1,4 +1,4 @@
-"""Probe for the number of measurements that fit on a device."""
+"""Which measurements can be solved side by side, and how many fit on a device."""
 
 import gc
 import logging
@@ -14,9 +14,18 @@ from rlsd_lightning.errors import LostError, StoppedError, first_line, is_out_of
 from rlsd_lightning.measurement import Measurement, Measurements
 from rlsd_lightning.methods.base import ParticleModule
 
-__all__ = ["largest_batch"]
+__all__ = ["by_size", "largest_batch"]
 
 log = logging.getLogger(__name__)
+
+
+def by_size(measurements: Sequence[Measurement]) -> dict[str, list[Measurement]]:
+    """Measurements whose images have the same size, by this size as ``256x192``; empty where it is the prior's own."""
+    parts: dict[str, list[Measurement]] = {}
+    for measurement in measurements:
+        size = "x".join(str(length) for length in (measurement.image_shape or ())[:0:-1])
+        parts.setdefault(size, []).append(measurement)
+    return parts
 
 
 def largest_batch(

@@ -11,7 +11,7 @@ import lightning as L
 
 from rlsd_lightning.distributed.agreement import together
 from rlsd_lightning.distributed.processes import Processes
-from rlsd_lightning.engine.batch_size import largest_batch
+from rlsd_lightning.engine.batch_size import by_size, largest_batch
 from rlsd_lightning.engine.checkpoints import LAST, PREVIOUS, checkpoint_to_resume, put_aside
 from rlsd_lightning.errors import FailedError, InputError, NonFiniteError, PeerError
 from rlsd_lightning.identity import saved_samples
@@ -171,6 +171,10 @@ class _Run:
         if start is None:
             said = "%s: starts from noise, as the previous measurement '%s' has no result"
             log.warning(said, self.data.names[index], previous)
+        elif measurement.image_shape not in (None, tuple(start[1].shape[1:])):
+            said = "%s: starts from noise, as the previous measurement '%s' has another size"
+            log.warning(said, self.data.names[index], previous)
+            start = None
         return measurement._replace(start=start)
 
     def _together(self, work: Callable[[], Value], folder: Path | None = None) -> Value:
@@ -178,8 +182,14 @@ class _Run:
         return together(self.processes.shard, work, folder, is_last=len(self.data) == 1)
 
     def solve(self, measurements: list[Measurement], label: str, checkpoint: Path) -> None:
-        """Solve a batch, from its checkpoint if there is one; in parts if it fails."""
+        """Solve a batch, from its checkpoint if there is one; in parts if it fails, or if images have several sizes."""
         if not measurements:
+            return
+        sizes = by_size(measurements)
+        was_split = label not in self.data.names and (self.folder / f"{label}_{next(iter(sizes))}").is_dir()
+        if len(sizes) > 1 or was_split:
+            for own, part in ((f"{label}_{size}", part) for size, part in sizes.items()):
+                self.solve(part, own, self.folder / own / "checkpoints" / LAST)
             return
         try:
             self._together(partial(self._solve, measurements, label, checkpoint), self.folder)

@@ -1,13 +1,17 @@
 """The contract of a prior: a frozen denoiser of latents, between an encoder and a decoder."""
 
+import copy
 import logging
 from abc import ABC, abstractmethod
-from typing import Any
+from collections.abc import Callable
+from fractions import Fraction
+from typing import Any, Self
 
 from torch import Tensor, nn
 
 from rlsd_lightning.errors import InputError
 from rlsd_lightning.functional.schedules import PREDICTION_TYPES, clean_and_noise
+from rlsd_lightning.priors.tiles import in_tiles
 
 __all__ = ["Prior"]
 
@@ -55,6 +59,12 @@ class Prior(nn.Module, ABC):
         self.image_shape = tuple(image_shape)
         self.prediction_type = prediction_type
         self.timestep_offset = timestep_offset
+        self.multiple: int | None = None
+        """Number of pixels that must divide both sides of an image; None: images have ``image_shape`` only."""
+        self.trained_size = max(image_shape[-2:])
+        """Longer side in pixels of the images that the networks were trained on."""
+        self.tile: int | None = None
+        """Largest side in pixels that networks take in one piece; larger images are seen in tiles. None: any."""
         self.warnings: list[str] = []
         """What is suspicious about the checkpoint or the prompts, in sentences for the results."""
 
@@ -66,6 +76,42 @@ class Prior(nn.Module, ABC):
         """Logs a warning, and keeps it for the results of every measurement."""
         log.warning("%s", sentence)
         self.warnings.append(sentence)
+
+    @property
+    def stride(self) -> int:
+        """Pixels to one latent, along each side."""
+        return self.image_shape[-1] // self.latent_shape[-1]
+
+    @property
+    def is_tiled(self) -> bool:
+        """Whether the networks see images in tiles."""
+        return self.tile is not None and max(self.image_shape[-2:]) > self.tile
+
+    def resized(self, image_shape: tuple[int, ...] | None) -> Self:
+        """The same prior for images of another height and width; it shares the networks.
+
+        Args:
+            image_shape: Shape of one image; None: this prior's own.
+        """
+        if image_shape is None or tuple(image_shape) == self.image_shape:
+            return self
+        height, width = image_shape[-2:]
+        resized = copy.copy(self)
+        resized.image_shape = (self.image_shape[0], height, width)
+        resized.latent_shape = (self.latent_shape[0], height // self.stride, width // self.stride)
+        return resized
+
+    def tiled(self, function: Callable[[Tensor], Tensor], values: Tensor, zoom: int | Fraction = 1) -> Tensor:
+        """A network's output for latents (or for images, if it divides lengths by the stride), in tiles if need be.
+
+        Args:
+            function: The network, which multiplies heights and widths by ``zoom``.
+            values: Its input, with shape :math:`(N, C, H, W)`.
+            zoom: Length of the output over that of the input.
+        """
+        if not self.is_tiled:
+            return function(values)
+        return in_tiles(function, values, self.tile if zoom < 1 else self.tile // self.stride, zoom)
 
     @property
     def num_train_timesteps(self) -> int:
@@ -90,7 +136,8 @@ class Prior(nn.Module, ABC):
         Returns:
             Two tensors with the shape of ``z_t``.
         """
-        return clean_and_noise(self.network(z_t, t), z_t, self.alpha(t), self.sigma(t), self.prediction_type)
+        output = self.tiled(lambda part: self.network(part, t), z_t)
+        return clean_and_noise(output, z_t, self.alpha(t), self.sigma(t), self.prediction_type)
 
     @abstractmethod
     def network(self, z_t: Tensor, t: int) -> Tensor:
