@@ -23,6 +23,7 @@ FIXED = (
     "data.seed",
     "data.sequence",
     "data.tile",
+    "data.fit",
     "trainer.precision",
 )
 """Settings, or groups of them, that determine a run's results."""

@@ -65,6 +65,8 @@ class Prior(nn.Module, ABC):
         """Longer side in pixels of the images that the networks were trained on."""
         self.tile: int | None = None
         """Largest side in pixels that networks take in one piece; larger images are seen in tiles. None: any."""
+        self.compiled: set[str] = set()
+        """Names of the networks that are compiled; group normalisations then see tiles apart."""
         self.warnings: list[str] = []
         """What is suspicious about the checkpoint or the prompts, in sentences for the results."""
 
@@ -111,7 +113,8 @@ class Prior(nn.Module, ABC):
         """
         if not self.is_tiled:
             return function(values)
-        return in_tiles(function, values, self.tile if zoom < 1 else self.tile // self.stride, zoom)
+        network = None if self.compiled else self  # what is compiled does not see that others change it
+        return in_tiles(function, values, self.tile if zoom < 1 else self.tile // self.stride, zoom, network)
 
     @property
     def num_train_timesteps(self) -> int:

@@ -173,6 +173,7 @@ class PipelinePrior(Prior):
         return negative + self.guidance_scale * (positive - negative)
 
     def compile_networks(self, **options: Any) -> None:
+        self.compiled |= {"denoiser", "vae"}
         self.denoiser.compile(**options)
         self.vae.decoder.compile(**options)
 

@@ -73,6 +73,7 @@ class PixelPrior(Prior):
         self.tile = tile_size(tile, self.trained_size, stride, LEAST_TILE)
 
     def compile_networks(self, **options: Any) -> None:
+        self.compiled |= {"denoiser"}
         self.denoiser.compile(**options)
 
     def network(self, z_t: Tensor, t: int) -> Tensor:

@@ -83,7 +83,8 @@ BAD_VALUES = [
         ["data.measurement must be an image, a folder or a pattern", "{files}/nowhere.png"],
     ),
     (["data.measurement={files}/broken.png"], ["{files}/broken.png", "can't be read"]),
-    (["data.measurement={files}/small.png"], ["32x32", "small.png' has 20x20", "prior.image_size=[20,20]"]),
+    (["data.fit=stretch"], ["data.fit must be one of keep, crop, pad", "stretch"]),
+    (["prior.tile=100"], ["prior.tile must be auto, null or a multiple of 4 of at least 64", "100"]),
     (["prior.pretrained={files}/empty"], ["diffusers pipeline folder", "{files}/empty", "model_index.json"]),
     (["prior.pretrained={files}/good.png"], ["diffusers pipeline folder", "{files}/good.png"]),
     (
