@@ -20,7 +20,7 @@ from rlsd_lightning.functional.losses import at_least_float32
 from rlsd_lightning.methods.base import ParticleModule
 from rlsd_lightning.operators.likelihood import MASKED, measured, noise_std
 from rlsd_lightning.operators.noise import PoissonNoise
-from rlsd_lightning.priors.prediction import not_finite
+from rlsd_lightning.priors.measured.prediction import not_finite
 
 __all__ = ["cause_warnings", "noise_estimate", "non_finite_cause", "quantization_step"]
 
