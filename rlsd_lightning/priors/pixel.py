@@ -17,7 +17,7 @@ from rlsd_lightning.priors.loading import (
     pair,
     tile_size,
 )
-from rlsd_lightning.priors.measured import try_networks
+from rlsd_lightning.priors.measured.prediction import try_networks
 from rlsd_lightning.priors.tiles import LEAST_TILE
 
 __all__ = ["PixelPrior"]
