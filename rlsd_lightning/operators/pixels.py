@@ -25,7 +25,7 @@ from torch import Tensor
 
 from rlsd_lightning.errors import InputError
 from rlsd_lightning.operators.noise import make_noise
-from rlsd_lightning.reading import Frame, find_images, read_mask, split_key
+from rlsd_lightning.reading import Frame, find_images, read_mask, read_whole_mask, split_key
 from rlsd_lightning.reading.paths import name_of
 
 __all__ = [
@@ -204,7 +204,7 @@ def seen_pixels(physics: Physics, frame: Frame) -> Image.Image | None:
     if not isinstance(physics, Inpainting):
         return None
     if isinstance(physics, MaskedPixels) and physics.mask_size == frame.own:
-        seen, _ = read_mask(physics.source, *frame.own)
+        seen, _ = read_whole_mask(physics.source)
         return Image.fromarray(np.where(seen, 255, 0).astype(np.uint8)).crop(frame.pixel_box)
     solved = (physics.mask[0] > 0).all(dim=0).cpu().numpy()
     return frame.to_picture(Image.fromarray(np.where(solved, 255, 0).astype(np.uint8)), Image.Resampling.NEAREST)

@@ -5,7 +5,7 @@ Whatever a library raises while it reads becomes an :class:`~rlsd_lightning.erro
 
 from rlsd_lightning.reading.arrays import Array, TakesArrays, load_array, read_array
 from rlsd_lightning.reading.frames import FITS, Frame, check_fit, next_multiple
-from rlsd_lightning.reading.masks import read_mask
+from rlsd_lightning.reading.masks import read_mask, read_whole_mask
 from rlsd_lightning.reading.paths import find_images, is_array, split_key
 from rlsd_lightning.reading.pictures import frames_of, open_picture, open_upright, read_picture
 from rlsd_lightning.reading.shapes import as_pages, check_axes
@@ -36,6 +36,7 @@ __all__ = [
     "read_array",
     "read_mask",
     "read_picture",
+    "read_whole_mask",
     "scaled",
     "split_key",
 ]

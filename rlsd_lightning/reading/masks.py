@@ -14,7 +14,7 @@ from rlsd_lightning.reading.pictures import ALPHA, DEEP, alpha_of, open_upright
 from rlsd_lightning.reading.shapes import as_pages
 from rlsd_lightning.reading.values import check_finite
 
-__all__ = ["read_mask"]
+__all__ = ["read_mask", "read_whole_mask"]
 
 log = logging.getLogger(__name__)
 
@@ -43,9 +43,8 @@ def read_mask(
     Raises:
         InputError: If the file can't be read, is no mask, or hides everything.
     """
-    path, key = split_key(where)
-    values = _array_values(path, key) if is_array(path) else _picture_values(path)
-    seen, soft = _cut(values)
+    path, _ = split_key(where)
+    seen, soft = read_whole_mask(where)
     own = seen.shape
     if own != (height, width):
         frame = frame if frame is not None and frame.own == own else Frame.cropped(own, (height, width))
@@ -55,6 +54,16 @@ def read_mask(
         raise InputError(f"mask='{where}' hides every pixel; make observed pixels white, or opaque")
     _say(printable(path.name), seen, soft)
     return seen, own
+
+
+def read_whole_mask(where: str | Path) -> tuple[np.ndarray, float]:
+    """Mask of a file at its own size, and the share of its values that are near neither black nor white.
+
+    Raises:
+        InputError: If the file can't be read, or is no mask.
+    """
+    path, key = split_key(where)
+    return _cut(_array_values(path, key) if is_array(path) else _picture_values(path))
 
 
 def _resized(seen: np.ndarray, frame: Frame) -> np.ndarray:
