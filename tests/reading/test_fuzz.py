@@ -106,7 +106,7 @@ def draw_operator(rng: np.random.Generator, path: Path) -> Callable:
 def check_image(measurement: Measurement, what: str) -> None:
     image = measurement.truth
     assert image.shape == (1, *measurement.image_shape), what
-    assert max(image.shape) == 16, what
+    assert max(image.shape) <= 16, what
     assert torch.isfinite(image).all() and image.abs().max() <= 1, what
 
 
@@ -120,7 +120,7 @@ def test_a_thousand_combinations_give_images_or_one_line(tmp_path: Path) -> None
         file, is_whole = draw_file(rng, folder / f"{number}")
         physics = draw_operator(rng, folder / f"{number}_other")
         measured = bool(rng.integers(2))
-        settings = {"range": pick(rng, RANGES), "axes": pick(rng, AXES), "fit": pick(rng, FITS)}
+        settings = {"range": pick(rng, RANGES), "axes": pick(rng, AXES), "fit": FITS[number % 3]}
         what = f"{file} with {settings}, {physics}, measured: {measured}"
         try:
             data = measurements(SHAPE, physics, **{"measurement" if measured else "images": file}, **settings)
