@@ -5,6 +5,7 @@ Time and memory don't depend on the weights.
 
 from pathlib import Path
 from typing import Any, NamedTuple
+from unittest import mock
 
 import torch
 from deepinv.physics import Physics
@@ -16,7 +17,7 @@ from rlsd_lightning import StableDiffusionPrior, ViTFeatures
 from rlsd_lightning.operators import inpainting
 from rlsd_lightning.priors import Prior
 
-__all__ = ["PRIORS", "Problem", "make_problem"]
+__all__ = ["PRIORS", "Problem", "RandomStableDiffusion", "make_problem", "stable_diffusion_levels"]
 
 DATA = Path(__file__).resolve().parents[1] / "data"
 
@@ -61,7 +62,12 @@ class RandomStableDiffusion(StableDiffusionPrior):
             "scheduler": DDIMScheduler(steps_offset=1, clip_sample=False),
             **self.left_out,
         }
-        super().__init__(StableDiffusionPipeline(vae=vae, unet=unet, **parts), **settings)
+        # random networks predict nothing, and may be without memory
+        with mock.patch("rlsd_lightning.priors.latent.try_networks"):
+            super().__init__(StableDiffusionPipeline(vae=vae, unet=unet, **parts), **settings)
+
+    def name_left_out(self, *_, **__) -> None:
+        """There is no tokenizer."""
 
     def schedule(self, pipeline: StableDiffusionPipeline) -> tuple[tuple[Tensor, Tensor], str, int]:
         return stable_diffusion_levels(), "epsilon", 1

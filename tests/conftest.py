@@ -1,7 +1,8 @@
 """Tiny random pipelines of every family and a tiny random ViT, in the on-disk formats of the real ones."""
 
+import copy
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 # On a CPU sums are rounded by the number of threads, and the processes that Lightning starts have fewer than this one:
@@ -10,6 +11,7 @@ os.environ["OMP_NUM_THREADS"] = "1"
 # For the same reason no test sees a GPU unless it is told of one: RLSD_TEST_GPUS=0 pytest
 os.environ["CUDA_VISIBLE_DEVICES"] = os.environ.get("RLSD_TEST_GPUS", "")
 
+import numpy as np
 import pytest
 import torch
 from diffusers import (
@@ -30,6 +32,7 @@ from transformers import CLIPTextModel, CLIPTextModelWithProjection, ViTConfig, 
 
 from examples.face_prior.diffusion import Diffusion, noise_schedule, save_pipeline
 from rlsd_lightning.features import Features, LatentFeatures, PixelFeatures, ViTFeatures, load_lpips
+from rlsd_lightning.functional import noise as functional_noise
 from rlsd_lightning.measurement import Measurement
 from rlsd_lightning.operators import inpainting
 from rlsd_lightning.priors import StableDiffusionPrior
@@ -202,9 +205,36 @@ def with_alexnet(random_alexnet: Path, monkeypatch: pytest.MonkeyPatch) -> Itera
 
 
 @pytest.fixture
-def tiny_prior(tiny_prior_folder: Path) -> StableDiffusionPrior:
-    """The tiny pipeline as a prior."""
+def noise_in_one_draw(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A measurement's particles get their noise from one generator: a hundred times as fast for a thousand of them."""
+
+    def draw(
+        shape: tuple[int, ...], particles: Iterable[int], *, seed: int, measurement: int, stream: str, step: int = 0
+    ):
+        rows, key = list(particles), [seed, measurement]
+        counter = np.array([0, functional_noise.STREAMS[stream], step, 0], dtype=np.uint64)
+        generator = np.random.Generator(np.random.Philox(key=np.array(key, dtype=np.uint64), counter=counter))
+        return torch.from_numpy(generator.standard_normal((max(rows) + 1, *shape), dtype=np.float32)[rows])
+
+    monkeypatch.setattr(functional_noise, "keyed_normal", draw)
+
+
+@pytest.fixture(scope="session")
+def loaded_prior(tiny_prior_folder: Path) -> StableDiffusionPrior:
+    """The tiny pipeline as a prior, loaded once; tests take copies."""
     return StableDiffusionPrior(str(tiny_prior_folder), local_files_only=True)
+
+
+@pytest.fixture(scope="session")
+def loaded_features(tiny_features_folder: Path) -> ViTFeatures:
+    """The tiny ViT as features, loaded once; tests take copies."""
+    return ViTFeatures(str(tiny_features_folder), local_files_only=True)
+
+
+@pytest.fixture
+def tiny_prior(loaded_prior: StableDiffusionPrior) -> StableDiffusionPrior:
+    """The tiny pipeline as a prior."""
+    return copy.deepcopy(loaded_prior)
 
 
 @pytest.fixture
@@ -214,9 +244,9 @@ def prior(tiny_prior: StableDiffusionPrior) -> StableDiffusionPrior:
 
 
 @pytest.fixture
-def tiny_features(tiny_features_folder: Path) -> ViTFeatures:
+def tiny_features(loaded_features: ViTFeatures) -> ViTFeatures:
     """The tiny ViT as features."""
-    return ViTFeatures(str(tiny_features_folder), local_files_only=True)
+    return copy.deepcopy(loaded_features)
 
 
 @pytest.fixture

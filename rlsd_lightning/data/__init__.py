@@ -6,6 +6,7 @@ from pathlib import Path
 import torch
 from deepinv.physics import Physics
 
+from rlsd_lightning.data.datasets import folder_of
 from rlsd_lightning.data.measured import MeasuredData, load_measured
 from rlsd_lightning.data.simulated import ImageMeasurements, measure
 from rlsd_lightning.data.sizes import AnySize, ImageSizes
@@ -44,7 +45,8 @@ def measurements(
     Args:
         sizes: Sizes of images that the prior takes, or the shape of the largest.
         physics: Factory of the operator, see :func:`~rlsd_lightning.operators.make_physics`.
-        images: Clean images, like the further arguments as in :class:`ImageMeasurements`.
+        images: Clean images, like the further arguments as in :class:`ImageMeasurements`; ``deepinv:Kodak24`` is a data
+            set of ``deepinv.datasets``.
         measurement: Measured files, as in :class:`MeasuredData`.
         fit: What is done with pictures of another size: ``keep``, ``crop`` or ``pad``, see :class:`AnySize`.
 
@@ -59,7 +61,7 @@ def measurements(
     operators = AnySize(sizes, physics, fit)
     if measurement is not None:
         return MeasuredData(sizes.image_shape, operators, measurement, limit, sequence, range, axes)
-    return ImageMeasurements(sizes.image_shape, operators, images, limit, seed, sequence, tile, range, axes)
+    return ImageMeasurements(sizes.image_shape, operators, folder_of(images), limit, seed, sequence, tile, range, axes)
 
 
 def as_sizes(sizes: ImageSizes | tuple[int, ...]) -> ImageSizes:

@@ -10,6 +10,7 @@ from torch import Tensor
 from rlsd_lightning.evaluation.scores import Solved
 from rlsd_lightning.functional.losses import at_least_float32
 from rlsd_lightning.functional.metrics import diversity, gradient_energy, pixel_std
+from rlsd_lightning.functional.precision import full_precision
 from rlsd_lightning.methods.base import ParticleModule
 from rlsd_lightning.operators.likelihood import data_fit, has_square_misfit, noise_std
 
@@ -82,7 +83,7 @@ def null_space(physics: Physics, images: Tensor, y: Tensor) -> tuple[float, floa
     std = max(noise_std(physics.noise_model, y), 1e-3)  # closed forms multiply rounding errors by its inverse square
     mean = images.mean(dim=0, keepdim=True)
     shape = torch.cat([mean - mean.mean(dim=(-2, -1), keepdim=True), images - mean])
-    with torch.autocast(images.device.type, enabled=False):
+    with full_precision(images.device):
         blind = shape - physics.prox_l2(torch.zeros_like(shape), physics.A(shape), std**-2)
     total, hidden = shape[0].square().mean().item(), blind[0].square().mean().item()
     spread = pixel_std(blind[1:])

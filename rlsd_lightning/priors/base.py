@@ -146,8 +146,11 @@ class Prior(nn.Module, ABC):
     def network(self, z_t: Tensor, t: int) -> Tensor:
         """The network's output, of the kind ``prediction_type``."""
 
-    def compile_networks(self, **options: Any) -> None:
+    def compile_networks(self, regional: bool = False, **options: Any) -> None:
         """Compiles the networks in place, with the options of ``torch.compile``.
+
+        Args:
+            regional: Compile the denoiser's repeated blocks only, where it has some: one compilation for all of them.
 
         Raises:
             InputError: If the prior has none.

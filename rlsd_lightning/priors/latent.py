@@ -177,9 +177,12 @@ class PipelinePrior(Prior):
         negative, positive = output.chunk(2)
         return negative + self.guidance_scale * (positive - negative)
 
-    def compile_networks(self, **options: Any) -> None:
+    def compile_networks(self, regional: bool = False, **options: Any) -> None:
         self.compiled |= {"denoiser", "vae"}
-        self.denoiser.compile(**options)
+        if regional and self.denoiser._repeated_blocks:  # diffusers' name
+            self.denoiser.compile_repeated_blocks(**options)
+        else:
+            self.denoiser.compile(**options)
         self.vae.decoder.compile(**options)
 
     def encode(self, images: Tensor) -> Tensor:

@@ -72,7 +72,7 @@ class PixelPrior(Prior):
         )
         self.tile = tile_size(tile, self.trained_size, stride, LEAST_TILE)
 
-    def compile_networks(self, **options: Any) -> None:
+    def compile_networks(self, regional: bool = False, **options: Any) -> None:
         self.compiled |= {"denoiser"}
         self.denoiser.compile(**options)
 

@@ -60,6 +60,7 @@ BAD_VALUES = [
     (["data.images=null"], ["data.images=null and data.measurement=null", "set one of them"]),
     (["task=super_resolution", "physics.filter=lanczos"], ["bicubic, bilinear, gaussian", "lanczos"]),
     (["+trainer.strategy=ddp", "prior.pretrained=nowhere"], ["trainer.strategy can't be set", "parallel"]),
+    (["compile=whole"], ["compile must be auto, regional, true or false", "whole"]),
     (["parallel=both"], ["parallel must be auto, measurements, particles", "both"]),
     (["measurements_per_batch=0"], ["measurements_per_batch must be at least 1", "0"]),
     (["method.distillation_weight=-1"], ["method.distillation_weight must be at least 0", "-1"]),
@@ -213,7 +214,7 @@ def test_a_missing_hub_model_says_how_to_get_it(small: list[str]) -> None:
 
 
 def in_its_own_process(*arguments: object) -> tuple[int, str]:
-    process = start_train(*arguments)
+    process = start_train(*arguments, new=True)
     printed, _ = process.communicate(timeout=300)
     return process.returncode, printed
 

@@ -11,8 +11,9 @@ import torch
 from omegaconf import OmegaConf
 from PIL import Image
 from safetensors.torch import load_file
-from support.command import SLOW, TESTS, small_run, start_train, train, wait_for
+from support.command import SLOW, small_run, start_train, train, wait_for
 from support.trainers import assert_same_bits
+from support.warm import TESTS
 from torch import Tensor
 
 from rlsd_lightning.engine.locking import only_run_in
