@@ -34,7 +34,7 @@ def calibrate(cfg: DictConfig, given: list[str]) -> int:
     pictures = None
     if "data.images" in given:
         limit = cfg.data.limit if "data.limit" in given else None
-        data = instantiate(cfg.data, limit=limit)(prior.image_shape, instantiate(cfg.physics))
+        data = instantiate(cfg.data, limit=limit, fit="crop")(prior.image_shape, instantiate(cfg.physics))
         pictures = (data[index].truth for index in range(len(data)))
     found = measure(_on_device(prior), pictures)
     file = save_calibration(prior.origin, prior.image_shape, found)

@@ -115,7 +115,7 @@ def _reason(error: Exception) -> str:
 def _pictures(cfg: DictConfig, prior: Prior, own: bool) -> tuple[list[Tensor], str]:
     """Pictures that the prior should know, and what they are: the user's, photographs, or faces for a prior of faces."""
     if own:
-        data = instantiate(cfg.data, limit=PICTURES)(prior.image_shape, instantiate(cfg.physics))
+        data = instantiate(cfg.data, limit=PICTURES, fit="crop")(prior.image_shape, instantiate(cfg.physics))
         return [data[index].truth for index in range(len(data))], OmegaConf.select(cfg, "data.images")
     found = {name: _embedded(name, prior) for name in ("photos", "faces/heldout")}
     errors = {name: least_error(prior, pictures) for name, pictures in found.items()}
