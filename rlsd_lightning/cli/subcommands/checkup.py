@@ -4,7 +4,6 @@ import importlib.metadata
 import logging
 import os
 import platform
-import resource
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -18,6 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
 from rlsd_lightning.data import measure
+from rlsd_lightning.engine.pace import peak_memory
 from rlsd_lightning.errors import InputError, first_line
 from rlsd_lightning.images import find_images, load_image, with_channels
 from rlsd_lightning.operators import inpainting
@@ -140,15 +140,10 @@ def _inpaint(prior: Prior, picture: Tensor, steps: int) -> Finding:
         measure(physics, picture, 0), physics, prior, truth=picture, num_particles=2, num_steps=steps, trainer=trainer
     )
     seconds, figures = time.perf_counter() - start, result.metrics
-    peak = (
-        torch.cuda.max_memory_allocated()
-        if place == "cuda"
-        else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    )
     residual, better = figures["residual_sigmas"], figures["psnr_mean"] > figures["psnr_pseudo_inverse"]
     text = (
         f"{steps} steps, 2 particles in {seconds:.1f} s on {place}: residual {residual:.2g} sigmas (healthy: below "
-        f"{MOST_SIGMAS:g}), {figures['psnr_mean']:.1f} dB ({figures['psnr_pseudo_inverse']:.1f} without a prior), peak memory "
-        f"{peak / GIGA:.1f} GiB"
+        f"{MOST_SIGMAS:g}), {figures['psnr_mean']:.1f} dB ({figures['psnr_pseudo_inverse']:.1f} without a prior), "
+        f"{peak_memory(prior.alphas.device)}"
     )
     return Finding("inpainting", residual < MOST_SIGMAS and better, text)

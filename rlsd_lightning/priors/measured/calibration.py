@@ -199,7 +199,7 @@ def _deviation(values: Tensor) -> float:
 
 
 def _quantiles(values: Tensor) -> tuple[float, float]:
-    low, high = torch.quantile(values.double(), torch.tensor(QUANTILES, dtype=torch.float64)).tolist()
+    low, high = torch.quantile(values.cpu().double(), torch.tensor(QUANTILES, dtype=torch.float64)).tolist()
     return _rounded(low), _rounded(high)
 
 
