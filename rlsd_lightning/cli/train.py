@@ -21,7 +21,8 @@ from omegaconf import DictConfig
 from rlsd_lightning.cli.messages import REQUEUE, failure
 from rlsd_lightning.cli.resume import resumed
 from rlsd_lightning.cli.settings import check_settings, check_trainer, keep_settings, make_paths_absolute
-from rlsd_lightning.distributed.environment import stand_alone
+from rlsd_lightning.data import ImageSizes
+from rlsd_lightning.distributed.environment import runs_on_cpu, stand_alone
 from rlsd_lightning.distributed.processes import Processes
 from rlsd_lightning.engine.checkpoints import AtomicCheckpointIO
 from rlsd_lightning.engine.chosen import chosen, keep_chosen, use_precision
@@ -34,6 +35,8 @@ from rlsd_lightning.results.store import mean_line, read_failures
 
 log = logging.getLogger("train")
 
+MOST_ON_CPU = 256
+"""Most pixels of an image's longer side on a CPU, where larger ones take hours, unless image_size is set."""
 SHOWN_FAILURES = 10
 """Failed measurements that the end of a run names."""
 
@@ -129,7 +132,10 @@ def parts_of(cfg: DictConfig) -> tuple:
     if rank_zero_only.rank:
         logging.getLogger("rlsd_lightning.priors").setLevel(logging.ERROR)  # the first process says it for all
     prior, features = instantiate(cfg.prior), instantiate(cfg.features)
-    data = instantiate(cfg.data)(prior.image_shape, instantiate(cfg.physics))
+    is_told = cfg.prior.get("image_size") is not None
+    most = None if is_told or not runs_on_cpu(cfg.trainer.accelerator) else MOST_ON_CPU
+    sizes = ImageSizes(prior.image_shape, prior.multiple, prior.trained_size, most)
+    data = instantiate(cfg.data)(sizes, instantiate(cfg.physics))
     if data.available > len(data) and rank_zero_only.rank == 0:
         log.info("%d of %d images, as data.limit says; data.limit=null takes all", len(data), data.available)
     return prior, features, instantiate(cfg.method), data
@@ -144,6 +150,7 @@ def run(cfg: DictConfig, folder: Path) -> int:
     L.seed_everything(cfg.seed % 2**32, verbose=False)
     prior, features, method, data = parts_of(cfg)
     processes = Processes(cfg.trainer.accelerator, cfg.trainer.devices, cfg.trainer.num_nodes, cfg.patience)
+    prior.to(processes.device)  # where an unmeasured one is measured
     if cfg.compile in (True, "regional"):
         compile_if_possible(prior, processes.device, regional=cfg.compile == "regional")
     try:
@@ -151,7 +158,9 @@ def run(cfg: DictConfig, folder: Path) -> int:
         asked.output_dir = str(folder)  # what main() tells the user to go on with
         finished, missing = run_measurements(
             data,
-            lambda measurements, **forced: method(prior, measurements, features, **forced),
+            lambda measurements, **forced: method(
+                prior.resized(measurements[0].image_shape), measurements, features, **forced
+            ),
             trainer_factory(cfg, folder, processes),
             folder,
             chosen,

@@ -17,7 +17,7 @@ try:
 except ImportError:  # not on Windows
     resource = None
 
-__all__ = ["Pace", "duration"]
+__all__ = ["Pace", "duration", "peak_memory"]
 
 log = logging.getLogger(__name__)
 
@@ -56,7 +56,7 @@ class Pace(Callback):
         whole = f", {duration(left)} left for {self.batches} like it" if self.batches > 1 else ""
         said = "%s: about %s for %d steps%s (%.3g s a step, measured over steps %d to %d); %s"
         span = (done - TIMED + 1, done)
-        log.info(said, module.name, duration(own), steps, whole, seconds, *span, _memory(module.device))
+        log.info(said, module.name, duration(own), steps, whole, seconds, *span, peak_memory(module.device))
         if self.compiles and module.device.type == "cuda" and left > WORTH_COMPILING:
             log.info("%s: the networks' repeated blocks are compiled, as the run is long", module.name)
             compile_if_possible(module.prior, module.device, regional=True)
@@ -76,7 +76,7 @@ def _now(device: torch.device) -> float:
     return time.perf_counter()
 
 
-def _memory(device: torch.device) -> str:
+def peak_memory(device: torch.device) -> str:
     """The peak of the memory so far, and whose it is."""
     if device.type == "cuda":
         return f"{torch.cuda.max_memory_allocated(device) / 2**30:.2g} GiB of the GPU's memory at most so far"

@@ -11,7 +11,7 @@ import lightning as L
 
 from rlsd_lightning.distributed.agreement import together
 from rlsd_lightning.distributed.processes import Processes
-from rlsd_lightning.engine.batch_size import batch_size
+from rlsd_lightning.engine.batch_size import batch_size, batches_of, by_size, label_of
 from rlsd_lightning.engine.checkpoints import LAST, PREVIOUS, checkpoint_to_resume, put_aside
 from rlsd_lightning.engine.chosen import chosen, keep_chosen
 from rlsd_lightning.errors import FailedError, InputError, NonFiniteError, PeerError
@@ -73,7 +73,7 @@ def run_measurements(
         LostError: If another process is lost.
     """
     run = _Run(data, make_module, make_trainer, folder, processes or Processes("cpu"))
-    batches = _batches(data.names, run.batch_size(measurements_per_batch))
+    batches = batches_of(data.names, run.batch_size(measurements_per_batch))
     if checkpoint is not None:
         if checkpoint[0] not in batches:
             raise InputError(
@@ -85,17 +85,6 @@ def run_measurements(
     if not run.processes.is_first:
         return 0, 0
     return run.write_summary(batches)
-
-
-def _batches(names: Sequence[str], size: int) -> dict[str, range]:
-    """Indices of every batch's measurements, by the name of its folder."""
-    ranges = [range(first, min(first + size, len(names))) for first in range(0, len(names), size)]
-    return {_label(names, indices): indices for indices in ranges}
-
-
-def _label(names: Sequence[str], indices: Sequence[int]) -> str:
-    """Name of a batch's folder."""
-    return names[indices[0]] if len(indices) == 1 else f"batch_{indices[0]:04d}-{indices[-1]:04d}"
 
 
 class _Run:
@@ -170,6 +159,10 @@ class _Run:
         if start is None:
             said = "%s: starts from noise, as the previous measurement '%s' has no result"
             log.warning(said, self.data.names[index], previous)
+        elif measurement.image_shape not in (None, tuple(start[1].shape[1:])):
+            said = "%s: starts from noise, as the previous measurement '%s' has another size"
+            log.warning(said, self.data.names[index], previous)
+            start = None
         return measurement._replace(start=start)
 
     def _together(self, work: Callable[[], Value], folder: Path | None = None) -> Value:
@@ -177,8 +170,14 @@ class _Run:
         return together(self.processes.shard, work, folder, is_last=len(self.data) == 1)
 
     def solve(self, measurements: list[Measurement], label: str, checkpoint: Path) -> None:
-        """Solve a batch, from its checkpoint if there is one; in parts if it fails."""
+        """Solve a batch, from its checkpoint if there is one; in parts if it fails, or if images have several sizes."""
         if not measurements:
+            return
+        sizes = by_size(measurements)
+        was_split = label not in self.data.names and (self.folder / f"{label}_{next(iter(sizes))}").is_dir()
+        if len(sizes) > 1 or was_split:
+            for own, part in ((f"{label}_{size}", part) for size, part in sizes.items()):
+                self.solve(part, own, self.folder / own / "checkpoints" / LAST)
             return
         try:
             self._together(partial(self._solve, measurements, label, checkpoint), self.folder)
@@ -198,7 +197,7 @@ class _Run:
         for first in range(0, len(measurements), size):
             part = [m for m in measurements[first : first + size] if read_metrics(self.folder / m.name) is None]
             if part:
-                own = _label(self.data.names, [self.data.names.index(m.name) for m in part])
+                own = label_of(self.data.names, [self.data.names.index(m.name) for m in part])
                 self.solve(part, own, self.folder / own / "checkpoints" / LAST)
 
     def _halve_chunk(self, label: str) -> None:

@@ -1,6 +1,7 @@
 """Result of one measurement: particles, mean, uncertainty, figures and pictures."""
 
 import io
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,15 +16,28 @@ from rlsd_lightning.errors import InputError
 from rlsd_lightning.evaluation.scores import Solved, aligned, pseudo_inverse
 from rlsd_lightning.functional.clustering import k_medoids
 from rlsd_lightning.images import to_pil
+from rlsd_lightning.measurement import Measurement
 from rlsd_lightning.operators.likelihood import NOT_PICTURES, HasEquivalents, observed_pixels
 from rlsd_lightning.results.grid import write_evolution, write_grid
 from rlsd_lightning.results.store import in_short, write_metrics, write_particles
 
-__all__ = ["WHITE_STD", "Panel", "Representative", "Result", "image_result", "representatives"]
+log = logging.getLogger(__name__)
+
+__all__ = [
+    "FULL_SIZE",
+    "WHITE_STD",
+    "Panel",
+    "Representative",
+    "Result",
+    "image_result",
+    "representatives",
+]
 
 WHITE_STD = 0.5
 """Standard deviation that std.png shows as white: a quarter of the range [-1, 1]."""
 
+FULL_SIZE = "full_size"
+"""Folder of the pictures at the size of the user's own."""
 PARTICLES = "particles/"
 """Folder of the particles' pictures."""
 MANY = 8
@@ -61,6 +75,8 @@ class Result:
         panels: Pictures of the grid.
         tensors: Content of particles.safetensors.
         moments: Numbers of steps taken, and thumbnails after them; the filmstrip.
+        full_size: Pictures of the particles and their mean at the size of the user's own picture, by their file names; empty
+            if that is the size that was solved.
         alike: Particles in their equivalent forms nearest to the first one; None: ``particles``.
         is_first: Whether :meth:`save` writes; False in all processes but the first of a group.
     """
@@ -73,6 +89,7 @@ class Result:
     panels: Sequence[Panel] = ()
     tensors: Mapping[str, Tensor] = field(default_factory=dict)
     moments: Sequence[tuple[int, Tensor]] = ()
+    full_size: Mapping[str, Image.Image] = field(default_factory=dict)
     alike: Tensor | None = None
     is_first: bool = True
 
@@ -106,6 +123,9 @@ class Result:
             self._draw(folder / "grid.png")
         if self.moments:
             write_evolution(folder / "filmstrip.png", self.moments, len(self.particles))
+        for name, picture in self.full_size.items():
+            (folder / FULL_SIZE).mkdir(exist_ok=True)
+            picture.save(folder / FULL_SIZE / f"{name}.png", compress_level=1)  # of many pixels: fast before small
         write_particles(folder, self.tensors)
         write_metrics(folder, self.metrics)  # last: it marks a finished measurement
 
@@ -190,6 +210,7 @@ def image_result(
         decoded=solved.decoded.detach().float().cpu(),
         metrics={**(metrics or {}), **chosen},
         panels=_panels(solved, mean),
+        full_size=_at_full_size(measurement, {**{f"{i:02d}": image for i, image in enumerate(images)}, "mean": mean}),
         tensors={name: value.detach().cpu() for name, value in tensors.items()},
         moments=moments,
         alike=alike,
@@ -206,6 +227,18 @@ def _panels(solved: Solved, mean: Tensor) -> list[Panel]:
         pictures.append(("pseudo_inverse", "pseudo-inverse", without_prior[0]))
     pictures += [(f"{PARTICLES}{i:02d}", f"particle {i}", image) for i, image in enumerate(solved.images)]
     return [(name, title, to_pil(pixels)) for name, title, pixels in [*pictures, ("mean", "mean", mean)]]
+
+
+def _at_full_size(measurement: Measurement, images: dict[str, Tensor]) -> dict[str, Image.Image]:
+    """Images at the size of the user's own picture; none if that is the size that was solved."""
+    if measurement.original is None:
+        return {}
+    try:
+        pictures = measurement.original.with_image([to_pil(image) for image in images.values()], measurement.physics)
+    except InputError as error:
+        log.warning("%s: there are no results of the picture's own size, as %s", measurement.name, error)
+        return {}
+    return dict(zip(images, pictures, strict=True))
 
 
 def _is_picture(y: Tensor, physics: Physics) -> bool:

@@ -75,7 +75,6 @@ BAD_VALUES = [
     (["data.mask={files}/nowhere.png"], ["half, box, free, random", "{files}/nowhere.png"]),
     (["data.mask={files}/broken.png"], ["{files}/broken.png", "can't be read as an image"]),
     (["data.mask={files}/black.png"], ["hides every pixel", "white"]),
-    (["task=super_resolution", "physics.factor=5"], ["x5", "32x32", "choose another factor"]),
     (["task=super_resolution", "physics.factor=16"], ["x16", "at least 64", "32x32"]),
     (["task=motion_deblur", "data.kernel={files}/nowhere.npy"], ["blur kernel", "{files}/nowhere.npy"]),
     (["task=motion_deblur", "data.kernel={files}/broken.png"], ["{files}/broken.png", "can't be read"]),
@@ -84,7 +83,8 @@ BAD_VALUES = [
         ["data.measurement must be an image, a folder or a pattern", "{files}/nowhere.png"],
     ),
     (["data.measurement={files}/broken.png"], ["{files}/broken.png", "can't be read"]),
-    (["data.measurement={files}/small.png"], ["32x32", "small.png' has 20x20", "prior.image_size=[20,20]"]),
+    (["data.fit=stretch"], ["data.fit must be one of keep, crop, pad", "stretch"]),
+    (["prior.tile=62"], ["prior.tile must be auto, null or a multiple of 4 of at least 64", "62"]),
     (["prior.pretrained={files}/empty"], ["diffusers pipeline folder", "{files}/empty", "model_index.json"]),
     (["prior.pretrained={files}/good.png"], ["diffusers pipeline folder", "{files}/good.png"]),
     (

@@ -72,7 +72,7 @@ def small(tiny_prior_folder: Path, tiny_features_folder: Path, tmp_path: Path) -
 def overrides(group: str, option: str, small: list[str], folders: dict[str, Path]) -> list[str]:
     """The command line for one option of one group; whatever is called toy only fits the toy problem."""
     if group == "prior" and option in folders:
-        size = [f"{group}.image_size=null"] if option == "lcm" else []
+        size = [f"{group}.image_size=null"] if option in ("lcm", "photos") else []
         rest = small[1:] if option == "faces" else small[2:]
         return [f"{group}={option}", f"prior.pretrained={folders[option]}", *size, *rest]
     chosen = [] if (group, option) == ("task", "toy") else [f"{group}={option}"]

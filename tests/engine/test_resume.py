@@ -181,6 +181,8 @@ def test_a_resume_with_other_settings_of_the_results_is_refused(small: list[str]
         "data.seed=1",
         "data.sequence=True",
         "data.tile=16",
+        "data.fit=crop",
+        "prior.tile=64",
         "trainer.precision=bf16-mixed",
         "method=rlsd_paper",
         "task=hdr",
