@@ -26,7 +26,7 @@ from diffusers import (
     UNet2DModel,
 )
 from support.command import small_run
-from support.networks import IMAGE_SIZE, tiny_text_encoder, tiny_tokenizer, tiny_unet, tiny_vae
+from support.networks import IMAGE_SIZE, calibrated, tiny_text_encoder, tiny_tokenizer, tiny_unet, tiny_vae
 from torchvision.models import AlexNet_Weights, alexnet
 from transformers import CLIPTextModel, CLIPTextModelWithProjection, ViTConfig, ViTModel
 
@@ -55,7 +55,7 @@ def tiny_prior_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tokenizer = tiny_tokenizer()
     module = Diffusion(len(tokenizer), tokenizer.eos_token_id, latent_size=8, channels=(16, 16))
     save_pipeline(folder, tiny_vae(), module, tokenizer)
-    return folder
+    return calibrated(folder)
 
 
 @pytest.fixture(scope="session")
@@ -79,7 +79,7 @@ def tiny_xl_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         scheduler=noise_schedule(),
         add_watermarker=False,
     ).save_pretrained(folder)
-    return folder
+    return calibrated(folder)
 
 
 @pytest.fixture(scope="session")
@@ -97,7 +97,7 @@ def tiny_lcm_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         feature_extractor=None,
         requires_safety_checker=False,
     ).save_pretrained(folder)
-    return folder
+    return calibrated(folder)
 
 
 @pytest.fixture(scope="session")
@@ -128,7 +128,7 @@ def tiny_sd3_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         text_encoder_3=None,
         tokenizer_3=None,
     ).save_pretrained(folder)
-    return folder
+    return calibrated(folder)
 
 
 @pytest.fixture(scope="session")
@@ -146,7 +146,7 @@ def tiny_pixel_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         norm_num_groups=4,
     )
     DDPMPipeline(unet.eval(), DDPMScheduler()).save_pretrained(folder)
-    return folder
+    return calibrated(folder)
 
 
 @pytest.fixture(scope="session")

@@ -150,6 +150,7 @@ def run(cfg: DictConfig, folder: Path) -> int:
     L.seed_everything(cfg.seed % 2**32, verbose=False)
     prior, features, method, data = parts_of(cfg)
     processes = Processes(cfg.trainer.accelerator, cfg.trainer.devices, cfg.trainer.num_nodes, cfg.patience)
+    prior.to(processes.device)  # where an unmeasured one is measured
     if cfg.compile in (True, "regional"):
         compile_if_possible(prior, processes.device, regional=cfg.compile == "regional")
     try:

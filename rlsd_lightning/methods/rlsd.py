@@ -83,7 +83,7 @@ class RLSD(ParticleModule):
             :math:`\zeta = 100 \cdot \mathrm{guidance\_scale} / K`, so that all steps together pull alike.
         eta: Noise drawn anew in each step of the loop: 0 none (DDIM), 1 the ancestral share (DDPM), infinity all of it (score
             distillation).
-        image_std: Standard deviation of the prior's images, above 0. The error of :math:`D(\hat z)` is taken to have the variance
+        image_std: Standard deviation of the prior's images, above 0; None: the prior's. The error of :math:`D(\hat z)` is taken to have the variance
             :math:`v_t = \mathrm{image\_std}^2 \sigma_t^2 / (\alpha_t^2 + \sigma_t^2) + \mathrm{decoder\_std}^2`, which sets
             :math:`\mu_t` (:class:`~rlsd_lightning.operators.proximal.ProximalSteps`).
         refine_share: Share of all steps, the last, that refine each particle, in [0, 1]. More of them bring particles closer
@@ -111,7 +111,7 @@ class RLSD(ParticleModule):
         repulsion_until: float = 0.5,
         guidance_scale: float = 1.0,
         eta: float = 1.0,
-        image_std: float = 0.5,
+        image_std: float | None = None,
         refine_share: float = 0.2,
         distillation_weight: float = 0.05,
         weighting: str = "log",
@@ -122,6 +122,7 @@ class RLSD(ParticleModule):
     ) -> None:
         super().__init__(prior, measurements, features, antithetic=antithetic, **common)
         require_at_least_zero(guidance_scale=guidance_scale, eta=eta, distillation_weight=distillation_weight)
+        image_std = self.hparams.image_std
         require_positive(image_std=image_std, decoder_std=self.decoder_std, lr_z=lr_z)
         require_share(refine_share=refine_share)
         require_one_of(PRIOR_WEIGHTS, weighting=weighting)

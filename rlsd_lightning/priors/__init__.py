@@ -4,9 +4,11 @@ from rlsd_lightning.priors.base import Prior
 from rlsd_lightning.priors.families import StableDiffusion3Prior, StableDiffusionPrior, StableDiffusionXLPrior
 from rlsd_lightning.priors.gaussian_mixture import GaussianMixture, GaussianMixturePrior
 from rlsd_lightning.priors.latent import PipelinePrior
+from rlsd_lightning.priors.measured import Calibration, measure, save_calibration
 from rlsd_lightning.priors.pixel import PixelPrior
 
 __all__ = [
+    "Calibration",
     "GaussianMixture",
     "GaussianMixturePrior",
     "PipelinePrior",
@@ -15,4 +17,6 @@ __all__ = [
     "StableDiffusion3Prior",
     "StableDiffusionPrior",
     "StableDiffusionXLPrior",
+    "measure",
+    "save_calibration",
 ]

@@ -2,15 +2,19 @@
 
 import copy
 import logging
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from fractions import Fraction
+from functools import cached_property
+from pathlib import Path
 from typing import Any, Self
 
 from torch import Tensor, nn
 
 from rlsd_lightning.errors import InputError
 from rlsd_lightning.functional.schedules import PREDICTION_TYPES, clean_and_noise
+from rlsd_lightning.priors.measured.calibration import Calibration, measure, saved_calibration
 from rlsd_lightning.priors.tiles import in_tiles
 
 __all__ = ["Prior"]
@@ -36,8 +40,8 @@ class Prior(nn.Module, ABC):
         InputError: If the prediction type is unknown.
     """
 
-    white_latents = False
-    """Whether latents of images have about the mean 0 and the variance 1."""
+    origin: Path | None = None
+    """The checkpoint's folder, file or name on the hub, beside which its calibration is kept; None: no checkpoint."""
     computed_names: tuple[str, ...] = ("alphas", "sigmas")
     """Buffers that the prior has computed itself; every processor rounds them in its own way."""
 
@@ -70,6 +74,26 @@ class Prior(nn.Module, ABC):
         self.warnings: list[str] = []
         """What is suspicious about the checkpoint or the prompts, in sentences for the results."""
 
+    @cached_property
+    def calibration(self) -> Calibration:
+        """Scales that methods need: those kept for this checkpoint, else measured on own samples.
+
+        Raises:
+            InputError: If what is kept is damaged, or own samples are not finite.
+        """
+        kept = saved_calibration(self.origin, self.image_shape)
+        if kept is not None:
+            return kept
+        start = time.perf_counter()
+        found = measure(self)
+        if self.origin is not None:
+            log.info(
+                "the prior's scales were measured on %d own samples in %.3g s: decoder_std=%g, image_std=%g, latent_std=%g; "
+                "rlsd calibrate measures them on pictures and keeps them",
+                *(found.count, time.perf_counter() - start, found.decoder_std, found.image_std, found.latent_std),
+            )
+        return found
+
     def freeze(self) -> None:
         """Switches to evaluation mode and turns off the gradients of all weights."""
         self.eval().requires_grad_(False)
@@ -101,6 +125,9 @@ class Prior(nn.Module, ABC):
         resized = copy.copy(self)
         resized.image_shape = (self.image_shape[0], height, width)
         resized.latent_shape = (self.latent_shape[0], height // self.stride, width // self.stride)
+        kept = saved_calibration(self.origin, resized.image_shape)
+        if kept is not None:
+            resized.calibration = kept  # of the nearest size, in place of a copy of this prior's
         return resized
 
     def tiled(self, function: Callable[[Tensor], Tensor], values: Tensor, zoom: int | Fraction = 1) -> Tensor:

@@ -4,6 +4,7 @@ from abc import abstractmethod
 from bisect import bisect_left
 from collections.abc import Sequence
 from fractions import Fraction
+from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
@@ -73,7 +74,6 @@ class PipelinePrior(Prior):
         | https://arxiv.org/abs/2207.12598
     """
 
-    white_latents = True
     pipeline: type[DiffusionPipeline]
     parts: tuple[str, ...]
     left_out: ClassVar[dict[str, Any]] = {}
@@ -108,6 +108,7 @@ class PipelinePrior(Prior):
         height, width = image_and_unit(image_size, network.config.sample_size, stride, unit)
         latent_shape = (network.config.in_channels, height // stride, width // stride)
         super().__init__(*levels, latent_shape, (vae.config.in_channels, height, width), prediction_type, offset)
+        self.origin = None if loaded is pretrained else Path(pretrained)
         self.multiple, self.trained_size = unit, stride * max(pair(network.config.sample_size or height // stride))
         # faster for convolutions over pixels, forward and backward, but not over latents
         self.vae = vae.to(memory_format=torch.channels_last)

@@ -1,6 +1,7 @@
 """Diffusion in pixels as a prior: the latent is the image."""
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -64,6 +65,7 @@ class PixelPrior(Prior):
         shape = (unet.config.in_channels, *image_and_unit(image_size, unet.config.sample_size, 1, stride))
         levels, prediction_type, offset = ddim_levels(pipeline.scheduler)
         super().__init__(*levels, shape, shape, prediction_type, offset)
+        self.origin = Path(pretrained)
         self.multiple, self.trained_size = stride, max(pair(unet.config.sample_size or max(shape[1:])))
         self.denoiser = unet
         self.freeze()
