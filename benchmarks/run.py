@@ -53,8 +53,6 @@ def settings_of(prior: str, method: str, args: argparse.Namespace) -> DictConfig
     """The command line's settings of a run."""
     steps = [] if args.num_steps is None else [f"num_steps={args.num_steps}"]
     command = [f"task={args.task}", *PRIORS[prior], *METHODS[method], *steps, f"num_particles={args.num_particles}"]
-    if method == "latino" and prior == "faces":
-        command.append("prior=faces-lcm")
     with initialize_config_dir(str(PROJECT / "configs"), version_base="1.3"):
         return compose("train", [*command, f"data.limit={args.images}"])
 
