@@ -4,7 +4,7 @@ python benchmarks/run.py --json docs/runs.json --plot docs/runs.png --page docs/
 
 The settings are those of the command line, so what is counted and timed is what `python train.py method=... prior=...` does.
 Operations are those of torch.utils.flop_counter over every step and the final images, on tensors without memory: any machine
-counts Stable Diffusion at 512x512. Seconds and quality are those of held-out images on the embedded priors; of Stable
+counts Stable Diffusion at 512x512, with the tiny decoder madebyollin/taesd. Seconds and quality are those of held-out images on the embedded priors; of Stable
 Diffusion, which has random weights here, only seconds are known, where --time asks for them. The published loop is a step of
 published.py, counted and timed without repulsion, times its 999.
 """
@@ -34,11 +34,12 @@ PROJECT = Path(__file__).resolve().parents[1]
 PRIORS = {
     "faces": ["prior=faces"],
     "photos": ["prior=photos", f"data.images={PROJECT / 'data' / 'photos'}"],
-    "sd15": ["prior=sd15"],
+    "sd15": ["prior=sd15", "prior.tiny_decoder=madebyollin/taesd"],
 }
 METHODS = {
     "published": [],
     "rlsd": [],
+    "rlsd_own_decoder": ["prior.tiny_decoder=null"],
     "distilled": ["method=distilled"],
     "dps": ["method=dps"],
     "daps": ["method=daps", "num_steps=20"],  # five network evaluations a step
@@ -62,7 +63,7 @@ def prior_of(name: str, cfg: DictConfig, device: torch.device) -> Prior:
     if name != "sd15":
         return instantiate(cfg.prior)
     with device:
-        return RandomStableDiffusion(image_size=cfg.prior.image_size)
+        return RandomStableDiffusion(image_size=cfg.prior.image_size, tiny=cfg.prior.tiny_decoder is not None)
 
 
 def count(name: str, cfg: DictConfig) -> float:

@@ -232,9 +232,9 @@ class ParticleModule(L.LightningModule):
         r"""Clean latents :math:`\hat z` and noise :math:`\hat\epsilon` of noisy latents, a chunk of particles at a time."""
         return self.chunked(lambda part: self.prior.denoise(part, t), z_t) if len(z_t) else (z_t, z_t)
 
-    def decode(self, z: Tensor) -> Tensor:
-        """Images of latents, a chunk of particles at a time."""
-        return self.chunked(self.prior.decode, z) if len(z) else z.new_zeros(0, *self.prior.image_shape)
+    def decode(self, z: Tensor, tiny: bool = False) -> Tensor:
+        """Images of latents, a chunk of particles at a time; by the prior's tiny decoder if it has one and ``tiny`` is set."""
+        return self.chunked(self.prior.decode_tiny if tiny else self.prior.decode, z) if len(z) else self.x[:0]
 
     def chunked(self, function: Callable[..., Any], *values: Tensor) -> Any:
         """A function's tensor, or tuple of tensors, for a chunk of particles at a time."""

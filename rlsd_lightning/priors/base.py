@@ -191,3 +191,12 @@ class Prior(nn.Module, ABC):
     def decode(self, z: Tensor) -> Tensor:
         """Images of latents, about in [-1, 1]; the identity unless overridden."""
         return z
+
+    def decode_tiny(self, z: Tensor) -> Tensor:
+        """Approximate images of latents by a tiny decoder; those of :meth:`decode` if the prior has none."""
+        return self.decode(z)
+
+    @property
+    def has_tiny_decoder(self) -> bool:
+        """Whether :meth:`decode_tiny` is another network than :meth:`decode`."""
+        return False

@@ -21,8 +21,10 @@ from rlsd_lightning.priors.loading import (
     image_and_unit,
     latent_scale,
     load_pipeline,
+    load_tiny,
     pair,
     tile_size,
+    tiny_folder,
 )
 from rlsd_lightning.priors.measured.prediction import try_networks
 from rlsd_lightning.priors.tiles import LEAST_TILE
@@ -62,10 +64,14 @@ class PipelinePrior(Prior):
         decoder_checkpointing: Recompute the decoder's activations in the backward pass instead of keeping them.
         local_files_only: Never download from the hub.
         allow_pickle: Also load weights in pickle files, which can run code.
+        tiny_decoder: A folder of diffusers' ``AutoencoderTiny``, or a model's name such as ``madebyollin/taesd``, whose decoder
+            makes the images that gradients go through; ``auto``: the folder ``tiny_decoder`` in the pipeline's, if there is
+            one; None: the own decoder makes all images.
 
     Raises:
         InputError: If there is no such pipeline at ``pretrained``, it is of another kind (inpainting, class labels, a
-            schedule without signal levels), its networks' outputs are not finite, or the image size does not fit.
+            schedule without signal levels), its networks' outputs are not finite, the image size does not fit, or the tiny
+            decoder belongs to another model.
 
     References:
         | High-Resolution Image Synthesis with Latent Diffusion Models (Rombach et al., 2022)
@@ -92,6 +98,7 @@ class PipelinePrior(Prior):
         decoder_checkpointing: bool = False,
         local_files_only: bool = False,
         allow_pickle: bool = False,
+        tiny_decoder: str | None = "auto",
     ) -> None:
         loaded = pretrained
         if not isinstance(pretrained, DiffusionPipeline):
@@ -129,6 +136,8 @@ class PipelinePrior(Prior):
         tried = [min(length, TRIED // 2 if large else TRIED) for length in latent_shape[1:]]
         try_networks(self, (latent_shape[0], *tried))
         self.guidance_scale = guidance_scale
+        found = tiny_folder(tiny_decoder, pretrained)
+        self.tiny = None if found is None else load_tiny(self, found, stride * max(tried), vae.dtype, local_files_only)
         self.tile = tile_size(tile, self.trained_size, unit, LEAST_TILE * stride)
 
     def set_latent_scale(self, vae: ModelMixin) -> None:
@@ -185,6 +194,8 @@ class PipelinePrior(Prior):
         else:
             self.denoiser.compile(**options)
         self.vae.decoder.compile(**options)
+        if self.tiny is not None:
+            self.tiny.decoder.compile(**options)
 
     def encode(self, images: Tensor) -> Tensor:
         """Latents of images in [-1, 1] with shape :math:`(N, 3, H, W)`: the mode of the encoder, scaled."""
@@ -201,6 +212,13 @@ class PipelinePrior(Prior):
 
     def _decode(self, z: Tensor) -> Tensor:
         return self.vae.decode((z / self.scaling + self.shift).to(self.vae.dtype)).sample.to(z.dtype)
+
+    def decode_tiny(self, z: Tensor) -> Tensor:
+        return self.decode(z) if self.tiny is None else self.tiled(self.tiny, z, zoom=self.stride)
+
+    @property
+    def has_tiny_decoder(self) -> bool:
+        return self.tiny is not None
 
 
 def text_and_pooled(pipeline: DiffusionPipeline, guidance_scale: float, **prompts: str | None) -> dict[str, Tensor]:

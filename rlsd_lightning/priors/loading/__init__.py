@@ -11,8 +11,11 @@ from rlsd_lightning.priors.loading.parts import (
 )
 from rlsd_lightning.priors.loading.pipelines import load_pipeline
 from rlsd_lightning.priors.loading.schedules import ddim_levels, flow_levels
+from rlsd_lightning.priors.loading.tiny import ShuffleDecoder, TinyDecoder, load_tiny, tiny_folder
 
 __all__ = [
+    "ShuffleDecoder",
+    "TinyDecoder",
     "add_lora",
     "check_channels",
     "check_conditions",
@@ -21,6 +24,8 @@ __all__ = [
     "image_and_unit",
     "latent_scale",
     "load_pipeline",
+    "load_tiny",
     "pair",
     "tile_size",
+    "tiny_folder",
 ]
