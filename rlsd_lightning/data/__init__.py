@@ -6,6 +6,7 @@ from pathlib import Path
 import torch
 from deepinv.physics import Physics
 
+from rlsd_lightning.data.datasets import folder_of
 from rlsd_lightning.data.measured import MeasuredData, load_measured
 from rlsd_lightning.data.simulated import ImageMeasurements, measure
 from rlsd_lightning.errors import InputError
@@ -39,7 +40,8 @@ def measurements(
 
     Args:
         physics: Factory of the operator, see :func:`~rlsd_lightning.operators.make_physics`.
-        images: Clean images, like the further arguments as in :class:`ImageMeasurements`.
+        images: Clean images, like the further arguments as in :class:`ImageMeasurements`; ``deepinv:Kodak24`` is a data
+            set of ``deepinv.datasets``.
         measurement: Measured files, as in :class:`MeasuredData`.
 
     Raises:
@@ -52,7 +54,7 @@ def measurements(
         return MeasuredData(image_shape, operator, measurement, limit, sequence, range, axes)
     if images is None:
         raise InputError("images=null and measurement=null give nothing to solve; set one of them")
-    return ImageMeasurements(image_shape, operator, images, limit, seed, sequence, tile, range, axes)
+    return ImageMeasurements(image_shape, operator, folder_of(images), limit, seed, sequence, tile, range, axes)
 
 
 def unobserved(

@@ -96,11 +96,12 @@ class Results(Callback):
             else:
                 self.write(self.folder / solved.measurement.name, pl_module, made)
             figures.append({f"final/{name}": value for name, value in metrics.items() if isinstance(value, float)})
+        last = pl_module.steps_done - 1
         for logger in trainer.loggers if is_first else ():
             if isinstance(logger, TensorBoardLogger):
-                logger.log_hyperparams(dict(pl_module.hparams), mean_figures(figures))
+                logger.log_hyperparams(dict(pl_module.hparams), mean_figures(figures), last)
             else:
-                logger.log_metrics(mean_figures(figures), step=pl_module.steps_done - 1)
+                logger.log_metrics(mean_figures(figures), last)
 
     def _mean_seconds(self, module: ParticleModule) -> float:
         """Mean over the processes, so that all have the same result."""

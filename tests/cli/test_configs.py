@@ -25,8 +25,14 @@ from rlsd_lightning.signatures import own_signature
 
 CONFIGS = PROJECT / "configs"
 FILES = sorted(CONFIGS.rglob("*.yaml"))
-# studies are many runs: test_study.py; names with an underscore are bases of others
-OPTION_FILES = [f for f in FILES if f.parent.name not in ("configs", "study") and not f.name.startswith("_")]
+# studies are many runs: test_study.py; names with an underscore are bases of others; data sets are fetched: test_data.py
+OPTION_FILES = [
+    file
+    for file in FILES
+    if file.parent.name not in ("configs", "study")
+    and not file.name.startswith("_")
+    and "images: deepinv:" not in file.read_text()
+]
 NAMES = [file.relative_to(CONFIGS).with_suffix("") for file in OPTION_FILES]
 OPTIONS = [(name.parts[0], "/".join(name.parts[1:])) for name in NAMES]
 SHOWN = {  # beside the truth and the particles, where the measurement is no picture
