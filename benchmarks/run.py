@@ -158,6 +158,13 @@ def image_size(name: str, cfg: DictConfig) -> int:
     return prior_of(name, cfg, torch.device("meta")).image_shape[-2]
 
 
+def cell(value: str | float | None) -> str:
+    """A value in three digits, or whole from 1,000 on; nothing for null."""
+    if not isinstance(value, float):
+        return "" if value is None else f"{value}"
+    return f"{value:.3g}" if value < 1000 else f"{value:,.0f}"
+
+
 def table(rows: list[Row]) -> str:
     """The rows as a table of the docs."""
     names = ("prior", "method", "num_steps", "tflop", "seconds", *QUALITY)
@@ -174,8 +181,7 @@ def table(rows: list[Row]) -> str:
     )
     lines = [f"| {' | '.join(heads)} |", "|" + "---|" * len(names)]
     for row in rows:
-        cells = [f"{value:.3g}" if isinstance(value, float) else value for value in (row[name] for name in names)]
-        cells = ["" if cell is None else f"{cell}" for cell in cells]
+        cells = [cell(row[name]) for name in names]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
