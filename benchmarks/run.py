@@ -54,8 +54,6 @@ def settings_of(prior: str, method: str, args: argparse.Namespace) -> DictConfig
     """The command line's settings of a run."""
     steps = [] if args.num_steps is None else [f"num_steps={args.num_steps}"]
     command = [f"task={args.task}", *PRIORS[prior], *METHODS[method], *steps, f"num_particles={args.num_particles}"]
-    if method == "latino" and prior == "faces":
-        command.append("prior=faces-lcm")
     with initialize_config_dir(str(PROJECT / "configs"), version_base="1.3"):
         return compose("train", [*command, f"data.limit={args.images}"])
 
@@ -159,6 +157,13 @@ def image_size(name: str, cfg: DictConfig) -> int:
     return prior_of(name, cfg, torch.device("meta")).image_shape[-2]
 
 
+def cell(value: str | float | None) -> str:
+    """A value in three digits, or whole from 1,000 on; nothing for null."""
+    if not isinstance(value, float):
+        return "" if value is None else f"{value}"
+    return f"{value:.3g}" if value < 1000 else f"{value:,.0f}"
+
+
 def table(rows: list[Row]) -> str:
     """The rows as a table of the docs."""
     names = ("prior", "method", "num_steps", "tflop", "seconds", *QUALITY)
@@ -175,8 +180,7 @@ def table(rows: list[Row]) -> str:
     )
     lines = [f"| {' | '.join(heads)} |", "|" + "---|" * len(names)]
     for row in rows:
-        cells = [f"{value:.3g}" if isinstance(value, float) else value for value in (row[name] for name in names)]
-        cells = ["" if cell is None else f"{cell}" for cell in cells]
+        cells = [cell(row[name]) for name in names]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
@@ -187,11 +191,13 @@ def plot(rows: list[Row], path: Path) -> None:
     figure = Figure(figsize=(5.2 * len(priors), 3.8), layout="constrained")
     for axis, prior in zip(figure.subplots(1, len(priors), squeeze=False)[0], priors, strict=True):
         known = [row for row in rows if row["prior"] == prior and row["psnr_mean"] is not None]
-        for key, marker in (("psnr_best", "^"), ("psnr_of_mean", "s"), ("psnr_mean", "o")):
-            axis.plot([row["tflop"] for row in known], [row[key] for row in known], marker, label=key)
+        shown = (("psnr_best", "^", "best"), ("psnr_of_mean", "s", "of the mean"), ("psnr_mean", "o", "mean"))
+        for key, marker, label in shown:
+            axis.plot([row["tflop"] for row in known], [row[key] for row in known], marker, label=label)
         for row in known:
-            said = f"{row['method']}, diversity {row['diversity']:.2g}"
-            axis.annotate(said, (row["tflop"], row["psnr_mean"]), (4, -11), textcoords="offset points", fontsize=7)
+            said = f"{row['method']}\ndiversity {row['diversity']:.2g}"
+            axis.annotate(said, (row["tflop"], row["psnr_mean"]), (4, -18), textcoords="offset points", fontsize=7)
+        axis.margins(x=0.3, y=0.15)
         axis.set(xscale="log", xlabel="10^12 operations of a run", ylabel="PSNR, dB", title=prior)
         axis.legend(fontsize="small")
     figure.savefig(path, dpi=110)

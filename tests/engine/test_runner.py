@@ -353,7 +353,7 @@ def test_command_line_solves_side_by_side(tiny_prior_folder: Path, tiny_features
     names = ["000", "001", "002"]
     assert_close(results(tmp_path / "1", names), results(tmp_path / "2", names))
     events = EventAccumulator(str(next((tmp_path / "2" / "batch_0000-0001").rglob("events.*")).parent)).Reload()
-    assert {"particles/000", "particles/001"} <= set(events.Tags()["images"])
+    assert {"000/particles_and_std", "001/particles_and_std"} <= set(events.Tags()["images"])
     single = [EventAccumulator(str(next((tmp_path / "1" / n).rglob("events.*")).parent)).Reload() for n in names[:2]]
     for curve in ("loss/total", "psnr/mean"):
         mean = sum(run.Scalars(curve)[-1].value for run in single) / 2

@@ -102,7 +102,7 @@ def test_every_family_is_tiled(family: str, tiny_folders: dict[str, Path]) -> No
         assert images.shape == (2, *tiled.image_shape) and tiled.encode(images).shape == z.shape
 
 
-@pytest.mark.parametrize("chunk", [1, 2])
+@pytest.mark.parametrize("chunk", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_chunks_of_particles_take_the_same_step_in_tiles(chunk: int, tiny_folders: dict[str, Path]) -> None:
     _, prior = tiled_pair(tiny_folders, "faces")
     seen = []
@@ -124,7 +124,7 @@ def steps_along(image: Tensor) -> Tensor:
     return image.diff(dim=-1).abs().mean(dim=(0, 1, 2))
 
 
-@pytest.mark.parametrize("name", ["coffee", "china"])
+@pytest.mark.parametrize("name", ["china", pytest.param("coffee", marks=pytest.mark.slow)])
 def test_photographs_have_no_seams(name: str) -> None:
     size = (128, 256)
     prior = StableDiffusionPrior(str(DATA / "priors" / "photos"), image_size=size, tile=None)
