@@ -17,6 +17,7 @@ from rlsd_lightning import StableDiffusionPrior, ViTFeatures
 from rlsd_lightning.operators import inpainting
 from rlsd_lightning.priors import Prior
 from rlsd_lightning.priors.loading import TinyDecoder
+from rlsd_lightning.priors.measured.calibration import Calibration
 
 __all__ = ["PRIORS", "Problem", "RandomStableDiffusion", "make_problem", "stable_diffusion_levels"]
 
@@ -67,6 +68,9 @@ class RandomStableDiffusion(StableDiffusionPrior):
         # random networks predict nothing, and may be without memory
         with mock.patch("rlsd_lightning.priors.latent.try_networks"):
             super().__init__(StableDiffusionPipeline(vae=vae, unet=unet, **parts), **settings)
+        self.calibration = Calibration(
+            0.05, 0.1, 0.5, 1.0, (0.9, 1.1), 1, "samples"
+        )  # none is measured on random networks
         self.tiny = TinyDecoder(AutoencoderTiny()) if tiny else None
         self.freeze()
 
