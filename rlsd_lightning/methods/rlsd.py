@@ -38,6 +38,7 @@ References:
     | https://arxiv.org/abs/2209.14687
 """
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -67,7 +68,18 @@ from rlsd_lightning.repulsion import DensityGradient, Repulsion
 
 __all__ = ["RLSD"]
 
+LATENT_SIZE, IMAGE_SIZE = 4 * 16 * 16, 3 * 64 * 64
+"""Values of the latents and of the images for which the step size is ``guidance_scale``."""
 TERMS = ("denoising", "coupling", "repulsion", "refine_denoising", "refine_coupling")
+
+
+def pull_factor(latent_size: int, image_size: int) -> float:
+    r"""Step size of the coupling that moves latents by the same share of their norm, whatever the size.
+
+    With a decoder that takes unit noise to images of deviation :math:`s`, the gradient of a distance has about the norm
+    :math:`s \sqrt{d_x / d_z}`, and latents have the norm :math:`\sqrt{d_z}`.
+    """
+    return latent_size / LATENT_SIZE / math.sqrt(image_size / IMAGE_SIZE)
 
 
 class RLSD(ParticleModule):
@@ -78,8 +90,10 @@ class RLSD(ParticleModule):
             particle, times the features' ``gamma_scale``; where nothing is measured that gradient counts as :math:`\zeta`.
         gamma_mode: ``relative``, or ``absolute``: :math:`\gamma_i = \zeta \gamma \sigma_t`.
         repulsion_until: Share of all steps, from the first, that have repulsion, in [0, 1]; the refinement has none.
-        guidance_scale: Step size of the coupling in a run of 100 steps, at least 0; in :math:`K` steps
-            :math:`\zeta = 100 \cdot \mathrm{guidance\_scale} / K`, so that all steps together pull alike.
+        guidance_scale: Step size of the coupling on 64x64 RGB images with 4x16x16 latents in 100 steps, at least 0. For latents of
+            :math:`d_z` values, images of :math:`d_x` and :math:`K` steps
+            :math:`\zeta = \mathrm{guidance\_scale} \cdot (100 / K) \cdot (d_z / 1024) / \sqrt{d_x / 12288}`, so that all steps together
+            move latents by the same share of their norm.
         eta: Noise drawn anew in each step of the loop: 0 none (DDIM), 1 the ancestral share (DDPM), infinity all of it (score
             distillation).
         image_std: Standard deviation of the prior's images, above 0. The error of :math:`D(\hat z)` is taken to have the variance
@@ -127,7 +141,7 @@ class RLSD(ParticleModule):
         self.has_proximal_results = augmented
         self.automatic_optimization = False  # SGD in the loop, Adam in the refinement
         self.repulsion = Repulsion(self, gamma, gamma_mode, repulsion_until)
-        self.zeta = 100 * guidance_scale / self.num_steps
+        self.zeta = 100 * guidance_scale / self.num_steps * pull_factor(self.z[0].numel(), self.x[0].numel())
         # a warm start skips the first of all steps
         self.refine_from = max(0, round((1 - refine_share) * self.num_steps) - self.first_step)
         t = self.timesteps[0]
