@@ -52,7 +52,7 @@ def test_the_gradient_is_that_of_denoising_and_of_the_distance_through_decoder_a
 ):
     module = make(prior, operator=colorization, gamma=0.0, guidance_scale=0.7, **settings)
     z_t, clean, image, pull = parts(module)
-    expected = module.z - clean + 0.7 * 100 / 20 * by_size(prior) * back(z_t, (image, pull)) / following_alpha(module)
+    expected = module.z - clean + 0.7 * 5 * by_size(prior) * back(z_t, (image, pull)) / following_alpha(module)
     torch.testing.assert_close(take_step(module, STEP), expected.detach(), rtol=1e-6, atol=1e-9)
 
 
@@ -66,7 +66,8 @@ def test_relative_repulsion_has_gamma_times_the_norm_of_the_coupling(
     z_t, clean, image, pull = parts(module)
     push = density_gradient(features, clean, image)
     beside = back(clean, (image, pull)) if features.of_latents else pull
-    scale = {"latents": 0.1, "pixels": 0.1, "vit": 1.0}[kind] * gamma * 100 / 20 * by_size(prior) * norms(beside) / norms(push)
+    relative = {"latents": 0.1, "pixels": 0.1, "vit": 1.0}[kind] * gamma
+    scale = relative * 100 / 20 * by_size(prior) * norms(beside) / norms(push)
     of = clean if features.of_latents else image
     expected = back(z_t, (of, scale.view(-1, 1, 1, 1) * push)) / following_alpha(module)
     part = take_step(module, STEP) - take_step(without, STEP)
@@ -84,7 +85,7 @@ def test_absolute_repulsion_is_autograd_of_log_density_with_the_step_size_of_the
     push = density_gradient(features, clean, image)
     sigma = prior.sigmas[module.timesteps[STEP]]
     direct = back(z_t, (clean if features.of_latents else image, push)) / following_alpha(module)
-    expected = 0.7 * 100 / 20 * by_size(prior) * 0.3 * sigma * direct
+    expected = 0.7 * 5 * by_size(prior) * 0.3 * sigma * direct
     part = take_step(module, STEP) - take_step(without, STEP)
     assert (part - expected).abs().max() < 1e-5 * expected.abs().max()
 
