@@ -4,14 +4,15 @@ from importlib import import_module
 from typing import Any
 
 _WHERE = {
-    "DWGF": "methods.dwgf",
+    "DWGF": "methods.baselines.dwgf",
     "Distilled": "methods.distilled",
     "Features": "features",
     "GaussianMixturePrior": "priors",
     "InputError": "errors",
+    "LATINO": "methods.baselines.latino",
     "LPIPSFeatures": "features",
-    "LatentDAPS": "methods.daps",
-    "LatentDPS": "methods.dps",
+    "LatentDAPS": "methods.baselines.daps",
+    "LatentDPS": "methods.baselines.dps",
     "LatentFeatures": "features",
     "Measurement": "measurement",
     "NonFiniteError": "errors",

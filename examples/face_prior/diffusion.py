@@ -21,7 +21,15 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 from examples.face_prior.faces import Faces, partial_caption
 from examples.face_prior.training import cosine_adamw, fit, parser
 
-__all__ = ["Diffusion", "encode_faces", "make_tokenizer", "noise_schedule", "save_pipeline"]
+__all__ = [
+    "CaptionedLatents",
+    "Diffusion",
+    "cached_latents",
+    "encode_faces",
+    "make_tokenizer",
+    "noise_schedule",
+    "save_pipeline",
+]
 
 TEXT_LENGTH = 32
 
@@ -62,6 +70,18 @@ def encode_faces(vae: AutoencoderKL, faces: Faces, batch_size: int = 64) -> Tens
     batches = DataLoader(faces, batch_size)
     latents = torch.cat([vae.encode(images.to(vae.device)).latent_dist.mode().cpu() for images, _ in batches])
     return latents * vae.config.scaling_factor
+
+
+def cached_latents(work: Path, vae: AutoencoderKL, faces: Faces) -> Tensor:
+    """Scaled latents of all faces, kept in ``work`` under a key of the autoencoder's weights and the number of faces."""
+    weights = sum(parameter.double().abs().sum().item() for parameter in vae.parameters())
+    key = json.dumps({"autoencoder": weights, "faces": len(faces)})
+    cache = work / "latents.pt"
+    cached = torch.load(cache) if cache.is_file() else {}
+    if cached.get("key") != key:
+        cached = {"key": key, "latents": encode_faces(vae, faces)}
+        torch.save(cached, cache)
+    return cached["latents"]
 
 
 class CaptionedLatents(Dataset):
@@ -188,20 +208,13 @@ def main(arguments: list[str] | None = None) -> None:
     faces = Faces(args.faces)
     work = args.work / "diffusion"
     work.mkdir(parents=True, exist_ok=True)
-    # the latents belong to one autoencoder and one set of faces: both are named in the cache
-    weights = sum(parameter.double().abs().sum().item() for parameter in vae.parameters())
-    key = json.dumps({"autoencoder": weights, "faces": len(faces)})
-    cache = work / "latents.pt"
-    cached = torch.load(cache) if cache.is_file() else {}
-    if cached.get("key") != key:
-        cached = {"key": key, "latents": encode_faces(vae, faces)}
-        torch.save(cached, cache)
+    latents = cached_latents(work, vae, faces)
     # the order in which its entries are found differs from run to run, so a training that goes on keeps its own
     kept = args.start / "tokenizer" if args.start else work / "tokenizer"
     tokenizer = CLIPTokenizer.from_pretrained(kept) if kept.is_dir() else make_tokenizer(faces.captions)
     tokenizer.save_pretrained(work / "tokenizer")
-    data = CaptionedLatents(cached["latents"], faces.captions, tokenizer, args.empty_share)
-    latent_size, channels = cached["latents"].shape[-1], tuple(args.channels)
+    data = CaptionedLatents(latents, faces.captions, tokenizer, args.empty_share)
+    latent_size, channels = latents.shape[-1], tuple(args.channels)
     module = Diffusion(len(tokenizer), tokenizer.eos_token_id, latent_size, channels, args.lr, args.steps)
     if args.start:
         module.unet.load_state_dict(UNet2DConditionModel.from_pretrained(args.start / "unet").state_dict())

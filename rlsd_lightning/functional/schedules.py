@@ -89,24 +89,32 @@ def cosine_decay(step: int, num_steps: int) -> float:
     return 0.5 * (1 + math.cos(math.pi * step / num_steps))
 
 
-def ddim_timesteps(num_train_timesteps: int, num_steps: int, offset: int = 1) -> list[int]:
-    r"""Timesteps :math:`t_0 > t_1 > \dots`, evenly spaced over the training schedule ("leading" spacing).
+def ddim_timesteps(num_train_timesteps: int, num_steps: int, offset: int = 1, spacing: str = "leading") -> list[int]:
+    r"""Timesteps :math:`t_0 > t_1 > \dots`, evenly spaced over the training schedule.
 
     Args:
         num_train_timesteps: Length :math:`T` of the training schedule.
-        num_steps: How many timesteps to return, from 1 to :math:`T`.
-        offset: Added to every timestep, 1 in Stable Diffusion; the result never exceeds :math:`T - 1`.
+        num_steps: How many timesteps :math:`K` to return, from 1 to :math:`T`.
+        offset: Added to every leading timestep, 1 in Stable Diffusion; the result never exceeds :math:`T - 1`.
+        spacing: ``leading``: :math:`k T / K + \mathrm{offset}`, the least noise included; ``trailing``:
+            :math:`(k + 1) T / K - 1`, the most noise included.
 
     Raises:
-        ValueError: If ``num_steps`` is out of range.
+        ValueError: If ``num_steps`` is out of range, or the spacing is unknown.
 
     References:
         | Denoising Diffusion Implicit Models (Song et al., 2021)
         | https://arxiv.org/abs/2010.02502
+        | Common Diffusion Noise Schedules and Sample Steps are Flawed (Lin et al., 2023)
+        | https://arxiv.org/abs/2305.08891
     """
     if not 1 <= num_steps <= num_train_timesteps:
         raise ValueError(f"num_steps must be from 1 to {num_train_timesteps}, the prior's schedule, got {num_steps}")
+    if spacing not in ("leading", "trailing"):
+        raise ValueError(f"spacing must be leading or trailing, got '{spacing}'")
     # not a stride that was rounded down, as in diffusers: 501 steps would then cover half of the schedule
+    if spacing == "trailing":
+        return [k * num_train_timesteps // num_steps - 1 for k in range(num_steps, 0, -1)]
     spaced = (k * num_train_timesteps // num_steps + offset for k in reversed(range(num_steps)))
     return [min(t, num_train_timesteps - 1) for t in spaced]
 

@@ -30,9 +30,9 @@ __all__ = ["ParticleModule"]
 class ParticleModule(L.LightningModule):
     r"""N particles of each measurement: latents ``z`` and images ``x``, both drawn from :math:`\mathcal{N}(0, I)`.
 
-    Both are Parameters with shape :math:`(M N, \dots)` for M measurements, so a Lightning checkpoint holds them; the
-    particles of a measurement are neighbours. Networks see all particles together, and nothing else joins two
-    measurements. A checkpoint holds the identity of the frozen prior, features and operators, not them.
+    Both are Parameters with shape :math:`(M N, \dots)` for M measurements, so a Lightning checkpoint holds them; a measurement's
+    particles are neighbours. Nothing but the networks' batches joins two measurements. A checkpoint holds the identity of
+    the frozen prior, features and operators, not them.
 
     Args:
         prior: The latent diffusion prior.
@@ -53,6 +53,8 @@ class ParticleModule(L.LightningModule):
     Raises:
         InputError: If a number is out of range, or an operator does not fit the prior's images.
     """
+
+    timestep_spacing = "leading"  # of ddim_timesteps
 
     def __init__(
         self,
@@ -75,12 +77,11 @@ class ParticleModule(L.LightningModule):
         self.num_particles, self.particle_chunk, self.seed = num_particles, particle_chunk, seed
         self.decoder_std, self.has_proximal_results = decoder_std, decoder_std > 0
         check_particles(self.hparams, self.measurements, prior)
-        is_warm = self.measurements[0].start is not None
-        self.num_steps = num_steps
+        self.num_steps, is_warm = num_steps, self.measurements[0].start is not None
         self.first_step = num_steps - max(1, round(warm_share * num_steps)) if is_warm else 0
-        self.timesteps = ddim_timesteps(prior.num_train_timesteps, num_steps, prior.timestep_offset)[self.first_step :]
-        # a plain dict hides modules from state_dict() and parameters()
-        self._frozen = {"prior": prior, "features": features}
+        every = ddim_timesteps(prior.num_train_timesteps, num_steps, prior.timestep_offset, self.timestep_spacing)
+        self.timesteps = every[self.first_step :]
+        self._frozen = {"prior": prior, "features": features}  # a plain dict hides modules from state_dict()
         settings = {"method": type(self).__name__, "timesteps": self.timesteps, **self.hparams, "particle_chunk": None}
         self.identity = CheckpointIdentity(sorted(settings.items()), self._frozen, self.measurements, prior.image_shape)
         self._noise = ParticleNoise([each.noise_key for each in self.measurements], num_particles, seed, antithetic)
@@ -130,8 +131,7 @@ class ParticleModule(L.LightningModule):
     @property
     def name(self) -> str:
         """The measurement's name, or the first and the last of several."""
-        first, last = self.measurements[0].name, self.measurements[-1].name
-        return first if first == last else f"{first} to {last}"
+        return " to ".join(dict.fromkeys(self.measurements[index].name for index in (0, -1)))
 
     @property
     def shard(self) -> Shard:
@@ -295,6 +295,6 @@ class ParticleModule(L.LightningModule):
         # one that was saved after the last step would let the Trainer do nothing, not even write the results
         for counts in checkpoint.get("loops", {}).get("fit_loop", {}).get("epoch_progress", {}).values():
             counts.update(processed=0, completed=0)
-        share = len(self.measurements) / self.shard.size
-        self.repulsion_ratios = [torch.tensor(ratio * share) for ratio in checkpoint["repulsion_ratios"]]
+        here = len(self.measurements) / self.shard.size
+        self.repulsion_ratios = [torch.tensor(ratio * here) for ratio in checkpoint["repulsion_ratios"]]
         keep_particles(checkpoint, self.identity.samples, self.num_particles)

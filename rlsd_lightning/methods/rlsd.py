@@ -58,6 +58,7 @@ from rlsd_lightning.methods.sampling import (
     descend,
     distillation_term,
     fidelity_term,
+    image_variances,
     noisy_start,
     score_residual,
     through_decoder,
@@ -146,8 +147,7 @@ class RLSD(ParticleModule):
         self.refine_from = max(0, round((1 - refine_share) * self.num_steps) - self.first_step)
         t = self.timesteps[0]
         alpha, sigma = prior.alpha(t).cpu(), prior.sigma(t).cpu()
-        error_shares = (prior.sigmas.square() / (prior.alphas.square() + prior.sigmas.square())).tolist()
-        self.image_variances = [image_std**2 * share + self.decoder_std**2 for share in error_shares]
+        self.image_variances = image_variances(prior, image_std, self.decoder_std)
         self.register_buffer("e", (noisy_start(self) - alpha * self.z.detach()) / sigma)
 
     def training_step(self, batch: tuple[int, int], batch_idx: int) -> Tensor:

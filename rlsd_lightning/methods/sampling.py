@@ -10,6 +10,7 @@ from rlsd_lightning.functional.losses import coupling, distillation, gradients_o
 from rlsd_lightning.functional.schedules import add_noise, cosine_decay, prior_weight, reverse_step
 from rlsd_lightning.methods.base import ParticleModule
 from rlsd_lightning.operators.likelihood import measured, misfit
+from rlsd_lightning.priors import Prior
 
 __all__ = [
     "adam_with_decay",
@@ -19,6 +20,7 @@ __all__ = [
     "distillation_term",
     "distillation_weight",
     "fidelity_term",
+    "image_variances",
     "noisy_start",
     "score_residual",
     "through_decoder",
@@ -39,6 +41,12 @@ def noisy_start(module: ParticleModule) -> Tensor:
     t = module.timesteps[0]
     noise = module.first_noise("z_init", module.prior.latent_shape)
     return add_noise(z, noise, module.prior.alpha(t).cpu(), module.prior.sigma(t).cpu())
+
+
+def image_variances(prior: Prior, image_std: float, decoder_std: float) -> list[float]:
+    r"""Variance :math:`v_t = \mathrm{image\_std}^2 \sigma_t^2 / (\alpha_t^2 + \sigma_t^2) + \mathrm{decoder\_std}^2` of :math:`D(\hat z)` at each timestep."""
+    shares = prior.sigmas.square() / (prior.alphas.square() + prior.sigmas.square())
+    return [image_std**2 * share + decoder_std**2 for share in shares.tolist()]
 
 
 def ancestral_step(module: ParticleModule, step: int, t: int, s: int, z_t: Tensor, z_hat: Tensor) -> Tensor:

@@ -12,6 +12,7 @@ from transformers import PreTrainedTokenizerBase
 
 from rlsd_lightning.priors.base import Prior
 from rlsd_lightning.priors.loading import (
+    add_lora,
     check_channels,
     check_conditions,
     ddim_levels,
@@ -47,6 +48,7 @@ class PipelinePrior(Prior):
         guidance_scale: Strength :math:`g` of classifier-free guidance; 1 is off and costs one network call less.
         image_size: Height and width in pixels, or one number for both, multiples of the autoencoder's stride; the
             checkpoint's own if left out.
+        lora: LoRA weights that are added to the networks' own: a folder, a ``.safetensors`` file or a name on the hub.
         variant: Variant of the weights on the hub, such as ``fp16``.
         weights: Type of the weights: ``float32``, ``float16`` or ``bfloat16``.
         vae_tiling: Decode in tiles, for images that do not fit otherwise.
@@ -77,6 +79,7 @@ class PipelinePrior(Prior):
         negative_prompt: str = "",
         guidance_scale: float = 1.0,
         image_size: int | Sequence[int] | None = None,
+        lora: str | None = None,
         variant: str | None = None,
         weights: str = "float32",
         vae_tiling: bool = False,
@@ -88,6 +91,8 @@ class PipelinePrior(Prior):
         if not isinstance(pretrained, DiffusionPipeline):
             settings = (variant, weights, local_files_only, allow_pickle)
             loaded = load_pipeline(self.pipeline, pretrained, self.parts, *settings, **self.left_out)
+        if lora is not None:
+            add_lora(loaded, lora, local_files_only)
         vae, network = loaded.vae, self.denoiser_of(loaded)
         check_conditions(network)
         check_channels(network, vae)

@@ -26,7 +26,7 @@ CASES: dict[str, tuple[int, list[str]]] = {
     "paper": (2, [*TOGETHER, *VIT, "method=rlsd_paper"]),
     "batch": (4, [*BATCH, "method=distilled", "method.repulsion_saturation=3"]),
     "bf16": (2, [*TOGETHER, "trainer.precision=bf16-mixed"]),
-    **{method: (2, [*BATCH, f"method={method}"]) for method in ("rlsd", "distilled", "dps", "daps", "dwgf")},
+    **{method: (2, [*BATCH, f"method={method}"]) for method in ("rlsd", "distilled", "dps", "daps", "dwgf", "latino")},
     "twisted": (2, [*BATCH, "method=twisted", "method.resample_below=0.9"]),
     "measurements": (2, ["parallel=auto", "num_steps=10", "data.limit=3", "trainer.log_every_n_steps=5"]),
     # one group takes twice as many steps as the other

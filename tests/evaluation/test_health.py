@@ -14,6 +14,7 @@ from torch.nn.functional import avg_pool2d
 
 from rlsd_lightning import (
     DWGF,
+    LATINO,
     RLSD,
     Distilled,
     LatentDAPS,
@@ -274,7 +275,7 @@ def test_remedies_name_only_settings_of_the_method() -> None:
 
 
 def test_every_remedy_is_a_setting() -> None:
-    methods = (RLSD, RLSDPaper, Distilled, DWGF, LatentDAPS, LatentDPS, TwistedFilter)
+    methods = (RLSD, RLSDPaper, Distilled, DWGF, LatentDAPS, LatentDPS, LATINO, TwistedFilter)
     chains = [vars(base) for method in methods for base in method.__mro__ if issubclass(base, ParticleModule)]
     known = {name for members in chains if "__init__" in members for name in signature(members["__init__"]).parameters}
     too_strong = HealthMetrics(repulsion_ratio=2.0)

@@ -18,11 +18,17 @@ from rlsd_lightning.functional.schedules import (
 )
 
 
-@pytest.mark.parametrize("num_steps", [1, 4, 50, 200, 500, 999])
-def test_timesteps_are_those_of_diffusers_where_its_stride_is_exact(num_steps: int):
-    scheduler = DDIMScheduler(num_train_timesteps=1000, timestep_spacing="leading", steps_offset=1)
+@pytest.mark.parametrize("spacing", ["leading", "trailing"])
+@pytest.mark.parametrize("num_steps", [1, 4, 50, 200, 500])
+def test_timesteps_are_those_of_diffusers_where_its_stride_is_exact(num_steps: int, spacing: str):
+    scheduler = DDIMScheduler(num_train_timesteps=1000, timestep_spacing=spacing, steps_offset=1)
     scheduler.set_timesteps(num_steps)
-    assert ddim_timesteps(1000, num_steps) == scheduler.timesteps.tolist()
+    assert ddim_timesteps(1000, num_steps, spacing=spacing) == scheduler.timesteps.tolist()
+
+
+def test_an_unknown_spacing_is_refused():
+    with pytest.raises(ValueError, match=r"^spacing must be leading or trailing, got 'linspace'"):
+        ddim_timesteps(1000, 4, spacing="linspace")
 
 
 @pytest.mark.parametrize("num_steps", [1, 3, 999])

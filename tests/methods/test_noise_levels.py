@@ -12,6 +12,7 @@ from torch.testing import assert_close
 
 from rlsd_lightning import (
     DWGF,
+    LATINO,
     RLSD,
     Distilled,
     LatentDAPS,
@@ -31,6 +32,7 @@ FORMS = {
     "dps": (LatentDPS, {}),
     "psld": (LatentDPS, {"gluing": 0.1}),
     "daps": (LatentDAPS, {"ode_steps": 2, "langevin_steps": 2}),
+    "latino": (LATINO, {}),
     "dwgf": (DWGF, {}),
     "distilled": (Distilled, {}),
     "rlsd": (RLSD, {"refine_share": 0.5}),

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from rlsd_lightning import (
     DWGF,
+    LATINO,
     RLSD,
     Distilled,
     InputError,
@@ -167,7 +168,7 @@ class Hollow(Shard):
         return mine
 
 
-@pytest.mark.parametrize("method", [RLSD, Distilled, DWGF, LatentDPS, LatentDAPS, TwistedFilter, RLSDPaper])
+@pytest.mark.parametrize("method", [RLSD, Distilled, DWGF, LatentDPS, LatentDAPS, LATINO, TwistedFilter, RLSDPaper])
 def test_a_process_without_particles_takes_part_in_the_pictures(method: type, tiny_prior, measurement: Measurement):
     # else the processes would wait for each other in different exchanges
     module = method(tiny_prior, measurement, PixelFeatures(), num_particles=1, num_steps=4)

@@ -29,10 +29,6 @@ ONE_FILE = (".safetensors", ".ckpt")
 WEIGHTS = re.compile(r"(?:diffusion_pytorch_model|pytorch_model|model)(?:\.(\w+))?\.(safetensors|bin)")
 SHARD = re.compile(r"-\d+-of-\d+")
 LORA = re.compile(r"lora|adapter_(model|config)", re.IGNORECASE)
-MERGE_LORA = (
-    "from diffusers import DiffusionPipeline as P; p = P.from_pretrained('BASE MODEL'); p.load_lora_weights({given!r}); "
-    "p.fuse_lora(); p.save_pretrained({saved!r})"
-)
 
 
 def read_config(file: Path) -> dict[str, Any]:
@@ -119,11 +115,10 @@ def not_a_pipeline(given: Path, kind: type) -> InputError:
 
 
 def lora_error(given: Path) -> InputError:
-    """The error for LoRA weights, with the code that merges them into a base model."""
-    code = MERGE_LORA.format(given=str(given), saved="merged")
+    """The error for LoRA weights in the place of a pipeline."""
     return InputError(
         f"pretrained must be a whole diffusers pipeline folder, but '{given}' holds LoRA weights alone, which change a "
-        f"base model; {recipe(code, 'merged')}"
+        f"base model; give that base model as pretrained, and lora='{given}'"
     )
 
 
