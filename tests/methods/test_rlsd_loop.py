@@ -224,3 +224,26 @@ def test_frozen_parts_are_neither_in_checkpoints_nor_trained(prior: StableDiffus
     assert set(module.state_dict()) == {"z", "x", "e"}
     assert {name for name, _ in module.named_parameters()} == {"z", "x"}
     assert not any("prior" in name or "features" in name for name in module.hparams)
+
+
+@pytest.mark.parametrize("operator", [half, colorization, partial(half, sigma=0.3)], ids=["half", "grey", "noisy"])
+def test_before_the_refinement_latents_go_to_the_encoded_images(operator: Callable, prior: StableDiffusionPrior):
+    module = make(prior, operator=operator, gamma=0.5, refine_share=0.8)
+    assert module.refine_from == STEP + 1
+    _, clean, image, _ = parts(module)
+    take_step(module, STEP)
+    x = module.x.detach()
+    assert norms(x - image.detach()).min() > 0.1
+    torch.testing.assert_close(module.z.detach(), clean.detach() - prior.encode(image) + prior.encode(x))
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"augmented": False}, {"operator": NullOperator}, {"refine_share": 0.0, "num_steps": STEP + 1}],
+    ids=str,
+)
+def test_without_images_to_go_to_the_loop_ends_at_the_clean_latents(settings: dict, prior: StableDiffusionPrior):
+    module = make(prior, **{"gamma": 0.0, "refine_share": 0.8, **settings})
+    clean = denoised(module, noisy(module, STEP), STEP).detach()
+    take_step(module, STEP)
+    torch.testing.assert_close(module.z.detach(), clean)
