@@ -25,9 +25,10 @@ class Alone:
 
     def step(self, t: int) -> None:
         """Takes one step at a timestep."""
+        step = self.taken % len(self.module.timesteps)
         alone = {"optimizers": lambda: self.optimizers, "manual_backward": torch.Tensor.backward}
         with mock.patch.multiple(self.module, **alone):
-            loss = self.module.training_step((self.taken % 100, t), self.taken % 100)
+            loss = self.module.training_step((step, t), step)
         if self.module.automatic_optimization:
             loss.backward()
             self.optimizers[0].step()

@@ -5,18 +5,20 @@ Time and memory don't depend on the weights.
 
 from pathlib import Path
 from typing import Any, NamedTuple
+from unittest import mock
 
 import torch
 from deepinv.physics import Physics
-from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers import AutoencoderKL, AutoencoderTiny, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from torch import Tensor, nn
 from transformers import ViTConfig, ViTModel
 
 from rlsd_lightning import StableDiffusionPrior, ViTFeatures
 from rlsd_lightning.operators import inpainting
 from rlsd_lightning.priors import Prior
+from rlsd_lightning.priors.loading import TinyDecoder
 
-__all__ = ["PRIORS", "Problem", "make_problem"]
+__all__ = ["PRIORS", "Problem", "RandomStableDiffusion", "make_problem", "stable_diffusion_levels"]
 
 DATA = Path(__file__).resolve().parents[1] / "data"
 
@@ -42,10 +44,11 @@ class RandomStableDiffusion(StableDiffusionPrior):
 
     Args:
         architecture: ``sd15`` or ``sd21-base``.
+        tiny: Whether it has a tiny decoder of taesd's architecture.
         settings: Further arguments of the prior.
     """
 
-    def __init__(self, architecture: str = "sd15", **settings: Any) -> None:
+    def __init__(self, architecture: str = "sd15", tiny: bool = False, **settings: Any) -> None:
         vae = AutoencoderKL(
             block_out_channels=(128, 256, 512, 512),
             down_block_types=("DownEncoderBlock2D",) * 4,
@@ -61,7 +64,14 @@ class RandomStableDiffusion(StableDiffusionPrior):
             "scheduler": DDIMScheduler(steps_offset=1, clip_sample=False),
             **self.left_out,
         }
-        super().__init__(StableDiffusionPipeline(vae=vae, unet=unet, **parts), **settings)
+        # random networks predict nothing, and may be without memory
+        with mock.patch("rlsd_lightning.priors.latent.try_networks"):
+            super().__init__(StableDiffusionPipeline(vae=vae, unet=unet, **parts), **settings)
+        self.tiny = TinyDecoder(AutoencoderTiny()) if tiny else None
+        self.freeze()
+
+    def name_left_out(self, *_, **__) -> None:
+        """There is no tokenizer."""
 
     def schedule(self, pipeline: StableDiffusionPipeline) -> tuple[tuple[Tensor, Tensor], str, int]:
         return stable_diffusion_levels(), "epsilon", 1

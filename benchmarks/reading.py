@@ -9,6 +9,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -17,8 +18,10 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from rlsd_lightning.images import Reader
+from rlsd_lightning.reading import Frame
 
 SIZE = 64
+FRAME = partial(Frame.cropped, size=(SIZE, SIZE))
 
 
 def plainly(path: Path) -> Tensor:
@@ -62,9 +65,9 @@ def main() -> None:
     for side in (SIZE, 256):
         with tempfile.TemporaryDirectory() as folder:
             files = write_pictures(Path(folder), side, args.count)
-            assert all(plainly(file).equal(reader.image(file, SIZE, SIZE)[0]) for file in files[:20])
+            assert all(plainly(file).equal(reader.image(file, FRAME)[0]) for file in files[:20])
             pairs = [
-                (seconds(lambda file: reader.image(file, SIZE, SIZE)[0], files), seconds(plainly, files))
+                (seconds(lambda file: reader.image(file, FRAME)[0], files), seconds(plainly, files))
                 for _ in range(args.repeats)
             ]
         door, plain = (statistics.median(each) for each in zip(*pairs, strict=True))

@@ -18,8 +18,8 @@ import json
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from unittest import mock
 
@@ -104,12 +104,19 @@ class _NoModules(nullcontext):
     parents = frozenset({"Global"})
 
 
-def count_operations(step: Step, rounds: int = 20) -> float:
-    """Mean operations of a step (two for a multiplication with its addition), over rounds with all that comes seldom."""
+@contextmanager
+def counting() -> Iterator[FlopCounterMode]:
+    """Counts operations, also of tensors without memory."""
     counter = FlopCounterMode(display=False)
     counter.mod_tracker = _NoModules()
     # autocast, which is off here anyway, does not know of tensors without memory
     with counter, mock.patch("torch.autocast", lambda *_, **__: nullcontext()):
+        yield counter
+
+
+def count_operations(step: Step, rounds: int = 20) -> float:
+    """Mean operations of a step (two for a multiplication with its addition), over rounds with all that comes seldom."""
+    with counting() as counter:
         for _ in range(rounds):
             step(AT)
     return counter.get_total_flops() / rounds
@@ -123,15 +130,16 @@ def time_steps(
     with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16-mixed"):
         for turn in range(rounds + 1):
             for name, step in steps.items():
-                start = _now(device)
+                start = now(device)
                 for _ in range(4):
                     step(AT)
                 if turn:  # the first fills caches
-                    seconds[name].append((_now(device) - start) / 4)
+                    seconds[name].append((now(device) - start) / 4)
     return {name: statistics.median(values) for name, values in seconds.items()}
 
 
-def _now(device: torch.device) -> float:
+def now(device: torch.device) -> float:
+    """Seconds of a clock, once the device is done."""
     if device.type == "cuda":
         torch.cuda.synchronize()
     return time.perf_counter()
@@ -143,10 +151,10 @@ def matmul_rate(device: torch.device, precision: str = "32-true") -> float:
     a, b = torch.randn(size, size, device=device), torch.randn(size, size, device=device)
     rates = []
     for _ in range(5):
-        start = _now(device)
+        start = now(device)
         with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16-mixed"):
             torch.mm(a, b)
-        rates.append(2 * size**3 / (_now(device) - start))
+        rates.append(2 * size**3 / (now(device) - start))
     return max(rates)
 
 
@@ -161,11 +169,11 @@ class _Alternating(Callback):
 
     def on_train_batch_end(self, trainer: L.Trainer, *_) -> None:
         device = trainer.strategy.root_device
-        end = _now(device)
+        end = now(device)
         if self._since is not None:
             self.seconds.append(end - self._since)
         self.alone(AT)
-        self._since = _now(device)
+        self._since = now(device)
         self.seconds_alone.append(self._since - end)
 
 

@@ -21,13 +21,15 @@ _WHERE = {
     "Prior": "priors",
     "RLSD": "methods.rlsd",
     "RLSDPaper": "methods.rlsd_paper",
+    "Reconstructor": "reconstructor",
     "Result": "results.result",
     "StableDiffusionPrior": "priors",
     "TwistedFilter": "methods.twisted",
     "VAEFeatures": "features",
     "ViTFeatures": "features",
     "embedded": "resources",
-    "solve": "solve",
+    "representatives": "results.result",
+    "solve": "solving",
 }
 """The module of each public name, which is imported when the name is first used: torch and Lightning take seconds."""
 
@@ -38,7 +40,7 @@ def __getattr__(name: str) -> Any:
     if name not in _WHERE:
         raise AttributeError(f"module '{__name__}' has no attribute '{name}'")
     value = getattr(import_module(f"{__name__}.{_WHERE[name]}"), name)
-    globals()[name] = value  # solve is a module too, which its import has put here
+    globals()[name] = value
     return value
 
 

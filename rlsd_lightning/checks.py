@@ -9,11 +9,12 @@ from rlsd_lightning.distributed.strategy import ParticleStrategy
 from rlsd_lightning.errors import InputError
 from rlsd_lightning.measurement import Measurement
 from rlsd_lightning.operators.compose import probe_operator
-from rlsd_lightning.priors import Prior
+from rlsd_lightning.priors import Calibration, Prior
 
 __all__ = [
     "check_particles",
     "check_trainer",
+    "measured_settings",
     "require_at_least_one",
     "require_at_least_zero",
     "require_one_of",
@@ -68,6 +69,13 @@ def check_trainer(trainer: L.Trainer) -> None:
         )
     if trainer.gradient_clip_val or trainer.accumulate_grad_batches != 1:
         raise InputError("the Trainer must neither clip nor accumulate gradients; leave these arguments out")
+
+
+def measured_settings(settings: Mapping[str, Any], prior: Prior) -> dict[str, float]:
+    """Settings that are None and are measured of a prior, with its values; it is not measured if there are none."""
+    names = [name for name in Calibration._fields if name in settings and settings[name] is None]
+    values = prior.calibration._asdict() if names else {}
+    return {name: values[name] for name in names}
 
 
 def check_particles(settings: Mapping[str, Any], measurements: Sequence[Measurement], prior: Prior) -> None:

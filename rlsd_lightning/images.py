@@ -1,19 +1,18 @@
 """Images in [-1, 1]: from files of every kind, and to pictures."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor
-from torch.nn.functional import interpolate
-from torchvision.transforms.functional import center_crop
 
 from rlsd_lightning.errors import InputError, printable
 from rlsd_lightning.reading import (
+    Frame,
     Range,
     Stack,
     as_range,
@@ -24,7 +23,7 @@ from rlsd_lightning.reading import (
     split_key,
 )
 
-__all__ = ["Notes", "Reader", "find_images", "fit", "load_image", "to_pil", "with_channels"]
+__all__ = ["Notes", "Reader", "find_images", "load_image", "to_pil", "with_channels"]
 
 log = logging.getLogger(__name__)
 
@@ -67,33 +66,58 @@ class Reader:
             self._last = Stack(path, key, self.axes, expected)
         return self._last
 
-    def image(
-        self, path: Path, height: int, width: int, key: str | None = None, page: int = 0
-    ) -> tuple[Tensor, tuple[int, int]]:
-        """A picture of any size and kind, centre-cropped and resized.
-
-        Returns:
-            An image in [-1, 1] with shape :math:`(1, 3, H, W)`; and the picture's own height and width.
+    def picture(self, path: Path, key: str | None = None, page: int = 0) -> Image.Image:
+        """A picture of any kind at its own size, with 8 bits and three channels.
 
         Raises:
             InputError: If the file is missing or can't be read, or the meaning of its values or axes is not clear.
         """
-        stack = self.stack(path, key)
-        picture = stack.page(page)
-        own = picture.size[::-1] if isinstance(picture, Image.Image) else picture.shape[:2]
-        if own != (height, width):
-            self.notes(path, f"{own[1]}x{own[0]}, cropped and resized to {width}x{height}")
+        picture = self.stack(path, key).page(page)
         if self.asked is None and isinstance(picture, Image.Image):
-            if own != (height, width):
-                picture = ImageOps.fit(picture, (width, height), Image.Resampling.LANCZOS)
-            pixels = torch.from_numpy(np.array(picture)).movedim(-1, 0)[None]
+            return picture
+        return to_pil(self._of_values(np.asarray(picture), path, key)[0])
+
+    def size(self, path: Path, key: str | None = None, page: int = 0) -> tuple[int, int]:
+        """Height and width of a picture.
+
+        Raises:
+            InputError: If it can't be read.
+        """
+        return size_of(self.stack(path, key).page(page))
+
+    def image(
+        self, path: Path, frame_of: Callable[[tuple[int, int]], Frame], key: str | None = None, page: int = 0
+    ) -> tuple[Tensor, Frame]:
+        """The image of a picture of any size and kind.
+
+        Args:
+            path: The file.
+            frame_of: What gives the place of a picture in the image, by its height and width.
+            key: The array in the file, if it holds several.
+            page: The picture's place in the file.
+
+        Returns:
+            An image in [-1, 1] with shape :math:`(1, 3, H, W)`; and where the picture lies in it.
+
+        Raises:
+            InputError: If the file is missing or can't be read, or the meaning of its values or axes is not clear.
+        """
+        picture = self.stack(path, key).page(page)
+        frame = frame_of(size_of(picture))
+        if not frame.is_trivial:
+            self.notes(path, frame.describe())
+        if self.asked is None and isinstance(picture, Image.Image):
+            pixels = torch.from_numpy(np.array(frame.of_picture(picture))).movedim(-1, 0)[None]
             if pixels.max() == 1:  # as masks and labels are stored
                 self.notes(path, "nearly black; if its largest value is white, set range=0,1", logging.WARNING)
-            return pixels.float() / 127.5 - 1, own
-        values = np.asarray(picture)
+            return pixels.float() / 127.5 - 1, frame
+        return frame.of_values(self._of_values(np.asarray(picture), path, key)).expand(1, 3, -1, -1), frame
+
+    def _of_values(self, values: np.ndarray, path: Path, key: str | None) -> Tensor:
+        """Values of a picture in [-1, 1], with shape :math:`(1, C, H, W)`."""
+        stack = self.stack(path, key)
         decide = partial(picture_range, asked=self.asked or stack.range, what=path)
-        limits = stack.limits(decide, values)
-        return fit(self._within(values, limits, path), height, width).expand(1, 3, -1, -1), own
+        return self._within(values, stack.limits(decide, values), path)
 
     def _within(self, values: np.ndarray, limits: Range, path: Path) -> Tensor:
         """Values in [-1, 1], with shape :math:`(1, C, H, W)`."""
@@ -128,7 +152,7 @@ def load_image(
         InputError: If the file is missing or can't be read, or the meaning of its values or axes is not clear.
     """
     file, key = split_key(path)
-    return Reader(range, axes).image(file, height, width, key, page)[0]
+    return Reader(range, axes).image(file, partial(Frame.cropped, size=(height, width)), key, page)[0]
 
 
 def to_pil(image: Tensor) -> Image.Image:
@@ -137,14 +161,9 @@ def to_pil(image: Tensor) -> Image.Image:
     return Image.fromarray(pixels.movedim(0, -1).expand(*pixels.shape[1:], 3).numpy())
 
 
-def fit(images: Tensor, height: int, width: int) -> Tensor:
-    """Centre-crops and resizes images of shape :math:`(n, C, H, W)`."""
-    if images.shape[-2:] == (height, width):
-        return images
-    rows, columns = images.shape[-2:]
-    scale = min(rows / height, columns / width)
-    cropped = center_crop(images, [round(height * scale), round(width * scale)])
-    return interpolate(cropped, size=(height, width), mode="bicubic", antialias=True).clamp(-1, 1)
+def size_of(picture: Image.Image | np.ndarray) -> tuple[int, int]:
+    """Height and width."""
+    return picture.size[::-1] if isinstance(picture, Image.Image) else picture.shape[:2]
 
 
 def with_channels(images: Tensor, channels: int) -> Tensor:

@@ -3,11 +3,23 @@
 from typing import NamedTuple, Protocol
 
 from deepinv.physics import Physics
+from PIL import Image
 from torch import Tensor
 
 from rlsd_lightning.functional.noise import measurement_key
 
-__all__ = ["Measurement", "MeasurementList", "Measurements", "SavedMeasurement"]
+__all__ = ["Measurement", "MeasurementList", "Measurements", "Original", "SavedMeasurement"]
+
+
+class Original(Protocol):
+    """The picture of a measurement at its own size, which is not that of the image that is solved."""
+
+    def with_image(self, images: list[Image.Image], physics: Physics) -> list[Image.Image]:
+        """Solved images at the picture's size, in it where only a part is solved or missing.
+
+        Raises:
+            InputError: If the picture can't be read any more.
+        """
 
 
 class Measurement(NamedTuple):
@@ -20,6 +32,8 @@ class Measurement(NamedTuple):
         truth: The clean image in [-1, 1] with shape :math:`(1, C, H, W)`, if known.
         series: Key of the particles' noise, shared by the measurements of a sequence; the name by default.
         start: Initial latents and images of the particles, each with shape :math:`(N, ...)`; drawn by default.
+        image_shape: Shape :math:`(C, H, W)` of the image; that of the prior's images by default.
+        original: The picture at its own size, if that is another one.
     """
 
     name: str
@@ -28,6 +42,8 @@ class Measurement(NamedTuple):
     truth: Tensor | None = None
     series: str | None = None
     start: tuple[Tensor, Tensor] | None = None
+    image_shape: tuple[int, ...] | None = None
+    original: Original | None = None
 
     @property
     def noise_key(self) -> int:

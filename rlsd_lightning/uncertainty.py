@@ -33,8 +33,6 @@ PASSES = 6
 """Most simulations with errors; a linear operator takes two."""
 CLOSE = 0.02
 """Relative difference between simulation and run that ends the simulations."""
-LARGEST = 1.0
-"""Largest variance: errors as large as images."""
 DETAIL = 5
 """Pixels a side of the local mean whose residual counts as detail."""
 FLAT_SHARE = 0.02
@@ -64,6 +62,7 @@ def decoder_error(
     seed: int,
     key: int,
     at_once: int | None = None,
+    largest_var: float = 1.0,
 ) -> DecoderError | None:
     r"""Estimate the reconstruction error of one measurement's particles, and the part of it that stays in the images.
 
@@ -77,7 +76,7 @@ def decoder_error(
     :math:`\overline{(x' - D)^2} = \overline{(x - D)^2}`, and :math:`V = \overline{(u - x')^2}`.
 
     For a linear operator and Gaussian noise :math:`v` is unbiased if latents are posterior draws. Optimised latents follow
-    :math:`e` and the noise, which makes it too small; badly sampled latents make it too large.
+    :math:`e` and the noise, which makes it too small. Badly sampled latents make it too large, up to ``largest_var``.
 
     Args:
         measurement: Measurement that the particles explain.
@@ -88,6 +87,8 @@ def decoder_error(
         seed: The run's seed.
         key: The measurement's key, of :func:`~rlsd_lightning.functional.noise.keyed_normal`.
         at_once: Simulations that are solved side by side; all if left out.
+        largest_var: Largest :math:`v`. Latents that do not fit the measurement move :math:`x_i` further than an
+            autoencoder's error does; the rest of that distance is theirs.
 
     Returns:
         The estimate, a mean over equivalent forms of an image; None if nothing is measured, the noise is not simulated,
@@ -99,7 +100,7 @@ def decoder_error(
     images, decoded = at_least_float32(images), at_least_float32(decoded)
     simulate = _Simulation(measurement, decoded, weight, seed, key, at_once)
     by_noise, left_by_noise = simulate(0.0)
-    by_errors, following = _mean((images - decoded).square()).item() - by_noise, image_var
+    by_errors, following = _mean((images - decoded).square()).item() - by_noise, min(image_var, largest_var)
     for _ in range(PASSES):
         variance = following
         answered, left = simulate(variance)
@@ -111,7 +112,9 @@ def decoder_error(
             break
         if abs(ratio - 1) < CLOSE:
             break
-        following = min(variance * ratio, LARGEST)
+        if variance == largest_var and ratio > 1:
+            break
+        following = min(variance * ratio, largest_var)
     forms = equivalent_forms(physics, left[None])
     if forms is not None:
         left = forms.mean(dim=0)[0]

@@ -1,7 +1,8 @@
 """Tiny random pipelines of every family and a tiny random ViT, in the on-disk formats of the real ones."""
 
+import copy
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 # On a CPU sums are rounded by the number of threads, and the processes that Lightning starts have fewer than this one:
@@ -10,6 +11,7 @@ os.environ["OMP_NUM_THREADS"] = "1"
 # For the same reason no test sees a GPU unless it is told of one: RLSD_TEST_GPUS=0 pytest
 os.environ["CUDA_VISIBLE_DEVICES"] = os.environ.get("RLSD_TEST_GPUS", "")
 
+import numpy as np
 import pytest
 import torch
 from diffusers import (
@@ -24,12 +26,13 @@ from diffusers import (
     UNet2DModel,
 )
 from support.command import small_run
-from support.networks import IMAGE_SIZE, tiny_text_encoder, tiny_tokenizer, tiny_unet, tiny_vae
+from support.networks import IMAGE_SIZE, calibrated, tiny_text_encoder, tiny_tokenizer, tiny_unet, tiny_vae
 from torchvision.models import AlexNet_Weights, alexnet
 from transformers import CLIPTextModel, CLIPTextModelWithProjection, ViTConfig, ViTModel
 
 from examples.face_prior.diffusion import Diffusion, noise_schedule, save_pipeline
 from rlsd_lightning.features import Features, LatentFeatures, PixelFeatures, ViTFeatures, load_lpips
+from rlsd_lightning.functional import noise as functional_noise
 from rlsd_lightning.measurement import Measurement
 from rlsd_lightning.operators import inpainting
 from rlsd_lightning.priors import StableDiffusionPrior
@@ -52,7 +55,7 @@ def tiny_prior_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tokenizer = tiny_tokenizer()
     module = Diffusion(len(tokenizer), tokenizer.eos_token_id, latent_size=8, channels=(16, 16))
     save_pipeline(folder, tiny_vae(), module, tokenizer)
-    return folder
+    return calibrated(folder)
 
 
 @pytest.fixture(scope="session")
@@ -76,7 +79,7 @@ def tiny_xl_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         scheduler=noise_schedule(),
         add_watermarker=False,
     ).save_pretrained(folder)
-    return folder
+    return calibrated(folder)
 
 
 @pytest.fixture(scope="session")
@@ -94,7 +97,7 @@ def tiny_lcm_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         feature_extractor=None,
         requires_safety_checker=False,
     ).save_pretrained(folder)
-    return folder
+    return calibrated(folder)
 
 
 @pytest.fixture(scope="session")
@@ -125,7 +128,7 @@ def tiny_sd3_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         text_encoder_3=None,
         tokenizer_3=None,
     ).save_pretrained(folder)
-    return folder
+    return calibrated(folder)
 
 
 @pytest.fixture(scope="session")
@@ -143,7 +146,7 @@ def tiny_pixel_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         norm_num_groups=4,
     )
     DDPMPipeline(unet.eval(), DDPMScheduler()).save_pretrained(folder)
-    return folder
+    return calibrated(folder)
 
 
 @pytest.fixture(scope="session")
@@ -202,9 +205,36 @@ def with_alexnet(random_alexnet: Path, monkeypatch: pytest.MonkeyPatch) -> Itera
 
 
 @pytest.fixture
-def tiny_prior(tiny_prior_folder: Path) -> StableDiffusionPrior:
-    """The tiny pipeline as a prior."""
+def noise_in_one_draw(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A measurement's particles get their noise from one generator: a hundred times as fast for a thousand of them."""
+
+    def draw(
+        shape: tuple[int, ...], particles: Iterable[int], *, seed: int, measurement: int, stream: str, step: int = 0
+    ):
+        rows, key = list(particles), [seed, measurement]
+        counter = np.array([0, functional_noise.STREAMS[stream], step, 0], dtype=np.uint64)
+        generator = np.random.Generator(np.random.Philox(key=np.array(key, dtype=np.uint64), counter=counter))
+        return torch.from_numpy(generator.standard_normal((max(rows) + 1, *shape), dtype=np.float32)[rows])
+
+    monkeypatch.setattr(functional_noise, "keyed_normal", draw)
+
+
+@pytest.fixture(scope="session")
+def loaded_prior(tiny_prior_folder: Path) -> StableDiffusionPrior:
+    """The tiny pipeline as a prior, loaded once; tests take copies."""
     return StableDiffusionPrior(str(tiny_prior_folder), local_files_only=True)
+
+
+@pytest.fixture(scope="session")
+def loaded_features(tiny_features_folder: Path) -> ViTFeatures:
+    """The tiny ViT as features, loaded once; tests take copies."""
+    return ViTFeatures(str(tiny_features_folder), local_files_only=True)
+
+
+@pytest.fixture
+def tiny_prior(loaded_prior: StableDiffusionPrior) -> StableDiffusionPrior:
+    """The tiny pipeline as a prior."""
+    return copy.deepcopy(loaded_prior)
 
 
 @pytest.fixture
@@ -214,9 +244,9 @@ def prior(tiny_prior: StableDiffusionPrior) -> StableDiffusionPrior:
 
 
 @pytest.fixture
-def tiny_features(tiny_features_folder: Path) -> ViTFeatures:
+def tiny_features(loaded_features: ViTFeatures) -> ViTFeatures:
     """The tiny ViT as features."""
-    return ViTFeatures(str(tiny_features_folder), local_files_only=True)
+    return copy.deepcopy(loaded_features)
 
 
 @pytest.fixture

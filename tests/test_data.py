@@ -347,7 +347,7 @@ def test_a_mask_of_another_size_than_the_image_names_all_sizes(tmp_path: Path) -
     Image.new("L", (20, 10), 255).save(tmp_path / "mask.png")
     Image.new("RGB", (32, 24)).save(tmp_path / "a.jpg")
     data = measurements(SHAPE, partial(inpainting, mask=tmp_path / "mask.png"), images=tmp_path / "a.jpg")
-    with pytest.raises(InputError, match=r"16x16 .* 32x24, the size of 'a', but .* 20x10; resize"):
+    with pytest.raises(InputError, match=r"16x12 .* 32x24, the size of 'a', but .* 20x10; resize"):
         _ = data[0]
 
 

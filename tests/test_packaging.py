@@ -3,16 +3,19 @@
 import re
 import subprocess
 import sys
+import tarfile
 import tomllib
 import zipfile
 from pathlib import Path
 
 import pytest
+import yaml
 from support.command import PROJECT
 
 from rlsd_lightning import InputError, embedded, resources
 
-WHEEL = tomllib.loads((PROJECT / "pyproject.toml").read_text())["tool"]["hatch"]["build"]["targets"]["wheel"]
+PYPROJECT = tomllib.loads((PROJECT / "pyproject.toml").read_text())
+WHEEL = PYPROJECT["tool"]["hatch"]["build"]["targets"]["wheel"]
 INSIDE = "rlsd_lightning/_project/"
 MEBIBYTES = 90
 """Most that an installation may take, with both embedded priors."""
@@ -38,11 +41,33 @@ def test_what_configs_name_is_in_the_wheel() -> None:
     assert {target.rsplit("/", 1)[0] + "/" for target in WHEEL["sources"].values()} == {INSIDE}
 
 
-def test_the_built_wheel_holds_all_that_a_run_needs(tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """The source distribution and the wheel built from it, by their suffixes."""
+    pytest.importorskip("build")
     pytest.importorskip("hatchling")
-    command = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", tmp_path]
+    folder = tmp_path_factory.mktemp("dist")
+    command = [sys.executable, "-m", "build", "--no-isolation", "--outdir", folder]
     subprocess.run(command, cwd=PROJECT, check=True, capture_output=True)
-    (wheel,) = tmp_path.glob("*.whl")
+    return {file.suffix: file for file in folder.iterdir()}
+
+
+def test_the_index_would_take_what_is_built(built: dict[str, Path]) -> None:
+    twine = pytest.importorskip("twine.commands.check")
+    assert sorted(built) == [".gz", ".whl"]
+    assert not twine.check([str(file) for file in built.values()], strict=True)
+
+
+def test_the_version_is_the_same_everywhere(built: dict[str, Path]) -> None:
+    version = PYPROJECT["project"]["version"]
+    assert yaml.safe_load((PROJECT / "CITATION.cff").read_text())["version"] == version
+    assert re.findall(r"^## (\S+)", (PROJECT / "CHANGELOG.md").read_text(), re.MULTILINE)[0] == version
+    with tarfile.open(built[".gz"]) as source:
+        assert f"rlsd_lightning-{version}/CITATION.cff" in source.getnames()
+
+
+def test_the_built_wheel_holds_all_that_a_run_needs(built: dict[str, Path]) -> None:
+    wheel = built[".whl"]
     assert wheel.stat().st_size < MEBIBYTES * 2**20
     held = set(zipfile.ZipFile(wheel).namelist())
     folders = ("faces/heldout", "features", "priors", "photos", "masks", "kernels")

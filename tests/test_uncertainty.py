@@ -18,6 +18,7 @@ from rlsd_lightning.measurement import Measurement
 from rlsd_lightning.operators import NullOperator, as_physics, hdr, phase_retrieval, quantization, super_resolution
 from rlsd_lightning.operators.noise import PoissonNoise
 from rlsd_lightning.operators.proximal import noise_share, proximal_step
+from rlsd_lightning.priors import Calibration
 from rlsd_lightning.results.store import load_run
 from rlsd_lightning.results.writer import ImageResults
 from rlsd_lightning.uncertainty import DecoderError, decoder_error
@@ -48,7 +49,7 @@ def photons(noise: float) -> Physics:
 
 
 def estimated(
-    physics: Physics, std: float, decoded: Tensor | None = None, **settings: int
+    physics: Physics, std: float, decoded: Tensor | None = None, **settings: float
 ) -> tuple[DecoderError | None, Tensor, Tensor]:
     """The estimate for a truth that is off all decoded images by errors of a deviation, that truth, and the images."""
     if decoded is None:
@@ -134,6 +135,16 @@ def test_errors_are_no_larger_than_images() -> None:
     found = decoder_error(Measurement("one", y, physics), images, decoded, IMAGE_VAR, 1e-3, seed=0, key=1)
     assert found.std == 1
     assert found.variance.isfinite().all()
+
+
+@pytest.mark.parametrize("make", [mask, averages, curve])
+@pytest.mark.parametrize(("largest", "expected"), [(0.05, 0.05), (0.1, 0.1), (0.9, 0.3)])
+def test_latents_that_do_not_fit_are_no_error_of_the_decoder(make: Callable, largest: float, expected: float) -> None:
+    torch.manual_seed(0)
+    found, truth, images = estimated(make(0.001), 0.3, largest_var=largest**2)
+    assert found.std == pytest.approx(expected, rel=0.15)
+    left = found.variance.mean().sqrt().item()
+    assert left == pytest.approx((truth - images).square().mean().sqrt().item() * expected / 0.3, rel=0.25)
 
 
 def test_forms_that_an_operator_cannot_tell_apart_share_a_variance() -> None:
@@ -255,7 +266,8 @@ class _Module:
     def __init__(self) -> None:
         self.hparams, self.decoder_std, self.has_proximal_results = {}, 0.08, True
         self.particle_chunk, self.num_particles, self.seed = None, 2, 0
-        self.prior = SimpleNamespace(white_latents=False, latent_shape=(4, 8, 8), image_shape=SHAPE, warnings=[])
+        own = Calibration(0.08, 1.0, 0.5, 1.0, (1.0, 1.0), 8, "pictures")
+        self.prior = SimpleNamespace(calibration=own, latent_shape=(4, 8, 8), image_shape=SHAPE, warnings=[])
         self.proximal = SimpleNamespace(mu=lambda measurement, variance: 1.0)
 
     def compared(self, z: Tensor, images: Tensor, features: nn.Module | None) -> Tensor:

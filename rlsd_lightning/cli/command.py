@@ -32,8 +32,8 @@ from rlsd_lightning.resources import CONFIGS
 
 __all__ = ["command"]
 
-SUBCOMMANDS = ("evaluate", "study")
-"""Modules beside this one, each with a ``main`` that takes the arguments and returns the exit code."""
+SUBCOMMANDS = ("calibrate", "doctor", "evaluate", "study")
+"""Modules of :mod:`rlsd_lightning.cli.subcommands`."""
 failed: list[str] = []
 """Folders of the runs of this process's multirun that have failed."""
 
@@ -52,7 +52,7 @@ def command() -> None:
         hydra_app()
     elif word in SUBCOMMANDS:
         logging.basicConfig(level=logging.WARNING)
-        sys.exit(lazy_import(word).main(arguments[1:]))
+        sys.exit(lazy_import(f"subcommands.{word}").main(arguments[1:]))
     else:
         known = ", ".join(SUBCOMMANDS)
         print(f"error: there is no subcommand '{word}', only {known}; options of a run are name=value", file=sys.stderr)
@@ -105,7 +105,7 @@ def _check(cfg: DictConfig) -> int:
 
 
 def lazy_import(name: str) -> ModuleType:
-    """Module beside this one that imports torch and Lightning.
+    """Module of the command line that imports torch and Lightning.
 
     What it imports stays until the end, so the garbage collector need not look at it: that saves time, here and at exit.
     """

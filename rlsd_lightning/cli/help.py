@@ -27,6 +27,7 @@ COMMANDS = {
     "task=inpaint data.measurement=y.png physics.mask=m.png": "a measured image, without a ground truth",
     "resume=outputs/inpaint/2026-11-24_12-00-00": "go on with a stopped run",
     "evaluate outputs/inpaint/*": "compare finished runs",
+    "doctor prior=sd15": "check an installation and a prior",
 }
 GROUPS = {
     "task": "what to solve",

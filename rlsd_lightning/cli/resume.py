@@ -23,13 +23,13 @@ FIXED = (
     "data.seed",
     "data.sequence",
     "data.tile",
+    "data.fit",
     "trainer.precision",
 )
 """Settings, or groups of them, that determine a run's results."""
 MAY_CHANGE = (
     *(name for name in INPUTS if name not in OLDER.values()),
     "prior.local_files_only",
-    "prior.vae_tiling",
     "prior.decoder_checkpointing",
     "features.local_files_only",
     "method.particle_chunk",

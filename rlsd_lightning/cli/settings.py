@@ -37,6 +37,8 @@ __all__ = [
     "without_null_groups",
 ]
 
+COMPILE = ("auto", "regional", True, False)
+"""Values of the setting ``compile``."""
 SETTINGS = ".hydra/config.yaml"
 """File of a run's settings, in its folder."""
 CHOICES = ".hydra/choices.yaml"
@@ -166,8 +168,10 @@ def check_trainer(cfg: DictConfig) -> None:
     """Refuse what can't be distributed, before networks are loaded.
 
     Raises:
-        InputError: If a strategy is set, or a multirun has several devices.
+        InputError: If a strategy is set, a multirun has several devices, or ``compile`` has another value.
     """
+    if cfg.compile not in COMPILE:
+        raise InputError(f"compile must be auto, regional, true or false, got {cfg.compile}")
     if "strategy" in cfg.trainer:
         raise InputError(
             "trainer.strategy can't be set, as particles are no replicas that gradients could be averaged over; choose "

@@ -21,17 +21,22 @@ from omegaconf import DictConfig
 from rlsd_lightning.cli.messages import REQUEUE, failure
 from rlsd_lightning.cli.resume import resumed
 from rlsd_lightning.cli.settings import check_settings, check_trainer, keep_settings, make_paths_absolute
-from rlsd_lightning.distributed.environment import stand_alone
+from rlsd_lightning.data import ImageSizes
+from rlsd_lightning.distributed.environment import runs_on_cpu, stand_alone
 from rlsd_lightning.distributed.processes import Processes
 from rlsd_lightning.engine.checkpoints import AtomicCheckpointIO
+from rlsd_lightning.engine.chosen import chosen, keep_chosen, use_precision
 from rlsd_lightning.engine.compiling import compile_if_possible
 from rlsd_lightning.engine.locking import only_run_in
+from rlsd_lightning.engine.pace import Pace
 from rlsd_lightning.engine.runner import run_measurements
 from rlsd_lightning.errors import STORAGE, InputError, PeerError, StoppedError
 from rlsd_lightning.results.store import mean_line, read_failures
 
 log = logging.getLogger("train")
 
+MOST_ON_CPU = 256
+"""Most pixels of an image's longer side on a CPU, where larger ones take hours, unless image_size is set."""
 SHOWN_FAILURES = 10
 """Failed measurements that the end of a run names."""
 
@@ -53,12 +58,16 @@ transformers.utils.logging.disable_progress_bar()
 
 def trainer_factory(cfg: DictConfig, run_folder: Path, processes: Processes) -> Callable[..., L.Trainer]:
     """Function that makes a new Trainer; arguments as ``make_trainer`` in :func:`run_measurements`."""
+    precision = precision_of(cfg.trainer.precision, run_folder, processes)
     # once, not for every batch
     features = instantiate(cfg.callbacks.results.features) if "results" in cfg.callbacks else None
     logger = None if cfg.get("logger") is None else instantiate(cfg.logger)
 
-    def make(folder: Path, position: str = "", probe: bool = False) -> L.Trainer:
+    paces: list[Pace] = []
+
+    def make(folder: Path, position: str = "", batches: int = 1, probe: bool = False) -> L.Trainer:
         own = {
+            "pace": lambda callback: {"batches": batches, "compiles": cfg.compile == "auto"},
             "progress": lambda callback: {"position": position},
             "checkpoint": lambda callback: {"dirpath": str(folder / callback.dirpath)},
             "results": lambda callback: {"folder": str(run_folder), "features": features},
@@ -69,8 +78,12 @@ def trainer_factory(cfg: DictConfig, run_folder: Path, processes: Processes) -> 
             for name, callback in cfg.callbacks.items()
             if not probe and (name != "progress" or processes.is_first)
         }
+        if any(pace.said for pace in paces):
+            callbacks.pop("pace", None)
+        paces.extend(callback for callback in callbacks.values() if isinstance(callback, Pace))
         try:
             return instantiate(cfg.trainer)(
+                precision=precision,
                 strategy=processes.strategy(),
                 callbacks=list(callbacks.values()),
                 logger=False if probe or logger is None else logger(save_dir=folder),
@@ -84,6 +97,19 @@ def trainer_factory(cfg: DictConfig, run_folder: Path, processes: Processes) -> 
             raise InputError(f"these settings of the trainer can't be used: {error}") from error
 
     return make
+
+
+def precision_of(asked: str, folder: Path, processes: Processes) -> str:
+    """Precision of the run's Trainers; what ``auto`` has chosen is kept for a resumed run."""
+    precision = use_precision(asked, processes.device)
+    if asked == "auto":
+        kept = processes.broadcast(chosen(folder, "precision") if processes.is_first else None)
+        if kept is None and processes.is_first:
+            keep_chosen(folder, "precision", precision)
+        precision = kept or processes.broadcast(precision)
+    if processes.is_first and processes.device.type == "cpu" and precision == "16-mixed":
+        log.warning("a CPU computes trainer.precision=16-mixed as bf16-mixed")  # Lightning's own warning is not shown
+    return precision
 
 
 def settings_of(cfg: DictConfig, folder: Path) -> DictConfig:
@@ -106,7 +132,10 @@ def parts_of(cfg: DictConfig) -> tuple:
     if rank_zero_only.rank:
         logging.getLogger("rlsd_lightning.priors").setLevel(logging.ERROR)  # the first process says it for all
     prior, features = instantiate(cfg.prior), instantiate(cfg.features)
-    data = instantiate(cfg.data)(prior.image_shape, instantiate(cfg.physics))
+    is_told = cfg.prior.get("image_size") is not None
+    most = None if is_told or not runs_on_cpu(cfg.trainer.accelerator) else MOST_ON_CPU
+    sizes = ImageSizes(prior.image_shape, prior.multiple, prior.trained_size, most)
+    data = instantiate(cfg.data)(sizes, instantiate(cfg.physics))
     if data.available > len(data) and rank_zero_only.rank == 0:
         log.info("%d of %d images, as data.limit says; data.limit=null takes all", len(data), data.available)
     return prior, features, instantiate(cfg.method), data
@@ -121,16 +150,17 @@ def run(cfg: DictConfig, folder: Path) -> int:
     L.seed_everything(cfg.seed % 2**32, verbose=False)
     prior, features, method, data = parts_of(cfg)
     processes = Processes(cfg.trainer.accelerator, cfg.trainer.devices, cfg.trainer.num_nodes, cfg.patience)
-    if cfg.compile:
-        compile_if_possible(prior, processes.device)
-    if processes.is_first and processes.device.type == "cpu" and cfg.trainer.precision == "16-mixed":
-        log.warning("a CPU computes trainer.precision=16-mixed as bf16-mixed")  # Lightning's own warning is not shown
+    prior.to(processes.device)  # where an unmeasured one is measured
+    if cfg.compile in (True, "regional"):
+        compile_if_possible(prior, processes.device, regional=cfg.compile == "regional")
     try:
         folder = Path(processes.broadcast(str(folder)))
         asked.output_dir = str(folder)  # what main() tells the user to go on with
         finished, missing = run_measurements(
             data,
-            lambda measurements: method(prior, measurements, features),
+            lambda measurements, **forced: method(
+                prior.resized(measurements[0].image_shape), measurements, features, **forced
+            ),
             trainer_factory(cfg, folder, processes),
             folder,
             chosen,

@@ -11,15 +11,18 @@ from deepinv.physics import Physics
 from PIL import Image
 from torch import Tensor
 
+from rlsd_lightning.data.original import FilePicture
 from rlsd_lightning.data.simulated import check_limit
+from rlsd_lightning.data.sizes import AnySize, OneSize
 from rlsd_lightning.data.sources import Source, find_sources
 from rlsd_lightning.errors import InputError
 from rlsd_lightning.images import Reader
 from rlsd_lightning.measurement import Measurement
 from rlsd_lightning.operators.likelihood import MASKED, noise_std
 from rlsd_lightning.operators.medical import Scan
-from rlsd_lightning.operators.pixels import PerPicture
+from rlsd_lightning.operators.pixels import PerPicture, seen_pixels
 from rlsd_lightning.reading import (
+    Frame,
     Stack,
     TakesArrays,
     check_finite,
@@ -40,7 +43,9 @@ class MeasuredData(Sequence[Measurement]):
 
     Args:
         image_shape: Shape of the prior's images.
-        physics: The operator; its mask is applied, and a grey picture gets as many channels as :math:`A(x)` has.
+        physics: The operator for images of this shape, or for any size; its mask is applied, and a grey picture gets as many
+            channels as :math:`A(x)` has. Images have the size that the measurement implies, continued to the next multiples
+            that the prior takes. Pictures that are too large are reduced where the operator measures pixels one by one.
         measurement: A file, folder or glob. An array has the shape of :math:`A(x)`, where leading axes of length one may
             lack, or holds several of them along its first axis.
         limit: Number of measurements to use; all by default.
@@ -55,7 +60,7 @@ class MeasuredData(Sequence[Measurement]):
     def __init__(
         self,
         image_shape: tuple[int, ...],
-        physics: Physics,
+        physics: Physics | AnySize,
         measurement: str | Path,
         limit: int | None = None,
         sequence: bool = False,
@@ -63,23 +68,44 @@ class MeasuredData(Sequence[Measurement]):
         axes: str | None = None,
     ) -> None:
         check_limit(limit)
-        self.image_shape, self.physics, self.sequence = image_shape, physics, sequence
+        self.image_shape, self.sequence = tuple(image_shape), sequence
+        self.operators = physics if isinstance(physics, AnySize) else OneSize(image_shape, physics)
         self._reader = Reader(range, axes)
         self._arrays: tuple[Path, str | None, Tensor | np.ndarray] | None = None
-        self.expected = tuple(image_shape) if isinstance(physics, PerPicture) else _shape_of(physics, image_shape)
-        self.of_images = isinstance(physics, PerPicture) or _measures_images(physics, image_shape)
+        self.physics, self.expected, self.factor, self.of_images = None, self.image_shape, 1, True
+        if not self.operators.takes_frame:
+            self._try_operator()
         if not self.of_images and (range or axes):
             raise InputError("range and axes are of images, which this operator does not measure; leave both out")
         self.sources = find_sources(measurement, "measurement", self._count)
         self.names, self.available = [source.name for source in self.sources][:limit], len(self.sources)
+
+    def _try_operator(self) -> None:
+        """What the operator measures: images, of which sizes, or anything else."""
+        self.physics, shape = self.operators.physics(), self.operators.typical_shape
+        if isinstance(self.physics, PerPicture):
+            return
+        self.expected = _shape_of(self.physics, shape)
+        self.of_images = _measures_images(self.physics, shape)
+        if self.of_images:
+            factors = {length / measured for length, measured in zip(shape[1:], self.expected[1:], strict=True)}
+            factor = factors.pop()
+            self.factor = int(factor) if not factors and factor == int(factor) else None
 
     def __len__(self) -> int:
         return len(self.names)
 
     def __getitem__(self, index: int) -> Measurement:
         source = self.sources[: len(self)][index]
-        y, physics = self._image(source) if self.of_images else self._values(source)
-        return Measurement(source.name, y, physics, series="sequence" if self.sequence else None)
+        series = "sequence" if self.sequence else None
+        if not self.of_images:
+            return Measurement(source.name, *self._values(source), series=series, image_shape=self.image_shape)
+        y, physics, frame = self._image(source)
+        original = None
+        if not frame.is_trivial:
+            original = FilePicture(self._reader, source.path, source.key, source.page, frame, self.factor)
+        shape = (self.image_shape[0], *frame.size)
+        return Measurement(source.name, y, physics, series=series, image_shape=shape, original=original)
 
     def _count(self, path: Path, key: str | None) -> int:
         return len(self._stack(path, key) if self.of_images else self._of_instrument(path, key))
@@ -87,40 +113,43 @@ class MeasuredData(Sequence[Measurement]):
     def _stack(self, path: Path, key: str | None) -> Stack:
         return self._reader.stack(path, key, self.expected)
 
-    def _image(self, source: Source) -> tuple[Tensor, Physics]:
-        """A measured image, in the units of an image in [-1, 1], and its operator."""
+    def _image(self, source: Source) -> tuple[Tensor, Physics, Frame]:
+        """A measured image in the units of an image in [-1, 1], its operator, and where its picture lies in the image."""
         stack = self._stack(source.path, source.key)
         values = np.asarray(stack.page(source.page))
-        physics = self.physics
+        frame = self._frame(source, values.shape[:2])
+        physics = self.operators.physics(frame)
         if isinstance(physics, PerPicture):
-            physics = physics.for_picture([source.name, source.stem], values.shape[:2])
-        self._check_size(source, values.shape[:2])
-        seen = _seen(physics, values.shape[:2])
+            physics = physics.for_picture([source.name, source.stem], frame)
+        seen = _seen(physics, frame.size)
+        counted = seen if frame.is_trivial else _seen_in_picture(physics, frame)
         decide = partial(
             measured_range,
             asked=self._reader.asked or stack.range,
             what=source.path,
             noise_std=noise_std(physics.noise_model, torch.ones(1)),
         )
-        limits = stack.limits(decide, values, None if seen is None else _seen_values(seen, values.shape[-1]))
+        limits = stack.limits(decide, values, None if counted is None else _seen_values(counted, values.shape[-1]))
         self._reader.notes(source.path, limits.said)
+        if frame.inner != frame.own:
+            self._reader.notes(source.path, frame.describe())
         y = torch.from_numpy(scaled(values, limits)).movedim(-1, 0)[None]
         y = self._with_channels(y, source)
-        return y if seen is None else torch.where(seen, y, 0), physics
+        if not frame.is_trivial:
+            y = _in_image(y, counted, frame.reduced(self.factor))
+        return y if seen is None else torch.where(seen, y, 0), physics, frame
 
-    def _check_size(self, source: Source, size: tuple[int, int]) -> None:
-        (rows, columns), (height, width), expected = size, self.image_shape[-2:], self.expected
-        if size == expected[1:]:
-            return
-        whole = rows * height / expected[1], columns * width / expected[2]
-        factor = f" measured x{height / expected[1]:g}" if expected[1] != height else ""
-        advice = f"{columns}x{rows}{factor} is an image of {whole[1]:g}x{whole[0]:g}: "
-        fits = all(side == int(side) for side in whole)
-        advice += f"set image_size=[{whole[0]:g},{whole[1]:g}]" if fits else "crop it"
-        raise InputError(
-            f"a measurement of {expected[2]}x{expected[1]} pixels is expected from the prior's images of {width}x{height}, "
-            f"but '{source.path}' has {columns}x{rows}. {advice}, or crop and resize it yourself"
-        )
+    def _frame(self, source: Source, size: tuple[int, int]) -> Frame:
+        """Where the picture of a measurement lies in the image: as it is, unless it is too large and may be reduced."""
+        if self.factor is not None:
+            return self.operators.measured_frame(tuple(length * self.factor for length in size))
+        (height, width), expected = self.operators.typical_shape[1:], self.expected[1:]
+        if size != expected:
+            raise InputError(
+                f"a measurement of {expected[1]}x{expected[0]} pixels is expected from images of {width}x{height}, but "
+                f"'{source.path}' has {size[1]}x{size[0]}; crop and resize it, or set image_size"
+            )
+        return Frame.whole((height, width), (height, width))
 
     def _with_channels(self, y: Tensor, source: Source) -> Tensor:
         channels = self.expected[0]
@@ -199,6 +228,30 @@ def _seen(physics: Physics, size: tuple[int, ...]) -> Tensor | None:
     if not isinstance(physics, MASKED) or physics.mask is None or physics.mask.shape[-2:] != size:
         return None
     return physics.mask[0] > 0
+
+
+def _seen_in_picture(physics: Physics, frame: Frame) -> Tensor | None:
+    """Pixels of a picture that are measured, with shape :math:`(1, H, W)`; None if all are."""
+    seen = seen_pixels(physics, frame)
+    if seen is None:
+        return None
+    whole = Image.new("L", frame.own[::-1])
+    whole.paste(seen, frame.pixel_box)
+    return torch.from_numpy(np.array(whole) > 0)[None]
+
+
+def _in_image(y: Tensor, seen: Tensor | None, frame: Frame) -> Tensor:
+    """A measured picture at the size of the image; where it is reduced, the mean of the pixels that are seen."""
+    if frame.inner == frame.own:
+        return frame.of_values(y)
+    seen = torch.ones(1, *frame.own) if seen is None else seen.float()
+
+    def mean(values: Tensor) -> Tensor:
+        return torch.from_numpy(np.array(frame.of_picture(Image.fromarray(values.numpy()), Image.Resampling.BOX)))
+
+    share = mean(seen[0])
+    channels = [mean(torch.where(seen[0] > 0, each, 0)) / share.clamp_min(1e-6) for each in y[0]]
+    return torch.stack(channels)[None]
 
 
 def _seen_values(seen: Tensor, channels: int) -> np.ndarray:

@@ -1,12 +1,16 @@
 """Clean images with simulated measurements."""
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
 from deepinv.physics import Physics
 from torch import Tensor
 
+from rlsd_lightning.data.original import FilePicture
+from rlsd_lightning.data.sizes import AnySize, OneSize
 from rlsd_lightning.data.sources import find_sources
 from rlsd_lightning.errors import InputError
 from rlsd_lightning.functional.noise import measurement_key
@@ -14,8 +18,11 @@ from rlsd_lightning.images import Reader, with_channels
 from rlsd_lightning.measurement import Measurement
 from rlsd_lightning.operators.medical import Scan
 from rlsd_lightning.operators.pixels import PerPicture
+from rlsd_lightning.reading import Frame
 
 __all__ = ["ImageMeasurements", "check_limit", "measure"]
+
+log = logging.getLogger(__name__)
 
 
 def measure(physics: Physics, image: Tensor, seed: int) -> Tensor:
@@ -36,7 +43,8 @@ class ImageMeasurements(Sequence[Measurement]):
 
     Args:
         image_shape: Shape of the prior's images, :math:`(C, H, W)`.
-        physics: The operator :math:`A` and its noise.
+        physics: The operator :math:`A` and its noise for images of this shape, to which pictures are cropped and resized; or
+            :class:`~rlsd_lightning.data.sizes.AnySize`.
         images: A file, folder or glob of clean images: pictures, animations, stacks and arrays. ``file.h5:key`` chooses one
             of several arrays.
         limit: Number of images to use; all by default.
@@ -49,13 +57,14 @@ class ImageMeasurements(Sequence[Measurement]):
         axes: Order of an array's axes.
 
     Raises:
-        InputError: If no image is found or tiles don't fit; on access, if an image can't be read.
+        InputError: If no image is found, tiles don't fit, or an operator can't be made for the first image; on access, if an
+            image can't be read.
     """
 
     def __init__(
         self,
         image_shape: tuple[int, ...],
-        physics: Physics,
+        physics: Physics | AnySize,
         images: str | Path,
         limit: int | None = None,
         seed: int = 0,
@@ -64,41 +73,58 @@ class ImageMeasurements(Sequence[Measurement]):
         range: str | Sequence[float] | None = None,
         axes: str | None = None,
     ) -> None:
-        self.image_shape, self.physics, self.seed, self.sequence = image_shape, physics, seed, sequence
-        self.tile = tile
-        if tile is not None and (tile < 1 or any(length % tile for length in image_shape[-2:])):
-            raise InputError(f"tile must divide the image's height and width {image_shape[-2:]}, got {tile}")
+        self.operators = physics if isinstance(physics, AnySize) else OneSize(image_shape, physics)
+        self.image_shape, self.seed, self.sequence = tuple(image_shape), seed, sequence
+        self.tile, size = tile, self.image_shape[-2:]
+        if tile is not None and (tile < 1 or any(length % tile for length in size)):
+            raise InputError(f"tile must divide the image's height and width {size}, got {tile}")
         check_limit(limit)
         self._reader = Reader(range, axes)
         # names are keys of the noise; they depend on all files, not on the limit
         self.sources = find_sources(images, "images", lambda path, key: len(self._reader.stack(path, key)))
         self.names, self.available = [source.name for source in self.sources][:limit], len(self.sources)
+        self.operators.physics(
+            None if tile else self._first_frame()
+        )  # what is wrong with it is known before the first step
 
     def __len__(self) -> int:
         return len(self.names)
 
     def __getitem__(self, index: int) -> Measurement:
         source = self.sources[: len(self)][index]
-        truth, size = self._picture(index % len(self))
-        physics = self.physics
+        truth, frame = self._picture(index % len(self))
+        physics = self.operators.physics(frame)
         if isinstance(physics, PerPicture):
-            physics = physics.for_picture([source.name, source.stem], size)
+            physics = physics.for_picture([source.name, source.stem], frame)
         y = measure(physics, truth, self.seed + measurement_key(source.name))
         if isinstance(physics, Scan):
             truth = physics.as_seen(truth)
-        return Measurement(source.name, y, physics, truth, series="sequence" if self.sequence else None)
+        original = None
+        if frame is not None and not frame.is_trivial:
+            original = FilePicture(self._reader, source.path, source.key, source.page, frame)
+        series = "sequence" if self.sequence else None
+        return Measurement(source.name, y, physics, truth, series, None, tuple(truth.shape[1:]), original)
 
-    def _picture(self, index: int) -> tuple[Tensor, tuple[int, int] | None]:
-        """An image, and the own size of its picture; None for a mosaic."""
-        height, width = self.image_shape[-2:]
+    def _first_frame(self) -> Frame | None:
+        """Where the first picture lies in its image; None if it can't be read, which is reported when it is its turn."""
+        first = self.sources[0]
+        try:
+            return self.operators.frame(self._reader.size(first.path, first.key, first.page))
+        except InputError as error:
+            log.debug("the first picture can't be read: %s", error)
+            return None
+
+    def _picture(self, index: int) -> tuple[Tensor, Frame | None]:
+        """An image, and where its picture lies in it; None for a mosaic."""
         if self.tile is None:
-            return self._read(index, height, width)
-        rows, columns = height // self.tile, width // self.tile
-        tiles = [self._read(index + place, self.tile, self.tile)[0] for place in range(rows * columns)]
+            return self._read(index, self.operators.frame)
+        rows, columns = (length // self.tile for length in self.image_shape[-2:])
+        square = partial(Frame.cropped, size=(self.tile, self.tile))
+        tiles = [self._read(index + place, square)[0] for place in range(rows * columns)]
         lines = [torch.cat(tiles[row * columns : (row + 1) * columns], dim=-1) for row in range(rows)]
         return torch.cat(lines, dim=-2), None
 
-    def _read(self, index: int, height: int, width: int) -> tuple[Tensor, tuple[int, int]]:
+    def _read(self, index: int, frame_of: Callable[[tuple[int, int]], Frame]) -> tuple[Tensor, Frame]:
         source = self.sources[index % len(self.sources)]
-        image, own = self._reader.image(source.path, height, width, source.key, source.page)
-        return with_channels(image, self.image_shape[0]), own
+        image, frame = self._reader.image(source.path, frame_of, source.key, source.page)
+        return with_channels(image, self.image_shape[0]), frame

@@ -4,10 +4,11 @@ import logging
 import os
 from collections.abc import Sequence
 
+import torch
 from lightning.fabric.plugins.environments import ClusterEnvironment
 from lightning.pytorch.plugins.environments import LightningEnvironment, SLURMEnvironment, TorchElasticEnvironment
 
-__all__ = ["cluster_environment", "is_one_device", "stand_alone"]
+__all__ = ["cluster_environment", "is_one_device", "runs_on_cpu", "stand_alone"]
 
 log = logging.getLogger(__name__)
 
@@ -37,6 +38,11 @@ def is_one_device(devices: int | str | Sequence[int], num_nodes: int) -> bool:
     """Whether a Trainer's arguments ask for one device on one machine."""
     one = len(devices) == 1 if isinstance(devices, Sequence) and not isinstance(devices, str) else devices in (1, "1")
     return one and num_nodes == 1
+
+
+def runs_on_cpu(accelerator: str) -> bool:
+    """Whether a Trainer with this accelerator has no GPU."""
+    return accelerator == "cpu" or not (torch.cuda.is_available() or torch.backends.mps.is_available())
 
 
 def stand_alone(devices: int | str | Sequence[int], num_nodes: int) -> Alone | None:

@@ -1,4 +1,4 @@
-"""Probe for the number of measurements that fit on a device."""
+"""Which measurements can be solved side by side, and how many fit on a device."""
 
 import gc
 import logging
@@ -10,13 +10,51 @@ from tempfile import TemporaryDirectory
 import lightning as L
 import torch
 
+from rlsd_lightning.engine.chosen import chosen, keep_chosen
 from rlsd_lightning.errors import LostError, StoppedError, first_line, is_out_of_memory
 from rlsd_lightning.measurement import Measurement, Measurements
 from rlsd_lightning.methods.base import ParticleModule
 
-__all__ = ["largest_batch"]
+__all__ = ["batch_size", "batches_of", "by_size", "label_of", "largest_batch"]
 
 log = logging.getLogger(__name__)
+
+
+def batches_of(names: Sequence[str], size: int) -> dict[str, range]:
+    """Indices of every batch's measurements, by the name of its folder."""
+    ranges = [range(first, min(first + size, len(names))) for first in range(0, len(names), size)]
+    return {label_of(names, indices): indices for indices in ranges}
+
+
+def label_of(names: Sequence[str], indices: Sequence[int]) -> str:
+    """Name of a batch's folder."""
+    return names[indices[0]] if len(indices) == 1 else f"batch_{indices[0]:04d}-{indices[-1]:04d}"
+
+
+def batch_size(
+    folder: Path,
+    device: torch.device,
+    make_module: Callable[[Sequence[Measurement]], ParticleModule],
+    data: Measurements,
+    make_trainer: Callable[..., L.Trainer],
+) -> int:
+    """Number of measurements solved side by side in the run of a folder, chosen once by the device's memory."""
+    size = chosen(folder, "measurements_per_batch")
+    if size is None:
+        # a process that exceeds a CPU's memory is killed without an error, and larger batches are no faster there
+        size = 1 if device.type == "cpu" else largest_batch(make_module, data, make_trainer)
+        log.info("measurements_per_batch=auto: %d on %s", size, device)
+        keep_chosen(folder, "measurements_per_batch", size)
+    return size
+
+
+def by_size(measurements: Sequence[Measurement]) -> dict[str, list[Measurement]]:
+    """Measurements whose images have the same size, by this size as ``256x192``; empty where it is the prior's own."""
+    parts: dict[str, list[Measurement]] = {}
+    for measurement in measurements:
+        size = "x".join(str(length) for length in (measurement.image_shape or ())[:0:-1])
+        parts.setdefault(size, []).append(measurement)
+    return parts
 
 
 def largest_batch(

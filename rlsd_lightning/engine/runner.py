@@ -11,8 +11,9 @@ import lightning as L
 
 from rlsd_lightning.distributed.agreement import together
 from rlsd_lightning.distributed.processes import Processes
-from rlsd_lightning.engine.batch_size import largest_batch
+from rlsd_lightning.engine.batch_size import batch_size, batches_of, by_size, label_of
 from rlsd_lightning.engine.checkpoints import LAST, PREVIOUS, checkpoint_to_resume, put_aside
+from rlsd_lightning.engine.chosen import chosen, keep_chosen
 from rlsd_lightning.errors import FailedError, InputError, NonFiniteError, PeerError
 from rlsd_lightning.identity import saved_samples
 from rlsd_lightning.measurement import Measurement, Measurements
@@ -24,7 +25,6 @@ from rlsd_lightning.results.store import (
     is_damaged,
     last_particles,
     read_metrics,
-    write_atomically,
     write_failure,
     write_failures,
     write_summary,
@@ -56,8 +56,9 @@ def run_measurements(
     Whatever reading or solving one measurement raises is its failure only, and the others go on.
 
     Args:
+        make_module: New module of some measurements; the keyword ``particle_chunk`` is given where memory was too small.
         make_trainer: New Trainer that writes to the folder of a batch. Keywords: ``position``, the batch's place in the
-            data for the progress bar; ``probe``, one step without callbacks.
+            data for the progress bar; ``batches`` left for this process; ``probe``, one step without callbacks.
         checkpoint: Name of one batch's folder, and the checkpoint to resume it from; the other batches are left alone.
         measurements_per_batch: Number of measurements solved side by side; ``auto`` fills the device's memory.
         processes: Processes of the run; by default this one alone. ``parallel`` says how they share the work, see
@@ -72,7 +73,7 @@ def run_measurements(
         LostError: If another process is lost.
     """
     run = _Run(data, make_module, make_trainer, folder, processes or Processes("cpu"))
-    batches = _batches(data.names, run.batch_size(measurements_per_batch))
+    batches = batches_of(data.names, run.batch_size(measurements_per_batch))
     if checkpoint is not None:
         if checkpoint[0] not in batches:
             raise InputError(
@@ -86,17 +87,6 @@ def run_measurements(
     return run.write_summary(batches)
 
 
-def _batches(names: Sequence[str], size: int) -> dict[str, range]:
-    """Indices of every batch's measurements, by the name of its folder."""
-    ranges = [range(first, min(first + size, len(names))) for first in range(0, len(names), size)]
-    return {_label(names, indices): indices for indices in ranges}
-
-
-def _label(names: Sequence[str], indices: Sequence[int]) -> str:
-    """Name of a batch's folder."""
-    return names[indices[0]] if len(indices) == 1 else f"batch_{indices[0]:04d}-{indices[-1]:04d}"
-
-
 class _Run:
     """The state of a run; the arguments are those of :func:`run_measurements`."""
 
@@ -105,6 +95,8 @@ class _Run:
     ) -> None:
         self.data, self.make_module, self.make_trainer, self.folder = data, make_module, make_trainer, folder
         self.processes = processes
+        self.batches, self.particles_at_once, self.forced = 1, 1, {}
+        """Batches left; particles that networks saw at a time in the last fit; settings that a full memory has forced."""
         self.particle_steps = 0
         """Steps of this process, each times its particles; in the end those of all processes."""
         self.start = time.perf_counter()
@@ -120,18 +112,10 @@ class _Run:
             )
         if asked != "auto":
             return asked
-        return self.processes.broadcast(self._fitting_size() if self.processes.is_first else None)
-
-    def _fitting_size(self) -> int:
-        chosen = self.folder / "measurements_per_batch.txt"
-        if not chosen.is_file():
-            device, size = self.processes.device, 1
-            # a process that exceeds a CPU's memory is killed without an error, and larger batches are no faster there
-            if device.type != "cpu":
-                size = largest_batch(self.make_module, self.data, self.make_trainer)
-            log.info("measurements_per_batch=auto: %d on %s", size, device)
-            write_atomically(chosen, f"{size}\n")
-        return int(chosen.read_text(encoding="utf-8"))
+        size = None
+        if self.processes.is_first:
+            size = batch_size(self.folder, self.processes.device, self.make_module, self.data, self.make_trainer)
+        return self.processes.broadcast(size)
 
     def solve_all(self, batches: dict[str, range], parallel: str, checkpoint: Path | None) -> None:
         """Solve the batches of this process's group, and wait for the other groups."""
@@ -140,7 +124,11 @@ class _Run:
         if processes.shard.position:
             for part in SAID_BY_ALL:  # the first process of the group says it once
                 logging.getLogger(f"rlsd_lightning.{part}").setLevel(logging.CRITICAL)
-        for label in list(batches)[processes.group :: processes.groups]:
+        chunk = processes.broadcast(chosen(self.folder, "particle_chunk") if processes.is_first else None)
+        self.forced = {"particle_chunk": chunk} if chunk else {}
+        mine = list(batches)[processes.group :: processes.groups]
+        for done, label in enumerate(mine):
+            self.batches = len(mine) - done
             self.solve(self.unsolved(batches[label]), label, checkpoint or self.folder / label / "checkpoints" / LAST)
             processes.shard.agree()  # the next batch may start from these results
         self.particle_steps = processes.sum(self.particle_steps)
@@ -171,6 +159,10 @@ class _Run:
         if start is None:
             said = "%s: starts from noise, as the previous measurement '%s' has no result"
             log.warning(said, self.data.names[index], previous)
+        elif measurement.image_shape not in (None, tuple(start[1].shape[1:])):
+            said = "%s: starts from noise, as the previous measurement '%s' has another size"
+            log.warning(said, self.data.names[index], previous)
+            start = None
         return measurement._replace(start=start)
 
     def _together(self, work: Callable[[], Value], folder: Path | None = None) -> Value:
@@ -178,8 +170,14 @@ class _Run:
         return together(self.processes.shard, work, folder, is_last=len(self.data) == 1)
 
     def solve(self, measurements: list[Measurement], label: str, checkpoint: Path) -> None:
-        """Solve a batch, from its checkpoint if there is one; in parts if it fails."""
+        """Solve a batch, from its checkpoint if there is one; in parts if it fails, or if images have several sizes."""
         if not measurements:
+            return
+        sizes = by_size(measurements)
+        was_split = label not in self.data.names and (self.folder / f"{label}_{next(iter(sizes))}").is_dir()
+        if len(sizes) > 1 or was_split:
+            for own, part in ((f"{label}_{size}", part) for size, part in sizes.items()):
+                self.solve(part, own, self.folder / own / "checkpoints" / LAST)
             return
         try:
             self._together(partial(self._solve, measurements, label, checkpoint), self.folder)
@@ -187,7 +185,11 @@ class _Run:
         except FailedError as error:
             failure = error
         if len(measurements) == 1:
-            self._report(measurements[0].name, failure)
+            if failure.out_of_memory and self.particles_at_once > 1:
+                self._halve_chunk(label)
+                self.solve(measurements, label, checkpoint)
+            else:
+                self._report(measurements[0].name, failure)
             return
         size = (len(measurements) + 1) // 2 if failure.out_of_memory else 1
         how = "it is solved in two halves" if failure.out_of_memory else "its measurements are solved one by one"
@@ -195,8 +197,16 @@ class _Run:
         for first in range(0, len(measurements), size):
             part = [m for m in measurements[first : first + size] if read_metrics(self.folder / m.name) is None]
             if part:
-                own = _label(self.data.names, [self.data.names.index(m.name) for m in part])
+                own = label_of(self.data.names, [self.data.names.index(m.name) for m in part])
                 self.solve(part, own, self.folder / own / "checkpoints" / LAST)
+
+    def _halve_chunk(self, label: str) -> None:
+        """Let networks see half as many particles at a time from now on, and in a resumed run."""
+        before, chunk = self.particles_at_once, (self.particles_at_once + 1) // 2
+        self.forced = {"particle_chunk": chunk}
+        log.warning("%s: memory is too small for %d particles at a time; from now on %d", label, before, chunk)
+        if self.processes.shard.position == 0:
+            keep_chosen(self.folder, "particle_chunk", chunk)
 
     def _solve(self, measurements: list[Measurement], label: str, checkpoint: Path) -> None:
         alone = [m.name for m in measurements] == [label]
@@ -213,8 +223,10 @@ class _Run:
             ends = dict.fromkeys(str(self.data.names.index(measurements[i].name) + 1) for i in (0, -1))
             position = f"[{'-'.join(ends)}/{len(self.data)}] "
             try:
-                trainer = self.make_trainer(self.folder / label, position=position)
-                self._fit(self.make_module(measurements), trainer, checkpoint)
+                trainer = self.make_trainer(self.folder / label, position=position, batches=self.batches)
+                module = self.make_module(measurements, **self.forced)
+                self.particles_at_once = module.particle_chunk or len(module.z)
+                self._fit(module, trainer, checkpoint)
                 return
             except NonFiniteError as error:
                 log.error("%s", error)
@@ -253,8 +265,8 @@ class _Run:
         reason = str(failure)
         if failure.out_of_memory:
             reason = (
-                f"'{name}' does not fit into the device's memory ({reason}); set particle_chunk=1, "
-                "decoder_checkpointing=true or fewer particles or measurements_per_batch"
+                f"'{name}' does not fit into the device's memory, even one particle at a time ({reason}); set "
+                "decoder_checkpointing=true or a smaller image_size"
             )
         if len(self.data) > 1:
             self._keep_failure(name, reason)

@@ -10,8 +10,10 @@ from torch import Tensor
 from rlsd_lightning.evaluation.scores import Solved
 from rlsd_lightning.functional.losses import at_least_float32
 from rlsd_lightning.functional.metrics import diversity, gradient_energy, pixel_std
+from rlsd_lightning.functional.precision import full_precision
 from rlsd_lightning.methods.base import ParticleModule
 from rlsd_lightning.operators.likelihood import data_fit, has_square_misfit, noise_std
+from rlsd_lightning.priors import Prior
 
 __all__ = ["HealthMetrics", "health_metrics", "health_warnings", "null_space", "problems"]
 
@@ -30,7 +32,7 @@ MAX_SHARPNESS_TO_DECODED = 1.5
 MIN_SHARPNESS_TO_TRUTH = 0.5
 """Reconstructions with less than half of the truth's gradient energy look blurred."""
 LATENT_NORM = (0.8, 1.25)
-"""White latents of d elements have norm sqrt(d) up to a share 1 / sqrt(2 d); encoded images vary a little more."""
+"""Beyond the range of pictures that the prior knows by this factor, latents are none of its own."""
 MAX_REPULSION = 1.0
 """Above it the particles follow each other more than the data or the prior."""
 MAX_COUPLING = 2.0
@@ -48,7 +50,8 @@ class HealthMetrics(NamedTuple):
         residual_sigmas: RMS of :math:`y - A(x)` in units of the noise.
         sharpness_to_decoded: Gradient energy of :math:`x` over that of :math:`D(z)`.
         sharpness_to_truth: Gradient energy of :math:`x` over that of the truth.
-        latent_norm: :math:`\lVert z \rVert / \sqrt d`, a mean over particles, for priors with white latents.
+        latent_norm: Root mean square of :math:`z`, a mean over particles, over that of pictures that the prior knows: 1
+            within the range of these; None where the latent is the image.
         repulsion_ratio: Ratio of the repulsion's norm to the data gradient's, or to the score's in distillation; a mean
             over the steps with repulsion.
         coupling: RMS of :math:`x - D(z)` over the decoder's typical error; None without a decoder.
@@ -82,7 +85,7 @@ def null_space(physics: Physics, images: Tensor, y: Tensor) -> tuple[float, floa
     std = max(noise_std(physics.noise_model, y), 1e-3)  # closed forms multiply rounding errors by its inverse square
     mean = images.mean(dim=0, keepdim=True)
     shape = torch.cat([mean - mean.mean(dim=(-2, -1), keepdim=True), images - mean])
-    with torch.autocast(images.device.type, enabled=False):
+    with full_precision(images.device):
         blind = shape - physics.prox_l2(torch.zeros_like(shape), physics.A(shape), std**-2)
     total, hidden = shape[0].square().mean().item(), blind[0].square().mean().item()
     spread = pixel_std(blind[1:])
@@ -96,7 +99,7 @@ def health_metrics(
     """Health metrics of one measurement's particles.
 
     Args:
-        module: Method, which knows the decoder's error and whether the prior's latents are white.
+        module: Method, which knows the decoder's error and the prior's latents.
         solved: The measurement and its particles.
         features: Features of the particles, with shape :math:`(N, D)`.
         repulsion_ratio: See :class:`HealthMetrics`.
@@ -113,12 +116,16 @@ def health_metrics(
         residual_sigmas=data_fit(physics, images, measurement.y)["residual_sigmas"] if gaussian else None,
         sharpness_to_decoded=_sharpness(images, decoded),
         sharpness_to_truth=None if truth is None else _sharpness(images, truth.to(images)),
-        latent_norm=z.float().square().flatten(1).mean(dim=1).sqrt().mean().item()
-        if module.prior.white_latents
-        else None,
+        latent_norm=None if module.prior.latent_shape == module.prior.image_shape else _against_own(module.prior, z),
         repulsion_ratio=repulsion_ratio,
         coupling=(images - decoded).square().mean().sqrt().item() / module.decoder_std if module.decoder_std else None,
     )
+
+
+def _against_own(prior: Prior, z: Tensor) -> float:
+    """Ratio of the latents' root mean square to the nearest of pictures that the prior knows; 1 within their range."""
+    norm, (low, high) = z.float().square().flatten(1).mean(dim=1).sqrt().mean().item(), prior.calibration.latent_rms
+    return norm / min(max(norm, low), high)
 
 
 def _sharpness(images: Tensor, reference: Tensor) -> float | None:

@@ -8,6 +8,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from rlsd_lightning.functional.precision import full_precision
+
 __all__ = [
     "absolute_misfit",
     "at_least_float32",
@@ -37,7 +39,7 @@ def _per_particle_mean(value: Tensor) -> Tensor:
 def gradients_of_mean(loss: Tensor, inputs: Sequence[Tensor], count: int) -> list[Tensor]:
     """Gradients of a mean over ``count`` elements, at a power-of-two scale so that half precision does not underflow."""
     scale = 2.0 ** math.floor(math.log2(count))  # a power of two rounds nothing
-    with torch.autocast(loss.device.type, enabled=False):  # what ran in full precision goes back in it
+    with full_precision(loss.device):  # what ran in full precision goes back in it
         return [gradient / scale for gradient in torch.autograd.grad(scale * loss, inputs)]
 
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.optim import SGD
 from torch.utils.checkpoint import checkpoint
 
-from rlsd_lightning.checks import check_particles, check_trainer
+from rlsd_lightning.checks import check_particles, check_trainer, measured_settings
 from rlsd_lightning.distributed.shard import Shard
 from rlsd_lightning.distributed.strategy import ParticleStrategy
 from rlsd_lightning.features import Features
@@ -44,10 +44,9 @@ class ParticleModule(L.LightningModule):
         warm_share: Share of the timesteps, those with the least noise, for measurements with a start, in (0, 1].
         antithetic: Whether a measurement's particles have noise that sums to zero
             (:func:`~rlsd_lightning.functional.noise.particle_noise`); False draws independent noise.
-        particle_chunk: Particles that a network sees at a time. Activations of one chunk only are kept, and the backward
-            pass computes them again. None: all at once.
+        particle_chunk: Particles that a network sees at a time; the backward pass computes activations again. None: all.
         decoder_std: Typical distance of :math:`D(z)` from an image, in units of an image in [-1, 1]; 0: latents decode
-            exactly, and the results are :math:`D(z)`.
+            exactly, and the results are :math:`D(z)`. None: the prior's (:class:`~rlsd_lightning.priors.Calibration`).
         min_mu: Least weight of :math:`\mathrm{mean}(x - D(z))^2` beside the misfit, above 0.
 
     Raises:
@@ -68,14 +67,15 @@ class ParticleModule(L.LightningModule):
         warm_share: float = 0.5,
         antithetic: bool = False,
         particle_chunk: int | None = None,
-        decoder_std: float = 0.08,
+        decoder_std: float | None = None,
         min_mu: float = 1e-3,
     ) -> None:
         super().__init__()
         self.save_hyperparameters(ignore=["prior", "measurements", "features"])  # of all classes of the chain
         self.measurements = [measurements] if isinstance(measurements, Measurement) else list(measurements)
         self.num_particles, self.particle_chunk, self.seed = num_particles, particle_chunk, seed
-        self.decoder_std, self.has_proximal_results = decoder_std, decoder_std > 0
+        self.save_hyperparameters(measured_settings(self.hparams, prior))
+        self.decoder_std, self.has_proximal_results = self.hparams.decoder_std, self.hparams.decoder_std > 0
         check_particles(self.hparams, self.measurements, prior)
         self.num_steps, is_warm = num_steps, self.measurements[0].start is not None
         self.first_step = num_steps - max(1, round(warm_share * num_steps)) if is_warm else 0
@@ -232,9 +232,9 @@ class ParticleModule(L.LightningModule):
         r"""Clean latents :math:`\hat z` and noise :math:`\hat\epsilon` of noisy latents, a chunk of particles at a time."""
         return self.chunked(lambda part: self.prior.denoise(part, t), z_t) if len(z_t) else (z_t, z_t)
 
-    def decode(self, z: Tensor) -> Tensor:
-        """Images of latents, a chunk of particles at a time."""
-        return self.chunked(self.prior.decode, z) if len(z) else z.new_zeros(0, *self.prior.image_shape)
+    def decode(self, z: Tensor, tiny: bool = False) -> Tensor:
+        """Images of latents, a chunk of particles at a time; by the prior's tiny decoder if it has one and ``tiny`` is set."""
+        return self.chunked(self.prior.decode_tiny if tiny else self.prior.decode, z) if len(z) else self.x[:0]
 
     def chunked(self, function: Callable[..., Any], *values: Tensor) -> Any:
         """A function's tensor, or tuple of tensors, for a chunk of particles at a time."""

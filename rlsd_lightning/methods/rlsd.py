@@ -30,6 +30,10 @@ The share :math:`\eta_t` of the noise is drawn anew. With :math:`\eta_t = 1` the
 the published objective less its repulsion, with fresh noise and with :math:`x` from :math:`D(z)`. It brings each particle closer to
 the measurement.
 
+**The tiny decoder.** If the prior has a tiny decoder :math:`\tilde D`, then :math:`\tilde D(z) + c` replaces :math:`D(z)` above, and
+gradients go through :math:`\tilde D`. A look, every tenth of the second half of the run and where the refinement begins, sets
+:math:`c = \mathrm{sg}[D(z) - \tilde D(z)]` for each particle; :math:`c = 0` before. The results come from :math:`D`.
+
 References:
     | Repulsive Latent Score Distillation for Solving Inverse Problems (Zilberstein et al., 2025)
     | https://arxiv.org/abs/2406.16683
@@ -39,7 +43,6 @@ References:
     | https://arxiv.org/abs/2209.14687
 """
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -61,6 +64,7 @@ from rlsd_lightning.methods.sampling import (
     fidelity_term,
     image_variances,
     noisy_start,
+    pull_factor,
     score_residual,
     through_decoder,
 )
@@ -70,18 +74,9 @@ from rlsd_lightning.repulsion import DensityGradient, Repulsion
 
 __all__ = ["RLSD"]
 
-LATENT_SIZE, IMAGE_SIZE = 4 * 16 * 16, 3 * 64 * 64
-"""Values of the latents and of the images for which the step size is ``guidance_scale``."""
+LOOKS = 10
+"""Looks at the own decoder in a whole run, of which the first half are left out."""
 TERMS = ("denoising", "coupling", "repulsion", "refine_denoising", "refine_coupling")
-
-
-def pull_factor(latent_size: int, image_size: int) -> float:
-    r"""Step size of the coupling that moves latents by the same share of their norm, whatever the size.
-
-    With a decoder that takes unit noise to images of deviation :math:`s`, the gradient of a distance has about the norm
-    :math:`s \sqrt{d_x / d_z}`, and latents have the norm :math:`\sqrt{d_z}`.
-    """
-    return latent_size / LATENT_SIZE / math.sqrt(image_size / IMAGE_SIZE)
 
 
 class RLSD(ParticleModule):
@@ -98,7 +93,7 @@ class RLSD(ParticleModule):
             move latents by the same share of their norm.
         eta: Noise drawn anew in each step of the loop: 0 none (DDIM), 1 the ancestral share (DDPM), infinity all of it (score
             distillation).
-        image_std: Standard deviation of the prior's images, above 0. The error of :math:`D(\hat z)` is taken to have the variance
+        image_std: Standard deviation of the prior's images, above 0; None: the prior's. The error of :math:`D(\hat z)` is taken to have the variance
             :math:`v_t = \mathrm{image\_std}^2 \sigma_t^2 / (\alpha_t^2 + \sigma_t^2) + \mathrm{decoder\_std}^2`, which sets
             :math:`\mu_t` (:class:`~rlsd_lightning.operators.proximal.ProximalSteps`).
         refine_share: Share of all steps, the last, that refine each particle, in [0, 1]. More of them bring particles closer
@@ -126,7 +121,7 @@ class RLSD(ParticleModule):
         repulsion_until: float = 0.5,
         guidance_scale: float = 1.0,
         eta: float = 1.0,
-        image_std: float = 0.5,
+        image_std: float | None = None,
         refine_share: float = 0.2,
         distillation_weight: float = 0.05,
         weighting: str = "log",
@@ -137,6 +132,7 @@ class RLSD(ParticleModule):
     ) -> None:
         super().__init__(prior, measurements, features, antithetic=antithetic, **common)
         require_at_least_zero(guidance_scale=guidance_scale, eta=eta, distillation_weight=distillation_weight)
+        image_std = self.hparams.image_std
         require_positive(image_std=image_std, decoder_std=self.decoder_std, lr_z=lr_z)
         require_share(refine_share=refine_share)
         require_one_of(PRIOR_WEIGHTS, weighting=weighting)
@@ -149,6 +145,8 @@ class RLSD(ParticleModule):
         t = self.timesteps[0]
         alpha, sigma = prior.alpha(t).cpu(), prior.sigma(t).cpu()
         self.image_variances = image_variances(prior, image_std, self.decoder_std)
+        if prior.has_tiny_decoder:
+            self.register_buffer("correction", torch.zeros_like(self.x))
         self.register_buffer("e", (noisy_start(self) - alpha * self.z.detach()) / sigma)
 
     def training_step(self, batch: tuple[int, int], batch_idx: int) -> Tensor:
@@ -159,7 +157,7 @@ class RLSD(ParticleModule):
         z, e = self.z[self.rows], self.e[self.rows]
         z_t = add_noise(z, e, self.prior.alpha(t), self.prior.sigma(t)).detach().requires_grad_()
         z_hat, eps_hat = self.denoise(z_t, t)
-        decoded = self.decode(z_hat)  # D(z_hat)
+        decoded = self.images(z_hat, step)  # D(z_hat)
 
         denoising = 0.5 * (z - z_hat.detach()).square().sum()  # SDS: its gradient is z - z_hat
         coupling = self.coupling(decoded, t)  # zeta |x - D(z_hat)|, after the proximal step that sets x
@@ -171,6 +169,22 @@ class RLSD(ParticleModule):
         if s is not None:
             self.renew_noise(step, t, s, eps_hat, moved)
         return denoising + surrogate
+
+    def images(self, z: Tensor, step: int) -> Tensor:
+        r"""Images :math:`\tilde D(z) + c` of the tiny decoder, corrected; :math:`D(z)` if the prior has no tiny decoder."""
+        decoded = self.decode(z, tiny=True)
+        if not self.prior.has_tiny_decoder:
+            return decoded
+        if self.looks(step):
+            with torch.no_grad():
+                self.correction[self.rows] = self.decode(z) - decoded
+        return decoded + self.correction[self.rows]
+
+    def looks(self, step: int) -> bool:
+        """Whether a step decodes with the own decoder too: every tenth of the second half, and the refinement's first."""
+        of_all = self.first_step + step
+        is_tenth = 2 * of_all >= self.num_steps and of_all % max(1, self.num_steps // LOOKS) == 0
+        return is_tenth or step == self.refine_from
 
     def coupling(self, decoded: Tensor, t: int) -> Tensor:
         r"""Distances :math:`\zeta \|x - D(\hat z)\|` with shape (n,), after the proximal step that sets :math:`x`.
@@ -260,7 +274,7 @@ class RLSD(ParticleModule):
         """One step of the refinement: Adam on score distillation and coupling at D(z)."""
         z = self.z[self.rows]
         denoising = distillation_term(self, z, score_residual(self, z, self.noise(step), t), t)
-        decoded = self.decode(z)
+        decoded = self.images(z, step)
         coupling = coupling_term(self, decoded) if self.hparams.augmented else fidelity_term(self, decoded)
         loss = denoising + through_decoder(coupling, z, self)
         self.log_all(step, refine_denoising=denoising, refine_coupling=coupling)
@@ -273,8 +287,11 @@ class RLSD(ParticleModule):
         """Log the values of all terms of the loop and of the refinement, zero where they don't act."""
         zero = self.z.new_zeros(())
         repels = self.repulsion.acts(step) and "repulsion" in terms
-        ratio = self.repulsion_ratios[-1] if repels else zero
-        self.log_terms({name: terms.get(name, zero) for name in TERMS}, step, repulsion_ratio=ratio)
+        figures = {"repulsion_ratio": self.repulsion_ratios[-1] if repels else zero}
+        if self.prior.has_tiny_decoder:  # the distance of both decoders' images at the last look
+            distances = square_norms(self.correction[self.rows]).div(self.x[0].numel()).sqrt()
+            figures["tiny_decoder_distance"] = distances.sum() / self.num_particles
+        self.log_terms({name: terms.get(name, zero) for name in TERMS}, step, **figures)
 
     def configure_optimizers(self) -> list[Optimizer]:
         return [SGD([self.z], lr=1.0), Adam([self.z], lr=self.hparams.lr_z, betas=(0.9, 0.99))]

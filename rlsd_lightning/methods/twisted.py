@@ -44,7 +44,7 @@ class TwistedFilter(ParticleModule):
     A step costs one call of the denoiser, one decode and two encodes.
 
     Args:
-        latent_std: Standard deviation :math:`\sqrt{v}` of the prior's clean latents.
+        latent_std: Standard deviation :math:`\sqrt{v}` of the prior's clean latents; None: the prior's.
         image_std: Standard deviation of its images about their mean, over all pixels; that of the latents where they are
             the images.
         resample_below: Particles are drawn anew where the effective share of the particles is below this; 0: only at
@@ -70,15 +70,16 @@ class TwistedFilter(ParticleModule):
         measurements: Measurement | Sequence[Measurement],
         features: Features,
         *,
-        latent_std: float = 1.0,
-        image_std: float = 0.5,
+        latent_std: float | None = None,
+        image_std: float | None = None,
         resample_below: float = 0.5,
         evidence_values: int = 4,
         **common: Any,
     ) -> None:
         super().__init__(prior, measurements, features, **common)
         require_share(resample_below=resample_below)
-        require_positive(latent_std=latent_std, image_std=image_std, evidence_values=evidence_values)
+        stds = {name: self.hparams[name] for name in ("latent_std", "image_std")}
+        require_positive(**stds, evidence_values=evidence_values)
         if self.hparams.antithetic:
             raise InputError("antithetic must be false for TwistedFilter, which resamples independent draws")
         self.register_buffer("z_t", noisy_start(self))

@@ -9,7 +9,8 @@ from functools import partial
 from weakref import WeakKeyDictionary
 
 import torch
-from deepinv.physics import LinearPhysics, Physics
+from deepinv.physics import Demosaicing, Downsampling, LinearPhysics, Physics
+from deepinv.physics.forward import ComposedPhysics
 from torch import Tensor
 
 from rlsd_lightning.errors import InputError, first_line
@@ -17,8 +18,19 @@ from rlsd_lightning.operators.medical import Scan
 from rlsd_lightning.operators.noise import check_noise, make_noise
 from rlsd_lightning.operators.pixels import PerPicture
 from rlsd_lightning.operators.proximal import has_own_step, proximal_step
+from rlsd_lightning.reading import Frame
 
-__all__ = ["as_physics", "compose", "custom", "make_physics", "operator_output", "probe_operator"]
+__all__ = [
+    "as_physics",
+    "compose",
+    "custom",
+    "make_physics",
+    "multiple_of",
+    "operator_output",
+    "probe_operator",
+    "takes_frame",
+    "untried",
+]
 
 INSTEAD = {
     "Blur": "motion_blur",
@@ -42,7 +54,7 @@ _PASSED: WeakKeyDictionary[Physics, tuple[int, ...]] = WeakKeyDictionary()
 """Operators that were tried, and the shape of the images: an operator may serve thousands of measurements."""
 
 
-def make_physics(factory: Callable[..., Physics], image_shape: tuple[int, ...]) -> Physics:
+def make_physics(factory: Callable[..., Physics], image_shape: tuple[int, ...], frame: Frame | None = None) -> Physics:
     """Makes an operator for images of one shape, and tries it on one.
 
     Our own functions take ``image_shape``. A ``deepinv.physics`` class, or a user's, gets the shape as ``img_size`` and
@@ -50,23 +62,40 @@ def make_physics(factory: Callable[..., Physics], image_shape: tuple[int, ...]) 
 
     Args:
         factory: A function or class, or a :func:`functools.partial` of one.
-        image_shape: Shape of the prior's images.
+        image_shape: Shape of the images.
+        frame: Where the measured picture lies in the image, for functions that take it.
 
     Raises:
         InputError: If the arguments do not fit the factory, the result is no operator, or :func:`probe_operator` finds
             that it can't be used.
     """
-    physics = _made(factory, image_shape)
+    physics = untried(factory, image_shape, frame)
     if not isinstance(physics, PerPicture):  # each picture's own is tried later
         probe_operator(physics, image_shape)
     return physics
 
 
-def _made(factory: Callable[..., Physics], image_shape: tuple[int, ...]) -> Physics:
+def takes_frame(factory: Callable[..., Physics]) -> bool:
+    """Whether an operator measures pixels one by one and depends on the picture's place in the image."""
+    return "frame" in inspect.signature(factory).parameters
+
+
+def multiple_of(physics: Physics) -> int:
+    """Number of pixels that must divide the sides of the images that an operator takes."""
+    if isinstance(physics, ComposedPhysics):
+        return math.prod(multiple_of(each) for each in physics.physics_list)
+    if isinstance(physics, Downsampling):
+        return physics.factor
+    return 2 if isinstance(physics, Demosaicing) else 1
+
+
+def untried(factory: Callable[..., Physics], image_shape: tuple[int, ...], frame: Frame | None = None) -> Physics:
     """The operator of :func:`make_physics`, without its trial."""
     target = factory.func if isinstance(factory, partial) else factory
     settings = dict(factory.keywords) if isinstance(factory, partial) else {}
     accepted = inspect.signature(target).parameters
+    if "frame" in accepted:
+        settings["frame"] = frame
     noise_model = None
     if "image_shape" in accepted:
         settings["image_shape"] = image_shape
@@ -254,7 +283,7 @@ def compose(
         raise InputError("operators must list at least one operator, got none")
     shape, composed = tuple(image_shape), None
     for factory in operators:
-        physics = _made(factory, shape)
+        physics = untried(factory, shape)
         shape = tuple(operator_output(physics, shape).shape[1:])
         composed = physics if composed is None else physics * composed
     composed.noise_model = make_noise(noise, sigma)

@@ -67,7 +67,7 @@ def single_pixel(
     if height & (height - 1) or width & (width - 1):
         raise InputError(
             f"a single-pixel camera needs images whose sides are powers of two, got {width}x{height}; "
-            "choose another image_size"
+            "set fit=crop and such an image_size"
         )
     patterns = max(1, round(ratio * height * width))
     return MaskedSinglePixelCamera(

@@ -9,7 +9,6 @@ Everything is in units of a squared error: the misfit of a particle is
 import math
 from typing import Protocol, runtime_checkable
 
-import torch
 from deepinv.physics import (
     Demosaicing,
     GaussianNoise,
@@ -25,6 +24,7 @@ from torch import Tensor
 
 from rlsd_lightning.functional.losses import absolute_misfit, at_least_float32, photon_misfit, square_misfit
 from rlsd_lightning.functional.metrics import residual_rms
+from rlsd_lightning.functional.precision import full_precision
 from rlsd_lightning.operators.compressive import MaskedSinglePixelCamera
 from rlsd_lightning.operators.medical import CoilMRI, Projections
 from rlsd_lightning.operators.noise import PoissonNoise
@@ -64,7 +64,7 @@ def equivalent_forms(physics: Physics, images: Tensor) -> Tensor | None:
 
 def measured(physics: Physics, images: Tensor) -> Tensor:
     """Noiseless measurements :math:`A(x)`, in full precision."""
-    with torch.autocast(images.device.type, enabled=False):
+    with full_precision(images.device):
         return physics.A(at_least_float32(images))
 
 

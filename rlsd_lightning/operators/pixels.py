@@ -25,7 +25,7 @@ from torch import Tensor
 
 from rlsd_lightning.errors import InputError
 from rlsd_lightning.operators.noise import make_noise
-from rlsd_lightning.reading import find_images, read_mask, split_key
+from rlsd_lightning.reading import Frame, find_images, read_mask, read_whole_mask, split_key
 from rlsd_lightning.reading.paths import name_of
 
 __all__ = [
@@ -43,6 +43,7 @@ __all__ = [
     "inpainting",
     "load_mask",
     "random_mask",
+    "seen_pixels",
 ]
 
 
@@ -91,18 +92,18 @@ def load_mask(mask: str | Path, height: int, width: int) -> Tensor:
     Raises:
         InputError: If the file is missing, no mask, or hides everything.
     """
-    return _load(mask, height, width)[0]
+    return _load(mask, (height, width))[0]
 
 
-def _load(mask: str | Path, height: int, width: int) -> tuple[Tensor, tuple[int, int]]:
+def _load(mask: str | Path, size: tuple[int, int], frame: Frame | None = None) -> tuple[Tensor, tuple[int, int]]:
     """A mask, with height and width of its file's."""
     if str(mask) in _NAMED:
-        return _NAMED[str(mask)](height, width), (height, width)
+        return _NAMED[str(mask)](*size), size
     if not split_key(mask)[0].is_file():
         raise InputError(
             f"mask must be one of {', '.join(_NAMED)}, a file, or a folder with a mask for each image, got '{mask}'"
         )
-    seen, own = read_mask(mask, height, width)
+    seen, own = read_mask(mask, *size, frame)
     return torch.from_numpy(seen.copy())[None].float(), own
 
 
@@ -110,12 +111,12 @@ def _load(mask: str | Path, height: int, width: int) -> tuple[Tensor, tuple[int,
 class PerPicture(Protocol):
     """Operator that depends on the picture that it measures."""
 
-    def for_picture(self, names: Sequence[str], size: tuple[int, int] | None) -> Physics:
+    def for_picture(self, names: Sequence[str], frame: Frame | None) -> Physics:
         """The operator of one picture.
 
         Args:
             names: Names of the picture, the most specific first.
-            size: The picture's own height and width; None if it has none.
+            frame: Where the picture lies in the image; None if there is no such picture.
 
         Raises:
             InputError: If there is none for this picture.
@@ -123,20 +124,29 @@ class PerPicture(Protocol):
 
 
 class MaskedPixels(Inpainting):
-    """Missing pixels, by a mask from a file."""
+    """Missing pixels, by a mask from a file.
 
-    def __init__(self, image_shape: tuple[int, ...], mask: str | Path, noise_model: NoiseModel) -> None:
-        pixels, self.mask_size = _load(mask, *image_shape[-2:])
+    Args:
+        image_shape: Shape of an image.
+        mask: The file.
+        noise_model: The noise.
+        frame: Where a picture lies in the image, for a mask of the picture's own size.
+    """
+
+    def __init__(
+        self, image_shape: tuple[int, ...], mask: str | Path, noise_model: NoiseModel, frame: Frame | None = None
+    ) -> None:
+        pixels, self.mask_size = _load(mask, tuple(image_shape[-2:]), frame)
         super().__init__(image_shape, mask=pixels.expand(image_shape).clone(), noise_model=noise_model)
-        self.source = mask
+        self.source, self.frame = mask, frame
 
-    def for_picture(self, names: Sequence[str], size: tuple[int, int] | None) -> Physics:
-        """The same operator, if its mask has the picture's own size, or that of the prior's images."""
-        fitted = tuple(self.mask.shape[-2:])
-        if self.mask_size not in (fitted, size):
-            own = "" if size in (None, fitted) else f", or of {size[1]}x{size[0]}, the size of '{names[0]}'"
+    def for_picture(self, names: Sequence[str], frame: Frame | None) -> Physics:
+        """The same operator, if its mask has the picture's own size, or that of the image."""
+        fitted, own = tuple(self.mask.shape[-2:]), frame and frame.own
+        if self.mask_size not in (fitted, own):
+            other = "" if own in (None, fitted) else f", or of {own[1]}x{own[0]}, the size of '{names[0]}'"
             raise InputError(
-                f"a mask of {fitted[1]}x{fitted[0]} pixels is expected, the size of the prior's images{own}, but "
+                f"a mask of {fitted[1]}x{fitted[0]} pixels is expected, the size of the prior's images{other}, but "
                 f"'{self.source}' has {self.mask_size[1]}x{self.mask_size[0]}; resize it without interpolation"
             )
         return self
@@ -153,22 +163,51 @@ class MasksOfPictures(Physics):
     def A(self, x: Tensor, **kwargs) -> Tensor:  # noqa: N802
         raise InputError(f"mask='{self.folder}' has a mask for each picture; give one mask's file here")
 
-    def for_picture(self, names: Sequence[str], size: tuple[int, int] | None) -> Physics:
+    def for_picture(self, names: Sequence[str], frame: Frame | None) -> Physics:
         """The operator with the mask ``name`` or ``name_mask``."""
         file = next((self.files[each] for name in names for each in (name, f"{name}_mask") if each in self.files), None)
         if file is None:
             raise InputError(f"a mask named '{names[-1]}' is expected in '{self.folder}', but there is none; add it")
-        return MaskedPixels(self.image_shape, file, self.noise_model).for_picture(names, size)
+        return MaskedPixels(self.image_shape, file, self.noise_model, frame).for_picture(names, frame)
 
 
-def inpainting(image_shape: tuple[int, ...], mask: str, sigma: float = 0.001, noise: str = "gaussian") -> Physics:
-    """Missing pixels, by a mask's name or file, see :func:`load_mask`, or by a folder with a mask for each image."""
+def inpainting(
+    image_shape: tuple[int, ...],
+    mask: str,
+    sigma: float = 0.001,
+    noise: str = "gaussian",
+    frame: Frame | None = None,
+) -> Physics:
+    """Missing pixels, by a mask's name or file, see :func:`load_mask`, or by a folder with a mask for each image.
+
+    A mask of the picture's own size needs ``frame``, where the picture lies in the image.
+    """
     noise_model = make_noise(noise, sigma)
     if str(mask) in _NAMED:
         pixels = load_mask(mask, *image_shape[-2:])
         return Inpainting(image_shape, mask=pixels.expand(image_shape).clone(), noise_model=noise_model)
-    many = Path(mask).is_dir() or (has_magic(str(mask)) and not split_key(mask)[0].is_file())
-    return (MasksOfPictures if many else MaskedPixels)(image_shape, mask, noise_model)
+    if Path(mask).is_dir() or (has_magic(str(mask)) and not split_key(mask)[0].is_file()):
+        return MasksOfPictures(image_shape, mask, noise_model)
+    return MaskedPixels(image_shape, mask, noise_model, frame)
+
+
+def seen_pixels(physics: Physics, frame: Frame) -> Image.Image | None:
+    """Pixels of a picture that an inpainting operator observes.
+
+    Args:
+        physics: The operator.
+        frame: Where the picture lies in the image.
+
+    Returns:
+        White where observed, with the size of the picture's part in the image; None if the operator hides no pixels.
+    """
+    if not isinstance(physics, Inpainting):
+        return None
+    if isinstance(physics, MaskedPixels) and physics.mask_size == frame.own:
+        seen, _ = read_whole_mask(physics.source)
+        return Image.fromarray(np.where(seen, 255, 0).astype(np.uint8)).crop(frame.pixel_box)
+    solved = (physics.mask[0] > 0).all(dim=0).cpu().numpy()
+    return frame.to_picture(Image.fromarray(np.where(solved, 255, 0).astype(np.uint8)), Image.Resampling.NEAREST)
 
 
 def denoising(image_shape: tuple[int, ...], sigma: float = 0.2, noise: str = "gaussian") -> Denoising:

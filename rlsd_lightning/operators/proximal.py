@@ -9,6 +9,7 @@ from deepinv.physics import DecomposablePhysics, Downsampling, LinearPhysics, Ph
 from torch import Tensor
 
 from rlsd_lightning.functional.losses import at_least_float32, square_misfit
+from rlsd_lightning.functional.precision import full_precision
 from rlsd_lightning.measurement import Measurement
 from rlsd_lightning.operators.likelihood import has_square_misfit, misfit, noise_std
 from rlsd_lightning.operators.medical import RealMRI
@@ -74,7 +75,7 @@ def proximal_step(
         The auxiliaries :math:`x`, with the shape of ``decoded``.
     """
     # full precision: closed forms multiply rounding errors by 1 / mu
-    with torch.autocast(decoded.device.type, enabled=False):
+    with full_precision(decoded.device):
         decoded = at_least_float32(decoded.detach())
         if has_own_step(physics):
             # deepinv minimises gamma / 2 |Ax - y|^2 + 1/2 |x - z|^2 with sums where we have means

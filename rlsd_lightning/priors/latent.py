@@ -3,6 +3,8 @@
 from abc import abstractmethod
 from bisect import bisect_left
 from collections.abc import Sequence
+from fractions import Fraction
+from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
@@ -19,8 +21,13 @@ from rlsd_lightning.priors.loading import (
     image_and_unit,
     latent_scale,
     load_pipeline,
+    load_tiny,
+    pair,
+    tile_size,
+    tiny_folder,
 )
-from rlsd_lightning.priors.prediction import try_networks
+from rlsd_lightning.priors.measured.prediction import try_networks
+from rlsd_lightning.priors.tiles import LEAST_TILE
 
 __all__ = ["PipelinePrior", "text_and_pooled"]
 
@@ -51,14 +58,20 @@ class PipelinePrior(Prior):
         lora: LoRA weights that are added to the networks' own: a folder, a ``.safetensors`` file or a name on the hub.
         variant: Variant of the weights on the hub, such as ``fp16``.
         weights: Type of the weights: ``float32``, ``float16`` or ``bfloat16``.
-        vae_tiling: Decode in tiles, for images that do not fit otherwise.
+        tile: Side of overlapping tiles in pixels, in which networks see larger images
+            (:func:`~rlsd_lightning.priors.tiles.in_tiles`). ``auto``: 512, or the size of the training if that is larger.
+            None: networks see images of any size in one piece.
         decoder_checkpointing: Recompute the decoder's activations in the backward pass instead of keeping them.
         local_files_only: Never download from the hub.
         allow_pickle: Also load weights in pickle files, which can run code.
+        tiny_decoder: A folder of diffusers' ``AutoencoderTiny``, or a model's name such as ``madebyollin/taesd``, whose decoder
+            makes the images that gradients go through; ``auto``: the folder ``tiny_decoder`` in the pipeline's, if there is
+            one; None: the own decoder makes all images.
 
     Raises:
         InputError: If there is no such pipeline at ``pretrained``, it is of another kind (inpainting, class labels, a
-            schedule without signal levels), its networks' outputs are not finite, or the image size does not fit.
+            schedule without signal levels), its networks' outputs are not finite, the image size does not fit, or the tiny
+            decoder belongs to another model.
 
     References:
         | High-Resolution Image Synthesis with Latent Diffusion Models (Rombach et al., 2022)
@@ -67,7 +80,6 @@ class PipelinePrior(Prior):
         | https://arxiv.org/abs/2207.12598
     """
 
-    white_latents = True
     pipeline: type[DiffusionPipeline]
     parts: tuple[str, ...]
     left_out: ClassVar[dict[str, Any]] = {}
@@ -82,10 +94,11 @@ class PipelinePrior(Prior):
         lora: str | None = None,
         variant: str | None = None,
         weights: str = "float32",
-        vae_tiling: bool = False,
+        tile: int | str | None = "auto",
         decoder_checkpointing: bool = False,
         local_files_only: bool = False,
         allow_pickle: bool = False,
+        tiny_decoder: str | None = "auto",
     ) -> None:
         loaded = pretrained
         if not isinstance(pretrained, DiffusionPipeline):
@@ -102,10 +115,10 @@ class PipelinePrior(Prior):
         height, width = image_and_unit(image_size, network.config.sample_size, stride, unit)
         latent_shape = (network.config.in_channels, height // stride, width // stride)
         super().__init__(*levels, latent_shape, (vae.config.in_channels, height, width), prediction_type, offset)
+        self.origin = None if loaded is pretrained else Path(pretrained)
+        self.multiple, self.trained_size = unit, stride * max(pair(network.config.sample_size or height // stride))
         # faster for convolutions over pixels, forward and backward, but not over latents
         self.vae = vae.to(memory_format=torch.channels_last)
-        if vae_tiling:
-            vae.enable_tiling()
         if decoder_checkpointing:
             vae.enable_gradient_checkpointing()
         self.set_latent_scale(vae)
@@ -123,6 +136,9 @@ class PipelinePrior(Prior):
         tried = [min(length, TRIED // 2 if large else TRIED) for length in latent_shape[1:]]
         try_networks(self, (latent_shape[0], *tried))
         self.guidance_scale = guidance_scale
+        found = tiny_folder(tiny_decoder, pretrained)
+        self.tiny = None if found is None else load_tiny(self, found, stride * max(tried), vae.dtype, local_files_only)
+        self.tile = tile_size(tile, self.trained_size, unit, LEAST_TILE * stride)
 
     def set_latent_scale(self, vae: ModelMixin) -> None:
         """Sets scale and shift of the latents: numbers, or buffers with a value for each channel."""
@@ -171,19 +187,38 @@ class PipelinePrior(Prior):
         negative, positive = output.chunk(2)
         return negative + self.guidance_scale * (positive - negative)
 
-    def compile_networks(self, **options: Any) -> None:
-        self.denoiser.compile(**options)
+    def compile_networks(self, regional: bool = False, **options: Any) -> None:
+        self.compiled |= {"denoiser", "vae"}
+        if regional and self.denoiser._repeated_blocks:  # diffusers' name
+            self.denoiser.compile_repeated_blocks(**options)
+        else:
+            self.denoiser.compile(**options)
         self.vae.decoder.compile(**options)
+        if self.tiny is not None:
+            self.tiny.decoder.compile(**options)
 
     def encode(self, images: Tensor) -> Tensor:
         """Latents of images in [-1, 1] with shape :math:`(N, 3, H, W)`: the mode of the encoder, scaled."""
+        return self.tiled(self._encode, images, zoom=Fraction(1, self.stride))
+
+    def _encode(self, images: Tensor) -> Tensor:
         encoded = self.vae.encode(images.to(self.vae.dtype))
         latents = encoded.latents if isinstance(self.vae, AutoencoderTiny) else encoded.latent_dist.mode()
         return (latents.to(images.dtype) - self.shift) * self.scaling
 
     def decode(self, z: Tensor) -> Tensor:
         """Images of scaled latents, about in [-1, 1], with shape :math:`(N, 3, H, W)`."""
+        return self.tiled(self._decode, z, zoom=self.stride)
+
+    def _decode(self, z: Tensor) -> Tensor:
         return self.vae.decode((z / self.scaling + self.shift).to(self.vae.dtype)).sample.to(z.dtype)
+
+    def decode_tiny(self, z: Tensor) -> Tensor:
+        return self.decode(z) if self.tiny is None else self.tiled(self.tiny, z, zoom=self.stride)
+
+    @property
+    def has_tiny_decoder(self) -> bool:
+        return self.tiny is not None
 
 
 def text_and_pooled(pipeline: DiffusionPipeline, guidance_scale: float, **prompts: str | None) -> dict[str, Tensor]:

@@ -1,6 +1,7 @@
 """Diffusion in pixels as a prior: the latent is the image."""
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -9,8 +10,16 @@ from torch import Tensor
 
 from rlsd_lightning.errors import InputError
 from rlsd_lightning.priors.base import Prior
-from rlsd_lightning.priors.loading import check_conditions, ddim_levels, image_and_unit, load_pipeline
-from rlsd_lightning.priors.prediction import try_networks
+from rlsd_lightning.priors.loading import (
+    check_conditions,
+    ddim_levels,
+    image_and_unit,
+    load_pipeline,
+    pair,
+    tile_size,
+)
+from rlsd_lightning.priors.measured.prediction import try_networks
+from rlsd_lightning.priors.tiles import LEAST_TILE
 
 __all__ = ["PixelPrior"]
 
@@ -38,6 +47,7 @@ class PixelPrior(Prior):
         image_size: int | Sequence[int] | None = None,
         variant: str | None = None,
         weights: str = "float32",
+        tile: int | str | None = "auto",
         local_files_only: bool = False,
         allow_pickle: bool = False,
     ) -> None:
@@ -55,13 +65,17 @@ class PixelPrior(Prior):
         shape = (unet.config.in_channels, *image_and_unit(image_size, unet.config.sample_size, 1, stride))
         levels, prediction_type, offset = ddim_levels(pipeline.scheduler)
         super().__init__(*levels, shape, shape, prediction_type, offset)
+        self.origin = Path(pretrained)
+        self.multiple, self.trained_size = stride, max(pair(unet.config.sample_size or max(shape[1:])))
         self.denoiser = unet
         self.freeze()
         try_networks(
             self, (shape[0], *(length if length <= TRIED else TRIED // stride * stride for length in shape[1:]))
         )
+        self.tile = tile_size(tile, self.trained_size, stride, LEAST_TILE)
 
-    def compile_networks(self, **options: Any) -> None:
+    def compile_networks(self, regional: bool = False, **options: Any) -> None:
+        self.compiled |= {"denoiser"}
         self.denoiser.compile(**options)
 
     def network(self, z_t: Tensor, t: int) -> Tensor:

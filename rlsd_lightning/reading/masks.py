@@ -4,16 +4,17 @@ import logging
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 
 from rlsd_lightning.errors import InputError, printable
 from rlsd_lightning.reading.arrays import read_array
+from rlsd_lightning.reading.frames import Frame
 from rlsd_lightning.reading.paths import is_array, split_key
 from rlsd_lightning.reading.pictures import ALPHA, DEEP, alpha_of, open_upright
 from rlsd_lightning.reading.shapes import as_pages
 from rlsd_lightning.reading.values import check_finite
 
-__all__ = ["read_mask"]
+__all__ = ["read_mask", "read_whole_mask"]
 
 log = logging.getLogger(__name__)
 
@@ -21,16 +22,20 @@ SOFT = 0.05
 """Distance from the darkest and the brightest value, as a share of the range, above which a value is soft."""
 
 
-def read_mask(where: str | Path, height: int, width: int) -> tuple[np.ndarray, tuple[int, int]]:
+def read_mask(
+    where: str | Path, height: int, width: int, frame: Frame | None = None
+) -> tuple[np.ndarray, tuple[int, int]]:
     """Mask of a file, at the size of an image.
 
     The brighter of two values is seen. Where the file has transparency, transparent is missing. A mask of another size is
-    cropped and resized as an image is, without new values. The log says which share is hidden.
+    resized as its picture is: a pixel is seen if all pixels in its place are. Where that hides most of what is seen, as of
+    masks of scattered pixels, the nearest pixel decides. The log says which share is hidden.
 
     Args:
         where: A picture, or an array with or without a key.
         height: Height of the image.
         width: Width of the image.
+        frame: Where a picture lies in the image, for masks of this picture's size; others are cropped in the middle.
 
     Returns:
         True where the image is seen, with shape :math:`(H, W)`; and height and width of the file's mask.
@@ -38,18 +43,35 @@ def read_mask(where: str | Path, height: int, width: int) -> tuple[np.ndarray, t
     Raises:
         InputError: If the file can't be read, is no mask, or hides everything.
     """
-    path, key = split_key(where)
-    values = _array_values(path, key) if is_array(path) else _picture_values(path)
-    seen, soft = _cut(values)
+    path, _ = split_key(where)
+    seen, soft = read_whole_mask(where)
     own = seen.shape
     if own != (height, width):
-        fitted = ImageOps.fit(Image.fromarray(seen.astype(np.uint8)), (width, height), Image.Resampling.NEAREST)
-        seen = np.asarray(fitted).astype(bool)
-        log.info("%s: %dx%d, cropped and resized to %dx%d", printable(path.name), *own[::-1], width, height)
+        frame = frame if frame is not None and frame.own == own else Frame.cropped(own, (height, width))
+        seen = _resized(seen, frame)
+        log.info("%s: %s", printable(path.name), frame.describe())
     if not seen.any():
         raise InputError(f"mask='{where}' hides every pixel; make observed pixels white, or opaque")
     _say(printable(path.name), seen, soft)
     return seen, own
+
+
+def read_whole_mask(where: str | Path) -> tuple[np.ndarray, float]:
+    """Mask of a file at its own size, and the share of its values that are near neither black nor white.
+
+    Raises:
+        InputError: If the file can't be read, or is no mask.
+    """
+    path, key = split_key(where)
+    return _cut(_array_values(path, key) if is_array(path) else _picture_values(path))
+
+
+def _resized(seen: np.ndarray, frame: Frame) -> np.ndarray:
+    whole = Image.fromarray(np.where(seen, 255, 0).astype(np.uint8))
+    everywhere = np.asarray(frame.of_picture(whole, Image.Resampling.BOX)) == 255
+    if everywhere.mean() >= seen.mean() / 2:
+        return everywhere
+    return np.asarray(frame.of_picture(whole, Image.Resampling.NEAREST)) > 0
 
 
 def _say(name: str, seen: np.ndarray, soft: float) -> None:

@@ -30,7 +30,11 @@ DPI = 100
 
 
 def write_grid(
-    path: Path | io.BytesIO, panels: Sequence[tuple[str, Image.Image]], std: np.ndarray, columns: int = 8
+    path: Path | io.BytesIO,
+    panels: Sequence[tuple[str, Image.Image]],
+    std: np.ndarray,
+    others: Sequence[tuple[str, Image.Image]] = (),
+    columns: int = 8,
 ) -> None:
     """Write titled pictures, and the uncertainty as a colour map with its scale.
 
@@ -38,12 +42,14 @@ def write_grid(
         path: File to write, or a buffer.
         panels: Titles and pictures.
         std: Uncertainty, with shape :math:`(H, W)`.
+        others: Titles and pictures that follow the uncertainty; the first row then ends with it.
         columns: Most pictures in a row.
     """
     highest = float(std.max()) or 1.0
     colours = ScalarMappable(Normalize(0, highest), colormaps["magma"])
-    panels = [*panels, ("std", Image.fromarray(colours.to_rgba(std, bytes=True)).convert("RGB"))]
-    columns = min(columns, len(panels))
+    panels = [*panels, ("std", Image.fromarray(colours.to_rgba(std, bytes=True)).convert("RGB")), *others]
+    uncertainty = len(panels) - len(others) - 1
+    columns = min(columns, uncertainty + 1)
     rows = math.ceil(len(panels) / columns)
     width, height = columns * (PANEL + MARGIN) + MARGIN + BAR, rows * (PANEL + TITLE + MARGIN)
     figure = _figure(width, height)
@@ -52,8 +58,9 @@ def write_grid(
         left, bottom = MARGIN + column * (PANEL + MARGIN), height - (row + 1) * (PANEL + TITLE + MARGIN) + MARGIN
         _place(figure, picture, left, bottom, PANEL)
         _write(figure, title, left + PANEL / 2, bottom + PANEL + 4)
-    # beside the last panel, the uncertainty
-    scale = figure.add_axes(((left + PANEL + 4) / width, (bottom + 20) / height, 8 / width, (PANEL - 40) / height))
+    row, column = divmod(uncertainty, columns)
+    left, bottom = MARGIN + (column + 1) * (PANEL + MARGIN), height - (row + 1) * (PANEL + TITLE + MARGIN) + MARGIN
+    scale = figure.add_axes(((left - MARGIN + 4) / width, (bottom + 20) / height, 8 / width, (PANEL - 40) / height))
     figure.colorbar(colours, cax=scale, format=lambda value, _: f"{value:.3g}").ax.tick_params(labelsize=7)
     figure.savefig(path, format="png")
 

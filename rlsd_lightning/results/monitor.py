@@ -21,8 +21,18 @@ from rlsd_lightning.results.store import mean_figures
 __all__ = ["Monitor", "log_moment"]
 
 
+CHARTS = {
+    "run": {
+        "terms of the loss": ["Multiline", ["loss/(?!total$|refine_)"]],
+        "PSNR": ["Multiline", ["psnr/"]],
+        "terms of the refinement": ["Multiline", ["loss/refine_"]],
+    }
+}
+"""Charts with several curves each, in TensorBoard's Custom Scalars: patterns of the curves' names."""
+
+
 class Monitor(Callback):
-    """Logs the speed, and lets a resumed run discard what a killed one logged after its checkpoint.
+    """Logs the speed, puts the terms of the loss on one chart, and lets a resumed run discard what a killed one logged after its checkpoint.
 
     A step's number on every axis is its index, as on Lightning's own curves.
     """
@@ -44,6 +54,7 @@ class Monitor(Callback):
         start = Event(step=self._next_step, session_log=SessionLog(status=SessionLog.START))
         for logger in _tensorboards(trainer):
             logger.experiment.file_writer.add_event(start)
+            logger.experiment.add_custom_scalars(CHARTS)
 
     def on_train_batch_start(self, trainer: L.Trainer, pl_module: ParticleModule, batch: Any, batch_idx: int) -> None:
         self._next_step = batch_idx + 1
@@ -77,9 +88,10 @@ def log_moment(
         logger.log_metrics(values, step=step)
     for logger in _tensorboards(trainer):
         for solved in every:
-            label = f"/{solved.measurement.name}" if len(every) > 1 else ""
+            # what stands before the slash are pictures side by side
+            beside = solved.measurement.name if len(every) > 1 else "pictures"
             for name, picture in _panels(solved).items():
-                logger.experiment.add_image(name + label, picture, step)
+                logger.experiment.add_image(f"{beside}/{name}", picture, step)
 
 
 def _tensorboards(trainer: L.Trainer) -> list[TensorBoardLogger]:
@@ -105,11 +117,9 @@ def _figures(module: ParticleModule, every: list[Solved], repulsion_ratio: float
 
 
 def _panels(solved: Solved) -> dict[str, Tensor]:
-    """Pictures in [0, 1]: the particles, their decoded latents, and the particles' standard deviation."""
-    grids = {
-        name: make_grid(pictures.float().clamp(-1, 1) / 2 + 0.5, nrow=8)
-        for name, pictures in (("particles", solved.images), ("decoded", solved.decoded))
-    }
+    """Pictures in [0, 1]: the particles with their standard deviation as the last, and their decoded latents."""
     alike = aligned(solved.images, solved.images[:1], solved.measurement.physics).float().clamp(-1, 1)
-    spread = alike.var(dim=0, correction=0).mean(dim=0).sqrt()
-    return grids | {"particles_std": (spread / WHITE_STD).clamp(max=1)[None]}
+    spread = alike.var(dim=0, correction=0).mean(dim=0).sqrt() / WHITE_STD
+    images, decoded = (pictures.float().clamp(-1, 1) / 2 + 0.5 for pictures in (solved.images, solved.decoded))
+    beside = torch.cat([images, spread.clamp(max=1).expand_as(images[:1])])
+    return {"particles_and_std": make_grid(beside, nrow=9), "decoded": make_grid(decoded, nrow=9)}

@@ -26,6 +26,12 @@ def _text(path: Path) -> str:
     return path.read_text(encoding="utf-8", errors="surrogateescape") if path.is_file() else ""
 
 
+def _representatives(row: dict) -> str:
+    """A sentence on a measurement's representatives; empty for few particles."""
+    each = [f"particle {one['particle']} ({one['share']:.0%})" for one in row.get("representatives") or ()]
+    return f"Representatives and the share of all particles nearest to each: {', '.join(each)}." if each else ""
+
+
 def write_report(folder: Path, rows: Sequence[dict], failures: Sequence[dict[str, str]] = ()) -> Path:
     """Write report.html: failures, table, warnings, pictures, settings and command of a run.
 
@@ -37,8 +43,9 @@ def write_report(folder: Path, rows: Sequence[dict], failures: Sequence[dict[str
     Returns:
         Path of the page.
     """
-    known = dict.fromkeys(key for row in rows for key, value in row.items() if value is not None)
-    columns = [key for key in known if key not in ("name", "warnings")]
+    # lists, such as warnings, have their own place
+    known = [key for row in rows for key, value in row.items() if value is not None and not isinstance(value, list)]
+    columns = [key for key in dict.fromkeys(known) if key != "name"]
     template = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string(
         files("rlsd_lightning.results").joinpath("report.html.jinja").read_text(encoding="utf-8")
     )
@@ -53,7 +60,11 @@ def write_report(folder: Path, rows: Sequence[dict], failures: Sequence[dict[str
         means=mean_figures(rows),
         warnings=[(row["name"], sentence) for row in rows for sentence in row.get("warnings") or ()],
         pictures=[
-            (row["name"], *(_picture(folder / row["name"] / file) for file in ("grid.png", "filmstrip.png")))
+            (
+                row["name"],
+                _representatives(row),
+                *(_picture(folder / row["name"] / file) for file in ("grid.png", "filmstrip.png")),
+            )
             for row in rows[:MAX_PICTURES]
         ],
         left_out=max(0, len(rows) - MAX_PICTURES),

@@ -1,28 +1,62 @@
 """Result of one measurement: particles, mean, uncertainty, figures and pictures."""
 
 import io
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import torch
 from deepinv.physics import Physics
 from PIL import Image
 from torch import Tensor
 
+from rlsd_lightning.errors import InputError
 from rlsd_lightning.evaluation.scores import Solved, aligned, pseudo_inverse
+from rlsd_lightning.functional.clustering import k_medoids
 from rlsd_lightning.images import to_pil
+from rlsd_lightning.measurement import Measurement
 from rlsd_lightning.operators.likelihood import NOT_PICTURES, HasEquivalents, observed_pixels
 from rlsd_lightning.results.grid import write_evolution, write_grid
 from rlsd_lightning.results.store import in_short, write_metrics, write_particles
 
-__all__ = ["WHITE_STD", "Panel", "Result", "image_result"]
+log = logging.getLogger(__name__)
+
+__all__ = [
+    "FULL_SIZE",
+    "WHITE_STD",
+    "Panel",
+    "Representative",
+    "Result",
+    "image_result",
+    "representatives",
+]
 
 WHITE_STD = 0.5
 """Standard deviation that std.png shows as white: a quarter of the range [-1, 1]."""
 
+FULL_SIZE = "full_size"
+"""Folder of the pictures at the size of the user's own."""
+PARTICLES = "particles/"
+"""Folder of the particles' pictures."""
+MANY = 8
+"""Particles from which on representatives are shown first."""
+
 Panel = tuple[str, str, Image.Image]
 """File name without its suffix, title and picture."""
+
+
+class Representative(NamedTuple):
+    """A particle that stands for those nearest to it.
+
+    Attributes:
+        particle: Its index.
+        share: Share of the particles that it stands for, itself included, in (0, 1].
+    """
+
+    particle: int
+    share: float
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -41,6 +75,9 @@ class Result:
         panels: Pictures of the grid.
         tensors: Content of particles.safetensors.
         moments: Numbers of steps taken, and thumbnails after them; the filmstrip.
+        full_size: Pictures of the particles and their mean at the size of the user's own picture, by their file names; empty
+            if that is the size that was solved.
+        alike: Particles in their equivalent forms nearest to the first one; None: ``particles``.
         is_first: Whether :meth:`save` writes; False in all processes but the first of a group.
     """
 
@@ -52,6 +89,8 @@ class Result:
     panels: Sequence[Panel] = ()
     tensors: Mapping[str, Tensor] = field(default_factory=dict)
     moments: Sequence[tuple[int, Tensor]] = ()
+    full_size: Mapping[str, Image.Image] = field(default_factory=dict)
+    alike: Tensor | None = None
     is_first: bool = True
 
     @property
@@ -84,11 +123,24 @@ class Result:
             self._draw(folder / "grid.png")
         if self.moments:
             write_evolution(folder / "filmstrip.png", self.moments, len(self.particles))
+        for name, picture in self.full_size.items():
+            (folder / FULL_SIZE).mkdir(exist_ok=True)
+            picture.save(folder / FULL_SIZE / f"{name}.png", compress_level=1)  # of many pixels: fast before small
         write_particles(folder, self.tensors)
         write_metrics(folder, self.metrics)  # last: it marks a finished measurement
 
     def _draw(self, file: Path | io.BytesIO) -> None:
-        write_grid(file, [(title, picture) for _, title, picture in self.panels], self.std.numpy())
+        panels = {name: (title, picture) for name, title, picture in self.panels}
+        others = []
+        if len(self.particles) >= MANY:
+            particles = [name for name in panels if name.startswith(PARTICLES)]
+            mean = panels.pop("mean")
+            below = {name: panels.pop(name) for name in particles}
+            for index, share in representatives(self):
+                title, picture = below.pop(particles[index])
+                panels[particles[index]] = (f"{title}: {share:.0%}", picture)
+            panels["mean"], others = mean, list(below.values())
+        write_grid(file, list(panels.values()), self.std.numpy(), others)
 
     def _repr_png_(self) -> bytes | None:
         """The grid as a notebook shows it; None for points."""
@@ -102,6 +154,26 @@ class Result:
         count, *shape = self.particles.shape
         lines = [f"Result: {count} particles of shape {tuple(shape)}; {in_short(self.metrics)}".rstrip("; ")]
         return "\n".join([*lines, *(f"warning: {sentence}" for sentence in self.warnings)])
+
+
+def representatives(particles: Tensor | Result, k: int = 4) -> list[Representative]:
+    r"""Particles that stand for all, those of most particles first: k-medoids of squared distances of images.
+
+    Args:
+        particles: Images, about in [-1, 1], with shape :math:`(N, \dots)`, or a result.
+        k: Number of representatives, at least 1; at most all particles are returned.
+
+    Raises:
+        InputError: If ``k`` is below 1.
+    """
+    if k < 1:
+        raise InputError(f"k must be at least 1, got {k}")
+    if isinstance(particles, Result):
+        particles = particles.particles if particles.alike is None else particles.alike
+    points = particles.detach().cpu().double().flatten(1)
+    chosen, nearest = k_medoids(torch.cdist(points, points).square(), min(k, len(points)))
+    counts = nearest.bincount(minlength=len(chosen)).tolist()
+    return [Representative(index, count / len(points)) for index, count in zip(chosen.tolist(), counts, strict=True)]
 
 
 def image_result(
@@ -128,6 +200,7 @@ def image_result(
     # the population's variance: zero, not undefined, for one particle
     variance = alike.var(dim=0, correction=0)
     std = (variance if shared is None else variance + shared.detach().cpu()).mean(dim=0).sqrt()
+    chosen = {"representatives": [each._asdict() for each in representatives(alike)]} if len(alike) >= MANY else {}
     tensors = {"x": images, "z": solved.z, "y": measurement.y, "mean": mean, "std": std}
     tensors |= _optional_tensors(solved, shared)
     return Result(
@@ -135,10 +208,12 @@ def image_result(
         mean=mean,
         std=std,
         decoded=solved.decoded.detach().float().cpu(),
-        metrics=dict(metrics or {}),
+        metrics={**(metrics or {}), **chosen},
         panels=_panels(solved, mean),
+        full_size=_at_full_size(measurement, {**{f"{i:02d}": image for i, image in enumerate(images)}, "mean": mean}),
         tensors={name: value.detach().cpu() for name, value in tensors.items()},
         moments=moments,
+        alike=alike,
     )
 
 
@@ -150,8 +225,20 @@ def _panels(solved: Solved, mean: Tensor) -> list[Panel]:
         pictures.append(("measurement", "measurement", y[0]))
     elif (without_prior := pseudo_inverse(physics, y)) is not None:
         pictures.append(("pseudo_inverse", "pseudo-inverse", without_prior[0]))
-    pictures += [(f"particles/{i:02d}", f"particle {i}", image) for i, image in enumerate(solved.images)]
+    pictures += [(f"{PARTICLES}{i:02d}", f"particle {i}", image) for i, image in enumerate(solved.images)]
     return [(name, title, to_pil(pixels)) for name, title, pixels in [*pictures, ("mean", "mean", mean)]]
+
+
+def _at_full_size(measurement: Measurement, images: dict[str, Tensor]) -> dict[str, Image.Image]:
+    """Images at the size of the user's own picture; none if that is the size that was solved."""
+    if measurement.original is None:
+        return {}
+    try:
+        pictures = measurement.original.with_image([to_pil(image) for image in images.values()], measurement.physics)
+    except InputError as error:
+        log.warning("%s: there are no results of the picture's own size, as %s", measurement.name, error)
+        return {}
+    return dict(zip(images, pictures, strict=True))
 
 
 def _is_picture(y: Tensor, physics: Physics) -> bool:

@@ -1,5 +1,6 @@
 """Film of a sequence of measurements."""
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,6 +13,8 @@ from rlsd_lightning.images import load_image, to_pil
 from rlsd_lightning.results.store import PARTICLES_FILE
 
 __all__ = ["write_sequence"]
+
+log = logging.getLogger(__name__)
 
 MIN_HEIGHT = 128
 """Approximate minimum height of a frame in pixels; players blur smaller frames."""
@@ -30,6 +33,9 @@ def write_sequence(folder: Path, names: Sequence[str]) -> None:
     sequences, film = [], []
     for name in names:
         particles = load_file(folder / name / PARTICLES_FILE)["x"].clamp(-1, 1)
+        if sequences and particles.shape != sequences[0].shape:
+            log.warning("%s has another size than the first, so there is no film; crop all to one size", name)
+            return
         sequences.append(particles)
         truth = folder / name / "truth.png"
         panels = [load_image(truth, *particles.shape[-2:])[0]] if truth.is_file() else []

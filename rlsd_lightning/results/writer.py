@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from rlsd_lightning.errors import first_line
 from rlsd_lightning.evaluation.causes import cause_warnings
+from rlsd_lightning.evaluation.familiarity import unknown_picture
 from rlsd_lightning.evaluation.health import health_metrics, health_warnings
 from rlsd_lightning.evaluation.scores import Solved, aligned, score
 from rlsd_lightning.features import load_lpips
@@ -63,6 +64,7 @@ class Results(Callback):
         self._start = 0.0
         self._repulsion: float | None = None
         self._moments: dict[str, list[tuple[int, Tensor]]] = {}
+        self._unknown: dict[str, str] = {}
 
     def state_dict(self) -> dict[str, Any]:
         return {"seconds": self._seconds(), "moments": self._moments}
@@ -96,11 +98,12 @@ class Results(Callback):
             else:
                 self.write(self.folder / solved.measurement.name, pl_module, made)
             figures.append({f"final/{name}": value for name, value in metrics.items() if isinstance(value, float)})
+        last = pl_module.steps_done - 1
         for logger in trainer.loggers if is_first else ():
             if isinstance(logger, TensorBoardLogger):
-                logger.log_hyperparams(dict(pl_module.hparams), mean_figures(figures))
+                logger.log_hyperparams(dict(pl_module.hparams), mean_figures(figures), last)
             else:
-                logger.log_metrics(mean_figures(figures), step=pl_module.steps_done - 1)
+                logger.log_metrics(mean_figures(figures), last)
 
     def _mean_seconds(self, module: ParticleModule) -> float:
         """Mean over the processes, so that all have the same result."""
@@ -138,6 +141,16 @@ class ImageResults(Results):
     checkpoint, so a resumed run has the whole filmstrip. Arguments are those of :class:`Results`.
     """
 
+    def on_train_start(self, trainer: L.Trainer, pl_module: ParticleModule) -> None:
+        super().on_train_start(trainer, pl_module)
+        if self.folder is not None and pl_module.shard.position:
+            return
+        for measurement in pl_module.measurements:  # before the steps, which a user may want to save
+            found = None if measurement.truth is None else unknown_picture(pl_module.prior, measurement)
+            if found:
+                self._unknown[measurement.name] = found
+                log.warning("%s: %s", measurement.name, found)
+
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: ParticleModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
@@ -163,10 +176,14 @@ class ImageResults(Results):
             compared = module.compared(solved.z, aligned(images, images[:1], measurement.physics), features)
         metrics = health_metrics(module, solved, compared, self._repulsion)
         causes, of_prior = cause_warnings(module, solved), module.prior.warnings
+        unknown = self._unknown.get(measurement.name)
+        if measurement.truth is None and not causes:
+            unknown = unknown_picture(module.prior, measurement, images)
+        causes = [unknown, *causes] if unknown else causes
         warnings = causes + health_warnings(
             metrics, self.prior_diversity, module.hparams, with_remedies=not (causes or of_prior)
         )
-        for sentence in warnings:
+        for sentence in warnings[measurement.name in self._unknown :]:  # which was said at the start
             log.warning("%s: %s", measurement.name, sentence)
         figures = score(solved, compared, load_lpips())
         figures |= {"decoder_error": None if shared is None else shared.std, "warnings": of_prior + warnings}
@@ -179,9 +196,11 @@ def estimated_error(module: ParticleModule, solved: Solved) -> DecoderError | No
     if not module.has_proximal_results or module.prior.latent_shape == module.prior.image_shape:
         return None
     measurement, variance = solved.measurement, module.decoder_std**2
+    largest = max(variance, module.prior.calibration.largest_error**2)
     try:
         # the same for any number of processes, which round differently
-        settings = {"at_once": module.particle_chunk or module.num_particles, "seed": module.seed}
+        at_once = module.particle_chunk or module.num_particles
+        settings = {"at_once": at_once, "seed": module.seed, "largest_var": largest}
         weight = module.proximal.mu(measurement, variance)
         shared = decoder_error(
             measurement, solved.images, solved.decoded, variance, weight, key=measurement.noise_key, **settings

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from support.command import train
 from torch import nn
 
-from rlsd_lightning.cli import evaluate
+from rlsd_lightning.cli.subcommands import evaluate
 from rlsd_lightning.evaluation.attributes import ATTRIBUTES, SHARES
 from rlsd_lightning.evaluation.distances import frechet_distance, kernel_distance, vit_network
 from rlsd_lightning.evaluation.figures import Networks, attribute_figures, image_figures

@@ -4,16 +4,15 @@ import errno
 import logging
 import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from unittest import mock
 
 import pytest
 import torch
 from omegaconf import OmegaConf
-from support.command import PROJECT, TRAIN, train
+from support.command import start_train, train
 from support.trainers import assert_same_bits
+from support.warm import TESTS
 
 from rlsd_lightning import InputError
 from rlsd_lightning.cli.messages import failure
@@ -175,13 +174,10 @@ def test_a_damaged_result_is_made_again(damage, small: list[str], tmp_path: Path
 def test_a_disk_that_is_full_is_one_line_and_costs_nothing(small: list[str], tmp_path: Path) -> None:
     run, whole = tmp_path / "run", tmp_path / "whole"
     assert train(*small, "num_steps=12", f"output_dir={whole}")[0] == 0
-    # no file may grow beyond 4 kB: a checkpoint does
-    limit = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))"
-    start = f"import runpy; runpy.run_path({str(TRAIN)!r}, run_name='__main__')"
-    command = [sys.executable, "-c", f"{limit}; {start}", *small, "num_steps=12", f"output_dir={run}"]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=PROJECT, check=False)
-    printed = done.stdout + done.stderr
-    assert done.returncode == 1, printed
+    limited = "+callbacks.limit._target_=support.faults.SmallFiles"
+    process = start_train(*small, "num_steps=12", limited, f"output_dir={run}", PYTHONPATH=TESTS, SMALL_FILES=1)
+    printed, _ = process.communicate()
+    assert process.returncode == 1, printed
     assert "Traceback" not in printed
     assert f"error: '{run}' can't be written to ([Errno 27]" in printed
     assert f"resume={run}" in printed

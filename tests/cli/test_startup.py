@@ -24,6 +24,10 @@ QUICK = (
     ["+method.gama=1"],
     ["nonsense"],
     ["resume=nowhere"],
+    ["calibrate", "--help"],
+    ["doctor", "--help"],
+    ["doctor", "prior=fases"],
+    ["calibrate", "prior.weight=float16"],
 )
 SCRIPT = f"""
 import contextlib, runpy, sys
@@ -67,7 +71,7 @@ def test_help_starts_with_commands_and_has_every_group() -> None:
     code, printed = train("--help")
     assert code == 0
     assert printed.splitlines()[2] == "Commands to copy"
-    assert all(line.startswith("  python train.py ") for line in printed.splitlines()[3:8])
+    assert all(line.startswith("  python train.py ") for line in printed.splitlines()[3:9])
     assert {*GROUPS, *OTHER_GROUPS} == {folder.name for folder in CONFIGS.iterdir() if folder.is_dir()}
     for group in GROUPS:
         for file in (CONFIGS / group).rglob("*.yaml"):

@@ -9,7 +9,7 @@ from PIL import Image
 from support.command import PROJECT, train
 
 from rlsd_lightning import InputError
-from rlsd_lightning.cli.study import gather, pareto_front
+from rlsd_lightning.cli.subcommands.study import gather, pareto_front
 
 STUDIES = {file.stem: file for file in sorted((PROJECT / "configs/experiment/study").glob("[!_]*.yaml"))}
 

@@ -7,8 +7,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from support.command import SLOW, TESTS, start_train, train, wait_for
+from support.command import SLOW, start_train, train, wait_for
 from support.trainers import assert_same_bits
+from support.warm import TESTS, Warm
 
 ADDRESSES = ("10.77.0.1", "10.77.0.2")
 PATIENCE = 10
@@ -36,14 +37,14 @@ def machines() -> Iterator[tuple[str, str]]:
             ip("netns", "delete", name)
 
 
-def start_on(machines: tuple[str, str], *arguments: object) -> list[subprocess.Popen]:
+def start_on(machines: tuple[str, str], *arguments: object) -> list[Warm]:
     """Starts a process on each machine, with what torchrun tells it."""
     return [
         start_train(
             *arguments,
             "trainer.num_nodes=2",
             f"patience={PATIENCE}",
-            before=["ip", "netns", "exec", machine],
+            network=machine,
             TORCHELASTIC_RUN_ID="cut",
             MASTER_ADDR=ADDRESSES[0],
             MASTER_PORT=29500,

@@ -14,24 +14,30 @@ import pytest
 import torch
 from support import fit
 from support.command import PROJECT, wait_for
+from support.warm import TESTS, Warm
 
 from rlsd_lightning import RLSD, InputError, LatentFeatures
 from rlsd_lightning.results.store import read_metrics
 
 SCRIPT = PROJECT / "tests" / "support" / "fit.py"
-TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=3")
+TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2")
 
 
 @pytest.fixture
-def start(tiny_prior_folder: Path) -> Callable[..., subprocess.Popen]:
-    """Starts the script; its two fits are of five particles."""
+def start(tiny_prior_folder: Path) -> Callable[..., Warm | subprocess.Popen]:
+    """Starts the script, by torchrun in new interpreters; its two fits are of five particles."""
 
-    def begin(folder: Path, *arguments: object, before: Sequence[str] = ()) -> subprocess.Popen:
+    def begin(
+        folder: Path, *arguments: object, devices: int = 2, before: Sequence[str] = ()
+    ) -> Warm | subprocess.Popen:
         folder.mkdir()
-        command = [sys.executable, *before, SCRIPT, tiny_prior_folder, folder, *arguments]
+        command = [SCRIPT, tiny_prior_folder, folder, "--devices", devices, *arguments]
+        environment = {**os.environ, "PYTHONPATH": TESTS}
+        if not before:
+            return Warm(command, environment, PROJECT, children=devices - 1, session=True)
         return subprocess.Popen(
-            list(map(str, command)),
-            env={**os.environ, "PYTHONPATH": str(PROJECT), "OMP_NUM_THREADS": "1"},
+            [sys.executable, *before, *map(str, command)],
+            env=environment,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
@@ -41,7 +47,7 @@ def start(tiny_prior_folder: Path) -> Callable[..., subprocess.Popen]:
     return begin
 
 
-def ended(process: subprocess.Popen, seconds: float = 240) -> str:
+def ended(process: Warm | subprocess.Popen, seconds: float = 240) -> str:
     """What a process printed, once it and all those it started have ended."""
     try:
         printed = process.communicate(timeout=seconds)[0]
@@ -67,17 +73,17 @@ def alone(prior: Path, folder: Path, *arguments: object) -> dict:
     return kept(folder, 1)[0]
 
 
-@pytest.mark.parametrize(("count", "before"), [(2, ()), (3, TORCHRUN)], ids=["lightning", "torchrun"])
+@pytest.mark.parametrize(("count", "before"), [(3, ()), (2, TORCHRUN)], ids=["lightning", "torchrun"])
 def test_particles_are_spread_and_the_same_on_any_number_of_processes(
     count: int,
     before: Sequence[str],
-    start: Callable[..., subprocess.Popen],
+    start: Callable,
     tiny_prior_folder: Path,
     tmp_path: Path,
 ) -> None:
     middle = Path("0") / "checkpoints" / "step=5.ckpt"
     one = alone(tiny_prior_folder, tmp_path / "one")
-    process = start(tmp_path / "many", "--devices", count, "--checkpoint", tmp_path / "one" / middle, before=before)
+    process = start(tmp_path / "many", "--checkpoint", tmp_path / "one" / middle, devices=count, before=before)
     printed = ended(process)
     assert process.returncode == 0, printed
     processes = kept(tmp_path / "many", count)
@@ -113,10 +119,8 @@ def test_particles_are_spread_and_the_same_on_any_number_of_processes(
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP], ids=["killed", "hung"])
-def test_a_script_ends_when_one_of_its_processes_does(
-    number: signal.Signals, start: Callable[..., subprocess.Popen], tmp_path: Path
-) -> None:
-    process = start(tmp_path / "run", "--devices", 2, "--steps", 900, "--patience", 5)
+def test_a_script_ends_when_one_of_its_processes_does(number: signal.Signals, start: Callable, tmp_path: Path) -> None:
+    process = start(tmp_path / "run", "--steps", 900, "--patience", 5)
     wait_for((tmp_path / "run" / "0" / "checkpoints" / "step=5.ckpt").is_file, process)
     other = subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True, check=True).stdout
     os.kill(int(other), number)
@@ -126,8 +130,8 @@ def test_a_script_ends_when_one_of_its_processes_does(
         assert "rlsd_lightning.errors.LostError: " in printed
 
 
-def test_other_strategies_are_refused_in_a_script(start: Callable[..., subprocess.Popen], tmp_path: Path) -> None:
-    process = start(tmp_path / "run", "--devices", 2, "--strategy", "ddp")
+def test_other_strategies_are_refused_in_a_script(start: Callable, tmp_path: Path) -> None:
+    process = start(tmp_path / "run", "--strategy", "ddp")
     printed = ended(process)
     assert process.returncode == 1
     assert "InputError: the Trainer's strategy must be a ParticleStrategy" in printed

@@ -11,8 +11,9 @@ import torch
 from omegaconf import OmegaConf
 from PIL import Image
 from safetensors.torch import load_file
-from support.command import SLOW, TESTS, small_run, start_train, train, wait_for
+from support.command import SLOW, small_run, start_train, train, wait_for
 from support.trainers import assert_same_bits
+from support.warm import TESTS
 from torch import Tensor
 
 from rlsd_lightning.engine.locking import only_run_in
@@ -180,6 +181,8 @@ def test_a_resume_with_other_settings_of_the_results_is_refused(small: list[str]
         "data.seed=1",
         "data.sequence=True",
         "data.tile=16",
+        "data.fit=crop",
+        "prior.tile=64",
         "trainer.precision=bf16-mixed",
         "method=rlsd_paper",
         "task=hdr",

@@ -43,12 +43,14 @@ from rlsd_lightning.operators import (
     mri,
     super_resolution,
 )
-from rlsd_lightning.priors import GaussianMixturePrior, StableDiffusionPrior
+from rlsd_lightning.priors import Calibration
 from rlsd_lightning.results.writer import ImageResults
 
 SHAPE = (3, 32, 32)
 GENERATOR = torch.Generator()
-METHOD = SimpleNamespace(prior=SimpleNamespace(white_latents=True), decoder_std=0.08)
+WHITE = Calibration(0.08, 0.2, 0.5, 1.0, (1.0, 1.0), 8, "pictures")
+PRIOR = SimpleNamespace(calibration=WHITE, latent_shape=(4, 8, 8), image_shape=SHAPE)
+METHOD = SimpleNamespace(prior=PRIOR, decoder_std=0.08)
 """The part of a method that health metrics need."""
 
 
@@ -213,15 +215,24 @@ def test_latents_that_left_the_prior_are_noticed(norm: float) -> None:
     assert f"{norm:.3g} times the norm of the prior's samples" in said
 
 
-def test_only_white_latents_have_a_shell() -> None:
-    truth, z = smooth(), 20 * torch.ones(4, 4, 8, 8)
+@pytest.mark.parametrize(("scale", "ratio"), [(0.35, 0.5), (0.7, 1.0), (1.0, 1.0), (1.4, 1.0), (2.8, 2.0)])
+def test_latents_are_compared_with_the_range_of_the_priors_own(scale: float, ratio: float) -> None:
+    truth, z = smooth(), scale * torch.ones(4, 4, 8, 8)
     solved = Solved(measured(denoising, truth), alike(truth), alike(truth), z)
-    method = SimpleNamespace(prior=SimpleNamespace(white_latents=False), decoder_std=0.0)
+    own = WHITE._replace(latent_rms=(0.7, 1.4))
+    method = SimpleNamespace(prior=SimpleNamespace(**(vars(PRIOR) | {"calibration": own})), decoder_std=0.08)
+    seen = health_metrics(method, solved, alike(truth).flatten(1))
+    assert seen.latent_norm == pytest.approx(ratio)
+    assert any("have left the prior's" in problem for problem, _ in problems(seen)) is (ratio != 1)
+
+
+def test_latents_that_are_images_have_no_range() -> None:
+    truth = smooth()
+    solved = Solved(measured(denoising, truth), alike(truth), alike(truth), 20 * alike(truth))
+    method = SimpleNamespace(prior=SimpleNamespace(**(vars(PRIOR) | {"latent_shape": SHAPE})), decoder_std=0.0)
     seen = health_metrics(method, solved, alike(truth).flatten(1))
     assert seen.coupling is None
     assert seen.latent_norm is None
-    assert StableDiffusionPrior.white_latents
-    assert not GaussianMixturePrior.white_latents
 
 
 @pytest.mark.parametrize(

@@ -23,6 +23,8 @@ from rlsd_lightning.methods.baselines.dwgf import mixture_mean
 from rlsd_lightning.operators import inpainting, nonlinear_blur
 from rlsd_lightning.results.density import exact_posterior
 
+pytestmark = pytest.mark.usefixtures("noise_in_one_draw")
+
 EXACT = {"decoder_std": 0.0, "num_steps": 200, "num_particles": 1000}
 QUIET = {"accelerator": "cpu", "enable_progress_bar": False}
 

@@ -218,6 +218,7 @@ def seen(noise_std: float) -> Measurement:
     return Measurement("seen", torch.tensor([[1.9]]), Matrix(torch.tensor([[1.0, 0.0]]), noise_std))
 
 
+@pytest.mark.usefixtures("noise_in_one_draw")
 def test_the_loop_without_a_pull_draws_from_the_prior():
     prior = GaussianMixturePrior([[-2.0, 2.0], [2.0, 0.0], [0.0, -2.0]], std=0.3, weights=[0.2, 0.3, 0.5])
     settings = {"gamma": 0.0, "num_particles": 1000, "refine_share": 0.0, "guidance_scale": 0.0, "num_steps": 1000}
@@ -241,6 +242,7 @@ def draws(method: type = RLSD, **settings) -> Tensor:
     return solve(measurement.y, measurement.physics, prior, method=method, **settings).particles
 
 
+@pytest.mark.usefixtures("noise_in_one_draw")
 @pytest.mark.parametrize("refine_share", [0.5, 0.0])
 def test_particles_take_the_modes_that_the_measurement_allows(refine_share: float):
     points = draws(refine_share=refine_share, num_particles=400)
@@ -250,6 +252,7 @@ def test_particles_take_the_modes_that_the_measurement_allows(refine_share: floa
     assert (shares[:2] - 0.5).abs().max() < 0.1  # four standard errors
 
 
+@pytest.mark.usefixtures("noise_in_one_draw")
 def test_distillation_alone_takes_fewer_of_the_modes():
     # at equal settings; the loop's default of antithetic noise would widen it
     spreads = [draws(method, num_particles=100, antithetic=False)[:, 1].std() for method in (Distilled, RLSD)]

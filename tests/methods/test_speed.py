@@ -1,17 +1,36 @@
 """What makes a step cheap: no waiting for the device."""
 
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
+from unittest import mock
 
 import pytest
 import torch
 from support.steps import optimizers_of, take_step
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from rlsd_lightning import RLSD, Distilled, LatentFeatures, Measurement, StableDiffusionPrior
+from benchmarks.alone import Alone
+from rlsd_lightning import (
+    DWGF,
+    RLSD,
+    Distilled,
+    LatentDAPS,
+    LatentDPS,
+    LatentFeatures,
+    Measurement,
+    RLSDPaper,
+    StableDiffusionPrior,
+    ViTFeatures,
+)
 from rlsd_lightning.operators import gaussian_blur, inpainting, mri, super_resolution
 
 HALF = partial(inpainting, mask="half")
 METHODS = {"loop": RLSD, "refinement": partial(RLSD, refine_share=1.0), "distilled": Distilled}
+
+
+def without_autocast() -> AbstractContextManager:
+    """Autocast, which is off anyway, does not know the device meta."""
+    return mock.patch("torch.autocast", lambda *_, **__: nullcontext())
 
 
 class Waits(TorchDispatchMode):
@@ -28,8 +47,10 @@ class Waits(TorchDispatchMode):
 
 
 # operators without a closed form are solved by deepinv's conjugate gradients or torch's Adam, which look at numbers
-@pytest.mark.parametrize("operator", [HALF, super_resolution, gaussian_blur, mri])
-@pytest.mark.parametrize("settings", [{}, {"particle_chunk": 2}], ids=str)
+@pytest.mark.parametrize(
+    ("operator", "settings"),
+    [*((each, {}) for each in (HALF, super_resolution, gaussian_blur, mri)), (HALF, {"particle_chunk": 2})],
+)
 @pytest.mark.parametrize("method", METHODS)
 def test_no_step_waits_for_the_device(operator, settings: dict, method: str, tiny_prior: StableDiffusionPrior) -> None:
     physics = operator(tiny_prior.image_shape)
@@ -43,3 +64,21 @@ def test_no_step_waits_for_the_device(operator, settings: dict, method: str, tin
         with Waits() as waits:
             take_step(module, step, optimizers=adam_free)
         assert waits.operations == []
+
+
+@pytest.mark.parametrize("method", [RLSD, Distilled, RLSDPaper, LatentDPS, LatentDAPS, DWGF])
+def test_no_step_needs_a_value(
+    method: type, tiny_prior: StableDiffusionPrior, tiny_features: ViTFeatures, measurement: Measurement
+) -> None:
+    # tensors of the device meta have none; the schedule is read on the CPU
+    levels = {name: tiny_prior.get_buffer(name).clone() for name in ("alphas", "sigmas")}
+    module = method(tiny_prior, measurement, tiny_features, num_particles=3, num_steps=6).to("meta")
+    with mock.patch.object(method, "device", torch.device("meta")), without_autocast():
+        alone = Alone(module)
+        for name, values in levels.items():
+            setattr(tiny_prior, name, values)
+        for t in module.timesteps:
+            alone.step(t)
+    assert module.z.is_meta and alone.taken == 6
+    with pytest.raises(RuntimeError, match="meta"):
+        module.z.sum().item()

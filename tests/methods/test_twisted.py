@@ -20,6 +20,8 @@ from rlsd_lightning.priors import GaussianMixture
 from rlsd_lightning.results.density import exact_posterior
 from rlsd_lightning.results.writer import ImageResults
 
+pytestmark = pytest.mark.usefixtures("noise_in_one_draw")
+
 EXACT = {"decoder_std": 0.0, "min_mu": 1e-9, "num_steps": 200}
 
 

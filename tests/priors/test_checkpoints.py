@@ -18,7 +18,7 @@ from rlsd_lightning import RLSD, GaussianMixturePrior, InputError, LatentFeature
 from rlsd_lightning.data import ImageMeasurements
 from rlsd_lightning.operators import denoising, inpainting, make_physics, super_resolution
 from rlsd_lightning.priors import PixelPrior, StableDiffusionPrior
-from rlsd_lightning.priors.prediction import check_prediction
+from rlsd_lightning.priors.measured.prediction import check_prediction
 
 T = 400
 SCHEDULER = "scheduler/scheduler_config.json"

@@ -132,14 +132,13 @@ def test_chunks_of_particles_take_the_same_step(family: str, method: str, gamma:
 
 def test_memory_options_do_not_change_what_is_decoded(tiny_folders: dict[str, Path]):
     plain = load(tiny_folders, "faces")
-    saving = load(tiny_folders, "faces", decoder_checkpointing=True, vae_tiling=True)
+    saving = load(tiny_folders, "faces", decoder_checkpointing=True)
     gradients = []
     for prior in (plain, saving):
         leaf = noisy(prior).requires_grad_()
         prior.decode(leaf).square().sum().backward()
         gradients.append(leaf.grad)
     torch.testing.assert_close(*gradients)
-    assert saving.vae.use_tiling
 
 
 @pytest.mark.parametrize("weights", ["float16", "bfloat16"])
@@ -181,15 +180,21 @@ def test_a_folder_of_another_family_is_refused(family: str, folder: str, tiny_fo
         CLASSES[family](str(tiny_folders[folder]), local_files_only=True)
 
 
-@FAMILIES
-def test_compiled_networks_are_one_graph_each_for_all_timesteps(family: str, tiny_folders: dict[str, Path]):
+@pytest.mark.parametrize(
+    ("family", "regional"), [("faces", False), ("sd3", False), ("pixel", True), ("sdxl", True), ("lcm", True)]
+)
+def test_compiled_networks_are_one_graph_each_for_all_timesteps(
+    family: str, regional: bool, tiny_folders: dict[str, Path]
+):
     torch.compiler.reset()
     plain, compiled, counter = load(tiny_folders, family), load(tiny_folders, family), CompileCounter()
-    compiled.compile_networks(backend=counter, fullgraph=True)
+    compiled.compile_networks(regional, backend=counter, fullgraph=True)
     for t in (300, 200, 20):
         torch.testing.assert_close(compiled.denoise(noisy(plain), t)[1], plain.denoise(noisy(plain), t)[1])
     torch.testing.assert_close(compiled.decode(noisy(plain)), plain.decode(noisy(plain)))
+    # a network without repeated blocks is compiled as a whole
     assert counter.frame_count == (1 if family == "pixel" else 2)
+    assert (compiled.denoiser._compiled_call_impl is None) == (regional and family != "pixel")
 
 
 def test_a_prior_without_networks_can_not_be_compiled():

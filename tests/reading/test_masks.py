@@ -113,20 +113,25 @@ def test_an_array_that_is_no_mask_is_refused(values: np.ndarray, tmp_path: Path)
         load_mask(tmp_path / "m.npy", 16, 16)
 
 
+@pytest.mark.parametrize("fit", ["keep", "crop", "pad"])
 @pytest.mark.parametrize("size", [(32, 48), (48, 32), (33, 47)])
-def test_a_mask_of_the_photographs_size_is_cropped_and_resized_with_it(
-    size: tuple[int, int], tmp_path: Path, caplog: pytest.LogCaptureFixture
+def test_a_mask_of_the_photographs_size_goes_where_it_goes(
+    size: tuple[int, int], fit: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     seen = np.zeros(size, dtype=np.uint8)
     seen[: size[0] // 2, : size[1] // 3] = 255
     Image.fromarray(seen).save(tmp_path / "m.png")
     Image.fromarray(seen).save(tmp_path / "photo.png")  # the photograph shows the mask, so that both must agree
     with caplog.at_level("INFO"):
-        (one,) = measurements(SHAPE, partial(inpainting, mask=tmp_path / "m.png"), images=tmp_path / "photo.png")
+        physics = partial(inpainting, mask=tmp_path / "m.png")
+        (one,) = measurements(SHAPE, physics, images=tmp_path / "photo.png", fit=fit)
     agree = (one.physics.mask > 0) == (one.truth > 0)
     assert agree.float().mean() > 0.9
     assert set(one.physics.mask.unique().tolist()) == {0, 1}
-    assert f"m.png: {size[1]}x{size[0]}, cropped and resized to 16x16" in caplog.text
+    done = {"keep": "resized", "crop": "cropped and resized", "pad": "resized and padded"}[fit]
+    height, width = one.truth.shape[-2:]
+    for name in ("m", "photo"):
+        assert f"{name}.png: {size[1]}x{size[0]}, {done} to {width}x{height}" in caplog.text
 
 
 def test_a_measured_picture_takes_a_mask_of_its_own_size_only(tmp_path: Path) -> None:
@@ -162,11 +167,8 @@ def test_masks_of_a_folder_belong_to_the_images_of_their_names(what: str, folder
         assert (data[1].y[0, 0].numpy()[SEEN] == 0).all()
         with pytest.raises(InputError, match=r"a mask named 'd' is expected in .*masks"):
             _ = data[3]
-        if what == "images":
-            assert (data[2].physics.mask[0, 0].numpy() == SEEN).all()
-        else:
-            with pytest.raises(InputError, match=r"c\.png' has 32x32"):
-                _ = data[2]
+        assert (data[2].physics.mask[0, 0].numpy() == SEEN).all()
+        assert data[2].y.shape == (1, *SHAPE)
 
 
 def test_masks_of_a_folder_can_be_no_part_of_a_composition(folders: tuple[Path, Path]) -> None:
@@ -181,6 +183,22 @@ def test_frames_share_the_mask_of_their_file(tmp_path: Path) -> None:
     Image.fromarray(SEEN).save(tmp_path / "masks" / "film.png")
     data = measurements(SHAPE, partial(inpainting, mask=tmp_path / "masks"), images=tmp_path / "film.gif")
     assert [(each.physics.mask[0, 0].numpy() == SEEN).all() for each in data] == [True, True]
+
+
+@pytest.mark.parametrize("factor", [2, 3, 8])
+def test_a_reduced_pixel_is_seen_if_all_of_it_is(factor: int, tmp_path: Path) -> None:
+    whole = np.full((16 * factor, 16 * factor), 255, dtype=np.uint8)
+    whole[:, 5 * factor] = whole[9 * factor - 1] = 0  # scratches of one pixel
+    Image.fromarray(whole).save(tmp_path / "m.png")
+    seen = np.ones((16, 16), dtype=bool)
+    seen[:, 5] = seen[8] = False
+    assert (read_mask(tmp_path / "m.png", 16, 16)[0] == seen).all()
+
+
+def test_scattered_pixels_keep_their_share(tmp_path: Path) -> None:
+    scattered = np.random.default_rng(0).random((64, 64)) < 0.2
+    Image.fromarray(scattered).save(tmp_path / "m.png")
+    assert read_mask(tmp_path / "m.png", 16, 16)[0].mean() == pytest.approx(0.2, abs=0.08)
 
 
 def test_the_files_own_size_is_told(tmp_path: Path) -> None:

@@ -59,3 +59,19 @@ def test_no_row_of_pixels_is_lost(rows: int, tmp_path: Path) -> None:
 def test_no_uncertainty_is_drawn_too(tmp_path: Path) -> None:
     pixels = drawn(tmp_path / "grid.png", [("one", Image.new("L", (8, 8), 255))], np.zeros((8, 8)))
     assert pixels[centre(1, 2)].sum() < 30
+
+
+@pytest.mark.parametrize("above", [3, 5, 7])
+def test_what_follows_the_uncertainty_is_in_rows_below_it(above: int, tmp_path: Path) -> None:
+    panels = [("above", Image.new("RGB", (8, 8), (0, 200, 0)))] * above
+    others = [("below", Image.new("RGB", (8, 8), (0, 0, 200)))] * 9
+    std = np.full((8, 8), 0.3)
+    std[0, 0] = 0
+    pixels = drawn(tmp_path / "grid.png", panels, std, others=others).astype(int)
+    columns = above + 1
+    assert [tuple(pixels[centre(i, columns)]) for i in range(above)] == [(0, 200, 0)] * above
+    assert pixels[centre(above, columns)].sum() > 600  # the highest uncertainty
+    assert [tuple(pixels[centre(columns + i, columns)]) for i in range(9)] == [(0, 0, 200)] * 9
+    beside = pixels[TITLE + 20 : TITLE + PANEL - 20, MARGIN + columns * (PANEL + MARGIN) :]
+    assert (beside.std(axis=(0, 1)) > 20).all()  # the colour bar
+    assert (pixels[PANEL + TITLE + MARGIN :, MARGIN + columns * (PANEL + MARGIN) :] == 255).all()

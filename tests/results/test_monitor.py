@@ -1,6 +1,7 @@
 """Curves and pictures in TensorBoard, and the filmstrip."""
 
 import io
+import re
 from pathlib import Path
 
 import lightning as L
@@ -12,7 +13,9 @@ from PIL import Image
 from safetensors.torch import load_file
 from support.command import start_train, train, wait_for
 from support.trainers import fit
+from support.warm import TESTS
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.plugins.custom_scalar.layout_pb2 import Layout
 from tensorboard.plugins.hparams.metadata import EXPERIMENT_TAG, SESSION_START_INFO_TAG
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
@@ -116,26 +119,28 @@ def test_there_is_no_curve_of_the_only_epoch(events: EventAccumulator) -> None:
     assert not {"epoch", "step"} & set(events.Tags()["scalars"])
 
 
-@pytest.mark.parametrize("name", ["particles", "decoded"])
+@pytest.mark.parametrize("name", ["particles_and_std", "decoded"])
 def test_pictures_show_the_particles_as_they_evolve(events: EventAccumulator, name: str) -> None:
-    pictures = events.Images(name)
+    pictures = events.Images(f"pictures/{name}")
     assert [picture.step for picture in pictures] == list(range(STEPS))
     image = Image.open(io.BytesIO(pictures[-1].encoded_image_string))
-    assert image.size == (2 * (32 + 2) + 2, 32 + 2 * 2)  # two pictures and their borders
+    count = 3 if name == "particles_and_std" else 2
+    assert image.size == (count * (32 + 2) + 2, 32 + 2 * 2)  # pictures and their borders
     assert pictures[0].encoded_image_string != pictures[1].encoded_image_string
 
 
 def test_the_last_picture_is_the_result(run: tuple[Path, str], events: EventAccumulator) -> None:
-    shown = np.asarray(Image.open(io.BytesIO(events.Images("particles")[-1].encoded_image_string)))[2:34, 2:34]
+    shown = np.asarray(Image.open(io.BytesIO(events.Images("pictures/particles_and_std")[-1].encoded_image_string)))[
+        2:34, 2:34
+    ]
     result = load_file(run[0] / "001" / "particles.safetensors")["x"][0].clamp(-1, 1)
     expected = (result / 2 + 0.5).permute(1, 2, 0).numpy() * 255
     assert np.abs(shown - expected).max() < 1.5
 
 
 def test_the_particles_deviation_is_shown_too(run: tuple[Path, str], events: EventAccumulator) -> None:
-    pictures = events.Images("particles_std")
-    assert [picture.step for picture in pictures] == list(range(STEPS))
-    shown = np.asarray(Image.open(io.BytesIO(pictures[-1].encoded_image_string)).convert("L"))
+    picture = events.Images("pictures/particles_and_std")[-1]
+    shown = np.asarray(Image.open(io.BytesIO(picture.encoded_image_string)).convert("L"))[2:34, -34:-2]
     particles = load_file(run[0] / "001" / "particles.safetensors")["x"].clamp(-1, 1)
     expected = particles.var(dim=0, correction=0).mean(dim=0).sqrt().numpy() * 510  # white is a quarter of the range
     assert np.abs(shown - expected.clip(max=255)).max() < 1.5
@@ -157,7 +162,24 @@ def test_hparams_stand_beside_the_final_metrics(events: EventAccumulator) -> Non
     shown = {metric.name.tag for metric in experiment.metric_infos}
     assert shown >= {"final/psnr_mean", "final/psnr_best", "final/diversity", "final/residual", "final/seconds"}
     for name in shown:
-        assert events.Scalars(name)
+        assert [point.step for point in events.Scalars(name)] == [STEPS - 1]
+
+
+@pytest.mark.parametrize(
+    ("chart", "curves"),
+    [
+        ("terms of the loss", ["coupling", "denoising", "repulsion"]),
+        ("terms of the refinement", ["refine_coupling", "refine_denoising"]),
+        ("PSNR", ["best", "mean"]),
+    ],
+)
+def test_curves_that_belong_together_are_on_one_chart(events: EventAccumulator, chart: str, curves: list[str]) -> None:
+    (config,) = events.Tensors("custom_scalars__config__")
+    (category,) = Layout.FromString(config.tensor_proto.string_val[0]).category
+    (patterns,) = [list(each.multiline.tag) for each in category.chart if each.title == chart]
+    names = events.Tags()["scalars"]
+    shown = [name for name in names if any(re.match(pattern, name) for pattern in patterns)]
+    assert sorted(name.rpartition("/")[2] for name in shown) == curves
 
 
 def test_the_filmstrip_has_a_row_a_particle_and_ends_with_the_result(run: tuple[Path, str]) -> None:
@@ -206,7 +228,7 @@ def test_without_a_truth_there_is_no_psnr_curve(tiny_prior, tiny_features, measu
     fit(module, tmp_path, Monitor(), ImageResults(tmp_path), logger=logger, log_every_n_steps=1)
     tags = events_in(tmp_path).Tags()
     assert not [name for name in tags["scalars"] if "psnr" in name]
-    assert "particles" in tags["images"]
+    assert "pictures/particles_and_std" in tags["images"]
     assert "seconds_per_step" in tags["scalars"]
 
 
@@ -227,7 +249,7 @@ def test_a_step_that_decodes_nothing_has_no_picture(tiny_prior, measurement, tmp
 
     module = Blind(tiny_prior, measurement, LatentFeatures(), num_steps=STEPS, num_particles=2)
     fit(module, tmp_path, Monitor(), ImageResults(tmp_path), logger=TensorBoardLogger(tmp_path, "", ""))
-    assert [picture.step for picture in events_in(tmp_path).Images("particles")] == [STEPS - 1]
+    assert [picture.step for picture in events_in(tmp_path).Images("pictures/particles_and_std")] == [STEPS - 1]
     with Image.open(tmp_path / "noise" / "filmstrip.png") as strip:
         assert strip.size == (6 + 102, 22 + 2 * 102)
 
@@ -271,7 +293,7 @@ def test_a_killed_run_has_every_step_once_in_order_and_the_whole_filmstrip(small
     process = start_train(
         *[*small, "data.limit=1", "num_steps=40", "trainer.log_every_n_steps=1", f"output_dir={folder}"],
         "+callbacks.slow._target_=support.faults.Slow",
-        PYTHONPATH=Path(__file__).parents[1],
+        PYTHONPATH=TESTS,
     )
     wait_for(
         lambda: (folder / "000").exists() and last_step(folder / "000") >= 18, process

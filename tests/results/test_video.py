@@ -12,8 +12,8 @@ from support.command import train
 
 from rlsd_lightning import RLSD, Distilled, InputError, LatentFeatures, Measurement
 from rlsd_lightning.data import ImageMeasurements
-from rlsd_lightning.images import fit
 from rlsd_lightning.operators import denoising
+from rlsd_lightning.reading import Frame
 from rlsd_lightning.results.video import write_sequence
 
 STEPS = 8
@@ -134,8 +134,8 @@ def test_a_volume_is_a_sequence_of_its_slices(tmp_path: Path, tiny_prior_folder:
 def test_fit_crops_the_centre():
     image = torch.zeros(1, 3, 8, 16)
     image[..., 4:12] = 1
-    assert (fit(image, 4, 4) > 0.9).all()
-    assert fit(image, 8, 16) is image
+    assert (Frame.cropped((8, 16), (4, 4)).of_values(image) > 0.9).all()
+    assert Frame.cropped((8, 16), (8, 16)).of_values(image) is image
 
 
 @pytest.mark.parametrize("share", [0, 1.5])

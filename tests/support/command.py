@@ -1,20 +1,27 @@
-"""Runs train.py as its users do: inside this process (a second) or in one of its own (ten seconds)."""
+"""Runs train.py as its users do: inside this process, or in one of its own, which is warm unless it is asked to be new."""
 
 import contextlib
+import copy
+import functools
 import io
 import os
 import runpy
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any, TextIO
 from unittest import mock
+
+import yaml
+from omegaconf._utils import get_yaml_loader
+
+from support.warm import Warm
 
 PROJECT = Path(__file__).resolve().parents[2]
 TRAIN = PROJECT / "train.py"
-TESTS = os.pathsep.join([str(PROJECT), str(PROJECT / "tests")])
-"""PYTHONPATH of a process that needs what is beside this file."""
+PARSE = yaml.load
 SLOW = "+callbacks.slow._target_=support.faults.Slow"
 """Makes every step of a run take a tenth of a second longer, in which a test can act; needs the PYTHONPATH."""
 
@@ -30,6 +37,21 @@ def small_run(prior: Path, features: Path) -> list[str]:
     ]
 
 
+@functools.cache
+def _parsed(text: str, loader: str) -> Any:
+    return PARSE(text, Loader=get_yaml_loader())
+
+
+def parse_once(stream: TextIO | str, Loader: type) -> Any:  # noqa: N803  yaml's name
+    """In place of ``yaml.load``, which takes a quarter of a command's time: every text is parsed once."""
+    text = stream if isinstance(stream, str) else stream.read()
+    return (
+        copy.deepcopy(_parsed(text, Loader.__qualname__))
+        if "OmegaConf" in Loader.__name__
+        else PARSE(text, Loader=Loader)
+    )
+
+
 def train(*arguments: object) -> tuple[int, str]:
     """Runs the command line in this process; returns its exit code and what it printed on both streams."""
     printed = io.StringIO()
@@ -38,6 +60,7 @@ def train(*arguments: object) -> tuple[int, str]:
         mock.patch.object(sys, "argv", ["train.py", *map(str, arguments)]),
         contextlib.redirect_stdout(printed),
         contextlib.redirect_stderr(printed),
+        mock.patch("yaml.load", parse_once),
     ):
         try:
             runpy.run_path(str(TRAIN), run_name="__main__")
@@ -46,22 +69,28 @@ def train(*arguments: object) -> tuple[int, str]:
     return code, printed.getvalue()
 
 
-def start_train(*arguments: object, before: Sequence[str] = (), **environment: object) -> subprocess.Popen:
-    """Starts the command line as a process of its own, by the command ``before`` if there is one."""
-    return subprocess.Popen(
-        [*before, sys.executable, str(TRAIN), *map(str, arguments)],
-        env={**os.environ, **{name: str(value) for name, value in environment.items()}},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        cwd=PROJECT,
-    )
+def start_train(
+    *arguments: object, new: bool = False, network: str | None = None, **environment: object
+) -> Warm | subprocess.Popen:
+    """Starts the command line as a process of its own.
+
+    Args:
+        new: Whether it is a new interpreter, which takes six seconds more, and so is each that it launches.
+        network: Name of a network namespace that it is in.
+    """
+    command = [str(TRAIN), *map(str, arguments)]
+    variables = {**os.environ, **{name: str(value) for name, value in environment.items()}}
+    if new:
+        piped = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+        return subprocess.Popen([sys.executable, *command], env=variables, cwd=PROJECT, **piped)
+    devices = [int(item.removeprefix("trainer.devices=")) for item in command if item.startswith("trainer.devices=")]
+    return Warm(command, variables, PROJECT, children=sum(devices) - 1 if devices else 0, network=network)
 
 
-def wait_for(condition: Callable[[], bool], process: subprocess.Popen, seconds: float = 120) -> None:
+def wait_for(condition: Callable[[], bool], process: Warm | subprocess.Popen, seconds: float = 120) -> None:
     """Returns once something has happened in a process, which must not end before."""
     deadline = time.monotonic() + seconds
     while not condition():
-        assert process.poll() is None, process.stdout.read()
+        assert process.poll() is None, process.communicate()[0]
         assert time.monotonic() < deadline, "nothing happened"
         time.sleep(0.002)

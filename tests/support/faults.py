@@ -2,6 +2,7 @@
 
 import errno
 import os
+import resource
 import shutil
 import time
 
@@ -52,6 +53,14 @@ class Signal(Callback):
     def on_train_batch_start(self, trainer, pl_module, batch, batch_idx: int) -> None:
         if batch_idx == self.step:
             os.kill(os.getpid(), self.number)
+
+
+class SmallFiles(Callback):
+    """No file of a process with the variable SMALL_FILES may grow beyond 4 kB, so a checkpoint finds a full disk."""
+
+    def __init__(self) -> None:
+        if "SMALL_FILES" in os.environ:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
 
 
 class Deletion(Callback):

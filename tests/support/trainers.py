@@ -38,6 +38,7 @@ def trainer_with(
     every: int = 1,
     results: Path | None = None,
     position: str = "",
+    batches: int = 1,
     probe: bool = False,
     **options: object,
 ) -> L.Trainer:

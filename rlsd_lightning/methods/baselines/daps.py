@@ -45,7 +45,7 @@ class LatentDAPS(ParticleModule):
             gain :math:`\sqrt d` and noise level :math:`s` leave.
         gain: The squared gain :math:`d` of the measured decoder :math:`A D` in its steepest directions.
         likelihood_std: The noise level :math:`s`, for a measurement with less noise.
-        latent_std: Standard deviation :math:`\sqrt{v}` of the prior's clean latents.
+        latent_std: Standard deviation :math:`\sqrt{v}` of the prior's clean latents; None: the prior's.
         common: See :class:`~rlsd_lightning.methods.base.ParticleModule`, also for the positional arguments.
 
     Raises:
@@ -67,13 +67,13 @@ class LatentDAPS(ParticleModule):
         step_size: float = 0.5,
         gain: float = 10.0,
         likelihood_std: float = 0.05,
-        latent_std: float = 1.0,
+        latent_std: float | None = None,
         **common: Any,
     ) -> None:
         super().__init__(prior, measurements, features, **common)
         require_at_least_zero(likelihood_std=likelihood_std)
         require_at_least_one(ode_steps=ode_steps, langevin_steps=langevin_steps)
-        require_positive(step_size=step_size, gain=gain, latent_std=latent_std)
+        require_positive(step_size=step_size, gain=gain, latent_std=self.hparams.latent_std)
         self.register_buffer("z_t", noisy_start(self))
         self.stds = {
             measurement.name: max(noise_std(measurement.physics.noise_model, measurement.y), likelihood_std)

@@ -23,6 +23,7 @@ from rlsd_lightning.checks import require_at_least_zero
 from rlsd_lightning.errors import InputError
 from rlsd_lightning.features import Features
 from rlsd_lightning.functional.losses import norms
+from rlsd_lightning.functional.precision import full_precision
 from rlsd_lightning.measurement import Measurement
 from rlsd_lightning.methods.base import ParticleModule
 from rlsd_lightning.methods.sampling import ancestral_step, noisy_start, towards
@@ -98,7 +99,7 @@ class LatentDPS(ParticleModule):
             residual = y - measured(physics, images)
             total = total + self.hparams.guidance_scale * norms(residual).sum()
             if self.hparams.gluing:
-                with torch.autocast(images.device.type, enabled=False):
+                with full_precision(images.device):
                     glued = images + physics.A_adjoint(residual) / self._square_norm(measurement)
                 total = total + self.hparams.gluing * norms(latents - self.chunked(self.prior.encode, glued)).sum()
         return total

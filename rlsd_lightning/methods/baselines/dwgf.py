@@ -25,6 +25,7 @@ from rlsd_lightning.checks import require_at_least_zero, require_one_of, require
 from rlsd_lightning.features import Features
 from rlsd_lightning.functional.kernels import squared_distances
 from rlsd_lightning.functional.losses import at_least_float32
+from rlsd_lightning.functional.precision import full_precision
 from rlsd_lightning.functional.schedules import PRIOR_WEIGHTS, add_noise
 from rlsd_lightning.measurement import Measurement
 from rlsd_lightning.methods.base import ParticleModule
@@ -108,5 +109,5 @@ def mixture_mean(z_t: Tensor, z: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor
     every = at_least_float32(z.flatten(1))
     distances = squared_distances(at_least_float32(z_t.flatten(1)), alpha * every)
     shares = torch.softmax(-distances / (2 * sigma**2), dim=1)
-    with torch.autocast(z.device.type, enabled=False):  # with little noise the score magnifies rounding errors
+    with full_precision(z.device):  # with little noise the score magnifies rounding errors
         return (shares @ every).view_as(z_t).to(z)

@@ -54,11 +54,12 @@ class LATINO(ParticleModule):
         features: Features,
         *,
         num_steps: int = 8,
-        image_std: float = 0.5,
+        image_std: float | None = None,
         antithetic: bool = True,
         **common: Any,
     ) -> None:
         super().__init__(prior, measurements, features, num_steps=num_steps, antithetic=antithetic, **common)
+        image_std = self.hparams.image_std
         require_positive(image_std=image_std, decoder_std=self.decoder_std)
         self.image_variances = image_variances(prior, image_std, self.decoder_std)
         self.register_buffer("z_t", noisy_start(self))

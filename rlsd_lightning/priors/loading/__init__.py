@@ -1,11 +1,21 @@
 """Checkpoints from folders, files or the hub: each is understood or refused when it is loaded."""
 
 from rlsd_lightning.priors.loading.lora import add_lora
-from rlsd_lightning.priors.loading.parts import check_channels, check_conditions, image_and_unit, latent_scale
+from rlsd_lightning.priors.loading.parts import (
+    check_channels,
+    check_conditions,
+    image_and_unit,
+    latent_scale,
+    pair,
+    tile_size,
+)
 from rlsd_lightning.priors.loading.pipelines import load_pipeline
 from rlsd_lightning.priors.loading.schedules import ddim_levels, flow_levels
+from rlsd_lightning.priors.loading.tiny import ShuffleDecoder, TinyDecoder, load_tiny, tiny_folder
 
 __all__ = [
+    "ShuffleDecoder",
+    "TinyDecoder",
     "add_lora",
     "check_channels",
     "check_conditions",
@@ -14,4 +24,8 @@ __all__ = [
     "image_and_unit",
     "latent_scale",
     "load_pipeline",
+    "load_tiny",
+    "pair",
+    "tile_size",
+    "tiny_folder",
 ]

@@ -81,4 +81,4 @@ def _fingerprint(pipeline: DiffusionPipeline) -> float:
     """A number that changes with the weights."""
     with torch.no_grad():
         weights = (each for network in _networks(pipeline) for each in network.parameters())
-        return sum(each.double().square().sum().item() for each in weights)
+        return sum(each.float().cpu().double().square().sum().item() for each in weights)

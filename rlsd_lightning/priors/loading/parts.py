@@ -1,5 +1,6 @@
 """Checks of a pipeline's networks, and the scale of its latents."""
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -9,8 +10,10 @@ from torch import Tensor, nn
 
 from rlsd_lightning.errors import InputError
 
-__all__ = ["check_channels", "check_conditions", "image_and_unit", "latent_scale"]
+__all__ = ["check_channels", "check_conditions", "image_and_unit", "latent_scale", "pair", "tile_size"]
 
+AUTO_TILE = 512
+"""Side in pixels of tiles, whose memory the priors' users are prepared for."""
 AUTOENCODERS = (AutoencoderKL, AutoencoderTiny)
 
 
@@ -28,7 +31,7 @@ def image_and_unit(size: int | Sequence[int] | None, own_size: Any, scale: int, 
     """
     if size is None and own_size is None:
         raise InputError("image_size must be set, as the checkpoint does not say its own, got null")
-    given = [scale * length for length in _pair(own_size)] if size is None else _pair(size)
+    given = [scale * length for length in pair(own_size)] if size is None else pair(size)
     if any(length % unit or length < unit for length in given):
         fitting = [max(unit, round(length / unit) * unit) for length in given]
         raise InputError(
@@ -38,11 +41,39 @@ def image_and_unit(size: int | Sequence[int] | None, own_size: Any, scale: int, 
     return given[0], given[1]
 
 
-def _pair(size: int | Sequence[int]) -> list[int]:
-    pair = list(size) if isinstance(size, Sequence) else [size, size]
-    if len(pair) != 2 or not all(isinstance(length, int) for length in pair):
+def pair(size: int | Sequence[int]) -> list[int]:
+    """Height and width, or one number for both.
+
+    Raises:
+        InputError: If they are no such numbers.
+    """
+    lengths = list(size) if isinstance(size, Sequence) else [size, size]
+    if len(lengths) != 2 or not all(isinstance(length, int) for length in lengths):
         raise InputError(f"image_size must be [height, width] in pixels, or one number for both, got {size}")
-    return pair
+    return lengths
+
+
+def tile_size(tile: int | str | None, trained: int, unit: int, least: int) -> int | None:
+    """Side in pixels of the tiles in which networks see larger images; None: they see all images in one piece.
+
+    Args:
+        tile: What the user asks for; ``auto`` is 512, or ``trained`` if that is larger.
+        trained: Side of the images of the training.
+        unit: Number of pixels that must divide it.
+        least: Smallest side.
+
+    Raises:
+        InputError: If it is not such a number.
+    """
+    if tile is None:
+        return None
+    if tile == "auto":
+        return max(AUTO_TILE, trained, least) // unit * unit
+    if not isinstance(tile, int) or tile < least or tile % unit:
+        raise InputError(
+            f"tile must be auto, null or a multiple of {unit} of at least {math.ceil(least / unit) * unit} pixels, got {tile}"
+        )
+    return tile
 
 
 def check_conditions(network: nn.Module) -> None:

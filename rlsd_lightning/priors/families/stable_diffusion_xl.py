@@ -10,7 +10,8 @@ __all__ = ["StableDiffusionXLPrior"]
 
 
 class StableDiffusionXLPrior(PipelinePrior):
-    """The UNet of a ``StableDiffusionXLPipeline``, conditioned on an uncropped image of its own size.
+    """The UNet of a ``StableDiffusionXLPipeline``, conditioned on an uncropped image of its own
+    size, or of a tile's.
 
     Its autoencoder overflows in float16; hold the weights in bfloat16, or give a folder with a repaired autoencoder.
     Arguments are as in :class:`~rlsd_lightning.priors.PipelinePrior`.
@@ -30,7 +31,7 @@ class StableDiffusionXLPrior(PipelinePrior):
         return text_and_pooled(pipeline, guidance_scale, prompt=prompt, negative_prompt=negative_prompt or None)
 
     def evaluate(self, z_t: Tensor, t: Tensor, text: Tensor, pooled: Tensor) -> Tensor:
-        height, width = self.image_shape[-2:]
+        height, width = (self.stride * length for length in z_t.shape[-2:])
         original_crop_target = torch.tensor([[height, width, 0, 0, height, width]], device=z_t.device, dtype=z_t.dtype)
         added = {"text_embeds": pooled, "time_ids": original_crop_target.expand(len(z_t), -1)}
         return self.denoiser(z_t, t, text, added_cond_kwargs=added).sample

@@ -23,7 +23,7 @@ from rlsd_lightning.priors import Prior
 from rlsd_lightning.results.result import Result
 from rlsd_lightning.results.writer import ImageResults, PointResults
 
-__all__ = ["solve"]
+__all__ = ["solve", "solve_together"]
 
 IMAGE_DIMS = 3
 """Dimensions of an image; particles with fewer are points."""
@@ -77,15 +77,22 @@ def solve(
     """
     if truth is not None:
         _check_truth(truth, prior)
-    module = method(
-        prior,
-        Measurement("measurement", y, as_physics(physics), truth),
-        features or LatentFeatures(),
-        num_particles=num_particles,
-        num_steps=num_steps,
-        seed=seed,
-        **settings,
-    )
+    settings |= {"num_particles": num_particles, "num_steps": num_steps, "seed": seed}
+    measurement = Measurement("measurement", y, as_physics(physics), truth)
+    return solve_together([measurement], prior, features, method, callbacks, trainer, settings)[0]
+
+
+def solve_together(
+    measurements: Sequence[Measurement],
+    prior: Prior,
+    features: Features | None,
+    method: Callable[..., ParticleModule],
+    callbacks: Sequence[Callback],
+    trainer: dict[str, Any] | None,
+    settings: dict[str, Any],
+) -> list[Result]:
+    """Draw particles for several measurements side by side; arguments and errors are those of :func:`solve`."""
+    module = method(prior, measurements, features or LatentFeatures(), **settings)
     options = {
         "accelerator": "auto",
         "devices": 1,
@@ -111,7 +118,7 @@ def solve(
             f"all {len(module.timesteps)} steps are expected, but the Trainer stopped after {module.steps_done}; leave "
             "max_steps, max_time, fast_dev_run and callbacks that stop it out"
         )
-    return results.finished[0]
+    return results.finished
 
 
 def _check_truth(truth: Tensor, prior: Prior) -> None:

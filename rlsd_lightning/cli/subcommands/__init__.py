@@ -1,0 +1,1 @@
+"""Subcommands, a module each: ``main`` takes the arguments and returns the exit code."""

@@ -1,0 +1,56 @@
+"""Measures a prior's scales on pictures that it knows, and keeps them beside its settings.
+
+rlsd calibrate prior=sd15 data.images=photographs
+rlsd calibrate prior=photos prior.image_size=256 data.images=photographs
+rlsd calibrate prior=pixel
+
+A dozen pictures do; without data.images the prior's own samples are measured. Each size of images has its own entry in
+calibration.json. docs/priors.md says what is measured.
+"""
+
+from omegaconf import DictConfig
+
+from rlsd_lightning.cli.subcommands.composition import run_composed
+from rlsd_lightning.errors import InputError
+
+__all__ = ["main"]
+
+
+def calibrate(cfg: DictConfig, given: list[str]) -> int:
+    """Measure, write and print; returns the exit code.
+
+    Raises:
+        InputError: If the prior has no checkpoint, or no picture can be read.
+    """
+    from hydra.utils import instantiate  # with torch, as all that follows
+
+    from rlsd_lightning.priors import measure, save_calibration
+
+    prior = instantiate(cfg.prior)
+    if prior.origin is None:
+        raise InputError(
+            f"prior: one with a checkpoint is expected, got {type(prior).__name__}, which needs no calibration"
+        )
+    pictures = None
+    if "data.images" in given:
+        limit = cfg.data.limit if "data.limit" in given else None
+        data = instantiate(cfg.data, limit=limit, fit="crop")(prior.image_shape, instantiate(cfg.physics))
+        pictures = (data[index].truth for index in range(len(data)))
+    found = measure(_on_device(prior), pictures)
+    file = save_calibration(prior.origin, prior.image_shape, found)
+    for name, value in found._asdict().items():
+        print(f"{name}: {value}")
+    height, width = prior.image_shape[-2:]
+    print(f"kept for images of {height}x{width} in {file}")
+    return 0
+
+
+def _on_device(prior):
+    import torch
+
+    return prior.to(torch.accelerator.current_accelerator() or "cpu") if torch.accelerator.is_available() else prior
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Measure a prior and return the exit code."""
+    return run_composed("calibrate", __doc__, arguments, calibrate)

@@ -1,0 +1,52 @@
+"""Settings of the subcommands that take those of a run, such as ``prior=sd15 prior.weights=float16``."""
+
+import argparse
+import logging
+import sys
+from collections.abc import Callable
+
+from hydra import compose, initialize_config_dir
+from omegaconf import DictConfig
+
+from rlsd_lightning.cli import program
+from rlsd_lightning.cli.literal import as_typed
+from rlsd_lightning.cli.messages import explain
+from rlsd_lightning.cli.settings import check_settings, with_present_names, without_null_groups
+from rlsd_lightning.errors import printable
+from rlsd_lightning.resources import CONFIGS
+
+__all__ = ["run_composed"]
+
+
+def run_composed(
+    name: str, description: str, arguments: list[str] | None, run: Callable[[DictConfig, list[str]], int]
+) -> int:
+    """Compose settings, check them, and run with them.
+
+    Args:
+        name: The subcommand.
+        description: Its help: a line, an empty line, and more.
+        arguments: Settings as ``name=value``; those of this process if left out.
+        run: Takes the configuration and the names that were given, and returns the exit code.
+
+    Returns:
+        The exit code: 1 for an unusable input, 2 for a wrong command line.
+    """
+    options = argparse.ArgumentParser(
+        prog=f"{program()} {name}", description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    options.add_argument("settings", nargs="*", metavar="NAME=VALUE", help="settings of a run")
+    given = options.parse_args(arguments).settings
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    cfg = None
+    try:
+        with initialize_config_dir(str(CONFIGS), version_base="1.3"):
+            cfg = compose("train", as_typed(without_null_groups(with_present_names(given))))
+        check_settings(cfg)
+        return run(cfg, [item.lstrip("+~").split("=")[0] for item in given])
+    except Exception as error:
+        said = explain(error, cfg)
+        if said is None:
+            raise
+        print(printable(f"error: {said[0]}"), file=sys.stderr)
+        return said[1]

@@ -1,0 +1,156 @@
+"""Sizes of the images that are solved, and an operator for each."""
+
+import functools
+import math
+from collections.abc import Callable
+from functools import partial
+from typing import NamedTuple
+
+from deepinv.physics import Decolorize, Demosaicing, Downsampling, Physics
+
+from rlsd_lightning.errors import InputError
+from rlsd_lightning.operators import colorization, compose, demosaicing, super_resolution
+from rlsd_lightning.operators.compose import make_physics, multiple_of, takes_frame, untried
+from rlsd_lightning.reading import Frame, check_fit
+
+__all__ = ["AnySize", "ImageSizes", "OneSize"]
+
+OF_SOME_SIZES = (super_resolution, demosaicing, colorization, compose, Downsampling, Demosaicing, Decolorize)
+"""Operators whose kind tells which sizes they take, or that measured pictures may be reduced."""
+KEPT = 16
+"""Operators of other sizes that are kept for the next picture of their size."""
+
+
+class ImageSizes(NamedTuple):
+    """Sizes of images that a prior takes.
+
+    Attributes:
+        image_shape: Shape :math:`(C, H, W)` of the largest image that a picture becomes.
+        multiple: Number of pixels that must divide both sides; None: images have ``image_shape`` only.
+        trained: Longer side of the images of the prior's training, to which smaller pictures are enlarged; None: they
+            are not.
+        most: Largest side of an image that a picture becomes, if it is below H or W.
+    """
+
+    image_shape: tuple[int, ...]
+    multiple: int | None = 1
+    trained: int | None = None
+    most: int | None = None
+
+
+class OneSize:
+    """One operator for images of one size; pictures are cropped in the middle."""
+
+    takes_frame = False
+
+    def __init__(self, image_shape: tuple[int, ...], physics: Physics) -> None:
+        self.typical_shape, self._physics = tuple(image_shape), physics
+
+    def frame(self, own: tuple[int, int]) -> Frame:
+        """Where a picture of some height and width lies in the image."""
+        return Frame.cropped(own, self.typical_shape[-2:])
+
+    def measured_frame(self, own: tuple[int, int]) -> Frame:
+        """Where a measured picture lies in the image.
+
+        Raises:
+            InputError: If it has another size.
+        """
+        return _only(own, self.typical_shape[-2:])
+
+    def physics(self, frame: Frame | None = None) -> Physics:
+        """The operator."""
+        return self._physics
+
+
+class AnySize:
+    """Operators for images of any size.
+
+    Args:
+        sizes: Sizes that the prior takes.
+        factory: What makes the operator for a size, see :func:`~rlsd_lightning.operators.make_physics`.
+        fit: What is done with pictures. ``keep``: they keep their aspect ratio, up to the nearest multiples, and are
+            reduced to the largest size. ``crop``: the largest part in the middle fills the largest size. ``pad``: they are
+            reduced to fit into the largest size, and continued to it by their mirror image.
+
+    Raises:
+        InputError: If there is no such fit.
+    """
+
+    def __init__(self, sizes: ImageSizes, factory: Callable[..., Physics], fit: str = "keep") -> None:
+        self._trained, self._fit = sizes.trained, check_fit(fit)
+        self._one_size = sizes.multiple is None
+        if self._one_size:
+            sizes, self._fit = sizes._replace(multiple=1, most=None), "crop"
+        typical = self._typical(sizes, factory)
+        if isinstance(typical, Downsampling) and _function(factory) is super_resolution:
+            factory = partial(factory, factor=typical.factor)  # the same for pictures of all sizes
+        self.takes_frame = takes_frame(factory)
+        # a measured picture may be reduced where pixels are measured one by one
+        self._reducible = self.takes_frame or isinstance(typical, Decolorize)
+        self._multiple = math.lcm(sizes.multiple, multiple_of(typical))
+        channels, *size = sizes.image_shape
+        share = min(1.0, (sizes.most or max(size)) / max(size))
+        self._largest = tuple(self._within(share * length) for length in size)
+        self.typical_shape = (channels, *map(self._within, size))
+        self._made = functools.lru_cache(KEPT)(partial(make_physics, factory))
+
+    def _within(self, length: float) -> int:
+        """The largest multiple up to a length."""
+        return max(1, int(length) // self._multiple) * self._multiple
+
+    @staticmethod
+    def _typical(sizes: ImageSizes, factory: Callable[..., Physics]) -> Physics:
+        """An operator of the size of the training; a plain one where its kind does not matter."""
+        if _function(factory) not in OF_SOME_SIZES:
+            return Physics()
+        factor = factory.keywords.get("factor") if isinstance(factory, partial) else None
+        side = 4 * factor if isinstance(factor, int) else sizes.trained or min(sizes.image_shape[-2:])
+        try:
+            return untried(factory, (*sizes.image_shape[:-2], side, side))
+        except InputError:  # it is raised again for the size of a picture
+            return Physics()
+
+    def frame(self, own: tuple[int, int]) -> Frame:
+        """Where a picture of some height and width lies in the image."""
+        if self._fit == "crop":
+            return Frame.cropped(own, self._largest)
+        fitting = min(most / length for most, length in zip(self._largest, own, strict=True))
+        scale = min(fitting, max(1.0, (self._trained or 1) / max(own)))
+        if self._fit == "pad":
+            return Frame.whole(own, tuple(max(1, round(scale * length)) for length in own), self._largest)
+        size = [
+            min(max(1, round(scale * length / self._multiple)) * self._multiple, most)
+            for length, most in zip(own, self._largest, strict=True)
+        ]
+        return Frame.whole(own, tuple(size))
+
+    def measured_frame(self, own: tuple[int, int]) -> Frame:
+        """Where a measured picture lies in the image: as it is, continued to the next multiples, or reduced if it may be.
+
+        Raises:
+            InputError: If the prior takes images of one size only, and this is another.
+        """
+        if self._one_size:
+            return _only(own, self.typical_shape[-2:])
+        if self._reducible and any(length > most for length, most in zip(own, self._largest, strict=True)):
+            return self.frame(own)
+        return Frame.extended(own, self._multiple)
+
+    def physics(self, frame: Frame | None = None) -> Physics:
+        """The operator for an image; for one of ``typical_shape`` if left out."""
+        size = self.typical_shape[-2:] if frame is None else frame.size
+        return self._made((self.typical_shape[0], *size), frame if self.takes_frame else None)
+
+
+def _only(own: tuple[int, int], size: tuple[int, int]) -> Frame:
+    if tuple(own) != tuple(size):
+        raise InputError(
+            f"a measurement of an image of {size[1]}x{size[0]} pixels is expected, the only size that is solved here, got one "
+            f"of {own[1]}x{own[0]}; crop and resize it"
+        )
+    return Frame.whole(own, own)
+
+
+def _function(factory: Callable[..., Physics]) -> Callable[..., Physics]:
+    return factory.func if isinstance(factory, partial) else factory

@@ -1,0 +1,41 @@
+"""What a run has chosen by its device and memory: kept in its folder, so that a resumed run computes the same."""
+
+import json
+from pathlib import Path
+
+import torch
+
+from rlsd_lightning.results.store import write_atomically
+
+__all__ = ["chosen", "keep_chosen", "use_precision"]
+
+CHOSEN = "chosen.json"
+"""File of a run's choices, in its folder."""
+
+
+def chosen(folder: Path, name: str) -> str | int | None:
+    """A choice of the run in this folder, or None if it has not been made."""
+    return _read(folder).get(name)
+
+
+def keep_chosen(folder: Path, name: str, value: str | int) -> None:
+    """Keep a choice, beside the others or in place of an earlier one."""
+    write_atomically(folder / CHOSEN, json.dumps({**_read(folder), name: value}, indent=2) + "\n")
+
+
+def _read(folder: Path) -> dict[str, str | int]:
+    file = folder / CHOSEN
+    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+
+
+def use_precision(asked: str, device: torch.device) -> str:
+    """The Trainer's precision on a device; a GPU's float32 matrix products become TF32.
+
+    ``auto`` is bf16-mixed on a GPU with bfloat16 arithmetic, else 32-true.
+    """
+    if device.type == "cuda":
+        torch.set_float32_matmul_precision("high")
+    if asked != "auto":
+        return asked
+    has_bfloat16 = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+    return "bf16-mixed" if has_bfloat16 else "32-true"

@@ -1,0 +1,7 @@
+"""Families of diffusers pipelines, one file each."""
+
+from rlsd_lightning.priors.families.stable_diffusion import StableDiffusionPrior
+from rlsd_lightning.priors.families.stable_diffusion_3 import StableDiffusion3Prior
+from rlsd_lightning.priors.families.stable_diffusion_xl import StableDiffusionXLPrior
+
+__all__ = ["StableDiffusion3Prior", "StableDiffusionPrior", "StableDiffusionXLPrior"]

@@ -1,0 +1,182 @@
+"""Tiny decoders: approximate images of latents, whose gradient costs a fraction of the own decoder's."""
+
+from pathlib import Path
+
+import torch
+from diffusers import AutoencoderTiny, ConfigMixin, ModelMixin
+from diffusers.configuration_utils import register_to_config
+from torch import Tensor, nn
+from torch.nn.functional import interpolate
+
+from rlsd_lightning.errors import InputError, first_line
+from rlsd_lightning.priors.base import Prior
+
+__all__ = ["ShuffleDecoder", "TinyDecoder", "load_tiny", "tiny_folder"]
+
+FOLDER = "tiny_decoder"
+"""Subfolder of a pipeline's folder with its tiny decoder."""
+TRIALS = 4
+"""Pictures that are encoded, and decoded by both decoders."""
+FIELDS = 4
+"""Height and width of the random colours that such a picture blends."""
+MOST_UNEXPLAINED = 0.5
+"""Share of the variance of the own decoder's images that the tiny decoder's may miss."""
+REMEDY = "choose the one that was distilled from this model, or set tiny_decoder=null"
+
+
+class ShuffleDecoder(ModelMixin, ConfigMixin):
+    """A decoder without normalisation whose convolutions see at most half of the image's resolution.
+
+    Its last layer makes four pixels of each position; most of its weights act at the latents' own resolution.
+
+    Args:
+        latent_channels: Channels of a latent.
+        widths: Channels at each resolution, the latents' own first; each doubles the resolution of the one before.
+        blocks: Residual blocks of two convolutions at each resolution.
+        scaling_factor: Factor of the latents that it was trained on, as in diffusers' autoencoders.
+        shift_factor: Their shift.
+
+    References:
+        | Real-Time Single Image and Video Super-Resolution Using an Efficient Sub-Pixel CNN (Shi et al., 2016)
+        | https://arxiv.org/abs/1609.05158
+    """
+
+    @register_to_config
+    def __init__(
+        self,
+        latent_channels: int = 4,
+        widths: tuple[int, ...] = (64, 24),
+        blocks: tuple[int, ...] = (1, 1),
+        scaling_factor: float = 1.0,
+        shift_factor: float = 0.0,
+    ) -> None:
+        super().__init__()
+        layers: list[nn.Module] = [nn.Conv2d(latent_channels, widths[0], 3, padding=1), nn.ReLU()]
+        for width, count, following in zip(widths, blocks, (*widths[1:], None), strict=True):
+            layers += [_Block(width) for _ in range(count)]
+            layers += [nn.Conv2d(width, 4 * (following or 3), 3, padding=1), nn.PixelShuffle(2)]
+            layers += [nn.ReLU()] if following else []
+        self.layers = nn.Sequential(*layers)
+
+    def forward(self, latents: Tensor) -> Tensor:
+        """Images, about in [-1, 1], with shape :math:`(N, 3, H, W)`."""
+        return self.layers(latents)
+
+
+class _Block(nn.Module):
+    """Two convolutions beside the identity."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.convolutions = nn.Sequential(
+            nn.Conv2d(width, width, 3, padding=1), nn.ReLU(), nn.Conv2d(width, width, 3, padding=1)
+        )
+
+    def forward(self, values: Tensor) -> Tensor:
+        return (values + self.convolutions(values)).relu()
+
+
+KINDS: dict[str, type[ModelMixin]] = {kind.__name__: kind for kind in (AutoencoderTiny, ShuffleDecoder)}
+
+
+class TinyDecoder(nn.Module):
+    """A tiny decoder, for the scaled latents of the model that it was distilled from.
+
+    Args:
+        pretrained: A folder of diffusers' ``AutoencoderTiny`` or of a :class:`ShuffleDecoder`, the name of a model on the hub
+            such as ``madebyollin/taesd``, or a model itself.
+        dtype: Type of the weights.
+        local_files_only: Never download from the hub.
+
+    Raises:
+        InputError: If there is no such decoder.
+    """
+
+    def __init__(
+        self, pretrained: str | ModelMixin, dtype: torch.dtype = torch.float32, local_files_only: bool = False
+    ) -> None:
+        super().__init__()
+        tiny = pretrained if isinstance(pretrained, ModelMixin) else _load(pretrained, local_files_only)
+        decoder = tiny.decoder if isinstance(tiny, AutoencoderTiny) else tiny
+        self.decoder = decoder.to(dtype=dtype, memory_format=torch.channels_last)
+        self.channels = tiny.config.latent_channels
+        self.scaling, self.shift = float(tiny.config.scaling_factor), float(tiny.config.shift_factor)
+
+    def forward(self, z: Tensor) -> Tensor:
+        """Images of scaled latents, about in [-1, 1], with shape :math:`(N, 3, H, W)`."""
+        latents = (z / self.scaling + self.shift).to(next(self.decoder.parameters()).dtype)
+        return self.decoder(latents).to(z.dtype)
+
+
+def _load(pretrained: str, local_files_only: bool) -> ModelMixin:
+    try:
+        name = AutoencoderTiny.load_config(pretrained, local_files_only=local_files_only).get("_class_name")
+        if name not in KINDS:
+            raise OSError(f"it holds the class {name}")  # whose weights would be replaced by random ones
+        tiny, found = KINDS[name].from_pretrained(
+            pretrained,
+            use_safetensors=True,
+            local_files_only=local_files_only,
+            low_cpu_mem_usage=False,  # the other way needs accelerate
+            output_loading_info=True,
+        )
+        if found["missing_keys"]:
+            raise OSError(f"it lacks the weights {', '.join(found['missing_keys'][:3])}")
+    except Exception as error:  # diffusers and the formats' readers raise errors of many kinds
+        raise InputError(
+            f"tiny_decoder must be a folder of diffusers' AutoencoderTiny or a model's name, got '{pretrained}' "
+            f"({first_line(error)}); check the path, fetch it with `hf download {pretrained}`, or set tiny_decoder=null"
+        ) from error
+    return tiny
+
+
+def tiny_folder(tiny_decoder: str | None, pretrained: object) -> str | None:
+    """Folder or name of the tiny decoder; ``auto`` is that in the pipeline's folder, or None if there is none."""
+    if tiny_decoder != "auto":
+        return tiny_decoder
+    folder = Path(pretrained) / FOLDER if isinstance(pretrained, str | Path) else None
+    return str(folder) if folder is not None and folder.is_dir() else None
+
+
+def load_tiny(
+    prior: Prior, pretrained: str, side: int, dtype: torch.dtype = torch.float32, local_files_only: bool = False
+) -> TinyDecoder:
+    """The tiny decoder of a prior, frozen, which makes about the same images of a few latents as the own decoder.
+
+    Args:
+        prior: The prior, on the CPU.
+        pretrained: See :class:`TinyDecoder`, like the last two.
+        side: Height and width in pixels of the pictures whose latents are compared.
+
+    Raises:
+        InputError: If there is no such decoder, or it belongs to other latents.
+    """
+    tiny = TinyDecoder(pretrained, dtype, local_files_only).eval().requires_grad_(False)
+    channels = prior.latent_shape[0]
+    if tiny.channels != channels:
+        raise InputError(
+            f"tiny_decoder must take latents of {channels} channels, as the prior's have, got one for {tiny.channels}: it "
+            f"belongs to another kind of model; {REMEDY}"
+        )
+    own, rough = _both_decodes(prior, tiny, side)
+    if own.shape != rough.shape:
+        raise InputError(
+            f"tiny_decoder must make images of {own.shape[-1]} pixels, as the own decoder does of the same latents, got "
+            f"{rough.shape[-1]}: it belongs to another kind of model; {REMEDY}"
+        )
+    unexplained = ((rough - own).square().mean() / own.var()).item()
+    if not unexplained <= MOST_UNEXPLAINED:
+        raise InputError(
+            "tiny_decoder must make the own decoder's images of the same latents, but misses "
+            f"{unexplained:.0%} of their variance, more than {MOST_UNEXPLAINED:.0%}: it belongs to the latents of another "
+            f"model; {REMEDY}"
+        )
+    return tiny
+
+
+@torch.no_grad()
+def _both_decodes(prior: Prior, tiny: TinyDecoder, side: int) -> tuple[Tensor, Tensor]:
+    """Both decoders' images of a few encoded pictures of blended colours."""
+    colours = 2 * torch.rand(TRIALS, 3, FIELDS, FIELDS, generator=torch.Generator().manual_seed(0)) - 1
+    z = prior.encode(interpolate(colours, (side, side), mode="bilinear").to(prior.alphas))
+    return prior.decode(z).float(), tiny(z).float()

@@ -1,0 +1,135 @@
+"""How pictures of any size become images that a prior takes, and back."""
+
+import math
+from typing import NamedTuple, Self
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.nn.functional import interpolate
+
+from rlsd_lightning.errors import InputError
+
+__all__ = ["FITS", "Frame", "check_fit", "next_multiple"]
+
+FITS = ("keep", "crop", "pad")
+"""What is done with a picture of another size, see :class:`Frame`."""
+RESAMPLING = Image.Resampling.LANCZOS
+"""The filter of pictures; real numbers are resized by a bicubic one. Both average where they reduce."""
+
+
+class Frame(NamedTuple):
+    """Where a picture lies in the image that is solved: a part of it is resized, and continued by its mirror image.
+
+    Attributes:
+        own: The picture's height and width.
+        part: Height and width of the part in the middle that is taken, in the picture's pixels.
+        inner: Height and width of this part in the image.
+        size: The image's height and width.
+    """
+
+    own: tuple[int, int]
+    part: tuple[float, float]
+    inner: tuple[int, int]
+    size: tuple[int, int]
+
+    @classmethod
+    def whole(cls, own: tuple[int, int], inner: tuple[int, int], size: tuple[int, int] | None = None) -> Self:
+        """The whole picture, resized and continued to a size."""
+        return cls(tuple(own), own, inner, size or inner)
+
+    @classmethod
+    def cropped(cls, own: tuple[int, int], size: tuple[int, int]) -> Self:
+        """The largest part with an image's aspect ratio."""
+        (rows, columns), (height, width) = own, size
+        part = own
+        if columns / rows > width / height:
+            part = (rows, width / height * rows)
+        elif columns / rows < width / height:
+            part = (columns / (width / height), columns)
+        return cls(tuple(own), tuple(part), tuple(size), tuple(size))
+
+    @classmethod
+    def extended(cls, own: tuple[int, int], multiple: int) -> Self:
+        """The picture as it is, continued to the next multiples of a number."""
+        return cls.whole(own, own, tuple(next_multiple(length, multiple) for length in own))
+
+    @property
+    def is_trivial(self) -> bool:
+        """Whether the image is the picture as it is."""
+        return self.own == self.size == self.inner
+
+    @property
+    def box(self) -> tuple[float, float, float, float]:
+        """Left, upper, right and lower border of the part, in the picture's pixels."""
+        top, left = ((own - part) * 0.5 for own, part in zip(self.own, self.part, strict=True))
+        return left, top, left + self.part[1], top + self.part[0]
+
+    @property
+    def pixel_box(self) -> tuple[int, int, int, int]:
+        """The box in whole pixels."""
+        height, width = (round(length) for length in self.part)
+        top, left = round((self.own[0] - height) / 2), round((self.own[1] - width) / 2)
+        return left, top, left + width, top + height
+
+    def reduced(self, factor: int) -> Self:
+        """The same place in a picture and an image of both sides divided by a factor."""
+        return type(self)(*(tuple(length // factor for length in pair) for pair in self))
+
+    def describe(self) -> str:
+        """What happens to the picture, for the log."""
+        (rows, columns), (height, width) = self.own, self.size
+        done = "cropped and resized" if tuple(self.part) != self.own else "resized"
+        if self.inner != self.size:
+            done = "padded" if self.inner == self.own else f"{done} and padded"
+        return f"{columns}x{rows}, {done} to {width}x{height}"
+
+    def of_picture(self, picture: Image.Image, resampling: Image.Resampling = RESAMPLING) -> Image.Image:
+        """The image of a picture."""
+        if self.is_trivial:
+            return picture
+        height, width = self.inner
+        inner = picture.resize((width, height), resampling, box=self.box)
+        if self.inner == self.size:
+            return inner
+        values = np.asarray(inner)
+        return Image.fromarray(np.pad(values, [*self._margins(), (0, 0)][: values.ndim], mode="symmetric"))
+
+    def of_values(self, values: Tensor) -> Tensor:
+        """The image of values in [-1, 1] with shape :math:`(1, C, H, W)`."""
+        if self.is_trivial:
+            return values
+        left, top, right, bottom = self.pixel_box
+        inner = values[..., top:bottom, left:right]
+        if inner.shape[-2:] != self.inner:
+            inner = interpolate(inner, size=self.inner, mode="bicubic", antialias=True).clamp(-1, 1)
+        if self.inner == self.size:
+            return inner
+        return torch.from_numpy(np.pad(inner.numpy(), [(0, 0), (0, 0), *self._margins()], mode="symmetric"))
+
+    def to_picture(self, image: Image.Image, resampling: Image.Resampling = RESAMPLING) -> Image.Image:
+        """The picture's part of an image, at the picture's own size."""
+        left, top, right, bottom = self.pixel_box
+        inner = image.crop((0, 0, self.inner[1], self.inner[0]))
+        return inner.resize((right - left, bottom - top), resampling)
+
+    def _margins(self) -> list[tuple[int, int]]:
+        """Rows below and columns right of the picture that continue it."""
+        return [(0, size - inner) for size, inner in zip(self.size, self.inner, strict=True)]
+
+
+def next_multiple(length: int, multiple: int) -> int:
+    """The least multiple of a number that is not below a length."""
+    return math.ceil(length / multiple) * multiple
+
+
+def check_fit(fit: str) -> str:
+    """A checked fit.
+
+    Raises:
+        InputError: If it is none of :data:`FITS`.
+    """
+    if fit not in FITS:
+        raise InputError(f"fit must be one of {', '.join(FITS)}, got '{fit}'")
+    return fit

@@ -1,0 +1,127 @@
+"""RLSD with a tiny decoder: which decoder's values and gradient every step has."""
+
+import copy
+from pathlib import Path
+
+import pytest
+import torch
+from support.problems import back, denoised, distance_gradient, make, noisy, norms
+from support.steps import take_step
+from support.trainers import StopAt, StopError, fit, trainer_with
+from torch import Tensor
+
+from rlsd_lightning import RLSD, PixelFeatures, StableDiffusionPrior
+from rlsd_lightning.functional.losses import square_norms
+from rlsd_lightning.operators import colorization
+from rlsd_lightning.priors.loading import ShuffleDecoder, TinyDecoder
+
+EARLY, LOOK, BETWEEN, REFINE = 3, 12, 13, 17
+"""Steps of twenty: before the looks, one of the looks, one after it, and one of the refinement."""
+
+
+@pytest.fixture
+def with_tiny(prior: StableDiffusionPrior, tmp_path: Path) -> StableDiffusionPrior:
+    """A prior whose tiny decoder is another network, in float64."""
+    torch.manual_seed(1)
+    ShuffleDecoder(widths=(8, 8), blocks=(1, 0)).save_pretrained(tmp_path)
+    prior = copy.deepcopy(prior)
+    prior.tiny = TinyDecoder(str(tmp_path))
+    prior.freeze()
+    return prior.double()
+
+
+def solved(module: RLSD, step: int) -> RLSD:
+    """The module after a step, whose x is solved for."""
+    after = copy.deepcopy(module)
+    take_step(after, step)
+    return after
+
+
+def expected_step(module: RLSD, step: int, correction: Tensor | None) -> Tensor:
+    """The gradient of a step with these corrections, or those of the own decoder if they are left out."""
+    z_t = noisy(module, step)
+    clean = denoised(module, z_t, step)
+    rough = module.prior.tiny(clean)
+    image = module.prior.decode(clean) if correction is None else rough + correction
+    pull = distance_gradient(module, image, solved(module, step).x.detach())
+    return module.z - clean + module.zeta * back(z_t, (rough, pull)) / module.prior.alphas[module.timesteps[step + 1]]
+
+
+@pytest.mark.parametrize("step", [EARLY, LOOK])
+def test_a_step_goes_through_the_tiny_decoder_and_a_look_has_the_own_ones_images(step: int, with_tiny):
+    module = make(with_tiny, operator=colorization, gamma=0.0)
+    expected = expected_step(module, step, None if step == LOOK else torch.zeros_like(module.x))
+    torch.testing.assert_close(take_step(module, step), expected.detach(), rtol=1e-6, atol=1e-9)
+
+
+def test_a_look_corrects_the_steps_after_it(with_tiny):
+    module = make(with_tiny, operator=colorization, gamma=0.0)
+    z = denoised(module, noisy(module, LOOK), LOOK).detach()
+    correction = module.prior.decode(z) - module.prior.tiny(z)
+    take_step(module, LOOK)
+    torch.testing.assert_close(module.correction, correction)
+    expected = expected_step(module, BETWEEN, correction)
+    torch.testing.assert_close(take_step(module, BETWEEN), expected.detach(), rtol=1e-6, atol=1e-9)
+    torch.testing.assert_close(module.correction, correction)
+
+
+@pytest.mark.parametrize(
+    ("num_steps", "looks"),
+    [(100, [50, 60, 70, 80, 90]), (25, [14, 16, 18, 20, 22, 24]), (13, list(range(7, 13))), (1, [])],
+)
+def test_looks_are_every_tenth_of_the_second_half_and_the_first_step_that_refines(
+    num_steps: int, looks: list[int], with_tiny
+):
+    for share, first in ((0.2, []), (1.0, [0])):
+        module = make(with_tiny, num_steps=num_steps, refine_share=share)
+        assert [step for step in range(num_steps) if module.looks(step)] == sorted({*first, *looks})
+
+
+def test_repulsion_goes_through_the_tiny_decoder_too(with_tiny, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(with_tiny, "decode", None)  # no step but the looks may call it
+    steps = [take_step(make(with_tiny, PixelFeatures(), gamma=gamma), EARLY) for gamma in (0.0, 0.5)]
+    assert (norms(steps[1] - steps[0]) > 0).all()
+
+
+def test_the_refinement_has_corrected_images_and_the_tiny_decoders_gradient(with_tiny):
+    module = make(with_tiny, operator=colorization, gamma=0.0, distillation_weight=0.0)
+    module.correction.normal_(generator=torch.Generator().manual_seed(0))
+    z = module.z.detach().clone().requires_grad_()
+    rough = module.prior.tiny(z)
+    x = solved(module, REFINE).x.detach()
+    mu = module.proximal.mu(module.measurements[0], module.decoder_std**2)
+    pull = (rough + module.correction - x) / x[0].numel()
+    torch.testing.assert_close(take_step(module, REFINE), (1 + mu) * back(z, (rough, pull)), rtol=1e-6, atol=1e-12)
+
+
+def test_the_distance_of_the_decoders_at_the_last_look_is_logged(with_tiny, monkeypatch: pytest.MonkeyPatch):
+    module, logged = make(with_tiny), {}
+    monkeypatch.setattr(module, "log_terms", lambda terms, step, **figures: logged.update(figures))
+    take_step(module, LOOK)
+    expected = (square_norms(module.correction) / module.x[0].numel()).sqrt().mean()
+    assert expected > 0
+    torch.testing.assert_close(logged["tiny_decoder_distance"].double(), expected.double())
+
+
+@pytest.mark.parametrize("stop", [EARLY, LOOK, BETWEEN])
+def test_the_correction_goes_on_after_a_resume(stop: int, with_tiny, tmp_path: Path):
+    whole, cut, resumed = (make(with_tiny) for _ in range(3))
+    fit(whole, tmp_path / "whole")
+    with pytest.raises(StopError):
+        trainer_with(tmp_path / "cut", StopAt(stop)).fit(cut)
+    checkpoint = tmp_path / "cut" / "checkpoints" / "last.ckpt"
+    trainer_with(tmp_path / "resumed").fit(resumed, ckpt_path=checkpoint, weights_only=True)
+    assert torch.equal(resumed.z, whole.z)
+    assert torch.equal(resumed.correction, whole.correction)
+    assert whole.correction.abs().min() > 0
+
+
+@pytest.mark.parametrize("step", [EARLY, LOOK, REFINE])
+def test_a_prior_without_a_tiny_decoder_decodes_once(
+    step: int, prior: StableDiffusionPrior, monkeypatch: pytest.MonkeyPatch
+):
+    module, calls, decode = make(prior), [], prior.decode
+    monkeypatch.setattr(prior, "decode", lambda z: calls.append(len(z)) or decode(z))
+    take_step(module, step)
+    assert calls == [3]
+    assert "correction" not in module.state_dict()
