@@ -151,23 +151,62 @@ def made_by(made: dict) -> str:
     return f"```bash\n{made['command']}\n```\n\nVersion {made['version']}; SHA-256 of the weights: {weights}."
 
 
+def photographs_made_by(made: dict) -> str:
+    """The size, version, weights and command of the photographs' figures."""
+    return (
+        f"```bash\n{made['command']}\n```\n\n{made['size']}x{made['size']} pixels; version {made['version']}; SHA-256 of the "
+        f"weights: photos {made['weights']}. The perceptual distance is {made['perceptual']}."
+    )
+
+
+def photographs(made: dict) -> str:
+    """Every form on each task, means over photographs."""
+    header = (
+        "task",
+        "form",
+        "mean",
+        "best",
+        "mean image",
+        "SSIM",
+        "perceptual",
+        "diversity",
+        "in 90 % intervals",
+        "seconds",
+    )
+    figures = {"psnr_mean": 2, "psnr_best": 2, "psnr_of_mean": 2, "ssim": 3, "perceptual": 3, "diversity": 3}
+    figures |= {"coverage_90": 2, "seconds": 0}
+    split = [(*key.split("/"), rows) for key, rows in made["runs"].items()]
+    order = list(dict.fromkeys(task for task, _, _ in split))
+    return markdown(
+        header,
+        [
+            (task, f"`{form}`", *(mean(rows, figure, digits) for figure, digits in figures.items()))
+            for task, form, rows in sorted(split, key=lambda each: order.index(each[0]))
+        ],
+    )
+
+
 TABLES: dict[str, Callable[[dict], str]] = {
     function.__name__: function for function in (made_by, tasks, methods, steps, repulsion, coverage, points, photos)
 }
 
 
-def write_tables(page: Path, made: dict) -> None:
+PHOTOGRAPHS = {function.__name__: function for function in (photographs_made_by, photographs)}
+"""Tables from docs/photographs.json."""
+
+
+def write_tables(page: Path, made: dict, tables: dict[str, Callable[[dict], str]] = TABLES) -> None:
     """Replaces what is between ``<!-- NAME -->`` and ``<!-- end -->`` by the table of that name.
 
     Raises:
-        SystemExit: If the page has a marker of an unknown table, or lacks one.
+        SystemExit: If the page has a marker of an unknown table, or lacks one of ``tables``.
     """
     text = page.read_text()
-    names = re.findall(r"<!-- (?!end)(\w+) -->\n", text)
-    if sorted(names) != sorted(TABLES):
-        raise SystemExit(f"the page must have the markers {', '.join(TABLES)}, got {', '.join(names)}")
-    for name in names:
+    names = set(re.findall(r"<!-- (?!end)(\w+) -->\n", text))
+    if not set(tables) <= names <= {*TABLES, *PHOTOGRAPHS}:
+        raise SystemExit(f"{page} must have the markers {', '.join(tables)}, got {', '.join(sorted(names))}")
+    for name, table in tables.items():
         block = rf"<!-- {name} -->\n.*?<!-- end -->"
-        new = f"<!-- {name} -->\n\n{TABLES[name](made)}\n\n<!-- end -->"
+        new = f"<!-- {name} -->\n\n{table(made)}\n\n<!-- end -->"
         text = re.sub(block, lambda _, new=new: new, text, flags=re.DOTALL)
     page.write_text(text)

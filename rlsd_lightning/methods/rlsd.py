@@ -15,8 +15,9 @@ its noise :math:`e`, with :math:`z_t = \alpha_t z + \sigma_t e`. The prior has a
 with the stop-gradient :math:`\mathrm{sg}`, the step size :math:`\zeta` and the strength :math:`\gamma_i`, which is held fixed. The
 first term of :math:`J` is the score-distillation (SDS) denoising loss: its gradient is
 :math:`z - \hat z = (\sigma_t / \alpha_t)(\hat\epsilon - e)`. The second carries :math:`G`, the gradient of the coupling to the data
-through :math:`x` and of the kernel repulsion; :math:`z_s = \alpha_s z + \sigma_s e` moves by :math:`-G`, as in DPS. The last step of
-the loop leaves :math:`G` out and ends at :math:`\hat z`.
+through :math:`x` and of the kernel repulsion; :math:`z_s = \alpha_s z + \sigma_s e` moves by :math:`-G`, as in DPS. The last of all
+steps leaves :math:`G` out and ends at :math:`\hat z`. Where a refinement follows, the loop's last step has
+:math:`E(D(\hat z)) - E(x)` in place of :math:`G / \alpha_s`, with the encoder :math:`E`: the latents go all the way to the data.
 
 The share :math:`\eta_t` of the noise is drawn anew. With :math:`\eta_t = 1` the loop is score distillation, with
 :math:`\eta_t = 0` DDIM. The default is the ancestral share: up to :math:`-G`, :math:`z_s` is a draw of the DDPM posterior.
@@ -63,6 +64,7 @@ from rlsd_lightning.methods.sampling import (
     fidelity_term,
     image_variances,
     noisy_start,
+    pull_factor,
     score_residual,
     through_decoder,
 )
@@ -85,8 +87,10 @@ class RLSD(ParticleModule):
             particle, times the features' ``gamma_scale``; where nothing is measured that gradient counts as :math:`\zeta`.
         gamma_mode: ``relative``, or ``absolute``: :math:`\gamma_i = \zeta \gamma \sigma_t`.
         repulsion_until: Share of all steps, from the first, that have repulsion, in [0, 1]; the refinement has none.
-        guidance_scale: Step size of the coupling in a run of 100 steps, at least 0; in :math:`K` steps
-            :math:`\zeta = 100 \cdot \mathrm{guidance\_scale} / K`, so that all steps together pull alike.
+        guidance_scale: Step size of the coupling on 64x64 RGB images with 4x16x16 latents in 100 steps, at least 0. For latents of
+            :math:`d_z` values, images of :math:`d_x` and :math:`K` steps
+            :math:`\zeta = \mathrm{guidance\_scale} \cdot (100 / K) \cdot (d_z / 1024) / \sqrt{d_x / 12288}`, so that all steps together
+            move latents by the same share of their norm.
         eta: Noise drawn anew in each step of the loop: 0 none (DDIM), 1 the ancestral share (DDPM), infinity all of it (score
             distillation).
         image_std: Standard deviation of the prior's images, above 0; None: the prior's. The error of :math:`D(\hat z)` is taken to have the variance
@@ -135,7 +139,7 @@ class RLSD(ParticleModule):
         self.has_proximal_results = augmented
         self.automatic_optimization = False  # SGD in the loop, Adam in the refinement
         self.repulsion = Repulsion(self, gamma, gamma_mode, repulsion_until)
-        self.zeta = 100 * guidance_scale / self.num_steps
+        self.zeta = 100 * guidance_scale / self.num_steps * pull_factor(self.z[0].numel(), self.x[0].numel())
         # a warm start skips the first of all steps
         self.refine_from = max(0, round((1 - refine_share) * self.num_steps) - self.first_step)
         t = self.timesteps[0]
@@ -158,7 +162,7 @@ class RLSD(ParticleModule):
         denoising = 0.5 * (z - z_hat.detach()).square().sum()  # SDS: its gradient is z - z_hat
         coupling = self.coupling(decoded, t)  # zeta |x - D(z_hat)|, after the proximal step that sets x
         gradient, repulsion = self.guidance(step, t, z_t, z_hat, decoded, coupling)  # G, gamma log sum k
-        surrogate = torch.sum(self.over_alpha(gradient, step, s) * z)  # its gradient is G / alpha_s
+        surrogate = torch.sum(self.over_alpha(gradient, step, s, decoded) * z)  # its gradient is G / alpha_s
 
         self.log_all(step, denoising=denoising, coupling=coupling.sum(), repulsion=repulsion.sum())
         moved = self.descend(denoising + surrogate)  # z <- z_hat - G / alpha_s
@@ -231,12 +235,26 @@ class RLSD(ParticleModule):
         self.repulsion_ratios.append(ratio.sum().detach() / self.num_particles)
         return gradient + gamma.view(-1, *[1] * (gradient.ndim - 1)) * density.gradient, gamma * density.value
 
-    def over_alpha(self, gradient: Tensor, step: int, s: int | None) -> Tensor:
-        r""":math:`G / \alpha_s`; zero in the loop's last step, and before a timestep without signal."""
+    def over_alpha(self, gradient: Tensor, step: int, s: int | None, decoded: Tensor) -> Tensor:
+        r""":math:`G / \alpha_s`; zero in the last of all steps, and before a timestep without signal.
+
+        Before the refinement :math:`E(D(\hat z)) - E(x)`. Gradients of low noise overshoot, and Adam has too few steps to make
+        up for it.
+        """
+        if s is not None and step + 1 == self.refine_from and self.hparams.augmented:
+            return self.away_from_images(decoded.detach())
         if s is None or step + 1 == self.refine_from:
             return torch.zeros_like(gradient)
         alpha = self.prior.alpha(s)
         return torch.where(alpha > 0, gradient / alpha, 0.0)
+
+    @torch.no_grad()
+    def away_from_images(self, decoded: Tensor) -> Tensor:
+        r"""The latents :math:`E(D(\hat z)) - E(x)`; encoded as a difference, as the autoencoder's error is in both."""
+        if not len(decoded):
+            return self.z[self.rows]
+        x = self.x[self.rows]
+        return self.chunked(self.prior.encode, decoded) - self.chunked(self.prior.encode, x)
 
     @torch.no_grad()
     def renew_noise(self, step: int, t: int, s: int, eps_hat: Tensor, moved: Tensor) -> None:

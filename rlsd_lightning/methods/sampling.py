@@ -1,5 +1,7 @@
 """Steps that several methods share."""
 
+import math
+
 import torch
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from torch import Tensor
@@ -22,10 +24,14 @@ __all__ = [
     "fidelity_term",
     "image_variances",
     "noisy_start",
+    "pull_factor",
     "score_residual",
     "through_decoder",
     "towards",
 ]
+
+LATENT_SIZE, IMAGE_SIZE = 4 * 16 * 16, 3 * 64 * 64
+"""Values of the latents and of the images for which the step size is ``guidance_scale``."""
 
 
 def towards(z: Tensor, target: Tensor) -> Tensor:
@@ -47,6 +53,15 @@ def image_variances(prior: Prior, image_std: float, decoder_std: float) -> list[
     r"""Variance :math:`v_t = \mathrm{image\_std}^2 \sigma_t^2 / (\alpha_t^2 + \sigma_t^2) + \mathrm{decoder\_std}^2` of :math:`D(\hat z)` at each timestep."""
     shares = prior.sigmas.square() / (prior.alphas.square() + prior.sigmas.square())
     return [image_std**2 * share + decoder_std**2 for share in shares.tolist()]
+
+
+def pull_factor(latent_size: int, image_size: int) -> float:
+    r"""Step size of the coupling that moves latents by the same share of their norm, whatever the size.
+
+    With a decoder that takes unit noise to images of deviation :math:`s`, the gradient of a distance has about the norm
+    :math:`s \sqrt{d_x / d_z}`, and latents have the norm :math:`\sqrt{d_z}`.
+    """
+    return latent_size / LATENT_SIZE / math.sqrt(image_size / IMAGE_SIZE)
 
 
 def ancestral_step(module: ParticleModule, step: int, t: int, s: int, z_t: Tensor, z_hat: Tensor) -> Tensor:

@@ -1,6 +1,7 @@
 """The loop of RLSD: the gradient of its three terms, its auxiliary image, and where it is limited."""
 
 import copy
+import math
 from collections.abc import Callable
 from functools import partial
 
@@ -26,6 +27,11 @@ STEP = 3
 KINDS = pytest.mark.parametrize("kind", ["latents", "pixels", "vit"])
 
 
+def by_size(prior: StableDiffusionPrior) -> float:
+    """Step size relative to that on 64x64 RGB images with 4x16x16 latents."""
+    return math.prod(prior.latent_shape) / 1024 * math.sqrt(12288 / math.prod(prior.image_shape))
+
+
 def following_alpha(module: RLSD) -> Tensor:
     return module.prior.alphas[module.timesteps[STEP + 1]]
 
@@ -46,7 +52,7 @@ def test_the_gradient_is_that_of_denoising_and_of_the_distance_through_decoder_a
 ):
     module = make(prior, operator=colorization, gamma=0.0, guidance_scale=0.7, **settings)
     z_t, clean, image, pull = parts(module)
-    expected = module.z - clean + 0.7 * 100 / 20 * back(z_t, (image, pull)) / following_alpha(module)
+    expected = module.z - clean + 0.7 * 5 * by_size(prior) * back(z_t, (image, pull)) / following_alpha(module)
     torch.testing.assert_close(take_step(module, STEP), expected.detach(), rtol=1e-6, atol=1e-9)
 
 
@@ -60,7 +66,8 @@ def test_relative_repulsion_has_gamma_times_the_norm_of_the_coupling(
     z_t, clean, image, pull = parts(module)
     push = density_gradient(features, clean, image)
     beside = back(clean, (image, pull)) if features.of_latents else pull
-    scale = {"latents": 0.1, "pixels": 0.1, "vit": 1.0}[kind] * gamma * 100 / 20 * norms(beside) / norms(push)
+    relative = {"latents": 0.1, "pixels": 0.1, "vit": 1.0}[kind] * gamma
+    scale = relative * 100 / 20 * by_size(prior) * norms(beside) / norms(push)
     of = clean if features.of_latents else image
     expected = back(z_t, (of, scale.view(-1, 1, 1, 1) * push)) / following_alpha(module)
     part = take_step(module, STEP) - take_step(without, STEP)
@@ -78,7 +85,7 @@ def test_absolute_repulsion_is_autograd_of_log_density_with_the_step_size_of_the
     push = density_gradient(features, clean, image)
     sigma = prior.sigmas[module.timesteps[STEP]]
     direct = back(z_t, (clean if features.of_latents else image, push)) / following_alpha(module)
-    expected = 0.7 * 100 / 20 * 0.3 * sigma * direct
+    expected = 0.7 * 5 * by_size(prior) * 0.3 * sigma * direct
     part = take_step(module, STEP) - take_step(without, STEP)
     assert (part - expected).abs().max() < 1e-5 * expected.abs().max()
 
@@ -217,3 +224,26 @@ def test_frozen_parts_are_neither_in_checkpoints_nor_trained(prior: StableDiffus
     assert set(module.state_dict()) == {"z", "x", "e"}
     assert {name for name, _ in module.named_parameters()} == {"z", "x"}
     assert not any("prior" in name or "features" in name for name in module.hparams)
+
+
+@pytest.mark.parametrize("operator", [half, colorization, partial(half, sigma=0.3)], ids=["half", "grey", "noisy"])
+def test_before_the_refinement_latents_go_to_the_encoded_images(operator: Callable, prior: StableDiffusionPrior):
+    module = make(prior, operator=operator, gamma=0.5, refine_share=0.8)
+    assert module.refine_from == STEP + 1
+    _, clean, image, _ = parts(module)
+    take_step(module, STEP)
+    x = module.x.detach()
+    assert norms(x - image.detach()).min() > 0.1
+    torch.testing.assert_close(module.z.detach(), clean.detach() - prior.encode(image) + prior.encode(x))
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"augmented": False}, {"operator": NullOperator}, {"refine_share": 0.0, "num_steps": STEP + 1}],
+    ids=str,
+)
+def test_without_images_to_go_to_the_loop_ends_at_the_clean_latents(settings: dict, prior: StableDiffusionPrior):
+    module = make(prior, **{"gamma": 0.0, "refine_share": 0.8, **settings})
+    clean = denoised(module, noisy(module, STEP), STEP).detach()
+    take_step(module, STEP)
+    torch.testing.assert_close(module.z.detach(), clean)

@@ -78,7 +78,8 @@ def test_with_fresh_noise_a_step_is_score_distillation(eta: float, prior: Stable
     z_t = noisy(before, STEP)
     clean = denoised(before, z_t, STEP)
     image = prior.decode(clean)
-    pull = 100 / 20 * back(z_t, (image, distance_gradient(before, image, module.x.detach())))
+    zeta = 100 / 20 * (clean[0].numel() / 1024) / (image[0].numel() / 12288) ** 0.5
+    pull = zeta * back(z_t, (image, distance_gradient(before, image, module.x.detach())))
     residual = (sigma / alpha) * (predicted(before, z_t, STEP) - before.e)
     expected = residual + pull / prior.alphas[module.timesteps[STEP + 1]]
     torch.testing.assert_close(seen, expected.detach(), rtol=1e-6, atol=1e-9)

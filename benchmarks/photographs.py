@@ -1,0 +1,286 @@
+"""All figures and the picture of the section "Photographs" of docs/results.md, with prior=photos.
+
+python -m examples.photo_prior.photographs --out build/photographs     # once: others, to choose total variation's weights
+python benchmarks/photographs.py                                       # everything that is missing, then the page
+python benchmarks/photographs.py --size 128 --tasks denoise "super-resolution x4" --forms default tv
+
+Each run of a method is a command of train.py in its own folder below --out, on a GPU if there is one. What is finished is
+not made again, photograph by photograph. docs/photographs.json keeps the figures of each photograph.
+"""
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from functools import cache, partial
+from importlib.metadata import version
+from multiprocessing import get_context
+from pathlib import Path
+
+import torch
+from deepinv.physics import Physics
+from PIL import Image, ImageDraw
+from references import best_weight, bicubic, total_variation
+from results import PAGE, PROJECT, Run, checksum, rows_of
+from safetensors.torch import load_file
+from tables import PHOTOGRAPHS, write_tables
+from torch import Tensor, nn
+
+from rlsd_lightning import operators
+from rlsd_lightning.evaluation.scores import ssim_each
+from rlsd_lightning.features import load_lpips
+from rlsd_lightning.functional.calibration import total_calibration
+from rlsd_lightning.functional.metrics import pixel_std, psnr
+from rlsd_lightning.images import find_images, load_image, to_pil
+from rlsd_lightning.priors import StableDiffusionPrior
+from rlsd_lightning.results.store import load_run
+
+PRIOR = PROJECT / "data" / "priors" / "photos"
+PHOTOS = PROJECT / "data" / "photos"
+FIGURES, PICTURE = PROJECT / "docs" / "photographs.json", PROJECT / "docs" / "photographs.jpg"
+METHODS = {
+    "default": [],
+    "independent": ["method=independent"],
+    "dps": ["method=dps"],
+    "distilled": ["method=distilled"],
+    "sds": ["method=sds"],
+}
+REFERENCES = ("bicubic", "tv")
+BOX = 32
+"""Side in pixels of the box that is missing."""
+ROUNDING = 1 / 255
+"""Largest rounding error of an 8-bit truth in [-1, 1]."""
+LABEL = 24
+"""Height in pixels of a line of text."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """A task of the package, the function that makes its operator, and this function's arguments."""
+
+    config: str
+    operator: str
+    settings: dict[str, float | str]
+
+    def physics(self, size: int) -> Physics:
+        return getattr(operators, self.operator)((3, size, size), **self.settings)
+
+
+def all_tasks(out: Path, size: int) -> dict[str, Task]:
+    """The tasks by name; blurred photographs have the noise that is usual in the field."""
+    box = out / f"box_{size}.png"
+    if not box.is_file():
+        mask, start = Image.new("L", (size, size), 255), (size - BOX) // 2
+        mask.paste(0, (start, start, start + BOX, start + BOX))
+        mask.save(box)
+    return {
+        "super-resolution x2": Task("super_resolution", "super_resolution", {"factor": 2}),
+        "super-resolution x4": Task("super_resolution", "super_resolution", {"factor": 4}),
+        "Gaussian deblurring": Task("gaussian_deblur", "gaussian_blur", {"std": 3 * size / 256, "sigma": 0.05}),
+        "motion deblurring": Task("motion_deblur", "motion_blur", {"sigma": 0.05}),
+        "80 % missing": Task("inpaint_random", "inpainting", {"mask": "random"}),
+        "box missing": Task("inpaint_box", "inpainting", {"mask": str(box)}),
+        "denoising": Task("denoise", "denoising", {"sigma": 0.2}),
+        "colourisation": Task("colorize", "colorization", {}),
+        "JPEG": Task("jpeg", "jpeg", {"quality": 10}),
+    }
+
+
+@dataclass(frozen=True)
+class PhotoRun(Run):
+    """A run with the name of its task, as two tasks share a configuration."""
+
+    name: str = ""
+
+    @property
+    def key(self) -> str:
+        return f"{self.name}/{self.form}"
+
+
+class EncoderDistance(nn.Module):
+    """Mean square distance of the unit features of the prior's encoder, as LPIPS without learned weights.
+
+    References:
+        | The Unreasonable Effectiveness of Deep Features as a Perceptual Metric (Zhang et al., 2018)
+        | https://arxiv.org/abs/1801.03924
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.encoder = StableDiffusionPrior(str(PRIOR), local_files_only=True).vae.encoder
+
+    def features(self, images: Tensor) -> Iterator[Tensor]:
+        hidden = self.encoder.conv_in(images)
+        for block in self.encoder.down_blocks:
+            hidden = block(hidden)
+            yield torch.nn.functional.normalize(hidden, dim=1)
+
+    def forward(self, images: Tensor, truth: Tensor) -> Tensor:
+        pairs = zip(self.features(images), self.features(truth), strict=True)
+        return sum((a - b).square().sum(dim=1).mean() for a, b in pairs)
+
+
+@cache
+def perceptual() -> tuple[str, nn.Module]:
+    """LPIPS if its weights are in torch's cache, else :class:`EncoderDistance`; with its name."""
+    lpips = load_lpips()
+    return (
+        ("LPIPS", lpips)
+        if lpips is not None
+        else ("distance in the features of the prior's encoder", EncoderDistance())
+    )
+
+
+@torch.no_grad()
+def image_figures(images: Tensor, truth: Tensor) -> dict[str, float]:
+    """Figures of a reconstruction, or of particles, with shape (N, 3, H, W)."""
+    each, shown = psnr(images, truth), images.clamp(-1, 1)
+    distances = [perceptual()[1](image[None], truth).item() for image in shown]
+    return {
+        "psnr_mean": each.mean().item(),
+        "psnr_best": each.max().item(),
+        "psnr_of_mean": psnr(shown.mean(dim=0, keepdim=True), truth).item(),
+        "ssim": ssim_each(images, truth).mean().item(),
+        "perceptual": sum(distances) / len(distances),
+    }
+
+
+def method_rows(run: PhotoRun, args: argparse.Namespace) -> list[dict]:
+    """Figures of each photograph of a method's run, which is made if it is not there."""
+    seconds = {row["name"]: row["seconds"] for row in rows_of(run, args)}
+    rows = []
+    for saved in load_run(args.out / run.folder):
+        row = {"name": saved.name, **image_figures(saved.images, saved.truth), "seconds": seconds[saved.name]}
+        total = total_calibration(saved.images.clamp(-1, 1), saved.shared_variance, saved.truth, resolution=ROUNDING)
+        rows.append(
+            {**row, "diversity": pixel_std(saved.images.clamp(-1, 1)), "coverage_90": total["total_coverage_90"]}
+        )
+    return rows
+
+
+def reference_rows(run: PhotoRun, args: argparse.Namespace) -> list[dict]:
+    """Figures of each photograph without a trained prior, from the measurements of the default's run."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    physics = all_tasks(args.out, args.size)[run.name].physics(args.size).to(device)
+    solve, extra = partial(bicubic, image_shape=(3, args.size, args.size)), {}
+    if run.form == "tv":
+        others = [load_image(path, args.size, args.size).to(device) for path in find_images(args.validation)]
+        extra = {"weight": best_weight(physics, others)}
+        solve = partial(total_variation, **extra)
+    rows = []
+    for folder in sorted((args.out / PhotoRun("", "", "default", (), run.name).folder).glob("*/particles.safetensors")):
+        image = solve(physics, load_file(folder)["y"].to(device)).cpu()
+        to_pil(image[0]).save(folder.with_name(f"{run.form}.png"))
+        truth = load_image(folder.with_name("truth.png"), args.size, args.size)
+        rows.append({"name": folder.parent.name, **image_figures(image, truth), **extra})
+    return rows
+
+
+def rows(run: PhotoRun, args: argparse.Namespace) -> list[dict]:
+    """Figures of each photograph of a run, in a process of its own."""
+    torch.set_num_threads(max(1, (os.cpu_count() or 1) // args.jobs))
+    return (reference_rows if run.form in REFERENCES else method_rows)(run, args)
+
+
+def all_runs(args: argparse.Namespace) -> Iterator[list[PhotoRun]]:
+    """The default's runs, then those that are compared with it."""
+    common = ("prior=photos", f"prior.image_size={args.size}", f"data.images={PHOTOS}", "data.limit=null")
+    tasks = {name: task for name, task in all_tasks(args.out, args.size).items() if name in args.tasks}
+    for forms in (["default"], [form for form in args.forms if form != "default"]):
+        yield [
+            PhotoRun("", task.config, form, (*common, *physics_options(task), *METHODS.get(form, ())), name)
+            for form in forms
+            for name, task in tasks.items()
+        ]
+
+
+def physics_options(task: Task) -> list[str]:
+    """The operator's arguments on the command line."""
+    return [f"physics.{key}={value}" for key, value in task.settings.items()]
+
+
+def draw(args: argparse.Namespace) -> None:
+    """One photograph for each task: the truth, what is known, total variation, two particles, their mean, uncertainty."""
+    columns = {
+        "photograph": "truth.png",
+        "bicubic or pseudo-inverse": "bicubic.png",
+        "total variation": "tv.png",
+        "particle 1": "particles/00.png",
+        "particle 2": "particles/01.png",
+        "mean": "mean.png",
+        "uncertainty": "std.png",
+    }
+    side, line = args.size, args.size + LABEL
+    canvas = Image.new("RGB", (side * len(columns), line * len(args.tasks) + LABEL), "white")
+    text = ImageDraw.Draw(canvas)
+    for column, title in enumerate(columns):
+        text.text((column * side + 4, 6), title, fill="black")
+    for row, name in enumerate(args.tasks):
+        folders = sorted((args.out / PhotoRun("", "", "default", (), name).folder).glob("*/truth.png"))
+        text.text((4, row * line + LABEL + 6), name, fill="black")
+        for column, file in enumerate(columns.values()):
+            picture = folders[row % len(folders)].with_name(file)
+            if picture.is_file():
+                canvas.paste(Image.open(picture).convert("RGB"), (column * side, row * line + 2 * LABEL))
+    canvas.save(PICTURE, quality=92)
+
+
+def parsed() -> argparse.Namespace:
+    """The command line."""
+    options = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    options.add_argument("--size", type=int, default=256, help="pixels a side")
+    options.add_argument("--tasks", nargs="+", default=None, help="names of tasks; all if left out")
+    options.add_argument(
+        "--forms", nargs="+", default=["default", *REFERENCES, *list(METHODS)[1:]], help="what is compared"
+    )
+    options.add_argument("--jobs", type=int, default=1 if torch.cuda.is_available() else 2, help="runs side by side")
+    options.add_argument("--out", type=Path, default=Path("outputs/photographs"), help="folder of the runs")
+    options.add_argument(
+        "--validation", type=Path, default=Path("build/photographs/validation"), help="other photographs"
+    )
+    options.add_argument("--tables", action="store_true", help="only write the page, from docs/photographs.json")
+    args = options.parse_args()
+    args.out = args.out.resolve() / str(args.size)
+    args.out.mkdir(parents=True, exist_ok=True)
+    known = all_tasks(args.out, args.size)
+    args.tasks = args.tasks or list(known)
+    if wrong := [*(set(args.tasks) - set(known)), *(set(args.forms) - {*METHODS, *REFERENCES})]:
+        options.error(
+            f"tasks are {', '.join(known)}; forms are {', '.join([*METHODS, *REFERENCES])}; got {', '.join(wrong)}"
+        )
+    if "tv" in args.forms and not args.tables and not args.validation.is_dir():
+        options.error(f"total variation needs photographs in '{args.validation}'; the first command above fetches them")
+    return args
+
+
+def main() -> None:
+    """Makes what is missing and writes the page."""
+    args = parsed()
+    if not args.tables:
+        made = {
+            "command": " ".join(["python", "benchmarks/photographs.py", *sys.argv[1:]]),
+            "version": version("rlsd-lightning"),
+            "weights": checksum(PRIOR),
+            "size": args.size,
+            "perceptual": perceptual()[0],
+            "runs": {},
+        }
+        partly = args.out / "figures.json"
+        if partly.is_file():
+            made["runs"] = json.loads(partly.read_text())["runs"]
+        with ProcessPoolExecutor(args.jobs, mp_context=get_context("spawn")) as pool:
+            for runs in all_runs(args):
+                missing = [run for run in runs if run.key not in made["runs"]]
+                for run, found in zip(missing, pool.map(partial(rows, args=args), missing), strict=True):
+                    made["runs"][run.key] = found
+                    partly.write_text(json.dumps(made, indent=1) + "\n")
+        FIGURES.write_text(json.dumps(made, indent=1) + "\n")
+        draw(args)
+    write_tables(PAGE, json.loads(FIGURES.read_text()), PHOTOGRAPHS)
+
+
+if __name__ == "__main__":
+    main()
