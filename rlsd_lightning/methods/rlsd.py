@@ -31,7 +31,7 @@ the published objective less its repulsion, with fresh noise and with :math:`x` 
 the measurement.
 
 **The tiny decoder.** If the prior has a tiny decoder :math:`\tilde D`, then :math:`\tilde D(z) + c` replaces :math:`D(z)` above, and
-gradients go through :math:`\tilde D`. A look, every tenth of the second half of the run and where the refinement begins, sets
+gradients go through :math:`\tilde D`. A look, every tenth of the second half of the run and where the loop ends, sets
 :math:`c = \mathrm{sg}[D(z) - \tilde D(z)]` for each particle; :math:`c = 0` before. The results come from :math:`D`.
 
 References:
@@ -181,10 +181,10 @@ class RLSD(ParticleModule):
         return decoded + self.correction[self.rows]
 
     def looks(self, step: int) -> bool:
-        """Whether a step decodes with the own decoder too: every tenth of the second half, and the refinement's first."""
-        of_all = self.first_step + step
-        is_tenth = 2 * of_all >= self.num_steps and of_all % max(1, self.num_steps // LOOKS) == 0
-        return is_tenth or step == self.refine_from
+        """Whether a step decodes with the own decoder too: the end of every tenth from the middle on, and of the loop."""
+        done = self.first_step + step + 1
+        is_tenth = self.num_steps <= 2 * done < 2 * self.num_steps and done % max(1, self.num_steps // LOOKS) == 0
+        return is_tenth or step + 1 == self.refine_from
 
     def coupling(self, decoded: Tensor, t: int) -> Tensor:
         r"""Distances :math:`\zeta \|x - D(\hat z)\|` with shape (n,), after the proximal step that sets :math:`x`.

@@ -15,7 +15,7 @@ from rlsd_lightning.functional.losses import square_norms
 from rlsd_lightning.operators import colorization
 from rlsd_lightning.priors.loading import ShuffleDecoder, TinyDecoder
 
-EARLY, LOOK, BETWEEN, REFINE = 3, 12, 13, 17
+EARLY, LOOK, BETWEEN, REFINE = 3, 11, 12, 18
 """Steps of twenty: before the looks, one of the looks, one after it, and one of the refinement."""
 
 
@@ -67,14 +67,13 @@ def test_a_look_corrects_the_steps_after_it(with_tiny):
 
 @pytest.mark.parametrize(
     ("num_steps", "looks"),
-    [(100, [50, 60, 70, 80, 90]), (25, [14, 16, 18, 20, 22, 24]), (13, list(range(7, 13))), (1, [])],
+    [(100, [49, 59, 69, 79, 89]), (25, [13, 15, 17, 19, 21, 23]), (13, [*range(6, 12)]), (1, [0])],
 )
-def test_looks_are_every_tenth_of_the_second_half_and_the_first_step_that_refines(
-    num_steps: int, looks: list[int], with_tiny
-):
-    for share, first in ((0.2, []), (1.0, [0])):
-        module = make(with_tiny, num_steps=num_steps, refine_share=share)
-        assert [step for step in range(num_steps) if module.looks(step)] == sorted({*first, *looks})
+def test_looks_end_every_tenth_of_the_second_half_and_the_loop(num_steps: int, looks: list[int], with_tiny):
+    module = make(with_tiny, num_steps=num_steps)
+    assert [step for step in range(num_steps) if module.looks(step)] == looks
+    module = make(with_tiny, num_steps=num_steps, refine_share=0.0)
+    assert [step for step in range(num_steps) if module.looks(step)] == sorted({*looks, num_steps - 1})
 
 
 def test_repulsion_goes_through_the_tiny_decoder_too(with_tiny, monkeypatch: pytest.MonkeyPatch):
