@@ -15,7 +15,7 @@ __all__ = ["TV_WEIGHTS", "best_weight", "bicubic", "total_variation"]
 
 TV_WEIGHTS = tuple(10 ** (exponent / 2) for exponent in range(-10, 0))
 """Weights of total variation that are tried, from 1e-5 to 0.3."""
-THRESHOLD = 0.03
+THRESHOLD = 0.1
 """Differences of neighbours, in units of an image in [-1, 1], that a step of total variation takes away."""
 STEPS, INNER_STEPS, LONE_STEPS = 150, 10, 500
 """Steps of ADMM, those of total variation in each, and those where it is used alone."""
