@@ -34,12 +34,12 @@ PROJECT = Path(__file__).resolve().parents[1]
 PRIORS = {
     "faces": ["prior=faces"],
     "photos": ["prior=photos", f"data.images={PROJECT / 'data' / 'photos'}"],
-    "sd15": ["prior=sd15", "prior.tiny_decoder=madebyollin/taesd"],
+    "sd15": ["prior=sd15"],
 }
 METHODS = {
     "published": [],
     "rlsd": [],
-    "rlsd_own_decoder": ["prior.tiny_decoder=null"],
+    "rlsd_tiny_decoder": ["prior.tiny_decoder=auto"],
     "distilled": ["method=distilled"],
     "dps": ["method=dps"],
     "daps": ["method=daps", "num_steps=20"],  # five network evaluations a step

@@ -98,7 +98,7 @@ class PipelinePrior(Prior):
         decoder_checkpointing: bool = False,
         local_files_only: bool = False,
         allow_pickle: bool = False,
-        tiny_decoder: str | None = "auto",
+        tiny_decoder: str | None = None,
     ) -> None:
         loaded = pretrained
         if not isinstance(pretrained, DiffusionPipeline):

@@ -62,14 +62,14 @@ def test_latents_are_scaled_as_the_tiny_autoencoder_says(scaling: float, shift: 
 
 
 def test_the_folder_of_the_pipeline_may_hold_the_tiny_decoder(pipeline_folder: Path):
-    assert not load(pipeline_folder).has_tiny_decoder
+    assert not load(pipeline_folder, tiny_decoder="auto").has_tiny_decoder
     save(pipeline_folder / "tiny_decoder")
-    prior = load(pipeline_folder)
+    prior = load(pipeline_folder, tiny_decoder="auto")
     z = torch.randn(2, *prior.latent_shape)
     assert prior.has_tiny_decoder
     assert not any(parameter.requires_grad for parameter in prior.parameters())
     torch.testing.assert_close(prior.decode_tiny(z), prior.decode(z))
-    without = load(pipeline_folder, tiny_decoder=None)
+    without = load(pipeline_folder)
     assert not without.has_tiny_decoder
     assert torch.equal(without.decode_tiny(z), without.decode(z))
 
@@ -116,7 +116,7 @@ def test_what_is_no_tiny_autoencoder_is_refused(wrong: str, cause: str, tmp_path
 
 def test_weights_have_the_type_of_the_prior(pipeline_folder: Path):
     save(pipeline_folder / "tiny_decoder")
-    prior = load(pipeline_folder, weights="bfloat16")
+    prior = load(pipeline_folder, weights="bfloat16", tiny_decoder="auto")
     z = torch.randn(1, *prior.latent_shape)
     assert {parameter.dtype for parameter in prior.tiny.parameters()} == {torch.bfloat16}
     assert prior.decode_tiny(z).dtype == z.dtype
@@ -124,17 +124,17 @@ def test_weights_have_the_type_of_the_prior(pipeline_folder: Path):
 
 def test_a_checkpoint_of_a_run_with_another_decoder_is_another_run(pipeline_folder: Path):
     save(pipeline_folder / "tiny_decoder")
-    prior = load(pipeline_folder)
+    prior = load(pipeline_folder, tiny_decoder="auto")
     changed = copy.deepcopy(prior)
     next(changed.tiny.parameters()).data.add_(0.1)
-    descriptions = {description(prior), description(changed), description(load(pipeline_folder, tiny_decoder=None))}
+    descriptions = {description(prior), description(changed), description(load(pipeline_folder))}
     assert len(descriptions) == 3
 
 
 @pytest.mark.parametrize("folder", sorted(PRIORS.glob("*/tiny_decoder")), ids=lambda folder: folder.parent.name)
 def test_an_embedded_tiny_decoder_is_small_fast_and_near_the_own_one(folder: Path):
     assert sum(file.stat().st_size for file in folder.glob("*.safetensors")) <= 1e6
-    prior = load(folder.parent, image_size=64)
+    prior = load(folder.parent, image_size=64, tiny_decoder="auto")
     assert prior.has_tiny_decoder
     names = ("000", "001", "002") if folder.parent.name == "faces" else ("astronaut", "chelsea", "coffee")
     kind = DATA / "faces/heldout" if folder.parent.name == "faces" else DATA / "photos"
