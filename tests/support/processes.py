@@ -36,6 +36,11 @@ class Group:
     def form_groups(self, parallel: str, batches: int) -> None:
         """There is one group."""
 
+    def broadcast(self, value: int | None) -> int | None:
+        values = [value]
+        distributed.broadcast_object_list(values)
+        return values[0]
+
     def sum(self, value: int) -> int:
         return int(self.shard.sum(torch.tensor(value)).item())
 
