@@ -309,10 +309,10 @@ def test_the_largest_batch_is_the_last_that_does_not_run_out_of_memory(
     fitting: int, tiny_prior, tiny_features, measurement: Measurement
 ) -> None:
     class Small(RLSD):
-        def decode(self, z: Tensor) -> Tensor:
+        def decode(self, z: Tensor, tiny: bool = False) -> Tensor:
             if len(z) > 2 * fitting:
                 raise torch.OutOfMemoryError("CUDA out of memory.")
-            return super().decode(z)
+            return super().decode(z, tiny)
 
     def module(measurements: Sequence[Measurement]) -> RLSD:
         return Small(tiny_prior, measurements, tiny_features, num_steps=2, num_particles=2)

@@ -23,8 +23,8 @@ def problem(*overrides: str) -> tuple[Tensor, GaussianMixture, GaussianMixturePr
     prior = instantiate(cfg.prior)
     measurement = instantiate(cfg.data)(prior.image_shape, instantiate(cfg.physics))[0]
     module = instantiate(cfg.method)(prior, measurement, instantiate(cfg.features))
-    quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "accelerator": "cpu"}
-    instantiate(cfg.trainer)(**quiet).fit(module)
+    quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
+    instantiate(cfg.trainer)(**quiet, accelerator="cpu", precision="32-true").fit(module)
     return module.reconstructions()[0], exact_posterior(prior, measurement), prior, measurement
 
 
