@@ -109,7 +109,7 @@ def reversed_levels() -> Tensor:
 def made(
     mixture: GaussianMixture, levels: Tensor, matrix: Tensor, noise_std: float, y: Tensor, draws: int
 ) -> MixtureProblem:
-    """The problem of a mixture and a measurement of shape (d_y,), with so many exact draws."""
+    """The problem of a mixture and a measurement of shape (d_y,), with this number of exact draws."""
     exact = copy.deepcopy(mixture).double().posterior(matrix.double(), y.double(), noise_std).float()
     physics = MatrixPhysics(matrix, noise_std)
     return MixtureProblem(MixturePrior(mixture, levels), physics, y[None], exact, exact.sample(draws))

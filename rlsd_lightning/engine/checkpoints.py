@@ -70,7 +70,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
 
 def put_aside(path: Path) -> None:
-    """Rename a checkpoint that can't be used, so that the next save does not make it the one in reserve."""
+    """Rename a checkpoint that can't be used, so that the next save does not keep it as the previous one."""
     if path.is_file():
         os.replace(path, path.with_name("unusable.ckpt"))
 

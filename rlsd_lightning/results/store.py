@@ -113,7 +113,7 @@ def load_run(folder: Path) -> list[SavedMeasurement]:
     folders = finished(folder)
     if not folders:
         what = "no finished measurement (*/metrics.json) is in it" if folder.is_dir() else "there is no such folder"
-        raise InputError(f"the folder of a run is expected, but for '{folder}' {what}; give what output_dir was")
+        raise InputError(f"the folder of a run is expected, but for '{folder}' {what}; give the run's output_dir")
     return [_load(measurement) for measurement in folders]
 
 

@@ -1,4 +1,4 @@
-"""Checkpoint files: replaced in one go, held against their checksums, and with one before in reserve."""
+"""Checkpoint files: atomic replacement, checksums, and the previous one as a backup."""
 
 import errno
 import logging

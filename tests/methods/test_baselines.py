@@ -1,4 +1,4 @@
-"""The methods that ours is held against, on Gaussians and mixtures, where their answers are known."""
+"""Baselines on Gaussians and mixtures, where the posterior is known."""
 
 import pytest
 import torch

@@ -24,7 +24,7 @@ def free_port() -> int:
 
 
 def work(rank: int, cases: list[dict], folder: Path) -> None:
-    """Takes part in every case that has so many processes."""
+    """Take part in every case with this number of processes."""
     for case in cases:
         if rank >= case["size"]:
             continue
