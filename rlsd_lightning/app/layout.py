@@ -8,12 +8,13 @@ from rlsd_lightning.app.choices import PAINTED, TASKS
 from rlsd_lightning.app.examples import EXAMPLES, PAINT
 from rlsd_lightning.app.pictures import CANVAS
 
-__all__ = ["CSS", "THEME", "Layout"]
+__all__ = ["CSS", "NOTHING_YET", "THEME", "Layout"]
 
 TITLE = """# Many reconstructions of one picture
 A damaged picture does not tell what it was. Each **particle** is a whole picture that agrees with what is left of it.
 **Repulsion** keeps the particles apart, so that together they show what is possible.
 """
+NOTHING_YET = '<div class="said">Particles appear here while they form.</div>'
 REPULSION = (
     "Pushes particles apart while they form. At 0 each is on its own, 1 is the default, more makes them differ more."
 )
@@ -100,13 +101,15 @@ class Layout:
                 info="Else it is damaged here first, and the results are compared with it.",
             )
             self.side = gr.Slider(64, 256, 96, step=32, label="Longest side in pixels", visible=False)
-            self.steps = gr.Slider(20, 200, 50, step=10, label="Steps", info="More are slower and better.")
+            self.steps = gr.Slider(
+                20, 200, 50, step=10, label="Steps", info="More are slower and better.", elem_id="steps"
+            )
             self.seed = gr.Number(0, label="Seed", precision=0, minimum=0, elem_id="seed")
         self.run = gr.Button("Reconstruct", variant="primary", elem_id="run")
 
     def _results(self) -> None:
         self.runs = gr.Radio(label="Your runs", visible=False, elem_id="runs")
-        self.status = gr.HTML(elem_id="status")
+        self.status = gr.HTML(NOTHING_YET, elem_id="status")
         with gr.Row(visible=False) as self.during:
             self.stop = gr.Button("Stop and keep", elem_id="stop")
             self.cancel = gr.Button("Cancel", elem_id="cancel")

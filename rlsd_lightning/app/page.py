@@ -10,7 +10,7 @@ from PIL import Image
 from rlsd_lightning.app import view
 from rlsd_lightning.app.choices import PAINTED, PHOTOS, PRIORS, TASKS, Choice, checkpoint_settings
 from rlsd_lightning.app.examples import EXAMPLES, Example
-from rlsd_lightning.app.layout import CSS, THEME, Layout
+from rlsd_lightning.app.layout import CSS, NOTHING_YET, THEME, Layout
 from rlsd_lightning.app.runs import Line, Solve, State
 from rlsd_lightning.app.tabs import Tab, Tabs
 from rlsd_lightning.errors import InputError
@@ -70,7 +70,8 @@ class Page:
         ui.upload.upload(self._upload, ui.upload, picture, **on)
         ui.task.change(self._change_task, ui.task, [ui.editor, ui.shown, ui.strength], **on)
         ui.prior.change(self._change_prior, ui.prior, [ui.checkpoint, ui.side], **on)
-        ui.run.click(self._ask, asked, results, trigger_mode="multiple", **on)
+        # one at a time: runs keep the order of the clicks
+        ui.run.click(self._ask, asked, results, trigger_mode="multiple", **on | {"concurrency_limit": 1})
         ui.timer.tick(self._look, outputs=results, **on)
         ui.runs.input(self._choose, ui.runs, results, **on)
         ui.which.input(self._compare, ui.which, ui.slider, **on)
@@ -95,7 +96,11 @@ class Page:
         except InputError as error:
             return [None, None, view.error_line(str(error))]
         layers = [example.layer(picture.size)] if example is not None and example.painted else []
-        return [{"background": picture, "layers": layers, "composite": None}, picture, ""]
+        return [
+            {"background": picture, "layers": layers, "composite": None},
+            picture,
+            gr.skip() if self._tab(request).runs else NOTHING_YET,
+        ]
 
     def _change_task(self, task: str) -> list[Any]:
         strength, paints = TASKS[task].strength, task == PAINTED

@@ -37,9 +37,9 @@ def status(run: Run, ahead: int) -> str:
     if run.state is State.FAILED:
         return error_line(run.said)
     share = run.step / run.steps if run.steps else 0.0
-    if run.state is State.WAITING:
+    if run.state is State.WAITING and ahead:
         text = f"Waiting for {ahead} run{'s' if ahead != 1 else ''} before this one"
-    elif run.state is State.RUNNING:
+    elif not run.has_ended:
         text = f"Step {run.step} of {run.steps}" if run.steps else "Getting ready"
     elif run.state is State.CANCELLED:
         text = "Cancelled"

@@ -106,10 +106,12 @@ class Solver:
         check_settings(cfg)
         return cfg
 
-    def _network(self, part: DictConfig) -> Any:
-        """The prior or features of a part of a configuration; the last used are kept."""
+    def _network(self, part: DictConfig | None) -> Any:
+        """The prior or features of a part of a configuration, None of no part; the last used are kept."""
         from hydra.utils import instantiate
 
+        if part is None:
+            return None
         key = OmegaConf.to_yaml(part, resolve=True)
         network = self._networks.pop(key, None) or instantiate(part)
         self._networks[key] = network  # the newest is last
@@ -191,11 +193,19 @@ def main(arguments: list[str] | None = None) -> int:
         handler.setLevel(logging.WARNING)  # what a run says is in its train.log
     for name in ("rlsd_lightning", "train"):
         logging.getLogger(name).setLevel(logging.DEBUG)
-    with tempfile.TemporaryDirectory(prefix="rlsd-app-") as root:
-        return _serve(given, Path(root))
+    try:
+        solver = Solver(given.settings)
+        with tempfile.TemporaryDirectory(prefix="rlsd-app-") as root:
+            return _serve(solver, Path(root), given.host, given.port)
+    except Exception as error:
+        said = explain(error)
+        if said is None:
+            raise
+        print(printable(f"error: {said[0]}"), file=sys.stderr)
+        return said[1]
 
 
-def _serve(given: argparse.Namespace, root: Path) -> int:
+def _serve(solver: Solver, root: Path, host: str, port: int) -> int:
     """Serve the page with a folder for all that it keeps; returns the exit code."""
     # before gradio is imported
     os.environ |= {"GRADIO_ANALYTICS_ENABLED": "False", "GRADIO_TEMP_DIR": str(root / "cache")}
@@ -205,16 +215,6 @@ def _serve(given: argparse.Namespace, root: Path) -> int:
     except ModuleNotFoundError as error:
         if error.name != "gradio":
             raise
-        print(
-            "error: the page needs gradio, which is not installed; pip install 'rlsd-lightning[app]'", file=sys.stderr
-        )
-        return 1
-    try:
-        serve(Solver(given.settings), root, given.host, given.port)
-    except Exception as error:
-        said = explain(error)
-        if said is None:
-            raise
-        print(printable(f"error: {said[0]}"), file=sys.stderr)
-        return said[1]
+        raise InputError("the page needs gradio, which is not installed: pip install 'rlsd-lightning[app]'") from error
+    serve(solver, root, host, port)
     return 0
