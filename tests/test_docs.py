@@ -17,7 +17,7 @@ from rlsd_lightning.cli.literal import as_typed
 PROJECT = Path(__file__).resolve().parents[1]
 PAGES = [PROJECT / "README.md", *sorted((PROJECT / "docs").glob("*.md"))]
 LINK = re.compile(r"\]\(([^)\s]+)\)")
-RUN = re.compile(r"^(?:rlsd|python train\.py|srun rlsd) (?!evaluate|study)(?:(?:calibrate|doctor)\b ?)?(.*)$")
+RUN = re.compile(r"^(?:rlsd|python train\.py|srun rlsd) (?!evaluate|study)(?:(?:app|calibrate|doctor)\b ?)?(.*)$")
 SHELL = re.compile(r"\$\w+|--\S+|FOLDER|RUN")
 """What only a shell or a reader fills in."""
 
