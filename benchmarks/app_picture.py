@@ -17,7 +17,7 @@ from PIL import Image
 
 from benchmarks.tensorboard_picture import free_port
 
-WINDOW = {"width": 1240, "height": 1060}
+WINDOW = {"width": 1100, "height": 1000}
 SECONDS = 900
 """Longest wait for the run."""
 START = "import sys; sys.argv[0] = 'rlsd'; from rlsd_lightning.cli.command import command; command()"
@@ -39,7 +39,7 @@ def shot(address: str) -> Image.Image:
         page.locator("#download").wait_for()
         page.locator("#slider img").last.wait_for()
         page.wait_for_timeout(5_000)
-        taken = Image.open(BytesIO(page.screenshot()))
+        taken = Image.open(BytesIO(page.screenshot(full_page=True)))
         browser.close()
     return taken.convert("RGB")
 

@@ -26,6 +26,7 @@ THEME = gr.themes.Default(
 )
 CSS = """
 .gradio-container { max-width: 1240px !important; margin: 0 auto !important; }
+@media (max-width: 600px) { .gradio-container .fillable { padding: 12px !important; } }
 .particles { display: grid; grid-template-columns: repeat(auto-fill, minmax(140px, 1fr)); gap: 12px; }
 .particles figure { margin: 0; }
 .particles img { width: 100%; border-radius: 6px; display: block; }
@@ -34,9 +35,12 @@ CSS = """
 .said.failed { background: var(--error-background-fill); color: var(--error-text-color); overflow-wrap: anywhere; }
 .bar { height: 5px; margin-top: 8px; border-radius: 3px; background: var(--border-color-primary); }
 .bar div { height: 100%; border-radius: 3px; background: var(--color-accent); transition: width 0.4s; }
-.figures { width: 100%; border: 0 !important; border-collapse: collapse; font-variant-numeric: tabular-nums; }
-.figures td { padding: 4px 2px !important; border: 0 !important; border-bottom: 1px solid var(--border-color-primary) !important; }
-.figures td:last-child { text-align: right; white-space: nowrap; }
+#figures table { width: 100%; border: 0 !important; border-collapse: collapse; font-variant-numeric: tabular-nums; }
+#figures td { padding: 4px 2px !important; border: 0 solid var(--border-color-primary) !important; }
+#figures td { border-bottom-width: 1px !important; }
+#figures td:last-child { text-align: right; white-space: nowrap; }
+#examples .grid-container { grid-template-columns: repeat(4, minmax(0, 1fr)) !important; }
+#examples .gallery-item, #examples button { min-width: 0 !important; width: 100% !important; }
 #examples .caption-label { font-size: 0.7em; }
 """
 
@@ -102,7 +106,7 @@ class Layout:
             )
             self.side = gr.Slider(64, 256, 96, step=32, label="Longest side in pixels", visible=False)
             self.steps = gr.Slider(
-                20, 200, 50, step=10, label="Steps", info="More are slower and better.", elem_id="steps"
+                20, 200, 40, step=10, label="Steps", info="More are slower and better.", elem_id="steps"
             )
             self.seed = gr.Number(0, label="Seed", precision=0, minimum=0, elem_id="seed")
         self.run = gr.Button("Reconstruct", variant="primary", elem_id="run")
