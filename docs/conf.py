@@ -86,7 +86,8 @@ SOURCE = re.compile(r"\[([^\]]+)\]\(\.\./(rlsd_lightning/[\w/]+)\.py\)")
 
 
 def link_sources(app: Sphinx, docname: str, source: list[str]) -> None:
-    """Lead links to a source file, as GitHub follows them, to the reference of that module."""
+    """Lead links to files outside docs/, as GitHub follows them, to the pages that are made from them."""
+    source[0] = source[0].replace("](../examples/gallery)", "](gallery/index.rst)")
     source[0] = SOURCE.sub(lambda found: f"{{py:mod}}`{found[1]} <{found[2].replace('/', '.')}>`", source[0])
 
 
