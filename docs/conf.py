@@ -3,6 +3,7 @@
 import logging
 import os
 import re
+import shutil
 import warnings
 from importlib import metadata
 from pathlib import Path
@@ -10,6 +11,9 @@ from pathlib import Path
 from sphinx.application import Sphinx
 
 PROJECT = Path(__file__).resolve().parents[1]
+EXAMPLES = PROJECT / "build" / "examples"
+shutil.rmtree(EXAMPLES, ignore_errors=True)  # a copy: examples write their results where they lie
+shutil.copytree(PROJECT / "examples" / "gallery", EXAMPLES)
 os.environ.setdefault("TQDM_DISABLE", "1")  # progress bars are for a terminal
 logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
 warnings.filterwarnings("ignore")
@@ -46,13 +50,12 @@ autodoc_typehints_format = "short"
 autodoc_preserve_defaults = True
 autodoc_class_signature = "mixed"
 add_module_names = False
-python_maximum_signature_line_length = 88
 napoleon_google_docstring = True
 napoleon_numpy_docstring = False
 napoleon_use_ivar = True
 
 sphinx_gallery_conf = {
-    "examples_dirs": "../examples/gallery",
+    "examples_dirs": str(EXAMPLES),
     "gallery_dirs": "gallery",
     "within_subsection_order": "FileNameSortKey",
     "image_scrapers": ("matplotlib",),
@@ -62,6 +65,7 @@ sphinx_gallery_conf = {
     "remove_config_comments": True,
     "download_all_examples": False,
     "show_signature": False,
+    "thumbnail_size": (400, 280),
     "write_computation_times": False,
     "first_notebook_cell": "%matplotlib inline",
 }

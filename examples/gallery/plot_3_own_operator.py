@@ -80,3 +80,5 @@ show(
     ["measurement", "of particle 0", "of particle 1"],
 )
 plt.show()
+
+# sphinx_gallery_thumbnail_number = 2

@@ -102,5 +102,14 @@ variance = prior.calibration.decoder_std**2 + 0.02**2
 residual = (y - physics.A(prior.mean[None])).flatten()[seen]
 exact = torch.linalg.solve(matrix.T @ matrix + variance * torch.eye(91), matrix.T @ residual)
 exact_mean = physics.mask[0] * y[0] + (1 - physics.mask[0]) * prior.decode(exact[None])[0]
-show([truth[0], exact_mean, result.mean], ["ground truth", "exact mean", "mean of 16"])
+show([prior.mean, exact_mean, result.mean, truth[0]], ["prior's mean", "exact mean", "mean of 16", "ground truth"])
+
+# %%
+# Distances to the exact mean in the hidden half, as root mean squares:
+
+hidden = physics.mask[0] == 0
+for name, image in {"prior's mean": prior.mean, "one particle": result.particles[0], "mean of 16": result.mean}.items():
+    print(f"{name:13} {(image - exact_mean)[hidden].square().mean().sqrt():.3f}")
 plt.show()
+
+# sphinx_gallery_thumbnail_number = 3

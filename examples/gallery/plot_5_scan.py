@@ -87,3 +87,5 @@ for axis in axes:
 #    rlsd task=mri data.measurement=kspace.npy physics.mask=measured.npy physics.coil_maps=maps.npy \
 #        physics.white=900 physics.sigma=0.0089
 plt.show()
+
+# sphinx_gallery_thumbnail_number = 2

@@ -81,7 +81,8 @@ for axis, (title, (particles, positions)) in zip(axes, runs.items(), strict=True
 # %%
 # How many particles end in each mode
 # -----------------------------------
-# The exact posterior has the same weight in each of the five modes.
+# The exact posterior has the same weight in each of the five modes. Repulsion balances the modes, but the particles are no exact samples:
+# some end between two modes.
 
 figure, axis = plt.subplots(figsize=(6, 3), layout="constrained")
 width = 0.27

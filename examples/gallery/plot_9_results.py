@@ -86,3 +86,5 @@ figure, axis = plt.subplots(figsize=(9, 7), layout="constrained")
 axis.imshow(plt.imread("run/005/filmstrip.png"))
 axis.axis("off")
 plt.show()
+
+# sphinx_gallery_thumbnail_number = 2
