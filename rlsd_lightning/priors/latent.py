@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
-from diffusers import DiffusionPipeline, ModelMixin
+from diffusers import DiffusionPipeline, ModelMixin, UNet2DConditionModel
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
@@ -47,7 +47,7 @@ class PipelinePrior(Prior):
     configuration. With a guidance scale :math:`g \ne 1` the network's output is :math:`o_- + g \, (o_+ - o_-)` for the
     negative prompt and the prompt. The text encoders are freed once the prompts are encoded.
 
-    Subclasses set ``pipeline`` (its class) and ``parts`` (its subfolders), and implement :meth:`conditions` and
+    Subclasses set ``pipeline`` (its class), ``parts`` (its subfolders) and ``network_class``, and implement :meth:`conditions` and
     :meth:`evaluate`.
 
     Args:
@@ -86,6 +86,7 @@ class PipelinePrior(Prior):
     pipeline: type[DiffusionPipeline]
     parts: tuple[str, ...]
     left_out: ClassVar[dict[str, Any]] = {}
+    network_class: type[ModelMixin] = UNet2DConditionModel
     packing = 1
     """Side of the squares of latents whose values are the channels of one token of the network."""
 
@@ -112,7 +113,7 @@ class PipelinePrior(Prior):
         if lora is not None:
             add_lora(loaded, lora, local_files_only)
         vae, network = self.autoencoder_of(loaded), self.denoiser_of(loaded)
-        check_conditions(network)
+        check_conditions(network, self.network_class)
         check_channels(network, vae, self.packing**2)
         stride, own_size = latent_stride(vae), self.own_size(loaded)
         unit = stride * self.packing * network.config.get("patch_size", 1)

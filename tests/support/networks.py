@@ -48,7 +48,7 @@ def tiny_vq_vae(**settings) -> VQModel:
         num_vq_embeddings=64,
         **{"scaling_factor": 0.5, **settings},
     )
-    vae.quantize.embedding.weight.data.normal_()
+    vae.quantize.embedding.weight.data.normal_(std=8)
     return vae
 
 

@@ -35,6 +35,7 @@ class FluxPrior(PipelinePrior):
 
     pipeline = FluxPipeline
     parts = ("scheduler", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2", "transformer", "vae")
+    network_class = FluxTransformer2DModel
     left_out: ClassVar = {"image_encoder": None, "feature_extractor": None}
     packing = 2
 

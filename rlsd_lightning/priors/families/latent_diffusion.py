@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from diffusers import LDMPipeline, ModelMixin, VQModel
+from diffusers import LDMPipeline, ModelMixin, UNet2DModel, VQModel
 from torch import Tensor
 
 from rlsd_lightning.priors.latent import PipelinePrior
@@ -36,6 +36,7 @@ class LatentDiffusionPrior(PipelinePrior):
 
     pipeline = LDMPipeline
     parts = ("scheduler", "unet", "vqvae")
+    network_class = UNet2DModel
 
     def __init__(
         self,
@@ -87,13 +88,13 @@ class LatentDiffusionPrior(PipelinePrior):
 def quantized(latents: Tensor, codebook: Tensor) -> Tensor:
     """The nearest vectors of a codebook, with the gradient of the identity.
 
-    In float32, as rounded distances would pick other vectors.
+    In float32 and without the expansion of the square: rounded distances would pick other vectors.
 
     Args:
         latents: With shape :math:`(N, C, h, w)`.
         codebook: With shape :math:`(K, C)`.
     """
     positions = latents.detach().float().movedim(1, -1)
-    nearest = torch.cdist(positions.flatten(0, -2), codebook).argmin(dim=1)
+    nearest = torch.cdist(positions.flatten(0, -2), codebook, compute_mode="donot_use_mm_for_euclid_dist").argmin(dim=1)
     vectors = codebook[nearest].view(positions.shape).movedim(-1, 1).to(latents)
     return latents + (vectors - latents).detach()

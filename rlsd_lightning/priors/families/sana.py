@@ -32,6 +32,7 @@ class SanaPrior(PipelinePrior):
 
     pipeline = SanaPipeline
     parts = ("scheduler", "text_encoder", "tokenizer", "transformer", "vae")
+    network_class = SanaTransformer2DModel
 
     def denoiser_of(self, pipeline: SanaPipeline) -> SanaTransformer2DModel:
         return pipeline.transformer

@@ -28,6 +28,7 @@ class StableDiffusion3Prior(PipelinePrior):
 
     pipeline = StableDiffusion3Pipeline
     parts = ("scheduler", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2", "transformer", "vae")
+    network_class = SD3Transformer2DModel
 
     def __init__(self, pretrained: str, t5: bool = False, **settings: Any) -> None:
         self.left_out = {} if t5 else {"text_encoder_3": None, "tokenizer_3": None}

@@ -85,12 +85,17 @@ def tile_size(tile: int | str | None, trained: int, unit: int, least: int) -> in
     return tile
 
 
-def check_conditions(network: nn.Module) -> None:
-    """Checks that a network wants no conditions that a run can't give.
+def check_conditions(network: nn.Module, kind: type[nn.Module]) -> None:
+    """Checks that a network is of its family's class, and wants no conditions that a run can't give.
 
     Raises:
-        InputError: If it is class-conditional, or conditioned on images.
+        InputError: If it is of another class, class-conditional, or conditioned on images.
     """
+    if not isinstance(network, kind):
+        raise InputError(
+            f"pretrained: a {kind.__name__} is expected, got {type(network).__name__}; choose the prior of its family, "
+            "which its model_index.json names"
+        )
     config = network.config
     if config.get("class_embed_type") is not None or config.get("num_class_embeds") is not None:
         raise InputError(
