@@ -4,7 +4,6 @@ import json
 import re
 import runpy
 import shlex
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -111,14 +110,3 @@ def test_the_python_example_runs(page: str, tmp_path: Path, monkeypatch):
     script.write_text(source.replace("truth=truth)", "truth=truth, num_steps=2, num_particles=2)"))
     runpy.run_path(str(script))
     assert (tmp_path / "out" / "metrics.json").is_file()
-
-
-def test_the_tables_are_those_of_the_figures(tmp_path: Path, monkeypatch):
-    monkeypatch.syspath_prepend(PROJECT / "benchmarks")
-    from tables import write_tables
-
-    page = tmp_path / "results.md"
-    page.write_text((PROJECT / "docs" / "results.md").read_text())
-    write_tables(page, json.loads((PROJECT / "docs" / "results.json").read_text()))
-    assert page.read_text() == (PROJECT / "docs" / "results.md").read_text()
-    sys.modules.pop("tables")
