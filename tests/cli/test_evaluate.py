@@ -317,7 +317,7 @@ def test_images_of_several_sizes_have_their_own_figures_but_none_of_the_set(
     assert found["psnr_mean"] != one_size["runs"]["run"]["figures"]["psnr_mean"]
     assert any(key.startswith("fid") for key in one_size["runs"]["run"]["figures"])
     assert not any(key.startswith(("fid", "kid")) for key in found)
-    assert [row["psnr_mean"] for row in both if row["run"] == "mixed"][0] == rows[0]["psnr_mean"]
+    assert next(row["psnr_mean"] for row in both if row["run"] == "mixed") == rows[0]["psnr_mean"]
 
 
 def test_a_measured_run_without_truth_is_scored_by_default_only(run: Path, tmp_path: Path, scored, capsys) -> None:
