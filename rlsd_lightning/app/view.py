@@ -85,7 +85,7 @@ def figures(run: Run) -> str:
         if known.get(name) is not None
     ]
     warnings = "".join(f"<li>{escape(text)}</li>" for text in dict.fromkeys(run.warnings))
-    return f'<table>{"".join(rows)}</table>' + (f"<ul>{warnings}</ul>" if warnings else "")
+    return f"<table>{''.join(rows)}</table>" + (f"<ul>{warnings}</ul>" if warnings else "")
 
 
 def compared(run: Run) -> list[str]:

@@ -39,6 +39,9 @@ FAMILIES = {
     "StableDiffusion3Pipeline": "sd3",
     "LatentConsistencyModelPipeline": "lcm",
     "DDPMPipeline": "pixel",
+    "FluxPipeline": "flux",
+    "LDMPipeline": "ldm",
+    "SanaPipeline": "sana",
 }
 """Priors by the class of their pipelines, beside Stable Diffusion 1 and 2."""
 KEPT_NETWORKS = 4
