@@ -11,6 +11,7 @@ from rlsd_lightning.resources import embedded
 
 __all__ = ["EXAMPLES", "PAINT", "Example"]
 
+HALF = (((0.0, 0.5), (1.0, 1.0)),)
 PAINT = (225, 29, 72, 255)
 """Colour of the brush."""
 
@@ -23,6 +24,7 @@ class Example(NamedTuple):
         picture: The file.
         task: Name of the task.
         prior: Name of the prior.
+        steps: Number of steps.
         painted: Boxes and strokes that are painted over, as points with shares of width and height.
     """
 
@@ -30,6 +32,7 @@ class Example(NamedTuple):
     picture: Path
     task: str
     prior: str
+    steps: int = 50
     painted: tuple[tuple[tuple[float, float], ...], ...] = ()
 
     def layer(self, size: tuple[int, int]) -> Image.Image:
@@ -46,14 +49,15 @@ class Example(NamedTuple):
 
 
 EXAMPLES = (
-    Example("half a face", embedded("faces/heldout/000.png"), PAINTED, FACES, (((0.0, 0.5), (1.0, 1.0)),)),
+    Example("half a face", embedded("faces/heldout/000.png"), PAINTED, FACES, painted=HALF),
     Example("a tiny face", embedded("faces/heldout/004.png"), "super_resolution", FACES),
     Example(
         "a scratch",
         embedded("photos/coffee.jpg"),
         PAINTED,
         PHOTOS,
-        (((0.1, 0.2), (0.35, 0.5), (0.6, 0.45), (0.9, 0.8)),),
+        steps=30,
+        painted=(((0.1, 0.2), (0.35, 0.5), (0.6, 0.45), (0.9, 0.8)),),
     ),
-    Example("a blur", embedded("photos/chelsea.jpg"), "gaussian_deblur", PHOTOS),
+    Example("a blur", embedded("photos/chelsea.jpg"), "gaussian_deblur", PHOTOS, steps=30),
 )

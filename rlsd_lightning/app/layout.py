@@ -35,7 +35,8 @@ CSS = """
 .said.failed { background: var(--error-background-fill); color: var(--error-text-color); overflow-wrap: anywhere; }
 .bar { height: 5px; margin-top: 8px; border-radius: 3px; background: var(--border-color-primary); }
 .bar div { height: 100%; border-radius: 3px; background: var(--color-accent); transition: width 0.4s; }
-#figures table { width: 100%; border: 0 !important; border-collapse: collapse; font-variant-numeric: tabular-nums; }
+#figures :is(table, tbody, tr) { border: 0 !important; }
+#figures table { width: 100%; border-collapse: collapse; font-variant-numeric: tabular-nums; }
 #figures td { padding: 4px 2px !important; border: 0 solid var(--border-color-primary) !important; }
 #figures td { border-bottom-width: 1px !important; }
 #figures td:last-child { text-align: right; white-space: nowrap; }
@@ -106,7 +107,7 @@ class Layout:
             )
             self.side = gr.Slider(64, 256, 96, step=32, label="Longest side in pixels", visible=False)
             self.steps = gr.Slider(
-                20, 200, 40, step=10, label="Steps", info="More are slower and better.", elem_id="steps"
+                20, 200, 50, step=10, label="Steps", info="More are slower and better.", elem_id="steps"
             )
             self.seed = gr.Number(0, label="Seed", precision=0, minimum=0, elem_id="seed")
         self.run = gr.Button("Reconstruct", variant="primary", elem_id="run")

@@ -66,7 +66,7 @@ class Page:
             *(ui.particles, ui.repulsion, ui.steps, ui.seed),
         ]
         self.blocks.load(self._load_first, outputs=picture, **on)
-        ui.examples.select(self._load_example, outputs=[*picture, ui.task, ui.prior], **on)
+        ui.examples.select(self._load_example, outputs=[*picture, ui.task, ui.prior, ui.steps], **on)
         ui.upload.upload(self._upload, ui.upload, picture, **on)
         ui.task.change(self._change_task, ui.task, [ui.editor, ui.shown, ui.strength], **on)
         ui.prior.change(self._change_prior, ui.prior, [ui.checkpoint, ui.side], **on)
@@ -84,7 +84,7 @@ class Page:
 
     def _load_example(self, event: gr.SelectData, request: gr.Request) -> list[Any]:
         example = EXAMPLES[event.index]
-        return [*self._show(request, example.picture, example), example.task, example.prior]
+        return [*self._show(request, example.picture, example), example.task, example.prior, example.steps]
 
     def _upload(self, file: str, request: gr.Request) -> list[Any]:
         return self._show(request, Path(file))

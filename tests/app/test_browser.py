@@ -24,7 +24,7 @@ pytestmark = [
     pytest.mark.skipif(browser_path() is None, reason="no Chromium on this machine: apt install chromium"),
     pytest.mark.xdist_group("browser"),
 ]
-SECONDS = 60
+SECONDS = 120
 """Longest wait for anything."""
 LOCAL = ("127.0.0.1", "localhost", "::1", "0.0.0.0")
 
