@@ -86,7 +86,7 @@ class Layout:
             canvas_size=(CANVAS, CANVAS),
             brush=gr.Brush(default_size=40, colors=["#{:02x}{:02x}{:02x}".format(*PAINT)], color_mode="fixed"),
             buttons=[],
-            height=460,
+            height=400,
             elem_id="editor",
         )
         self.shown = gr.Image(label="Picture", interactive=False, visible=False, buttons=[], height=400)

@@ -15,7 +15,7 @@ from rlsd_lightning.images import Reader
 
 __all__ = ["CANVAS", "as_url", "enlarged", "preview", "uncertainty_over", "write_mask", "zip_folder"]
 
-CANVAS = 448
+CANVAS = 320
 """Longest side of a picture that is painted on or compared, in pixels."""
 COARSE = 48
 """Pixels of a side below which enlarged pictures show their pixels."""
