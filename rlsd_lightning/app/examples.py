@@ -1,4 +1,4 @@
-"""Set-ups that work with the embedded priors, in about ten seconds on two idle cores."""
+"""Set-ups that work with the embedded priors, in some ten seconds."""
 
 from pathlib import Path
 from typing import NamedTuple

@@ -187,6 +187,7 @@ def test_a_cancelled_run_leaves_the_page_usable(page: "playwright.Page", tmp_pat
     playwright.expect(page.locator("#runs label")).to_have_count(2)
 
 
+@pytest.mark.slow
 def test_a_stopped_run_is_kept(page: "playwright.Page", tmp_path: Path):
     upload(page, picture_file(tmp_path))
     choose(page, "Remove noise")
