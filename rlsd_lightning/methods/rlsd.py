@@ -57,6 +57,7 @@ from rlsd_lightning.functional.losses import norms, square_norms
 from rlsd_lightning.functional.schedules import PRIOR_WEIGHTS, add_noise, cosine_decay, fresh_noise_share
 from rlsd_lightning.measurement import Measurement
 from rlsd_lightning.methods.base import ParticleModule
+from rlsd_lightning.methods.covering import Candidates
 from rlsd_lightning.methods.sampling import (
     coupling_term,
     descend,
@@ -70,7 +71,7 @@ from rlsd_lightning.methods.sampling import (
 )
 from rlsd_lightning.operators.likelihood import measured
 from rlsd_lightning.priors import Prior
-from rlsd_lightning.repulsion import DensityGradient, Repulsion
+from rlsd_lightning.repulsion import Repulsion
 
 __all__ = ["RLSD"]
 
@@ -103,6 +104,8 @@ class RLSD(ParticleModule):
         lr_z: Step size of Adam in the refinement, times the cosine decay over all steps.
         augmented: Whether the data act through :math:`x`; if not, on :math:`D(\hat z)` itself, by :math:`\|y - A D(\hat z)\|`, and by
             half the misfit in the refinement.
+        cover: From sample to cover, in [0, 1]: 0 draws each particle by itself; more spends steps on candidates that particles
+            continue (:mod:`~rlsd_lightning.methods.covering`).
         antithetic: See :class:`~rlsd_lightning.methods.base.ParticleModule`.
         common: See :class:`~rlsd_lightning.methods.base.ParticleModule`, also for the positional arguments.
 
@@ -127,6 +130,7 @@ class RLSD(ParticleModule):
         weighting: str = "log",
         lr_z: float = 0.5,
         augmented: bool = True,
+        cover: float = 0.0,
         antithetic: bool = True,
         **common: Any,
     ) -> None:
@@ -134,11 +138,12 @@ class RLSD(ParticleModule):
         require_at_least_zero(guidance_scale=guidance_scale, eta=eta, distillation_weight=distillation_weight)
         image_std = self.hparams.image_std
         require_positive(image_std=image_std, decoder_std=self.decoder_std, lr_z=lr_z)
-        require_share(refine_share=refine_share)
+        require_share(refine_share=refine_share, cover=cover)
         require_one_of(PRIOR_WEIGHTS, weighting=weighting)
         self.has_proximal_results = augmented
         self.automatic_optimization = False  # SGD in the loop, Adam in the refinement
         self.repulsion = Repulsion(self, gamma, gamma_mode, repulsion_until)
+        self.candidates_of = Candidates(self, cover)
         self.zeta = 100 * guidance_scale / self.num_steps * pull_factor(self.z[0].numel(), self.x[0].numel())
         # a warm start skips the first of all steps
         self.refine_from = max(0, round((1 - refine_share) * self.num_steps) - self.first_step)
@@ -152,21 +157,27 @@ class RLSD(ParticleModule):
     def training_step(self, batch: tuple[int, int], batch_idx: int) -> Tensor:
         """Follow the SDS denoising loss, the data fidelity (through x) and the kernel repulsion from t to s."""
         step, t, s = self.begin(batch, batch_idx)
+        s = None if self.candidates_of.end_with(step) else s
         if step >= self.refine_from:
             return self.refine(step, t)
+        zeta = self.zeta * self.candidates_of.stretch(step)
         z, e = self.z[self.rows], self.e[self.rows]
         z_t = add_noise(z, e, self.prior.alpha(t), self.prior.sigma(t)).detach().requires_grad_()
         z_hat, eps_hat = self.denoise(z_t, t)
         decoded = self.images(z_hat, step)  # D(z_hat)
 
         denoising = 0.5 * (z - z_hat.detach()).square().sum()  # SDS: its gradient is z - z_hat
-        coupling = self.coupling(decoded, t)  # zeta |x - D(z_hat)|, after the proximal step that sets x
-        gradient, repulsion = self.guidance(step, t, z_t, z_hat, decoded, coupling)  # G, gamma log sum k
+        coupling = self.coupling(decoded, t, zeta)  # zeta |x - D(z_hat)|, after the proximal step that sets x
+        gradient, repulsion = self.guidance(step, t, zeta, z_t, z_hat, decoded, coupling)  # G, gamma log sum k
         surrogate = torch.sum(self.over_alpha(gradient, step, s, decoded) * z)  # its gradient is G / alpha_s
 
         self.log_all(step, denoising=denoising, coupling=coupling.sum(), repulsion=repulsion.sum())
         moved = self.descend(denoising + surrogate)  # z <- z_hat - G / alpha_s
-        if s is not None:
+        if self.candidates_of.end_with(step):
+            self.e[self.rows] = self.candidates_of.follow(
+                step, self.x[self.rows] if self.hparams.augmented else decoded
+            )
+        elif s is not None:
             self.renew_noise(step, t, s, eps_hat, moved)
         return denoising + surrogate
 
@@ -186,7 +197,7 @@ class RLSD(ParticleModule):
         is_tenth = self.num_steps <= 2 * done < 2 * self.num_steps and done % max(1, self.num_steps // LOOKS) == 0
         return is_tenth or step + 1 == self.refine_from
 
-    def coupling(self, decoded: Tensor, t: int) -> Tensor:
+    def coupling(self, decoded: Tensor, t: int, zeta: float) -> Tensor:
         r"""Distances :math:`\zeta \|x - D(\hat z)\|` with shape (n,), after the proximal step that sets :math:`x`.
 
         Without the auxiliary variable they are :math:`\zeta \|y - A D(\hat z)\|`.
@@ -194,14 +205,14 @@ class RLSD(ParticleModule):
         if not self.hparams.augmented:
             self.show(decoded, decoded)
             residuals = [norms(each.y - measured(each.physics, images)) for each, images in self.each_here(decoded)]
-            return self.zeta * torch.cat(residuals) if residuals else decoded.new_zeros(0)
+            return zeta * torch.cat(residuals) if residuals else decoded.new_zeros(0)
         x = self.proximal_step(decoded, self.image_variances[t])
         self.x.data[self.rows] = x
         self.show(x, decoded)
-        return self.zeta * norms(x - decoded)
+        return zeta * norms(x - decoded)
 
     def guidance(
-        self, step: int, t: int, z_t: Tensor, z_hat: Tensor, decoded: Tensor, coupling: Tensor
+        self, step: int, t: int, zeta: float, z_t: Tensor, z_hat: Tensor, decoded: Tensor, coupling: Tensor
     ) -> tuple[Tensor, Tensor]:
         r"""The gradient :math:`G` in :math:`z_t`, and the repulsion's values with shape (n,).
 
@@ -215,25 +226,14 @@ class RLSD(ParticleModule):
         if len(z_t):
             (gradient,) = grad(coupling.sum(), decoded)
             if density is not None and not of_latents:
-                gradient, value = self.with_repulsion(gradient, density, t)
+                gradient, value = self.repulsion.added(gradient, density, t, zeta)
             (gradient,) = grad(decoded, z_hat, gradient)
             if density is not None and of_latents:
-                gradient, value = self.with_repulsion(gradient, density, t)
+                gradient, value = self.repulsion.added(gradient, density, t, zeta)
             (gradient,) = grad(z_hat, z_t, gradient)
         elif density is not None:
             self.repulsion_ratios.append(value.sum())
         return gradient, value
-
-    def with_repulsion(self, gradient: Tensor, density: DensityGradient, t: int) -> tuple[Tensor, Tensor]:
-        r"""The data gradient with :math:`\gamma_i \nabla \log q(\phi_i)` added, and the values :math:`\gamma_i \log q(\phi_i)`."""
-        norm, data_norm = square_norms(density.gradient).sqrt(), square_norms(gradient).sqrt()
-        data_norm = torch.where(data_norm > 0, data_norm, self.zeta)
-        gamma = self.repulsion.strength(norm, data_norm, self.prior.sigma(t), self.features.gamma_scale)
-        if not self.repulsion.relative:
-            gamma = self.zeta * gamma  # a relative one contains the step size already
-        ratio = torch.where(data_norm > 0, gamma * norm / data_norm, 0.0)  # 0 only if guidance_scale is
-        self.repulsion_ratios.append(ratio.sum().detach() / self.num_particles)
-        return gradient + gamma.view(-1, *[1] * (gradient.ndim - 1)) * density.gradient, gamma * density.value
 
     def over_alpha(self, gradient: Tensor, step: int, s: int | None, decoded: Tensor) -> Tensor:
         r""":math:`G / \alpha_s`; zero in the last of all steps, and before a timestep without signal.
