@@ -19,6 +19,7 @@ References:
 import torch
 from torch import Tensor
 
+from rlsd_lightning.errors import InputError
 from rlsd_lightning.functional.schedules import ddim_timesteps
 from rlsd_lightning.functional.sets.clustering import k_medoids
 from rlsd_lightning.methods.base import ParticleModule
@@ -27,8 +28,8 @@ __all__ = ["Candidates", "cells"]
 
 ROUNDS = 4
 """Candidates of each particle."""
-LARGEST_SHARE = 0.4
-"""Share of all steps that draw candidates if ``cover`` is 1."""
+MANY = 64
+"""Most particles among whose candidates k-medoids chooses."""
 
 
 class Candidates:
@@ -37,13 +38,21 @@ class Candidates:
     Args:
         particles: The method. Its buffers ``candidates``, with shape (M N, rounds, C, H, W), and ``cell_shares``, with shape
             (M N,), are set here, so that checkpoints hold them.
-        cover: 0: no candidates; 1: :data:`LARGEST_SHARE` of the steps. A start from an earlier item of a sequence has none.
+        cover: Share of the loop's steps that draw candidates, in [0, 1]. A start from an earlier item of a sequence has none.
+        loop: The loop's steps.
+
+    Raises:
+        InputError: If the choice among the candidates of that many particles would take too long.
     """
 
-    def __init__(self, particles: ParticleModule, cover: float) -> None:
+    def __init__(self, particles: ParticleModule, cover: float, loop: int) -> None:
         self.particles = particles
-        self.length = 0 if particles.first_step else int(LARGEST_SHARE * cover * particles.num_steps / ROUNDS + 1e-9)
+        self.length = 0 if particles.first_step else int(cover * loop / ROUNDS + 1e-9)
         self.steps = ROUNDS * self.length
+        if self.length and particles.num_particles > MANY:
+            raise InputError(
+                f"cover must be 0 for more than {MANY} particles, got {cover} for {particles.num_particles}"
+            )
         if self.length:
             prior = particles.prior
             short = ddim_timesteps(

@@ -59,6 +59,7 @@ from rlsd_lightning.measurement import Measurement
 from rlsd_lightning.methods.base import ParticleModule
 from rlsd_lightning.methods.covering import Candidates
 from rlsd_lightning.methods.sampling import (
+    away_from_images,
     coupling_term,
     descend,
     distillation_term,
@@ -143,10 +144,10 @@ class RLSD(ParticleModule):
         self.has_proximal_results = augmented
         self.automatic_optimization = False  # SGD in the loop, Adam in the refinement
         self.repulsion = Repulsion(self, gamma, gamma_mode, repulsion_until)
-        self.candidates_of = Candidates(self, cover)
         self.zeta = 100 * guidance_scale / self.num_steps * pull_factor(self.z[0].numel(), self.x[0].numel())
         # a warm start skips the first of all steps
         self.refine_from = max(0, round((1 - refine_share) * self.num_steps) - self.first_step)
+        self.candidates_of = Candidates(self, cover, self.refine_from)
         t = self.timesteps[0]
         alpha, sigma = prior.alpha(t).cpu(), prior.sigma(t).cpu()
         self.image_variances = image_variances(prior, image_std, self.decoder_std)
@@ -193,9 +194,19 @@ class RLSD(ParticleModule):
 
     def looks(self, step: int) -> bool:
         """Whether a step decodes with the own decoder too: the end of every tenth from the middle on, and of the loop."""
+        if step < self.candidates_of.steps:
+            return False
         done = self.first_step + step + 1
         is_tenth = self.num_steps <= 2 * done < 2 * self.num_steps and done % max(1, self.num_steps // LOOKS) == 0
         return is_tenth or step + 1 == self.refine_from
+
+    @torch.no_grad()
+    def start_again(self, step: int, images: Tensor) -> None:
+        """Set the noise, and after the last of the short runs the latents, for what follows on a short run of candidates."""
+        self.e[self.rows] = self.candidates_of.follow(step, images).to(self.e)
+        if self.prior.has_tiny_decoder and step + 1 == self.candidates_of.steps:
+            z = self.z[self.rows]
+            self.correction[self.rows] = self.decode(z) - self.decode(z, tiny=True)
 
     def coupling(self, decoded: Tensor, t: int, zeta: float) -> Tensor:
         r"""Distances :math:`\zeta \|x - D(\hat z)\|` with shape (n,), after the proximal step that sets :math:`x`.
@@ -242,19 +253,11 @@ class RLSD(ParticleModule):
         up for it.
         """
         if s is not None and step + 1 == self.refine_from and self.hparams.augmented:
-            return self.away_from_images(decoded.detach())
+            return away_from_images(self, decoded.detach())
         if s is None or step + 1 == self.refine_from:
             return torch.zeros_like(gradient)
         alpha = self.prior.alpha(s)
         return torch.where(alpha > 0, gradient / alpha, 0.0)
-
-    @torch.no_grad()
-    def away_from_images(self, decoded: Tensor) -> Tensor:
-        r"""The latents :math:`E(D(\hat z)) - E(x)`; encoded as a difference, as the autoencoder's error is in both."""
-        if not len(decoded):
-            return self.z[self.rows]
-        x = self.x[self.rows]
-        return self.chunked(self.prior.encode, decoded) - self.chunked(self.prior.encode, x)
 
     @torch.no_grad()
     def renew_noise(self, step: int, t: int, s: int, eps_hat: Tensor, moved: Tensor) -> None:

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from examples.face_prior.faces import attribute_labels
 from hydra import compose, initialize_config_dir
 from torch import Tensor
 
+from examples.face_prior.faces import attribute_labels
 from rlsd_lightning import embedded
 from rlsd_lightning.errors import InputError
 from rlsd_lightning.evaluation.attributes import ATTRIBUTES, SHARES
