@@ -67,6 +67,12 @@ class Candidates:
         """Ratio of the usual number of steps to that of the run that a step belongs to."""
         return self.particles.num_steps / self.length if step < self.steps else 1.0
 
+    def usual(self, step: int) -> int:
+        """The step of a run without candidates that reaches the noise level that a step reaches."""
+        if step < self.steps:
+            return (step % self.length + 1) * self.particles.num_steps // self.length - 1
+        return step
+
     def end_with(self, step: int) -> bool:
         """Whether a short run ends with a step."""
         return step < self.steps and (step + 1) % self.length == 0
@@ -108,10 +114,10 @@ def cells(images: Tensor, count: int) -> tuple[Tensor, Tensor]:
     Returns:
         With shapes (count, C, H, W) and (count,), the largest cell first.
     """
-    points = images.clamp(-1, 1).flatten(1).double()
+    points = images.flatten(1).double()
     _, labels = k_medoids(torch.cdist(points, points).square(), count)
     labels = labels.to(images.device)
     members = torch.nn.functional.one_hot(labels, count).T.to(images)
     shares = members.sum(dim=1) / len(images)
-    means = members @ images.clamp(-1, 1).flatten(1) / members.sum(dim=1, keepdim=True)
+    means = members @ images.flatten(1) / members.sum(dim=1, keepdim=True)
     return means.unflatten(1, images.shape[1:]), shares

@@ -194,9 +194,7 @@ class RLSD(ParticleModule):
 
     def looks(self, step: int) -> bool:
         """Whether a step decodes with the own decoder too: the end of every tenth from the middle on, and of the loop."""
-        if step < self.candidates_of.steps:
-            return False
-        done = self.first_step + step + 1
+        done = self.first_step + self.candidates_of.usual(step) + 1
         is_tenth = self.num_steps <= 2 * done < 2 * self.num_steps and done % max(1, self.num_steps // LOOKS) == 0
         return is_tenth or step + 1 == self.refine_from
 
@@ -204,9 +202,9 @@ class RLSD(ParticleModule):
     def start_again(self, step: int, images: Tensor) -> None:
         """Set the noise, and after the last of the short runs the latents, for what follows on a short run of candidates."""
         self.e[self.rows] = self.candidates_of.follow(step, images).to(self.e)
-        if self.prior.has_tiny_decoder and step + 1 == self.candidates_of.steps:
-            z = self.z[self.rows]
-            self.correction[self.rows] = self.decode(z) - self.decode(z, tiny=True)
+        if self.prior.has_tiny_decoder:
+            z, ends = self.z[self.rows], step + 1 == self.candidates_of.steps
+            self.correction[self.rows] = self.decode(z) - self.decode(z, tiny=True) if ends else 0
 
     def coupling(self, decoded: Tensor, t: int, zeta: float) -> Tensor:
         r"""Distances :math:`\zeta \|x - D(\hat z)\|` with shape (n,), after the proximal step that sets :math:`x`.
@@ -230,7 +228,7 @@ class RLSD(ParticleModule):
         By the chain rule, from the image to the clean to the noisy latent; the repulsion's gradient is added at the image, or
         at :math:`\hat z` if its features are those of latents.
         """
-        repels = self.repulsion.acts(step)
+        repels = self.repulsion.acts(self.candidates_of.usual(step))
         # a collective call: processes without particles make it too
         density = self.repulsion.gradient(z_hat, decoded) if repels else None
         gradient, value, of_latents = torch.zeros_like(z_t), coupling.new_zeros(len(z_t)), self.features.of_latents
@@ -289,7 +287,7 @@ class RLSD(ParticleModule):
     def log_all(self, step: int, **terms: Tensor) -> None:
         """Log the values of all terms of the loop and of the refinement, zero where they don't act."""
         zero = self.z.new_zeros(())
-        repels = self.repulsion.acts(step) and "repulsion" in terms
+        repels = self.repulsion.acts(self.candidates_of.usual(step)) and "repulsion" in terms
         figures = {"repulsion_ratio": self.repulsion_ratios[-1] if repels else zero}
         if self.prior.has_tiny_decoder:  # the distance of both decoders' images at the last look
             distances = square_norms(self.correction[self.rows]).div(self.x[0].numel()).sqrt()
