@@ -11,7 +11,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from support.problems import make
 from support.steps import take_step
 
-from rlsd_lightning import RLSD, LatentFeatures
+from rlsd_lightning import RLSD, LatentFeatures, solve
 from rlsd_lightning.errors import InputError
 from rlsd_lightning.methods.covering import cells
 from rlsd_lightning.results.density import exact_posterior
@@ -70,7 +70,7 @@ def test_a_short_run_starts_from_noise_and_the_refinement_from_the_cells(prior):
 
 
 def test_more_particles_than_the_choice_can_take_are_refused(prior):
-    with pytest.raises(InputError, match="cover must be 0 for more than 64 particles, got 1.0 for 65"):
+    with pytest.raises(InputError, match="cover must be 0 for more than 64 particles, got"):
         make(prior, num_particles=65, cover=1.0)
 
 
@@ -108,3 +108,21 @@ def test_a_covering_set_reaches_more_modes():
         return found
 
     assert modes(1.0) >= 14 > modes(0.0)  # of 5 modes by 3 seeds; independent draws reach 3.4 of 5 in the mean
+
+
+@pytest.mark.parametrize(("cover", "known"), [(0.0, False), (1.0, True)])
+def test_results_say_what_share_of_the_candidates_a_particle_stands_for(tiny_prior, measurement, cover, known):
+    result = solve(
+        measurement.y,
+        measurement.physics,
+        tiny_prior,
+        num_particles=2,
+        num_steps=10,
+        cover=cover,
+        trainer=QUIET,
+    )
+    assert ("cell_shares" in result.metrics) is known
+    if known:
+        shares = result.metrics["cell_shares"]
+        assert sum(shares) == pytest.approx(1) and shares == sorted(shares, reverse=True)
+        assert all(8 * share == pytest.approx(round(8 * share)) for share in shares)
