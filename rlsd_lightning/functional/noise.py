@@ -23,9 +23,10 @@ STREAMS = {
     "langevin": 6,
     "decoder_error": 7,
     "trial_noise": 8,
+    "checks": 9,
 }
 """Purposes of draws: initial latents and auxiliaries, a step's noise, resampling, the last step's noise on latents and on
-measurements, Langevin steps, simulated decoder errors, noise of simulated measurements."""
+measurements, Langevin steps, simulated decoder errors, noise of simulated measurements, draws of the checks."""
 
 
 def measurement_key(name: str) -> int:

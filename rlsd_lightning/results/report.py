@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from datetime import datetime
 from importlib.resources import files
 from pathlib import Path
+from statistics import median
 
 import jinja2
 
@@ -30,6 +31,26 @@ def _representatives(row: dict) -> str:
     """A sentence on a measurement's representatives; empty for few particles."""
     each = [f"particle {one['particle']} ({one['share']:.0%})" for one in row.get("representatives") or ()]
     return f"Representatives and the share of all particles nearest to each: {', '.join(each)}." if each else ""
+
+
+def _checks(rows: Sequence[dict]) -> list[dict]:
+    """A line for each check: its median over the measurements, its range, and where it failed."""
+    lines = []
+    every = [(row["name"], check) for row in rows for check in row.get("checks") or ()]
+    for name in dict.fromkeys(check["name"] for _, check in every):
+        found = [(of, check) for of, check in every if check["name"] == name]
+        first = found[0][1]
+        known = {
+            key: [check[key] for _, check in found if check[key] is not None]
+            for key in ("value", "p_value", "reference")
+        }
+        middle = {key: median(values) if values else None for key, values in known.items()}
+        low = "" if first["low"] is None else f"{first['low']:g} to "
+        lines.append(
+            {**first, **middle, "range": f"{low}{first['high']:g}", "count": len(found)}
+            | {"failed": [of for of, check in found if not check["passed"]]}
+        )
+    return lines
 
 
 def write_report(folder: Path, rows: Sequence[dict], failures: Sequence[dict[str, str]] = ()) -> Path:
@@ -59,11 +80,12 @@ def write_report(folder: Path, rows: Sequence[dict], failures: Sequence[dict[str
         failures=failures,
         means=mean_figures(rows),
         warnings=[(row["name"], sentence) for row in rows for sentence in row.get("warnings") or ()],
+        checks=_checks(rows),
         pictures=[
             (
                 row["name"],
                 _representatives(row),
-                *(_picture(folder / row["name"] / file) for file in ("grid.png", "filmstrip.png")),
+                *(_picture(folder / row["name"] / file) for file in ("grid.png", "directions.png", "filmstrip.png")),
             )
             for row in rows[:MAX_PICTURES]
         ],
