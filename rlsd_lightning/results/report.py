@@ -33,6 +33,12 @@ def _representatives(row: dict) -> str:
     return f"Representatives and the share of all particles nearest to each: {', '.join(each)}." if each else ""
 
 
+def _range(low: float | None, high: float | None) -> str:
+    if low is None or high is None:
+        return f"up to {high:g}" if low is None else f"{low:g} or more"
+    return f"{low:g} to {high:g}"
+
+
 def _checks(rows: Sequence[dict]) -> list[dict]:
     """A line for each check: its median over the measurements, its range, and where it failed."""
     lines = []
@@ -45,9 +51,8 @@ def _checks(rows: Sequence[dict]) -> list[dict]:
             for key in ("value", "p_value", "reference")
         }
         middle = {key: median(values) if values else None for key, values in known.items()}
-        low = "" if first["low"] is None else f"{first['low']:g} to "
         lines.append(
-            {**first, **middle, "range": f"{low}{first['high']:g}", "count": len(found)}
+            {**first, **middle, "range": _range(first["low"], first["high"]), "count": len(found)}
             | {"failed": [of for of, check in found if not check["passed"]]}
         )
     return lines

@@ -17,7 +17,7 @@ from rlsd_lightning.errors import first_line
 from rlsd_lightning.evaluation.causes import cause_warnings
 from rlsd_lightning.evaluation.checks import truth_free_checks
 from rlsd_lightning.evaluation.familiarity import unknown_picture
-from rlsd_lightning.evaluation.health import health_metrics, health_warnings
+from rlsd_lightning.evaluation.health import HealthMetrics, health_metrics, health_warnings
 from rlsd_lightning.evaluation.scores import Solved, aligned, score
 from rlsd_lightning.features import load_lpips
 from rlsd_lightning.methods.base import ParticleModule
@@ -114,12 +114,14 @@ class Results(Callback):
         mine = torch.tensor(self._seconds(), dtype=torch.float64)
         return module.shard.sum(mine).item() / module.shard.size
 
-    def checked(self, module: ParticleModule, solved: Solved) -> list[dict[str, Any]]:
+    def checked(
+        self, module: ParticleModule, solved: Solved, health: HealthMetrics | None = None
+    ) -> list[dict[str, Any]]:
         """Checks that need no truth, as metrics.json has them; none, and a warning, if memory or an operator forbids."""
         if not self.checks:
             return []
         try:
-            return [check._asdict() for check in truth_free_checks(module, solved)]
+            return [check._asdict() for check in truth_free_checks(module, solved, health, self.prior_diversity)]
         except Exception as error:  # noqa: BLE001  an operator may refuse a batch, or memory run out
             reason = f"{type(error).__name__}: {first_line(error)}"
             log.warning("%s: the checks without a truth are left out (%s)", solved.measurement.name, reason)
@@ -203,7 +205,7 @@ class ImageResults(Results):
             log.warning("%s: %s", measurement.name, sentence)
         figures = score(solved, compared, load_lpips())
         figures |= {"decoder_error": None if shared is None else shared.std, "warnings": of_prior + warnings}
-        figures["checks"] = self.checked(module, solved)
+        figures["checks"] = self.checked(module, solved, metrics)
         moments = self._moments.get(measurement.name, [])
         return image_result(solved, None if shared is None else shared.variance, figures, moments=moments)
 

@@ -9,6 +9,12 @@ from rlsd_lightning.evaluation.checks.draws import Draws
 from rlsd_lightning.evaluation.checks.predictive import predictive_check
 from rlsd_lightning.evaluation.checks.stein import stein_check
 from rlsd_lightning.evaluation.checks.whiteness import Whiteness, twice_median
+from rlsd_lightning.evaluation.health import (
+    MIN_NULL_SPACE_ENERGY,
+    MIN_NULL_SPACE_SPREAD,
+    HealthMetrics,
+    has_collapsed,
+)
 from rlsd_lightning.evaluation.scores import Solved
 from rlsd_lightning.functional.losses import at_least_float32
 from rlsd_lightning.methods.base import ParticleModule
@@ -45,8 +51,9 @@ class Check(NamedTuple):
         looked_at: What it looked at, in a few words.
         value: The number that was found.
         low: Lowest number of a right run; None: no limit.
-        high: Highest number of a right run.
-        passed: Verdict. A residual's check fails only if its p-value is small too.
+        high: Highest number of a right run; None: no limit.
+        passed: Verdict. A residual's check fails only if its p-value is below 0.001 too, the spread's only if the
+            particles' diversity is that of a collapse too.
         p_value: Probability of such a number in a right run, if known.
         reference: The number of independent prior noise, if known.
     """
@@ -55,16 +62,24 @@ class Check(NamedTuple):
     looked_at: str
     value: float
     low: float | None
-    high: float
+    high: float | None
     passed: bool
     p_value: float | None = None
     reference: float | None = None
 
 
-def truth_free_checks(module: ParticleModule, solved: Solved) -> list[Check]:
-    """All checks that apply to one measurement's particles; empty if no noise of the measurement is known.
+def truth_free_checks(
+    module: ParticleModule, solved: Solved, health: HealthMetrics | None = None, prior_diversity: float | None = None
+) -> list[Check]:
+    """All checks that apply to one measurement's particles.
 
     The Stein check evaluates the networks twice a particle, forward and backward: two steps of the default.
+
+    Args:
+        module: Method.
+        solved: The measurement and its particles.
+        health: Their health metrics, for the check of a collapse.
+        prior_diversity: Diversity of the prior's samples, if known.
     """
     found = predictive_check(module, solved)
     checks = [] if found is None else _of_residuals(found)
@@ -80,7 +95,17 @@ def truth_free_checks(module: ParticleModule, solved: Solved) -> list[Check]:
         looked_at = "spread of the latents by that score; more than 1: too wide"
         inside = SPREAD[0] <= stein.spread <= SPREAD[1]
         checks.append(Check("stein_spread", looked_at, stein.spread, *SPREAD, inside))
-    return checks
+    return checks + ([] if health is None else _of_collapse(health, prior_diversity))
+
+
+def _of_collapse(health: HealthMetrics, prior_diversity: float | None) -> list[Check]:
+    """The particles' spread in the null space; no check where there is none to speak of."""
+    spread = health.null_space_spread
+    if spread is None or health.null_space_energy <= MIN_NULL_SPACE_ENERGY:
+        return []
+    looked_at = "spread of the particles in the operator's null space, over the mean image's RMS there"
+    passed = not has_collapsed(health, prior_diversity)
+    return [Check("null_space_spread", looked_at, spread, MIN_NULL_SPACE_SPREAD, None, passed)]
 
 
 def _limited(name: str, looked_at: str, value: float, high: float) -> Check:
