@@ -105,6 +105,8 @@ def main(arguments: list[str] | None = None) -> int:
             check_alike(args.calibration, run)
         found = calibrate_run(args.calibration, args.level)
         print(f"factor {found.factor:.4g}, kept in {args.calibration / FILE}\n{found.guarantee}")
+        if found.left_out is not None:
+            print(f"mean coverage of an image by a calibration on the others: {found.left_out:.1%}")
         for run in args.runs:
             count, width, coverage = give_intervals(run, found)
             known = "" if coverage is None else f", mean coverage {coverage:.1%}"

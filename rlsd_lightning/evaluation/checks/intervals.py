@@ -5,6 +5,7 @@ The nominal interval is :math:`m \pm h` with the particles' mean :math:`m` and t
 it wider or narrower.
 """
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -15,7 +16,7 @@ from rlsd_lightning.errors import InputError
 from rlsd_lightning.functional.calibration import half_widths, risk_controlled_factor
 from rlsd_lightning.measurement import SavedMeasurement
 
-__all__ = ["Conformal", "Interval", "calibrated", "interval"]
+__all__ = ["Conformal", "Interval", "calibrated", "fewest", "interval"]
 
 ROUNDING = 1 / 255
 """Largest rounding error of an 8-bit truth in [-1, 1]; intervals are never narrower."""
@@ -29,12 +30,15 @@ class Conformal(NamedTuple):
         level: Expected coverage that is guaranteed, in (0, 1).
         images: Number of images of the calibration.
         region: ``unobserved`` or ``all``: the values that the guarantee is for.
+        left_out: Mean coverage of each image by a calibration on the others: what a further image can expect. None for too
+            few images.
     """
 
     factor: float
     level: float
     images: int
     region: str
+    left_out: float | None = None
 
     @property
     def guarantee(self) -> str:
@@ -73,16 +77,32 @@ def calibrated(saved: Sequence[SavedMeasurement], level: float = 0.9) -> Conform
     unknown = [one.name for one in saved if one.truth is None]
     if unknown:
         raise InputError(f"the truth of every measurement is expected, but '{unknown[0]}' has none")
-    ratios = []
-    for one in saved:
-        mean, half = _mean_and_half(one, level)
-        region = _region(one)
-        ratios.append((((one.truth[0] - mean).abs() - ROUNDING).clamp_min(0) / half)[region])
-    factor = risk_controlled_factor(ratios, level)
+    every = [_ratios(one, level) for one in saved]
+    factor = risk_controlled_factor(every, level)
     if factor == float("inf"):
-        least = round(level / (1 - level) + 0.499)
-        raise InputError(f"a level of {level:g} takes {least} images at least, got {len(saved)}")
-    return Conformal(factor, level, len(saved), "all" if saved[0].observed is None else "unobserved")
+        raise InputError(f"a level of {level:g} takes {fewest(level)} images at least, got {len(saved)}")
+    region = "all" if saved[0].observed is None else "unobserved"
+    return Conformal(factor, level, len(saved), region, _left_out(every, level))
+
+
+def fewest(level: float) -> int:
+    """Least number of images that a calibration takes."""
+    return math.ceil(level / (1 - level) - 1e-9)
+
+
+def _ratios(one: SavedMeasurement, level: float) -> Tensor:
+    """Distances of the truth's values from the mean over the half widths, in the region."""
+    mean, half = _mean_and_half(one, level)
+    return (((one.truth[0] - mean).abs() - ROUNDING).clamp_min(0) / half)[_region(one)]
+
+
+def _left_out(every: list[Tensor], level: float) -> float | None:
+    """Mean share of each image's values in intervals that were calibrated on the other images."""
+    if len(every) <= fewest(level):
+        return None
+    factors = [risk_controlled_factor(every[:index] + every[index + 1 :], level) for index in range(len(every))]
+    shares = [(own <= factor).double().mean().item() for own, factor in zip(every, factors, strict=True)]
+    return sum(shares) / len(shares)
 
 
 def interval(one: SavedMeasurement, conformal: Conformal) -> Interval:
