@@ -69,8 +69,10 @@ def write_report(folder: Path, rows: Sequence[dict], failures: Sequence[dict[str
     Returns:
         Path of the page.
     """
-    # lists, such as warnings, have their own place
-    known = [key for row in rows for key, value in row.items() if value is not None and not isinstance(value, list)]
+    # lists and sentences, such as warnings, have their own place
+    known = [
+        key for row in rows for key, value in row.items() if value is not None and not isinstance(value, list | str)
+    ]
     columns = [key for key in dict.fromkeys(known) if key != "name"]
     template = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string(
         files("rlsd_lightning.results").joinpath("report.html.jinja").read_text(encoding="utf-8")
@@ -86,6 +88,7 @@ def write_report(folder: Path, rows: Sequence[dict], failures: Sequence[dict[str
         means=mean_figures(rows),
         warnings=[(row["name"], sentence) for row in rows for sentence in row.get("warnings") or ()],
         checks=_checks(rows),
+        guarantees=list(dict.fromkeys(row["guarantee"] for row in rows if "guarantee" in row)),
         pictures=[
             (
                 row["name"],

@@ -86,7 +86,7 @@ def check_alike(calibration: Path, run: Path) -> None:
     differing = [name for name in ALIKE if first[name] != second[name]]
     if differing:
         raise InputError(
-            f"'{run}' must have the settings of the calibration '{calibration}', but {', '.join(differing)} differ; "
+            f"'{run}' must have the settings of the calibration '{calibration}', but {', '.join(differing)} differ{'s' if len(differing) == 1 else ''}; "
             "calibrate on a run with the same settings"
         )
 

@@ -21,7 +21,8 @@ variance :math:`v`:
     x = \arg\min_x \mathrm{misfit}(A(x), y) + \mu \, \mathrm{mean}((x - D)^2).
 
 By the envelope theorem the second part is the gradient of the likelihood with :math:`x` integrated out, for linear
-operators and Gaussian noise.
+operators and Gaussian noise, if the denoised latents are exact. Copies of one right particle have about the discrepancy of
+a right set: scores near particles do not know of modes that no particle is in.
 
 References:
     | A Kernelized Stein Discrepancy for Goodness-of-fit Tests (Liu et al., 2016)
