@@ -1,22 +1,11 @@
-"""All figures and the picture of the section "Photographs" of docs/results.md, with prior=photos.
+"""The photograph table and picture of docs/results.md, with prior=photos."""
 
-python -m examples.photo_prior.photographs --out build/photographs     # once: others, to choose total variation's weights
-python benchmarks/photographs.py                                       # everything that is missing, then the page
-python benchmarks/photographs.py --size 128 --tasks denoise "super-resolution x4" --forms default tv
-
-Each run of a method is a command of train.py in its own folder below --out, on a GPU if there is one. What is finished is
-not made again, photograph by photograph. docs/photographs.json keeps the figures of each photograph.
-"""
-
-import argparse
 import json
-import os
-import sys
+from argparse import Namespace
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import cache, partial
-from importlib.metadata import version
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -24,9 +13,8 @@ import torch
 from deepinv.physics import Physics
 from PIL import Image, ImageDraw
 from references import best_weight, bicubic, total_variation
-from results import PAGE, PROJECT, Run, checksum, rows_of
+from runs import PROJECT, Run, rows_of, run_folder, threads
 from safetensors.torch import load_file
-from tables import PHOTOGRAPHS, write_tables
 from torch import Tensor, nn
 
 from rlsd_lightning import operators
@@ -40,7 +28,8 @@ from rlsd_lightning.results.store import load_run
 
 PRIOR = PROJECT / "data" / "priors" / "photos"
 PHOTOS = PROJECT / "data" / "photos"
-FIGURES, PICTURE = PROJECT / "docs" / "photographs.json", PROJECT / "docs" / "photographs.jpg"
+PICTURE = PROJECT / "docs" / "photographs.jpg"
+PICTURES = (PICTURE,)
 METHODS = {
     "default": [],
     "independent": ["method=independent"],
@@ -49,6 +38,18 @@ METHODS = {
     "sds": ["method=sds"],
 }
 REFERENCES = ("bicubic", "tv")
+FORMS = ("default", *REFERENCES, *list(METHODS)[1:])
+TASK_NAMES = (
+    "super-resolution x2",
+    "super-resolution x4",
+    "Gaussian deblurring",
+    "motion deblurring",
+    "80 % missing",
+    "box missing",
+    "denoising",
+    "colourisation",
+    "JPEG",
+)
 BOX = 32
 """Side in pixels of the box that is missing."""
 ROUNDING = 1 / 255
@@ -71,22 +72,23 @@ class Task:
 
 def all_tasks(out: Path, size: int) -> dict[str, Task]:
     """The tasks by name; blurred photographs have the noise that is usual in the field."""
-    box = out / f"box_{size}.png"
+    box = out / "box.png"
     if not box.is_file():
         mask, start = Image.new("L", (size, size), 255), (size - BOX) // 2
         mask.paste(0, (start, start, start + BOX, start + BOX))
         mask.save(box)
-    return {
-        "super-resolution x2": Task("super_resolution", "super_resolution", {"factor": 2}),
-        "super-resolution x4": Task("super_resolution", "super_resolution", {"factor": 4}),
-        "Gaussian deblurring": Task("gaussian_deblur", "gaussian_blur", {"std": 3 * size / 256, "sigma": 0.05}),
-        "motion deblurring": Task("motion_deblur", "motion_blur", {"sigma": 0.05}),
-        "80 % missing": Task("inpaint_random", "inpainting", {"mask": "random"}),
-        "box missing": Task("inpaint_box", "inpainting", {"mask": str(box)}),
-        "denoising": Task("denoise", "denoising", {"sigma": 0.2}),
-        "colourisation": Task("colorize", "colorization", {}),
-        "JPEG": Task("jpeg", "jpeg", {"quality": 10}),
-    }
+    tasks = (
+        Task("super_resolution", "super_resolution", {"factor": 2}),
+        Task("super_resolution", "super_resolution", {"factor": 4}),
+        Task("gaussian_deblur", "gaussian_blur", {"std": 3 * size / 256, "sigma": 0.05}),
+        Task("motion_deblur", "motion_blur", {"sigma": 0.05}),
+        Task("inpaint_random", "inpainting", {"mask": "random"}),
+        Task("inpaint_box", "inpainting", {"mask": str(box)}),
+        Task("denoise", "denoising", {"sigma": 0.2}),
+        Task("colorize", "colorization", {}),
+        Task("jpeg", "jpeg", {"quality": 10}),
+    )
+    return dict(zip(TASK_NAMES, tasks, strict=True))
 
 
 @dataclass(frozen=True)
@@ -148,11 +150,11 @@ def image_figures(images: Tensor, truth: Tensor) -> dict[str, float]:
     }
 
 
-def method_rows(run: PhotoRun, args: argparse.Namespace) -> list[dict]:
+def method_rows(run: PhotoRun, args: Namespace) -> list[dict]:
     """Figures of each photograph of a method's run, which is made if it is not there."""
-    seconds = {row["name"]: row["seconds"] for row in rows_of(run, args)}
+    seconds = {row["name"]: float(row["seconds"]) for row in rows_of(run, args)}
     rows = []
-    for saved in load_run(args.out / run.folder):
+    for saved in load_run(run_folder(run, args.out)):
         row = {"name": saved.name, **image_figures(saved.images, saved.truth), "seconds": seconds[saved.name]}
         total = total_calibration(saved.images.clamp(-1, 1), saved.shared_variance, saved.truth, resolution=ROUNDING)
         rows.append(
@@ -161,7 +163,7 @@ def method_rows(run: PhotoRun, args: argparse.Namespace) -> list[dict]:
     return rows
 
 
-def reference_rows(run: PhotoRun, args: argparse.Namespace) -> list[dict]:
+def reference_rows(run: PhotoRun, args: Namespace) -> list[dict]:
     """Figures of each photograph without a trained prior, from the measurements of the default's run."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     physics = all_tasks(args.out, args.size)[run.name].physics(args.size).to(device)
@@ -171,7 +173,9 @@ def reference_rows(run: PhotoRun, args: argparse.Namespace) -> list[dict]:
         extra = {"weight": best_weight(physics, others)}
         solve = partial(total_variation, **extra)
     rows = []
-    for folder in sorted((args.out / PhotoRun("", "", "default", (), run.name).folder).glob("*/particles.safetensors")):
+    for folder in sorted(
+        run_folder(PhotoRun("", "", "default", (), run.name), args.out).glob("*/particles.safetensors")
+    ):
         image = solve(physics, load_file(folder)["y"].to(device)).cpu()
         to_pil(image[0]).save(folder.with_name(f"{run.form}.png"))
         truth = load_image(folder.with_name("truth.png"), args.size, args.size)
@@ -179,13 +183,13 @@ def reference_rows(run: PhotoRun, args: argparse.Namespace) -> list[dict]:
     return rows
 
 
-def rows(run: PhotoRun, args: argparse.Namespace) -> list[dict]:
+def rows(run: PhotoRun, args: Namespace) -> list[dict]:
     """Figures of each photograph of a run, in a process of its own."""
-    torch.set_num_threads(max(1, (os.cpu_count() or 1) // args.jobs))
+    torch.set_num_threads(threads(args.jobs))
     return (reference_rows if run.form in REFERENCES else method_rows)(run, args)
 
 
-def all_runs(args: argparse.Namespace) -> Iterator[list[PhotoRun]]:
+def all_runs(args: Namespace) -> Iterator[list[PhotoRun]]:
     """The default's runs, then those that are compared with it."""
     common = ("prior=photos", f"prior.image_size={args.size}", f"data.images={PHOTOS}", "data.limit=null")
     tasks = {name: task for name, task in all_tasks(args.out, args.size).items() if name in args.tasks}
@@ -202,7 +206,7 @@ def physics_options(task: Task) -> list[str]:
     return [f"physics.{key}={value}" for key, value in task.settings.items()]
 
 
-def draw(args: argparse.Namespace) -> None:
+def draw(args: Namespace) -> None:
     """One photograph for each task: the truth, what is known, total variation, two particles, their mean, uncertainty."""
     columns = {
         "photograph": "truth.png",
@@ -219,7 +223,7 @@ def draw(args: argparse.Namespace) -> None:
     for column, title in enumerate(columns):
         text.text((column * side + 4, 6), title, fill="black")
     for row, name in enumerate(args.tasks):
-        folders = sorted((args.out / PhotoRun("", "", "default", (), name).folder).glob("*/truth.png"))
+        folders = sorted(run_folder(PhotoRun("", "", "default", (), name), args.out).glob("*/truth.png"))
         text.text((4, row * line + LABEL + 6), name, fill="black")
         for column, file in enumerate(columns.values()):
             picture = folders[row % len(folders)].with_name(file)
@@ -228,59 +232,19 @@ def draw(args: argparse.Namespace) -> None:
     canvas.save(PICTURE, quality=92)
 
 
-def parsed() -> argparse.Namespace:
-    """The command line."""
-    options = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    options.add_argument("--size", type=int, default=256, help="pixels a side")
-    options.add_argument("--tasks", nargs="+", default=None, help="names of tasks; all if left out")
-    options.add_argument(
-        "--forms", nargs="+", default=["default", *REFERENCES, *list(METHODS)[1:]], help="what is compared"
-    )
-    options.add_argument("--jobs", type=int, default=1 if torch.cuda.is_available() else 2, help="runs side by side")
-    options.add_argument("--out", type=Path, default=Path("outputs/photographs"), help="folder of the runs")
-    options.add_argument(
-        "--validation", type=Path, default=Path("build/photographs/validation"), help="other photographs"
-    )
-    options.add_argument("--tables", action="store_true", help="only write the page, from docs/photographs.json")
-    args = options.parse_args()
-    args.out = args.out.resolve() / str(args.size)
-    args.out.mkdir(parents=True, exist_ok=True)
-    known = all_tasks(args.out, args.size)
-    args.tasks = args.tasks or list(known)
-    if wrong := [*(set(args.tasks) - set(known)), *(set(args.forms) - {*METHODS, *REFERENCES})]:
-        options.error(
-            f"tasks are {', '.join(known)}; forms are {', '.join([*METHODS, *REFERENCES])}; got {', '.join(wrong)}"
-        )
-    if "tv" in args.forms and not args.tables and not args.validation.is_dir():
-        options.error(f"total variation needs photographs in '{args.validation}'; the first command above fetches them")
-    return args
-
-
-def main() -> None:
-    """Makes what is missing and writes the page."""
-    args = parsed()
-    if not args.tables:
-        made = {
-            "command": " ".join(["python", "benchmarks/photographs.py", *sys.argv[1:]]),
-            "version": version("rlsd-lightning"),
-            "weights": checksum(PRIOR),
-            "size": args.size,
-            "perceptual": perceptual()[0],
-            "runs": {},
-        }
-        partly = args.out / "figures.json"
-        if partly.is_file():
-            made["runs"] = json.loads(partly.read_text())["runs"]
-        with ProcessPoolExecutor(args.jobs, mp_context=get_context("spawn")) as pool:
-            for runs in all_runs(args):
-                missing = [run for run in runs if run.key not in made["runs"]]
-                for run, found in zip(missing, pool.map(partial(rows, args=args), missing), strict=True):
-                    made["runs"][run.key] = found
-                    partly.write_text(json.dumps(made, indent=1) + "\n")
-        FIGURES.write_text(json.dumps(made, indent=1) + "\n")
-        draw(args)
-    write_tables(PAGE, json.loads(FIGURES.read_text()), PHOTOGRAPHS)
-
-
-if __name__ == "__main__":
-    main()
+def make(args: Namespace) -> dict[str, object]:
+    """Figures of all runs; what is finished is not made again."""
+    partly = args.out / "figures.json"
+    found = json.loads(partly.read_text()) if partly.is_file() else {}
+    with ProcessPoolExecutor(args.jobs, mp_context=get_context("spawn")) as pool:
+        for runs in all_runs(args):
+            missing = [run for run in runs if run.key not in found]
+            for run, rows_found in zip(missing, pool.map(partial(rows, args=args), missing), strict=True):
+                found[run.key] = rows_found
+                partly.write_text(json.dumps(found, indent=1) + "\n")
+    chosen = {run.key for runs in all_runs(args) for run in runs}
+    return {
+        "size": args.size,
+        "perceptual": perceptual()[0],
+        "runs": {key: found[key] for key in found if key in chosen},
+    }

@@ -3,7 +3,6 @@
 import re
 import statistics
 from collections.abc import Callable, Iterable
-from pathlib import Path
 
 NAMES = {
     "inpaint": "lower half missing",
@@ -28,9 +27,11 @@ def mean(rows: list[dict], figure: str, digits: int = 2) -> str:
 
 
 def mean_and_error(found: list[float], sign: str = "") -> str:
-    """Mean and its standard error."""
-    error = statistics.stdev(found) / len(found) ** 0.5 if len(found) > 1 else float("nan")
-    return f"{statistics.fmean(found):{sign}.2f} ± {error:.2f}"
+    """Mean and its standard error; a single value has none, and none at all is a dash."""
+    if not found:
+        return "-"
+    error = f" ± {statistics.stdev(found) / len(found) ** 0.5:.2f}" if len(found) > 1 else ""
+    return f"{statistics.fmean(found):{sign}.2f}{error}"
 
 
 def difference(rows: list[dict], default: list[dict], figure: str) -> str:
@@ -133,80 +134,64 @@ def points(made: dict) -> str:
     return markdown(("method", "total variation"), rows)
 
 
-def photos(made: dict) -> str:
-    """Photographs with ``prior=photos``."""
-    header = ("task", "photograph", "pseudo-inverse", "mean", "best of four", "mean image")
-    figures = ("psnr_pseudo_inverse", "psnr_mean", "psnr_best", "psnr_of_mean")
-    rows = [
-        (NAMES[task], row["name"], *(f"{row[figure]:.1f}" if figure in row else "-" for figure in figures))
-        for (task, _), found in runs_of(made, "photos").items()
-        for row in found
-    ]
-    return markdown(header, rows)
-
-
-def made_by(made: dict) -> str:
-    """The version, weights and command of the figures."""
-    weights = ", ".join(f"{name} {digest}" for name, digest in made["weights"].items())
-    return f"```bash\n{made['command']}\n```\n\nVersion {made['version']}; SHA-256 of the weights: {weights}."
+def faces_made_by(made: dict) -> str:
+    """The command, version and weights of the faces' figures."""
+    return f"```bash\n{made['command']}\n```\n\n{made_of(made)}."
 
 
 def photographs_made_by(made: dict) -> str:
-    """The size, version, weights and command of the photographs' figures."""
+    """The command, version, weights and size of the photographs' figures."""
     return (
-        f"```bash\n{made['command']}\n```\n\n{made['size']}x{made['size']} pixels; version {made['version']}; SHA-256 of the "
-        f"weights: photos {made['weights']}. The perceptual distance is {made['perceptual']}."
+        f"```bash\n{made['command']}\n```\n\n{made['size']}x{made['size']} pixels. {made_of(made)}. "
+        f"The perceptual distance is {made['perceptual']}."
     )
+
+
+def made_of(made: dict) -> str:
+    """Version, code and weights."""
+    return f"Version {made['version']}, code {made['code']}, weights {made['weights']} (first digits of SHA-256)"
 
 
 def photographs(made: dict) -> str:
     """Every form on each task, means over photographs."""
-    header = (
-        "task",
-        "form",
-        "mean",
-        "best",
-        "mean image",
-        "SSIM",
-        "perceptual",
-        "diversity",
-        "in 90 % intervals",
-        "seconds",
-    )
-    figures = {"psnr_mean": 2, "psnr_best": 2, "psnr_of_mean": 2, "ssim": 3, "perceptual": 3, "diversity": 3}
-    figures |= {"coverage_90": 2, "seconds": 0}
+    header = ("task", "form", "mean", "best of four", "mean image", "SSIM", "perceptual", "diversity")
+    digits = {"ssim": 3, "perceptual": 3, "diversity": 3, "coverage_90": 2, "seconds": 0}
+    psnrs = ("psnr_mean", "psnr_best", "psnr_of_mean")
     split = [(*key.split("/"), rows) for key, rows in made["runs"].items()]
     order = list(dict.fromkeys(task for task, _, _ in split))
     return markdown(
-        header,
+        (*header, "in 90 % intervals", "seconds"),
         [
-            (task, f"`{form}`", *(mean(rows, figure, digits) for figure, digits in figures.items()))
+            (
+                task,
+                f"`{form}`",
+                *(mean_and_error(values(rows, figure)) for figure in psnrs),
+                *(mean(rows, figure, places) for figure, places in digits.items()),
+            )
             for task, form, rows in sorted(split, key=lambda each: order.index(each[0]))
         ],
     )
 
 
-TABLES: dict[str, Callable[[dict], str]] = {
-    function.__name__: function for function in (made_by, tasks, methods, steps, repulsion, coverage, points, photos)
+TABLES: dict[str, tuple[Callable[[dict], str], ...]] = {
+    "faces": (faces_made_by, tasks, methods, steps, repulsion, coverage, points),
+    "photographs": (photographs_made_by, photographs),
 }
+"""Tables by the part of docs/results.json that they show."""
 
 
-PHOTOGRAPHS = {function.__name__: function for function in (photographs_made_by, photographs)}
-"""Tables from docs/photographs.json."""
-
-
-def write_tables(page: Path, made: dict, tables: dict[str, Callable[[dict], str]] = TABLES) -> None:
-    """Replaces what is between ``<!-- NAME -->`` and ``<!-- end -->`` by the table of that name.
+def page_with_tables(page: str, made: dict) -> str:
+    """The page with the table of each name between ``<!-- NAME -->`` and ``<!-- end -->``.
 
     Raises:
-        SystemExit: If the page has a marker of an unknown table, or lacks one of ``tables``.
+        SystemExit: If the page's markers are not those of all tables.
     """
-    text = page.read_text()
-    names = set(re.findall(r"<!-- (?!end)(\w+) -->\n", text))
-    if not set(tables) <= names <= {*TABLES, *PHOTOGRAPHS}:
-        raise SystemExit(f"{page} must have the markers {', '.join(tables)}, got {', '.join(sorted(names))}")
-    for name, table in tables.items():
-        block = rf"<!-- {name} -->\n.*?<!-- end -->"
-        new = f"<!-- {name} -->\n\n{table(made)}\n\n<!-- end -->"
-        text = re.sub(block, lambda _, new=new: new, text, flags=re.DOTALL)
-    page.write_text(text)
+    names, known = re.findall(r"<!-- (?!end)(\w+) -->\n", page), [t.__name__ for part in TABLES.values() for t in part]
+    if sorted(names) != sorted(known):
+        raise SystemExit(f"the page must have the markers {', '.join(known)}, got {', '.join(names)}")
+    for part, figures in made.items():
+        for table in TABLES[part]:
+            name = table.__name__
+            new = f"<!-- {name} -->\n\n{table(figures)}\n\n<!-- end -->"
+            page = re.sub(rf"<!-- {name} -->\n.*?<!-- end -->", lambda _, new=new: new, page, flags=re.DOTALL)
+    return page

@@ -18,15 +18,32 @@ from diffusers import (
     DDPMPipeline,
     DDPMScheduler,
     FlowMatchEulerDiscreteScheduler,
+    FluxPipeline,
+    FluxTransformer2DModel,
     LatentConsistencyModelPipeline,
     LCMScheduler,
+    LDMPipeline,
+    SanaPipeline,
     SD3Transformer2DModel,
     StableDiffusion3Pipeline,
     StableDiffusionXLPipeline,
     UNet2DModel,
 )
 from support.command import small_run
-from support.networks import IMAGE_SIZE, calibrated, tiny_text_encoder, tiny_tokenizer, tiny_unet, tiny_vae
+from support.networks import (
+    IMAGE_SIZE,
+    calibrated,
+    tiny_dc_vae,
+    tiny_gemma,
+    tiny_sana_transformer,
+    tiny_t5,
+    tiny_text_encoder,
+    tiny_tokenizer,
+    tiny_unet,
+    tiny_vae,
+    tiny_vq_vae,
+    tiny_words,
+)
 from torchvision.models import AlexNet_Weights, alexnet
 from transformers import CLIPTextModel, CLIPTextModelWithProjection, ViTConfig, ViTModel
 
@@ -132,6 +149,69 @@ def tiny_sd3_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def tiny_ldm_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An LDMPipeline folder: images 32x32, latents 4x8x8."""
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("ldm")
+    unet = UNet2DModel(
+        sample_size=8,
+        in_channels=4,
+        out_channels=4,
+        block_out_channels=(8, 8),
+        layers_per_block=1,
+        down_block_types=("DownBlock2D", "AttnDownBlock2D"),
+        up_block_types=("AttnUpBlock2D", "UpBlock2D"),
+        attention_head_dim=4,
+        norm_num_groups=4,
+    )
+    LDMPipeline(tiny_vq_vae().eval(), unet.eval(), noise_schedule()).save_pretrained(folder)
+    return calibrated(folder)
+
+
+@pytest.fixture(scope="session")
+def tiny_flux_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A FluxPipeline folder with an embedded guidance scale: images 32x32, latents 4x8x8."""
+    torch.manual_seed(0)
+    folder, tokenizer = tmp_path_factory.mktemp("flux"), tiny_tokenizer()
+    transformer = FluxTransformer2DModel(
+        in_channels=16,
+        num_layers=1,
+        num_single_layers=1,
+        attention_head_dim=16,
+        num_attention_heads=2,
+        joint_attention_dim=32,
+        pooled_projection_dim=16,
+        guidance_embeds=True,
+        axes_dims_rope=(4, 4, 8),
+    ).eval()
+    FluxPipeline(
+        scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0, use_dynamic_shifting=True, base_image_seq_len=4),
+        vae=tiny_vae(scaling_factor=0.6, shift_factor=0.06),
+        text_encoder=tiny_text_encoder(CLIPTextModel, tokenizer),
+        tokenizer=tokenizer,
+        text_encoder_2=tiny_t5(),
+        tokenizer_2=tiny_words(512),
+        transformer=transformer,
+    ).save_pretrained(folder)
+    return calibrated(folder)
+
+
+@pytest.fixture(scope="session")
+def tiny_sana_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A SanaPipeline folder: images 32x32, latents 4x8x8."""
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("sana")
+    SanaPipeline(
+        tokenizer=tiny_words(10**9),
+        text_encoder=tiny_gemma(),
+        vae=tiny_dc_vae().eval(),
+        transformer=tiny_sana_transformer(),
+        scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
+    ).save_pretrained(folder)
+    return calibrated(folder)
+
+
+@pytest.fixture(scope="session")
 def tiny_pixel_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A DDPMPipeline folder: images 32x32."""
     torch.manual_seed(0)
@@ -151,7 +231,14 @@ def tiny_pixel_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def tiny_folders(
-    tiny_prior_folder: Path, tiny_xl_folder: Path, tiny_lcm_folder: Path, tiny_sd3_folder: Path, tiny_pixel_folder: Path
+    tiny_prior_folder: Path,
+    tiny_xl_folder: Path,
+    tiny_lcm_folder: Path,
+    tiny_sd3_folder: Path,
+    tiny_ldm_folder: Path,
+    tiny_flux_folder: Path,
+    tiny_sana_folder: Path,
+    tiny_pixel_folder: Path,
 ) -> dict[str, Path]:
     """The folder of each option of the group prior."""
     return {
@@ -162,6 +249,9 @@ def tiny_folders(
         "sdxl": tiny_xl_folder,
         "lcm": tiny_lcm_folder,
         "sd3": tiny_sd3_folder,
+        "ldm": tiny_ldm_folder,
+        "flux": tiny_flux_folder,
+        "sana": tiny_sana_folder,
         "pixel": tiny_pixel_folder,
     }
 

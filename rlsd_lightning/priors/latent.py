@@ -8,18 +8,21 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
-from diffusers import AutoencoderTiny, DiffusionPipeline, ModelMixin
+from diffusers import DiffusionPipeline, ModelMixin, UNet2DConditionModel
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from rlsd_lightning.errors import InputError
 from rlsd_lightning.priors.base import Prior
 from rlsd_lightning.priors.loading import (
     add_lora,
     check_channels,
     check_conditions,
     ddim_levels,
+    encoded_latents,
     image_and_unit,
     latent_scale,
+    latent_stride,
     load_pipeline,
     load_tiny,
     pair,
@@ -38,13 +41,13 @@ LARGE = 2e8
 
 
 class PipelinePrior(Prior):
-    r"""A text-conditional latent diffusion prior of a diffusers pipeline, from a folder or the hub.
+    r"""A latent diffusion prior of a diffusers pipeline, from a folder or the hub.
 
     The prediction type, the noise schedule and the latents' scale and shift are those of the checkpoint's own
     configuration. With a guidance scale :math:`g \ne 1` the network's output is :math:`o_- + g \, (o_+ - o_-)` for the
     negative prompt and the prompt. The text encoders are freed once the prompts are encoded.
 
-    Subclasses set ``pipeline`` (its class) and ``parts`` (its subfolders), and implement :meth:`conditions` and
+    Subclasses set ``pipeline`` (its class), ``parts`` (its subfolders) and ``network_class``, and implement :meth:`conditions` and
     :meth:`evaluate`.
 
     Args:
@@ -83,6 +86,9 @@ class PipelinePrior(Prior):
     pipeline: type[DiffusionPipeline]
     parts: tuple[str, ...]
     left_out: ClassVar[dict[str, Any]] = {}
+    network_class: type[ModelMixin] = UNet2DConditionModel
+    packing = 1
+    """Side of the squares of latents whose values are the channels of one token of the network."""
 
     def __init__(
         self,
@@ -106,21 +112,21 @@ class PipelinePrior(Prior):
             loaded = load_pipeline(self.pipeline, pretrained, self.parts, *settings, **self.left_out)
         if lora is not None:
             add_lora(loaded, lora, local_files_only)
-        vae, network = loaded.vae, self.denoiser_of(loaded)
-        check_conditions(network)
-        check_channels(network, vae)
-        levels, prediction_type, offset = self.schedule(loaded)
-        stride = 2 ** (len(vae.config.block_out_channels) - 1)
-        unit = stride * network.config.get("patch_size", 1)
-        height, width = image_and_unit(image_size, network.config.sample_size, stride, unit)
-        latent_shape = (network.config.in_channels, height // stride, width // stride)
+        vae, network = self.autoencoder_of(loaded), self.denoiser_of(loaded)
+        check_conditions(network, self.network_class)
+        check_channels(network, vae, self.packing**2)
+        stride, own_size = latent_stride(vae), self.own_size(loaded)
+        unit = stride * self.packing * network.config.get("patch_size", 1)
+        height, width = image_and_unit(image_size, own_size, stride, unit)
+        levels, prediction_type, offset = self.schedule(loaded, (height // unit) * (width // unit))
+        latent_shape = (network.config.in_channels // self.packing**2, height // stride, width // stride)
         super().__init__(*levels, latent_shape, (vae.config.in_channels, height, width), prediction_type, offset)
         self.origin = None if loaded is pretrained else Path(pretrained)
-        self.multiple, self.trained_size = unit, stride * max(pair(network.config.sample_size or height // stride))
+        self.multiple, self.trained_size = unit, stride * max(pair(own_size or height // stride))
         # faster for convolutions over pixels, forward and backward, but not over latents
         self.vae = vae.to(memory_format=torch.channels_last)
         if decoder_checkpointing:
-            vae.enable_gradient_checkpointing()
+            self.checkpoint_activations(vae)
         self.set_latent_scale(vae)
         self.guidance_scale = 1.0  # guided outputs explain noise less well than those of the trial
         with torch.no_grad():
@@ -151,16 +157,42 @@ class PipelinePrior(Prior):
     def name_left_out(self, pipeline: DiffusionPipeline, **prompts: str) -> None:
         """Warns of prompts that are longer than the text encoder takes, with the words that are left out."""
         for name, prompt in prompts.items():
-            left_out = words_left_out(pipeline.tokenizer, prompt)
+            left_out = words_left_out(*self.tokenizer_of(pipeline), prompt) if prompt else ""
             if left_out:
                 self.warn(f"{name} is longer than the text encoder takes; the words left out are '{left_out}'")
+
+    def checkpoint_activations(self, vae: ModelMixin) -> None:
+        """Recompute the decoder's activations in the backward pass.
+
+        Raises:
+            InputError: If the autoencoder can't.
+        """
+        try:
+            vae.enable_gradient_checkpointing()
+        except ValueError as error:
+            raise InputError(
+                f"decoder_checkpointing: an autoencoder that can recompute its activations is expected, got {type(vae).__name__}; "
+                "set decoder_checkpointing=false, and particle_chunk=1 to save memory"
+            ) from error
 
     def denoiser_of(self, pipeline: DiffusionPipeline) -> ModelMixin:
         """The pipeline's network."""
         return pipeline.unet
 
-    def schedule(self, pipeline: DiffusionPipeline) -> tuple[tuple[Tensor, Tensor], str, int]:
-        """Signal and noise levels, prediction type and timestep offset."""
+    def autoencoder_of(self, pipeline: DiffusionPipeline) -> ModelMixin:
+        """The pipeline's autoencoder."""
+        return pipeline.vae
+
+    def own_size(self, pipeline: DiffusionPipeline) -> int | Sequence[int] | None:
+        """Height and width of the latents of the training, or one number for both; None: unknown."""
+        return self.denoiser_of(pipeline).config.sample_size
+
+    def tokenizer_of(self, pipeline: DiffusionPipeline) -> tuple[PreTrainedTokenizerBase, int]:
+        """The tokenizer of prompts, and how many tokens the text encoder takes."""
+        return pipeline.tokenizer, pipeline.tokenizer.model_max_length
+
+    def schedule(self, pipeline: DiffusionPipeline, tokens: int) -> tuple[tuple[Tensor, Tensor], str, int]:
+        """Signal and noise levels, prediction type and timestep offset; ``tokens`` is the number of a latent's patches."""
         return ddim_levels(pipeline.scheduler)
 
     @abstractmethod
@@ -173,14 +205,18 @@ class PipelinePrior(Prior):
     def evaluate(self, z_t: Tensor, t: Tensor, **conditions: Tensor) -> Tensor:
         """The network's output for a batch of noisy latents, their timestep of shape () and the conditions of each."""
 
+    def noise_levels(self, t: Tensor, count: int) -> Tensor:
+        r"""Noise levels :math:`\sigma_t` of a batch, with shape (count,)."""
+        # selected on the device: an index would synchronize
+        return self.sigmas.index_select(0, t.view(1)).expand(count)
+
     def network(self, z_t: Tensor, t: int) -> Tensor:
         conditions = {name: self.get_buffer(name) for name in self.condition_names}
-        copies = max(len(value) for value in conditions.values())
+        copies = max((len(value) for value in conditions.values()), default=1)
         rows = {name: value.repeat_interleave(len(z_t), dim=0) for name, value in conditions.items()}
-        weights = next(value.dtype for value in conditions.values())
         # filled on the device, without a copy; a compiled network is not compiled again for each number
         timestep = torch.full((), t, device=z_t.device)
-        output = self.evaluate(z_t.repeat(copies, 1, 1, 1).to(weights), timestep, **rows).to(z_t.dtype)
+        output = self.evaluate(z_t.repeat(copies, 1, 1, 1).to(self.denoiser.dtype), timestep, **rows).to(z_t.dtype)
         output = output[:, : z_t.shape[1]]  # networks that learn their variance have it in further channels
         if copies == 1:
             return output
@@ -202,8 +238,7 @@ class PipelinePrior(Prior):
         return self.tiled(self._encode, images, zoom=Fraction(1, self.stride))
 
     def _encode(self, images: Tensor) -> Tensor:
-        encoded = self.vae.encode(images.to(self.vae.dtype))
-        latents = encoded.latents if isinstance(self.vae, AutoencoderTiny) else encoded.latent_dist.mode()
+        latents = encoded_latents(self.vae, images.to(self.vae.dtype))
         return (latents.to(images.dtype) - self.shift) * self.scaling
 
     def decode(self, z: Tensor) -> Tensor:
@@ -230,13 +265,13 @@ def text_and_pooled(pipeline: DiffusionPipeline, guidance_scale: float, **prompt
     return {"text": text, "pooled": pooled}
 
 
-def words_left_out(tokenizer: PreTrainedTokenizerBase, prompt: str) -> str:
-    """The words of a prompt from the first that does not fit into a tokenizer's length; empty if all do."""
+def words_left_out(tokenizer: PreTrainedTokenizerBase, length: int, prompt: str) -> str:
+    """The words of a prompt from the first that does not fit into a number of tokens; empty if all do."""
     words = prompt.split()
 
     def overflows(count: int) -> bool:
         tokens = tokenizer(" ".join(words[:count]), truncation=False, verbose=False).input_ids
-        return len(tokens) > tokenizer.model_max_length
+        return len(tokens) > length
 
     kept = bisect_left(range(len(words) + 1), True, key=overflows) - 1
     return " ".join(words[kept:])

@@ -8,7 +8,6 @@ import torch
 from diffusers import DDPMPipeline, UNet2DModel
 from torch import Tensor
 
-from rlsd_lightning.errors import InputError
 from rlsd_lightning.priors.base import Prior
 from rlsd_lightning.priors.loading import (
     check_conditions,
@@ -55,12 +54,7 @@ class PixelPrior(Prior):
             DDPMPipeline, pretrained, ("scheduler", "unet"), variant, weights, local_files_only, allow_pickle
         )
         unet = pipeline.unet
-        if not isinstance(unet, UNet2DModel):
-            raise InputError(
-                f"pretrained: an unconditional UNet2DModel is expected, got {type(unet).__name__}; choose the prior of its "
-                "family, such as StableDiffusionPrior"
-            )
-        check_conditions(unet)
+        check_conditions(unet, UNet2DModel)
         stride = 2 ** (len(unet.config.block_out_channels) - 1)
         shape = (unet.config.in_channels, *image_and_unit(image_size, unet.config.sample_size, 1, stride))
         levels, prediction_type, offset = ddim_levels(pipeline.scheduler)

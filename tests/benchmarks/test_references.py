@@ -85,7 +85,7 @@ def test_the_photographs_table_has_means_over_photographs_task_by_task(benchmark
     lines = benchmarks.tables.photographs({"runs": runs}).splitlines()[2:]
     cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
     assert [row[:3] for row in cells] == [
-        ["denoising", "`default`", "20.50"],
+        ["denoising", "`default`", "20.50 ± 0.50"],
         ["denoising", "`tv`", "19.00"],
         ["JPEG", "`default`", "30.00"],
     ]

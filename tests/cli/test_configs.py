@@ -298,7 +298,7 @@ def test_every_file_says_what_it_is(file: Path) -> None:
     assert lines[lines[0] == "# @package _global_"].startswith("# ")
 
 
-@pytest.mark.parametrize("prior", ["sd15", "sd21-base", "sdxl", "sd3", "lcm", "pixel", "faces"])
+@pytest.mark.parametrize("prior", ["sd15", "sd21-base", "sdxl", "sd3", "lcm", "ldm", "flux", "sana", "pixel", "faces"])
 def test_the_network_of_cartoon_faces_is_for_their_prior_only(prior: str) -> None:
     with initialize_config_dir(str(PROJECT / "configs"), version_base="1.3"):
         cfg = compose("train", [f"prior={prior}"])

@@ -119,10 +119,37 @@ def test_the_cache_keeps_what_a_folder_does_not(origin: str, tmp_path: Path, mon
     elif origin.endswith("safetensors"):
         path.touch()
     file = save_calibration(path, (3, 64, 64), KNOWN)
+    weights = saved_calibration(path, (3, 64, 64)).weights
     path.chmod(stat.S_IRWXU) if path.exists() else None
     assert file.is_relative_to(tmp_path / "cache" / "rlsd-lightning")
-    assert saved_calibration(path, (3, 64, 64)) == KNOWN
+    assert saved_calibration(path, (3, 64, 64)) == KNOWN._replace(weights=weights)
     assert saved_calibration(tmp_path / "other" / origin, (3, 64, 64)) is None
+
+
+@pytest.mark.parametrize("file", ["vae/model.safetensors", "unet/model.bin", "model.ckpt"])
+def test_a_calibration_of_other_weights_is_left_out(
+    file: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    weights, tiny = tmp_path / file, tmp_path / "tiny_decoder" / "model.safetensors"
+    for path in (weights, tiny):
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(bytes(100_000))
+    save_calibration(tmp_path, (3, 64, 64), KNOWN)
+    tiny.write_bytes(bytes(10))  # it is not measured
+    assert saved_calibration(tmp_path, (3, 64, 64)).decoder_std == KNOWN.decoder_std
+    assert not caplog.records
+    weights.write_bytes(bytes(99_999) + b"1")
+    assert saved_calibration(tmp_path, (3, 64, 64)) is None
+    assert "was measured on other weights at 64x64" in caplog.text
+    save_calibration(tmp_path, (3, 32, 32), KNOWN)
+    assert saved_calibration(tmp_path, (3, 64, 64)).weights == saved_calibration(tmp_path, (3, 32, 32)).weights
+    assert list(json.loads((tmp_path / "calibration.json").read_text())) == ["32x32"]
+
+
+@pytest.mark.parametrize("name", ["faces", "photos"])
+def test_the_embedded_calibrations_are_of_the_embedded_weights(name: str, caplog: pytest.LogCaptureFixture) -> None:
+    found = saved_calibration(Path(embedded(f"priors/{name}")), (3, 64, 64))
+    assert found.weights and not caplog.records
 
 
 @pytest.mark.parametrize("content", ["", "{}", "[1]", '{"64x64": {"decoder_std": 1}}', '{"large": {}}', '{"64x64": 3}'])

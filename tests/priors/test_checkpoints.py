@@ -184,7 +184,7 @@ def test_a_size_that_is_none_is_refused(size, tmp_path: Path):
 
 def test_a_network_of_another_family_is_named(tiny_prior_folder: Path):
     said = refused(tiny_prior_folder, PixelPrior)
-    assert "an unconditional UNet2DModel is expected, got UNet2DConditionModel" in said
+    assert "a UNet2DModel is expected, got UNet2DConditionModel" in said
 
 
 @pytest.mark.parametrize("content", [b'{"_class_name": "Stab', b"\xff\xfe\x00", b"[3]"])

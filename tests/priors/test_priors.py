@@ -112,7 +112,7 @@ def take_first_step(module: RLSD | Distilled) -> None:
 
 
 @pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("family", ["faces", "sdxl", "sd3"])
+@pytest.mark.parametrize("family", ["faces", "sdxl", "sd3", "ldm", "flux", "sana"])
 def test_images_need_not_be_square(family: str, method: str, tiny_folders: dict[str, Path]):
     prior = load(tiny_folders, family, image_size=(32, 48))
     assert prior.image_shape == (3, 32, 48)
@@ -177,15 +177,29 @@ def test_pickled_weights_are_taken_only_when_trusted(tiny_folders: dict[str, Pat
 
 
 @pytest.mark.parametrize(
-    ("family", "folder"), [("faces", "sdxl"), ("sdxl", "faces"), ("sd3", "sdxl"), ("faces", "sd3")]
+    ("family", "folder"),
+    [
+        ("faces", "sdxl"),
+        ("sdxl", "faces"),
+        ("sd3", "sdxl"),
+        ("faces", "sd3"),
+        ("flux", "sd3"),
+        ("sd3", "flux"),
+        ("sana", "sd3"),
+        ("ldm", "pixel"),
+    ],
 )
 def test_a_folder_of_another_family_is_refused(family: str, folder: str, tiny_folders: dict[str, Path]):
-    with pytest.raises(InputError, match=r"StableDiffusionXLPrior|complete folder of a"):
+    with pytest.raises(InputError, match=r"StableDiffusionXLPrior|complete folder of a|choose the prior of its family"):
         CLASSES[family](str(tiny_folders[folder]), local_files_only=True)
 
 
 @pytest.mark.parametrize(
-    ("family", "regional"), [("faces", False), ("sd3", False), ("pixel", True), ("sdxl", True), ("lcm", True)]
+    ("family", "regional"),
+    [
+        *(("faces", False), ("sd3", False), ("pixel", True), ("sdxl", True), ("lcm", True)),
+        *(("ldm", False), ("flux", False), ("sana", False)),
+    ],
 )
 def test_compiled_networks_are_one_graph_each_for_all_timesteps(
     family: str, regional: bool, tiny_folders: dict[str, Path]

@@ -9,8 +9,11 @@ import torch
 from torch import Tensor
 
 from rlsd_lightning.priors import (
+    FluxPrior,
+    LatentDiffusionPrior,
     PixelPrior,
     Prior,
+    SanaPrior,
     StableDiffusion3Prior,
     StableDiffusionPrior,
     StableDiffusionXLPrior,
@@ -21,6 +24,9 @@ CLASSES: dict[str, Callable[..., Prior]] = {
     "lcm": StableDiffusionPrior,
     "sdxl": StableDiffusionXLPrior,
     "sd3": StableDiffusion3Prior,
+    "ldm": LatentDiffusionPrior,
+    "flux": FluxPrior,
+    "sana": SanaPrior,
     "pixel": PixelPrior,
 }
 

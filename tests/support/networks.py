@@ -2,8 +2,19 @@
 
 from pathlib import Path
 
-from diffusers import AutoencoderKL, UNet2DConditionModel
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
+from diffusers import AutoencoderDC, AutoencoderKL, SanaTransformer2DModel, UNet2DConditionModel, VQModel
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import (
+    CLIPTextConfig,
+    CLIPTextModel,
+    CLIPTextModelWithProjection,
+    CLIPTokenizer,
+    Gemma2Config,
+    Gemma2Model,
+    PreTrainedTokenizerFast,
+    T5Config,
+    T5EncoderModel,
+)
 
 from examples.face_prior.diffusion import make_tokenizer
 from rlsd_lightning.priors import Calibration, save_calibration
@@ -23,6 +34,79 @@ def tiny_vae(**settings) -> AutoencoderKL:
         sample_size=IMAGE_SIZE,
         **{"scaling_factor": 0.5, **settings},
     )
+
+
+def tiny_vq_vae(**settings) -> VQModel:
+    """Images 32x32, latents 4x8x8, with a codebook as far spread as the latents are."""
+    vae = VQModel(
+        down_block_types=("DownEncoderBlock2D",) * 3,
+        up_block_types=("UpDecoderBlock2D",) * 3,
+        block_out_channels=(8, 8, 8),
+        latent_channels=4,
+        norm_num_groups=4,
+        mid_block_add_attention=False,
+        num_vq_embeddings=64,
+        **{"scaling_factor": 0.5, **settings},
+    )
+    vae.quantize.embedding.weight.data.normal_(std=8)
+    return vae
+
+
+def tiny_dc_vae(widths: tuple[int, ...] = (8, 8, 8)) -> AutoencoderDC:
+    """Images 32x32, latents 4x8x8; each further width halves the latents' sides."""
+    blocks = {}
+    for part in ("encoder", "decoder"):
+        blocks[f"{part}_block_types"] = ("ResBlock",) * (len(widths) - 1) + ("EfficientViTBlock",)
+        blocks[f"{part}_block_out_channels"] = widths
+        blocks[f"{part}_layers_per_block"] = (1,) * len(widths)
+        blocks[f"{part}_qkv_multiscales"] = ((),) * (len(widths) - 1) + ((5,),)
+    return AutoencoderDC(latent_channels=4, attention_head_dim=4, scaling_factor=0.5, **blocks)
+
+
+def tiny_sana_transformer() -> SanaTransformer2DModel:
+    """Latents 4x8x8."""
+    return SanaTransformer2DModel(
+        sample_size=8,
+        in_channels=4,
+        out_channels=4,
+        num_layers=1,
+        attention_head_dim=8,
+        num_attention_heads=2,
+        cross_attention_head_dim=8,
+        num_cross_attention_heads=2,
+        cross_attention_dim=16,
+        caption_channels=16,
+    ).eval()
+
+
+def tiny_words(size: int) -> PreTrainedTokenizerFast:
+    """A tokenizer of a few words in the fast format, as the large text encoders have."""
+    words = ["<pad>", "<eos>", "<bos>", "<unk>", "a", "face", ",", "light", "skin", "beard", "Given", "user", "prompt"]
+    tokenizer = Tokenizer(models.WordLevel({word: index for index, word in enumerate(words)}, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    special = {f"{name}_token": f"<{name}>" for name in ("pad", "eos", "bos", "unk")}
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, model_max_length=size, **special)
+
+
+def tiny_t5() -> T5EncoderModel:
+    """32 wide."""
+    return T5EncoderModel(T5Config(vocab_size=16, d_model=32, d_kv=8, d_ff=16, num_layers=1, num_heads=2)).eval()
+
+
+def tiny_gemma() -> Gemma2Model:
+    """16 wide."""
+    return Gemma2Model(
+        Gemma2Config(
+            vocab_size=16,
+            hidden_size=16,
+            intermediate_size=16,
+            num_hidden_layers=1,
+            num_attention_heads=2,
+            num_key_value_heads=1,
+            head_dim=8,
+            query_pre_attn_scalar=8,
+        )
+    ).eval()
 
 
 def tiny_tokenizer() -> CLIPTokenizer:

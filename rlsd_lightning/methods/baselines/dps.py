@@ -26,7 +26,7 @@ from rlsd_lightning.functional.losses import norms
 from rlsd_lightning.functional.precision import full_precision
 from rlsd_lightning.measurement import Measurement
 from rlsd_lightning.methods.base import ParticleModule
-from rlsd_lightning.methods.sampling import ancestral_step, noisy_start, towards
+from rlsd_lightning.methods.sampling import ancestral_step, noisy_start, pull_factor, towards
 from rlsd_lightning.operators.likelihood import measured
 from rlsd_lightning.priors import Prior
 
@@ -40,7 +40,8 @@ class LatentDPS(ParticleModule):
     backward pass.
 
     Args:
-        guidance_scale: Step size :math:`\zeta` of the residual, the same for any number of steps.
+        guidance_scale: Step size :math:`\zeta` of the residual for images of 64x64, the same for any number of steps;
+            :func:`~rlsd_lightning.methods.sampling.pull_factor` scales it to other sizes.
         gluing: Step size :math:`\gamma` of the gluing term, for linear operators only: 0 in DPS, 0.1 in PSLD.
         common: See :class:`~rlsd_lightning.methods.base.ParticleModule`, also for the positional arguments.
 
@@ -66,6 +67,7 @@ class LatentDPS(ParticleModule):
     ) -> None:
         super().__init__(prior, measurements, features, **common)
         require_at_least_zero(guidance_scale=guidance_scale, gluing=gluing)
+        self.zeta = guidance_scale * pull_factor(self.z[0].numel(), self.x[0].numel())
         self.register_buffer("z_t", noisy_start(self))
         for measurement in self.measurements if gluing else []:
             if not isinstance(measurement.physics, LinearPhysics):
@@ -97,7 +99,7 @@ class LatentDPS(ParticleModule):
         for measurement, latents, images in self.each_here(z_hat, decoded):
             physics, y = measurement.physics, measurement.y
             residual = y - measured(physics, images)
-            total = total + self.hparams.guidance_scale * norms(residual).sum()
+            total = total + self.zeta * norms(residual).sum()
             if self.hparams.gluing:
                 with full_precision(images.device):
                     glued = images + physics.A_adjoint(residual) / self._square_norm(measurement)

@@ -28,6 +28,7 @@ class StableDiffusion3Prior(PipelinePrior):
 
     pipeline = StableDiffusion3Pipeline
     parts = ("scheduler", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2", "transformer", "vae")
+    network_class = SD3Transformer2DModel
 
     def __init__(self, pretrained: str, t5: bool = False, **settings: Any) -> None:
         self.left_out = {} if t5 else {"text_encoder_3": None, "tokenizer_3": None}
@@ -36,8 +37,8 @@ class StableDiffusion3Prior(PipelinePrior):
     def denoiser_of(self, pipeline: StableDiffusion3Pipeline) -> SD3Transformer2DModel:
         return pipeline.transformer
 
-    def schedule(self, pipeline: StableDiffusion3Pipeline) -> tuple[tuple[Tensor, Tensor], str, int]:
-        return flow_levels(pipeline.scheduler)
+    def schedule(self, pipeline: StableDiffusion3Pipeline, tokens: int) -> tuple[tuple[Tensor, Tensor], str, int]:
+        return flow_levels(pipeline.scheduler, tokens)
 
     def conditions(
         self, pipeline: StableDiffusion3Pipeline, prompt: str, negative_prompt: str, guidance_scale: float
@@ -46,6 +47,5 @@ class StableDiffusion3Prior(PipelinePrior):
         return text_and_pooled(pipeline, guidance_scale, **prompts)
 
     def evaluate(self, z_t: Tensor, t: Tensor, text: Tensor, pooled: Tensor) -> Tensor:
-        # selected on the device: an index would synchronize
-        time = self.num_train_timesteps * self.sigmas.index_select(0, t.view(1)).expand(len(z_t))
+        time = self.num_train_timesteps * self.noise_levels(t, len(z_t))
         return self.denoiser(z_t, encoder_hidden_states=text, pooled_projections=pooled, timestep=time).sample

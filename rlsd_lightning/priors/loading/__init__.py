@@ -4,8 +4,10 @@ from rlsd_lightning.priors.loading.lora import add_lora
 from rlsd_lightning.priors.loading.parts import (
     check_channels,
     check_conditions,
+    encoded_latents,
     image_and_unit,
     latent_scale,
+    latent_stride,
     pair,
     tile_size,
 )
@@ -20,9 +22,11 @@ __all__ = [
     "check_channels",
     "check_conditions",
     "ddim_levels",
+    "encoded_latents",
     "flow_levels",
     "image_and_unit",
     "latent_scale",
+    "latent_stride",
     "load_pipeline",
     "load_tiny",
     "pair",

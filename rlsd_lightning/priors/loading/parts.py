@@ -5,16 +5,25 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKL, AutoencoderTiny
+from diffusers import AutoencoderDC, AutoencoderKL, AutoencoderTiny, VQModel
 from torch import Tensor, nn
 
 from rlsd_lightning.errors import InputError
 
-__all__ = ["check_channels", "check_conditions", "image_and_unit", "latent_scale", "pair", "tile_size"]
+__all__ = [
+    "check_channels",
+    "check_conditions",
+    "encoded_latents",
+    "image_and_unit",
+    "latent_scale",
+    "latent_stride",
+    "pair",
+    "tile_size",
+]
 
 AUTO_TILE = 512
 """Side in pixels of tiles, whose memory the priors' users are prepared for."""
-AUTOENCODERS = (AutoencoderKL, AutoencoderTiny)
+AUTOENCODERS = (AutoencoderKL, AutoencoderTiny, VQModel, AutoencoderDC)
 
 
 def image_and_unit(size: int | Sequence[int] | None, own_size: Any, scale: int, unit: int) -> tuple[int, int]:
@@ -76,12 +85,17 @@ def tile_size(tile: int | str | None, trained: int, unit: int, least: int) -> in
     return tile
 
 
-def check_conditions(network: nn.Module) -> None:
-    """Checks that a network wants no conditions that a run can't give.
+def check_conditions(network: nn.Module, kind: type[nn.Module]) -> None:
+    """Checks that a network is of its family's class, and wants no conditions that a run can't give.
 
     Raises:
-        InputError: If it is class-conditional, or conditioned on images.
+        InputError: If it is of another class, class-conditional, or conditioned on images.
     """
+    if not isinstance(network, kind):
+        raise InputError(
+            f"pretrained: a {kind.__name__} is expected, got {type(network).__name__}; choose the prior of its family, "
+            "which its model_index.json names"
+        )
     config = network.config
     if config.get("class_embed_type") is not None or config.get("num_class_embeds") is not None:
         raise InputError(
@@ -96,27 +110,34 @@ def check_conditions(network: nn.Module) -> None:
         )
 
 
-def check_channels(network: nn.Module, autoencoder: nn.Module) -> None:
+def check_channels(network: nn.Module, autoencoder: nn.Module, packed: int = 1) -> None:
     """Checks that a network denoises the latents of an autoencoder, and nothing beside them.
+
+    Args:
+        network: The network.
+        autoencoder: The autoencoder.
+        packed: Number of latent positions whose values are the channels of one position of the network.
 
     Raises:
         InputError: If the autoencoder is of another kind, or the network has other channels.
     """
     if not isinstance(autoencoder, AUTOENCODERS):
         raise InputError(
-            f"pretrained: an AutoencoderKL or AutoencoderTiny is expected, got {type(autoencoder).__name__}; give a "
-            "checkpoint with one of these"
+            f"pretrained: an {', '.join(kind.__name__ for kind in AUTOENCODERS[:-1])} or {AUTOENCODERS[-1].__name__} is "
+            f"expected, got {type(autoencoder).__name__}; give a checkpoint with one of these"
         )
-    images, shown = autoencoder.config.in_channels, autoencoder.config.out_channels
+    images = autoencoder.config.in_channels
+    shown = autoencoder.config.get("out_channels", images)
     if images != shown:
         raise InputError(
             f"pretrained: an autoencoder with as many channels in as out is expected, got {images} and {shown}"
         )
-    latents, taken, given = autoencoder.config.latent_channels, network.config.in_channels, network.config.out_channels
+    latents = packed * latent_channels(autoencoder)
+    taken, given = network.config.in_channels, network.config.out_channels
     if taken != latents:
         known = {
             2 * latents + 1: "an inpainting",
-            2 * latents: "an instruct-pix2pix",
+            2 * latents: "an instruct-pix2pix or control",
             latents + 1: "a depth-to-image",
             latents + images: "an upscaling",
         }
@@ -126,6 +147,25 @@ def check_channels(network: nn.Module, autoencoder: nn.Module) -> None:
         )
     if given not in (None, taken, 2 * taken):  # twice as many: the variance is learned too
         raise InputError(f"pretrained: a network with {taken} channels in and out is expected, got {given} out")
+
+
+def latent_channels(autoencoder: nn.Module) -> int:
+    """Channels of a latent."""
+    return autoencoder.config.get("vq_embed_dim") or autoencoder.config.latent_channels
+
+
+def latent_stride(autoencoder: nn.Module) -> int:
+    """Pixels to one latent, along each side."""
+    config = autoencoder.config
+    return 2 ** (len(config.get("block_out_channels") or config.encoder_block_out_channels) - 1)
+
+
+def encoded_latents(autoencoder: nn.Module, images: Tensor) -> Tensor:
+    """Latents of images, as the autoencoder's decoder takes them: the mode of a distribution, before a quantization."""
+    encoded = autoencoder.encode(images)
+    if isinstance(autoencoder, AutoencoderKL):
+        return encoded.latent_dist.mode()
+    return encoded.latent if isinstance(autoencoder, AutoencoderDC) else encoded.latents
 
 
 def latent_scale(autoencoder: nn.Module) -> tuple[float | Tensor, float | Tensor]:

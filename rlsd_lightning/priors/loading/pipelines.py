@@ -19,6 +19,7 @@ from rlsd_lightning.priors.loading.folders import (
     lora_error,
     not_a_pipeline,
     pipeline_folder,
+    read_config,
     recipe,
     variant_of,
 )
@@ -91,7 +92,9 @@ def _from_folder(
             **options,
         )
     except Exception as error:  # diffusers, transformers and the formats' readers raise errors of many kinds
-        remedy = _folder_remedy(folder, variant, allow_pickle) if is_local else _hub_remedy(pretrained, allow_pickle)
+        remedy = (
+            _folder_remedy(folder, kind, variant, allow_pickle) if is_local else _hub_remedy(pretrained, allow_pickle)
+        )
         raise InputError(
             f"pretrained must be a complete diffusers folder or a model that can be fetched, got '{pretrained}' "
             f"({first_line(error)}); {remedy}"
@@ -114,8 +117,11 @@ def _check_folder(folder: Path, kind: type[DiffusionPipeline], parts: Sequence[s
     check_named(folder)
 
 
-def _folder_remedy(folder: Path, variant: str | None, allow_pickle: bool) -> str:
+def _folder_remedy(folder: Path, kind: type[DiffusionPipeline], variant: str | None, allow_pickle: bool) -> str:
     """What to do if a local folder can't be loaded."""
+    named = read_config(folder / INDEX).get("_class_name")
+    if named != kind.__name__:
+        return f"it is a {named}, a {kind.__name__} is expected; choose the prior of its family"
     if variant and not list(folder.glob(f"*/*.{variant}*")):
         return f"it has no weights of the variant '{variant}'; leave variant out"
     if not allow_pickle and list(folder.glob("*/*.bin")):

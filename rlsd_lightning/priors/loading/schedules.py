@@ -1,9 +1,12 @@
 """Noise levels of a checkpoint's own scheduler."""
 
+import math
 from pathlib import Path
 from typing import Any
 
+import torch
 from diffusers import DDIMScheduler
+from diffusers.pipelines.flux.pipeline_flux import calculate_shift
 from torch import Tensor
 
 from rlsd_lightning.errors import InputError
@@ -55,18 +58,34 @@ def ddim_levels(scheduler: Any) -> tuple[tuple[Tensor, Tensor], str, int]:
     return (alphas_cumprod.sqrt(), (1 - alphas_cumprod).sqrt()), kind, config.config.get("steps_offset", 0)
 
 
-def flow_levels(scheduler: Any) -> tuple[tuple[Tensor, Tensor], str, int]:
+def flow_levels(scheduler: Any, tokens: int) -> tuple[tuple[Tensor, Tensor], str, int]:
     """Levels, prediction type and timestep offset of a flow-matching scheduler, its shift included.
+
+    Args:
+        scheduler: One with alpha + sigma = 1, or a diffusion scheduler with ``use_flow_sigmas``, as Sana's.
+        tokens: Number of a latent's patches, on which a dynamic shift depends.
 
     Raises:
         InputError: If the scheduler is of another family.
     """
-    if not _is_one_of(FLOW_MATCHING, scheduler):
+    config = scheduler.config
+    uses_flow_sigmas = config.get("use_flow_sigmas", False)
+    if not (_is_one_of(FLOW_MATCHING, scheduler) or uses_flow_sigmas):
         raise InputError(
-            f"pretrained: a flow-matching scheduler is expected, got {type(scheduler).__name__}; give a Stable "
-            "Diffusion 3 with its own scheduler"
+            f"pretrained: a flow-matching scheduler is expected, got {type(scheduler).__name__}; give a pipeline with its own "
+            "scheduler"
         )
-    sigmas = scheduler.sigmas[: scheduler.config.num_train_timesteps].flip(0)
+    sigmas = torch.arange(1, config.num_train_timesteps + 1) / config.num_train_timesteps
+    if config.get("use_dynamic_shifting", False):
+        names = {"base_seq_len": "base_image_seq_len", "max_seq_len": "max_image_seq_len"}
+        names |= {name: name for name in ("base_shift", "max_shift")}
+        known = {name: config[given] for name, given in names.items() if given in config}
+        mu = calculate_shift(tokens, **known)
+        is_linear = config.get("time_shift_type", "exponential") == "linear"
+        shift = mu if is_linear else math.exp(mu)
+    else:
+        shift = config.flow_shift if uses_flow_sigmas else config.shift
+    sigmas = shift * sigmas / (1 + (shift - 1) * sigmas)
     return (1 - sigmas, sigmas), "flow", 0
 
 
@@ -85,7 +104,7 @@ def check_named(folder: Path) -> None:
 def _unknown(name: str) -> str:
     return (
         f"pretrained: a schedule of signal and noise levels (betas) is expected, got {name}; give a checkpoint that was "
-        "trained with DDPM noise (flow matching: a Stable Diffusion 3)"
+        "trained with DDPM noise (flow matching: Stable Diffusion 3, Flux or Sana)"
     )
 
 

@@ -7,6 +7,7 @@ the size.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import math
@@ -40,6 +41,11 @@ DETAIL_OF_PICTURES = 3.5
 """Reconstruction error of pictures over that of own samples, which the decoder has made itself."""
 EXACT_DECODER_STD = 0.08
 """Distance of a latent from the image where decoding is exact: what a method's last latent lacks."""
+WEIGHTS = (".safetensors", ".bin", ".ckpt")
+TINY_DECODER = "tiny_decoder"
+"""Folder of a decoder that is not measured."""
+END = 65536
+"""Bytes at the end of a weight file that tell one training from another."""
 QUANTILES = (0.05, 0.95)
 """Of pictures that the prior knows; those beyond count as exceptions."""
 
@@ -55,6 +61,7 @@ class Calibration(NamedTuple):
         latent_rms: The 5 % and 95 % quantiles over pictures of a latent's root mean square.
         count: Number of pictures or samples.
         measured_on: ``pictures``, or ``samples`` of the prior itself.
+        weights: Digest of the weight files that were measured; empty where they are not known.
     """
 
     decoder_std: float
@@ -64,6 +71,7 @@ class Calibration(NamedTuple):
     latent_rms: tuple[float, float]
     count: int
     measured_on: str
+    weights: str = ""
 
 
 def reconstruction_error(prior: Prior, images: Tensor) -> tuple[Tensor, Tensor]:
@@ -142,7 +150,7 @@ def saved_calibration(origin: Path | None, image_shape: tuple[int, ...]) -> Cali
     """
     entries: dict[str, Calibration] = {}
     for file in _files(origin) if origin is not None else ():
-        entries |= _read(file) if file.is_file() else {}
+        entries |= _of_these_weights(_read(file), origin, file) if file.is_file() else {}
     area = math.log(math.prod(image_shape[-2:]))
     size = min(entries, key=lambda size: abs(math.log(math.prod(_lengths(size))) - area), default=None)
     return None if size is None else entries[size]
@@ -152,7 +160,8 @@ def save_calibration(origin: Path, image_shape: tuple[int, ...], calibration: Ca
     """Writes the entry of one image size and returns the file: beside the settings, or in the user's cache."""
     beside, cached = _files(origin)
     file = beside if origin.is_dir() and os.access(origin, os.W_OK) else cached
-    entries = _read(file) if file.is_file() else {}
+    calibration = calibration._replace(weights=_digest(origin))
+    entries = _of_these_weights(_read(file), origin, file) if file.is_file() else {}
     entries["x".join(map(str, image_shape[-2:]))] = calibration
     written = {size: each._asdict() for size, each in sorted(entries.items(), key=lambda item: _lengths(item[0]))}
     file.parent.mkdir(parents=True, exist_ok=True)
@@ -182,6 +191,31 @@ def _read(file: Path) -> dict[str, Calibration]:
         raise InputError(
             f"pretrained: '{file}' can't be read ({first_line(error)}); delete it, or run rlsd calibrate again"
         ) from error
+
+
+def _of_these_weights(entries: dict[str, Calibration], origin: Path, file: Path) -> dict[str, Calibration]:
+    """The entries that were measured on the weights that are there now; the others are named in a warning."""
+    now = _digest(origin)
+    kept = {size: entry for size, entry in entries.items() if not entry.weights or not now or entry.weights == now}
+    if old := sorted(set(entries) - set(kept)):
+        log.warning(
+            "'%s' was measured on other weights at %s; this is left out. Run rlsd calibrate to measure the present ones.",
+            file,
+            ", ".join(old),
+        )
+    return kept
+
+
+def _digest(origin: Path) -> str:
+    """Digest of the ends of a folder's weight files, which another training changes; empty for a model hub's name."""
+    digest = hashlib.sha256()
+    found = [origin] if origin.is_file() else sorted(origin.rglob("*"))
+    files = [file for file in found if file.suffix in WEIGHTS and TINY_DECODER not in file.parts]
+    for file in files:
+        with file.open("rb") as weights:
+            weights.seek(-min(file.stat().st_size, END), os.SEEK_END)
+            digest.update(weights.read())
+    return digest.hexdigest()[:16] if files else ""
 
 
 def _lengths(size: str) -> list[int]:

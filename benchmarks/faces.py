@@ -1,0 +1,115 @@
+"""The face tables and pictures of docs/results.md."""
+
+import json
+import subprocess
+import sys
+from argparse import Namespace
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from PIL import Image, ImageDraw
+from runs import PROJECT, Run, rows_of, run_folder
+
+__all__ = ["PICTURES", "PRIOR", "draw", "make"]
+
+PRIOR = PROJECT / "data" / "priors" / "faces"
+TASKS_PICTURE, FACES_PICTURE = PROJECT / "docs" / "tasks.png", PROJECT / "docs" / "half_face.png"
+PICTURES = (TASKS_PICTURE, FACES_PICTURE)
+KEPT = (
+    "psnr_pseudo_inverse",
+    "psnr_mean",
+    "psnr_best",
+    "psnr_of_mean",
+    "ssim_mean",
+    "diversity",
+    "residual_sigmas",
+    "mode_total_variation",
+    "seconds",
+)
+"""Columns of summary.csv that docs/results.json keeps."""
+COVERAGE = ("total_coverage_50", "total_coverage_90", "total_spread_to_error")
+"""Figures of ``evaluate`` for the default's runs."""
+TASKS = (
+    "inpaint",
+    "super_resolution",
+    "inpaint_random",
+    "colorize",
+    "motion_deblur",
+    "hdr",
+    "phase_retrieval",
+)
+COMPARED = TASKS[:2]
+METHODS = {
+    "independent": ["method=independent"],
+    "dps": ["method=dps"],
+    "daps": ["method=daps", "num_steps=20"],  # five network evaluations a step
+    "rlsd_paper": ["method=rlsd_paper"],
+}
+STEPS = {f"{steps} steps": [f"num_steps={steps}"] for steps in (25, 50)}
+GAMMAS = {f"gamma {gamma}": [f"method.gamma={gamma}"] for gamma in (0, 1, 2)}
+POINTS = {
+    "distilled": ["num_particles=500"],  # what the task chooses
+    "distilled, gamma 0": ["num_particles=500", "method.gamma=0"],
+    "twisted": ["num_particles=500", "method=twisted", "method.decoder_std=0", "method.image_std=1"],
+}
+
+
+def default(task: str, options: tuple[str, ...] = ()) -> Run:
+    """The default's run on a task."""
+    return Run("tasks", task, "default", options)
+
+
+def all_runs(faces: int) -> list[Run]:
+    """The runs of all tables, the most important first; comparisons take half of the faces."""
+    limit = f"data.limit={faces}"
+    runs = [default(task, (limit,)) for task in TASKS]
+    runs += [Run("points", "toy", form, tuple(options)) for form, options in POINTS.items()]
+    limit = f"data.limit={max(1, faces // 2)}"
+    runs += [Run("repulsion", "inpaint", form, (limit, *options)) for form, options in GAMMAS.items()]
+    for task in COMPARED:
+        runs += [Run("methods", task, form, (limit, *options)) for form, options in METHODS.items()]
+        runs += [Run("steps", task, form, (limit, *options)) for form, options in STEPS.items()]
+    return runs
+
+
+def coverage(out: Path) -> dict[str, dict[str, float]]:
+    """Coverage of the default's uncertainty by task, from ``train.py evaluate``."""
+    folders = {task: run_folder(default(task), out) for task in TASKS}
+    file = out / "coverage.json"
+    command = [sys.executable, str(PROJECT / "train.py"), "evaluate", *map(str, folders.values()), "--json", str(file)]
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    runs = json.loads(file.read_text())["runs"]
+    return {task: {key: runs[folder.name]["figures"][key] for key in COVERAGE} for task, folder in folders.items()}
+
+
+def make(args: Namespace) -> dict[str, dict]:
+    """Figures of all runs, which are made if they are not there."""
+
+    def figures(run: Run) -> list[dict]:
+        rows = rows_of(run, args)
+        return [{"name": row["name"], **{key: float(row[key]) for key in KEPT if row.get(key)}} for row in rows]
+
+    runs = all_runs(args.faces)
+    with ThreadPoolExecutor(args.jobs) as pool:
+        found = dict(zip((run.key for run in runs), pool.map(figures, runs), strict=True))
+    return {"faces": args.faces, "runs": found, "coverage": coverage(args.out)}
+
+
+def stack(grids: list[tuple[str, Path]], path: Path, margin: int = 0) -> None:
+    """Puts grids above each other, each with its label in the left margin."""
+    opened = [(label, Image.open(grid)) for label, grid in grids]
+    width, height = max(grid.width for _, grid in opened) + margin, sum(grid.height for _, grid in opened)
+    canvas, top = Image.new("RGB", (width, height), "white"), 0
+    draw = ImageDraw.Draw(canvas)
+    for label, grid in opened:
+        draw.text((5, top + grid.height // 2), label, fill="black")
+        canvas.paste(grid, (margin, top))
+        top += grid.height
+    canvas.save(path, optimize=True)
+
+
+def draw(args: Namespace) -> None:
+    """The first face in each task, and the first six in one."""
+    folders = {task: run_folder(default(task), args.out) for task in TASKS}
+    stack([(task, min(folder.glob("*/grid.png"))) for task, folder in folders.items()], TASKS_PICTURE, margin=150)
+    stack([("", grid) for grid in sorted(folders["inpaint"].glob("*/grid.png"))[:6]], FACES_PICTURE)
