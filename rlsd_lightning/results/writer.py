@@ -15,8 +15,9 @@ from torch import Tensor, nn
 
 from rlsd_lightning.errors import first_line
 from rlsd_lightning.evaluation.causes import cause_warnings
+from rlsd_lightning.evaluation.checks import truth_free_checks
 from rlsd_lightning.evaluation.familiarity import unknown_picture
-from rlsd_lightning.evaluation.health import health_metrics, health_warnings
+from rlsd_lightning.evaluation.health import HealthMetrics, health_metrics, health_warnings
 from rlsd_lightning.evaluation.scores import Solved, aligned, score
 from rlsd_lightning.features import load_lpips
 from rlsd_lightning.methods.base import ParticleModule
@@ -58,6 +59,7 @@ class Results(Callback):
             are in ``finished``, in every process.
         features: Feature network of the diversity; what the kernel compares if left out.
         prior_diversity: Diversity of the prior's samples in these features, if known.
+        checks: Whether to make the checks that need no truth; they take as long as two steps.
     """
 
     def __init__(
@@ -65,10 +67,12 @@ class Results(Callback):
         folder: str | Path | None = None,
         features: nn.Module | None = None,
         prior_diversity: float | None = None,
+        checks: bool = True,
     ) -> None:
         self.folder = None if folder is None else Path(folder)
         self.features = features
         self.prior_diversity = prior_diversity
+        self.checks = checks
         self.finished: list[Result] = []
         self._seconds_before = 0.0
         self._start = 0.0
@@ -121,6 +125,19 @@ class Results(Callback):
         mine = torch.tensor(self._seconds(), dtype=torch.float64)
         return module.shard.sum(mine).item() / module.shard.size
 
+    def checked(
+        self, module: ParticleModule, solved: Solved, health: HealthMetrics | None = None
+    ) -> list[dict[str, Any]]:
+        """Checks that need no truth, as metrics.json has them; none, and a warning, if memory or an operator forbids."""
+        if not self.checks:
+            return []
+        try:
+            return [check._asdict() for check in truth_free_checks(module, solved, health, self.prior_diversity)]
+        except Exception as error:  # noqa: BLE001  an operator may refuse a batch, or memory run out
+            reason = f"{type(error).__name__}: {first_line(error)}"
+            log.warning("%s: the checks without a truth are left out (%s)", solved.measurement.name, reason)
+            return []
+
     @abstractmethod
     def result(self, module: ParticleModule, solved: Solved) -> Result:
         """Result of one measurement's particles."""
@@ -140,7 +157,8 @@ class PointResults(Results):
             mean=points.mean(dim=0),
             std=points.std(dim=0, correction=0),
             decoded=solved.decoded.detach().float().cpu(),
-            metrics=data_fit(measurement.physics, solved.images, measurement.y),
+            metrics=data_fit(measurement.physics, solved.images, measurement.y)
+            | {"checks": self.checked(module, solved)},
             tensors={"x": points, "z": solved.z.detach().cpu(), "y": measurement.y.cpu()},
         )
 
@@ -198,6 +216,7 @@ class ImageResults(Results):
             log.warning("%s: %s", measurement.name, sentence)
         figures = score(solved, compared, load_lpips())
         figures |= {"decoder_error": None if shared is None else shared.std, "warnings": of_prior + warnings}
+        figures["checks"] = self.checked(module, solved, metrics)
         moments = self._moments.get(measurement.name, [])
         return image_result(solved, None if shared is None else shared.variance, figures, moments=moments)
 
