@@ -21,7 +21,6 @@ def small(tiny_prior_folder: Path, tiny_features_folder: Path, tmp_path: Path) -
     """Overrides for the smallest run; what a test gives after them wins."""
     return [
         f"prior.pretrained={tiny_prior_folder}",
-        f"callbacks.results.features.pretrained={tiny_features_folder}",
         "num_steps=3",
         "num_particles=2",
         f"output_dir={tmp_path / 'run'}",
