@@ -103,8 +103,22 @@ def test_figures_that_are_not_known_of_any_measurement_have_no_column(page: Page
     assert "vendi" in page.table[0]
 
 
+def test_checks_have_a_line_each_with_range_and_verdict(run: tuple[Path, list[str]], page: Page) -> None:
+    header, *lines = page.tables["checks"]
+    every = [{check["name"]: check for check in read_metrics(run[0] / name)["checks"]} for name in NAMES]
+    assert len(lines) == len(set(every[0]) | set(every[1]))
+    assert {"residual_size", "latent_residual", "stein_discrepancy"} <= every[0].keys()
+    stein = next(line for line in lines if line[0] == every[0]["stein_discrepancy"]["looked_at"])
+    found = dict(zip(header, stein, strict=True))
+    values = [checks["stein_discrepancy"] for checks in every]
+    assert found["number"] == f"{(values[0]['value'] + values[1]['value']) / 2:.4g}"
+    assert found["range of a right run"] == "up to 10"
+    failed = [name for name, value in zip(NAMES, values, strict=True) if not value["passed"]]
+    assert found["verdict"] == (f"failed {len(failed)} of 2: {', '.join(failed)}" if failed else "passed")
+
+
 def test_pictures_are_embedded_and_decode(run: tuple[Path, list[str]], page: Page) -> None:
-    files = [run[0] / name / file for name in NAMES for file in ("grid.png", "filmstrip.png")]
+    files = [run[0] / name / file for name in NAMES for file in ("grid.png", "directions.png", "filmstrip.png")]
     for file, source in zip(files, page.having("img", "src"), strict=True):
         kind, _, data = source.partition(",")
         assert kind == "data:image/png;base64"

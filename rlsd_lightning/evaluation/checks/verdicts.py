@@ -121,17 +121,23 @@ def _of_residuals(found: Whiteness) -> list[Check]:
         return Check(f"residual_{name}", looked_at, value, low, high, inside or p_value >= LEAST_P, p_value)
 
     parts = {
-        "size": ("residual of a draw, in standard deviations of the noise", found.size, found.size_p, *SIZE),
+        "size": ("residual of posterior draws, in standard deviations of the noise", found.size, found.size_p, *SIZE),
         "correlation": (
-            "correlation of its neighbours",
+            "largest correlation of the residual's neighbours",
             found.correlation.abs(),
             found.white_p,
             None,
             MOST_CORRELATION,
         ),
-        "spectrum": ("its spectrum over that of white noise", found.spectrum, found.white_p, None, MOST_BAND),
+        "spectrum": (
+            "largest ratio of the residual's spectrum to that of white noise",
+            found.spectrum,
+            found.white_p,
+            None,
+            MOST_BAND,
+        ),
         "distribution": (
-            "its distance from the noise's distribution",
+            "distance of the residual's distribution from the noise's",
             found.distance,
             found.normal_p,
             None,
