@@ -43,7 +43,7 @@ class ParticleModule(L.LightningModule):
         seed: Seed of all noise, from 0 to :math:`2^{64} - 1`.
         warm_share: Share of the timesteps, those with the least noise, for measurements with a start, in (0, 1].
         antithetic: Whether a measurement's particles have noise that sums to zero
-            (:func:`~rlsd_lightning.functional.noise.particle_noise`); False draws independent noise.
+            (:class:`~rlsd_lightning.functional.noise.ParticleNoise`); False draws independent noise.
         particle_chunk: Particles that a network sees at a time; the backward pass computes activations again. None: all.
         decoder_std: Typical distance of :math:`D(z)` from an image, in units of an image in [-1, 1]; 0: latents decode
             exactly, and the results are :math:`D(z)`. None: the prior's (:class:`~rlsd_lightning.priors.Calibration`).

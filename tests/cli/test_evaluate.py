@@ -296,6 +296,30 @@ def test_columns_of_different_measurements_are_said_not_to_compare(run: Path, tm
     assert f"the runs have different measurements, {kept} of them in common" in scored(fewer)[0]
 
 
+def test_images_of_several_sizes_have_their_own_figures_but_none_of_the_set(
+    run: Path, tmp_path: Path, scored, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, one_size, rows = scored()
+    mixed = shutil.copytree(run, tmp_path / "mixed")
+    load = evaluate.load_run
+
+    def cropped(folder: Path) -> list[SavedMeasurement]:
+        """The second measurement of a run is half as wide."""
+        first, second = load(folder)
+        half = second.images.shape[-1] // 2
+        return [first, second._replace(**{k: v[..., :half] for k, v in second._asdict().items() if torch.is_tensor(v)})]
+
+    monkeypatch.setattr(evaluate, "load_run", lambda folder: cropped(folder) if folder == mixed else load(folder))
+    printed, written, both = scored(mixed)
+    assert "'mixed' has images of 2 sizes: it has no FID, KID and attributes" in printed
+    assert written["runs"]["run"] == one_size["runs"]["run"]
+    found = written["runs"]["mixed"]["figures"]
+    assert found["psnr_mean"] != one_size["runs"]["run"]["figures"]["psnr_mean"]
+    assert any(key.startswith("fid") for key in one_size["runs"]["run"]["figures"])
+    assert not any(key.startswith(("fid", "kid")) for key in found)
+    assert next(row["psnr_mean"] for row in both if row["run"] == "mixed") == rows[0]["psnr_mean"]
+
+
 def test_a_measured_run_without_truth_is_scored_by_default_only(run: Path, tmp_path: Path, scored, capsys) -> None:
     measured = tmp_path / "measured"
     shutil.copytree(run / "000", measured / "000")

@@ -73,7 +73,8 @@ def evaluate_run(
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """Figures of one run, means over the measurements where they are known, and each measurement's.
 
-    The distances of sets are to ``reference``, with shape :math:`(M, 3, H, W)`, or to the truths.
+    The distances of sets are to ``reference``, with shape :math:`(M, 3, H, W)`, or to the truths; they and the attributes
+    are left out where images have several sizes.
 
     Raises:
         InputError: If the protocol needs a truth that is unknown.
@@ -90,9 +91,8 @@ def evaluate_run(
             figures[key] = ", ".join(dict.fromkeys(values))
         else:
             figures[key] = sum(values) / len(values) if values else None
-    sizes = {tuple(one.images.shape[1:]) for one in saved}
-    if len(sizes) > 1:
-        raise InputError(f"particles of one size are expected in a run, got {sorted(sizes)}")
+    if len(image_sizes(saved)) > 1:  # figures of the whole set need one size
+        return figures, rows
     truth = None if unknown else torch.cat([one.truth for one in saved])
     compared = truth if reference is None else reference
     if protocol == "paper":
@@ -102,6 +102,11 @@ def evaluate_run(
     if networks.classifier is not None and images.shape[-1] == networks.features.image_size:
         figures |= attribute_figures(images, truth, networks.classifier)
     return figures, rows
+
+
+def image_sizes(saved: list[SavedMeasurement]) -> set[tuple[int, ...]]:
+    """Shapes of a run's images."""
+    return {tuple(one.images.shape[1:]) for one in saved}
 
 
 def table(results: dict[str, dict[str, Any]]) -> str:
@@ -174,6 +179,11 @@ def main(arguments: list[str] | None = None) -> int:
             notes.append(
                 f"the runs have different measurements, {len(shared)} of them in common: their figures don't compare"
             )
+        notes += [
+            f"'{name}' has images of {len(image_sizes(saved))} sizes: it has no FID, KID and attributes"
+            for name, saved in runs.items()
+            if len(image_sizes(saved)) > 1
+        ]
         results, rows = {}, {}
         for name, saved in runs.items():
             reference = _load_reference(args.reference, saved) if args.reference else None
