@@ -175,9 +175,7 @@ class RLSD(ParticleModule):
         self.log_all(step, denoising=denoising, coupling=coupling.sum(), repulsion=repulsion.sum())
         moved = self.descend(denoising + surrogate)  # z <- z_hat - G / alpha_s
         if self.candidates_of.end_with(step):
-            self.e[self.rows] = self.candidates_of.follow(
-                step, self.x[self.rows] if self.hparams.augmented else decoded
-            )
+            self.start_again(step, self.x[self.rows] if self.hparams.augmented else decoded)
         elif s is not None:
             self.renew_noise(step, t, s, eps_hat, moved)
         return denoising + surrogate
