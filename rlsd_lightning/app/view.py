@@ -19,7 +19,7 @@ FIGURES = (
     ("ssim_mean", "SSIM of a particle, on average", "{:.3f}"),
     ("lpips_mean", "LPIPS of a particle, on average (0: same picture)", "{:.3f}"),
     ("residual_sigmas", "Misfit to the measurement (at most about 1: within its noise)", "{:.2f}"),
-    ("diversity", "Diversity of the particles (0: all the same)", "{:.2f}"),
+    ("vendi", "Effective number of different particles (1: all the same)", "{:.2f}"),
     ("seconds", "Time", "{:.1f} s"),
 )
 """Figures of metrics.json that are shown, with their names and formats."""

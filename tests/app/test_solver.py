@@ -15,6 +15,7 @@ from support.command import train
 
 from rlsd_lightning.app.choices import TASKS, Choice
 from rlsd_lightning.app.pictures import write_mask
+from rlsd_lightning.app.view import FIGURES
 from rlsd_lightning.app.watch import Watch
 from rlsd_lightning.cli.subcommands.app import Solver
 from rlsd_lightning.engine.callbacks import EndEarly
@@ -105,6 +106,7 @@ def test_a_stopped_run_keeps_what_it_has(solver: Solver, prior: tuple[str, ...],
     choice = made_in(tmp_path, prior, steps=10)
     solve(solver, choice, tmp_path, [watch, EndEarly(lambda: len(done) >= after)])
     figures = read_metrics(tmp_path / "picture")
+    assert {name for name, _, _ in FIGURES} - {"psnr_pseudo_inverse"} <= figures.keys()
     assert len(done) == figures["num_steps"] == min(after + 1, 10)
     saved = load_file(tmp_path / "picture" / "particles.safetensors")
     assert all(value.isfinite().all() for value in saved.values())
