@@ -15,7 +15,7 @@ from torch import Tensor
 from rlsd_lightning.errors import InputError
 from rlsd_lightning.evaluation.checks import principal_directions
 from rlsd_lightning.evaluation.scores import Solved, aligned, pseudo_inverse
-from rlsd_lightning.functional.clustering import k_medoids
+from rlsd_lightning.functional.sets.clustering import k_medoids
 from rlsd_lightning.images import to_pil
 from rlsd_lightning.measurement import Measurement
 from rlsd_lightning.operators.likelihood import NOT_PICTURES, HasEquivalents, observed_pixels
@@ -74,7 +74,7 @@ class Result:
         std: Standard deviation of the truth around ``mean``, with shape :math:`(H, W)`: the root of the particles' variance
             plus the autoencoder's estimated error variance, averaged over colours. std.png shows it, white from 0.5.
         decoded: Decoded latents :math:`D(z)`, with the shape of ``particles``.
-        metrics: Content of metrics.json: ``residual_sigmas``, ``diversity``, with a truth ``psnr_mean``, and others.
+        metrics: Content of metrics.json: ``residual_sigmas``, ``vendi``, with a truth ``psnr_mean``, and others.
         panels: Pictures of the grid.
         tensors: Content of particles.safetensors.
         moments: Numbers of steps taken, and thumbnails after them; the filmstrip.
