@@ -8,7 +8,7 @@ noise. A draw is
 .. math:: u_i = x_i + \mathrm{prox}(D(z_i) + e, \; y + n) - \mathrm{prox}(D(z_i), y)
 
 with errors :math:`e` of the decoder's variance and noise :math:`n`. It is exact for linear operators, Gaussian noise and
-white errors. Photon counts become standard normal by their distribution function, randomised within each count.
+white errors. Other draws are :math:`\mathrm{prox}(D(z_i) + e, \; y + n)`, which is nearly the same. Photon counts become standard normal by their distribution function, randomised within each count.
 
 References:
     | Bayesian model assessment using pivotal quantities (Johnson, 2007)
@@ -68,9 +68,7 @@ def posterior_draws(module: ParticleModule, solved: Solved, draws: Draws) -> Ten
             return images + proximal_step(physics, noise, errors, weight)
     else:
         noise = noise * (2 * physics.noise_model.gain * (measured(physics, decoded) + 1).clamp_min(0)).sqrt()
-    both = [(y + noise, decoded + errors), (y, decoded)]
-    moved, own = (proximal_step(physics, *pair, weight, inner_steps=RESULT_STEPS) for pair in both)
-    return images + moved - own
+    return proximal_step(physics, y + noise, decoded + errors, weight, inner_steps=RESULT_STEPS)
 
 
 def standard_residuals(measurement: Measurement, images: Tensor, draws: Draws) -> Tensor:
