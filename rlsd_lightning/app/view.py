@@ -1,7 +1,8 @@
 """What the page shows of a run, as HTML and pictures."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from html import escape
+from pathlib import Path
 
 from PIL import Image
 
@@ -62,13 +63,16 @@ def _results(run: Run) -> Iterator[tuple[str, Image.Image]]:
     for name, title in (("truth", "Original"), ("measurement", "Measured"), ("pseudo_inverse", "Measured")):
         if (folder / f"{name}.png").is_file():
             yield title, _open(run, name)
-    for index in range(run.choice.particles):
-        yield f"Particle {index}", _open(run, f"particles/{index:02d}")
+    shares = {one["particle"]: one["share"] for one in _known(run).get("representatives", ())}
+    others = (index for index in range(run.choice.particles) if index not in shares)
+    for index in (*shares, *others):
+        stands_for = f", for {shares[index]:.0%} of them" if index in shares else ""
+        yield f"Particle {index}{stands_for}", _open(run, f"particles/{index:02d}")
     yield "Mean", _open(run, "mean")
     yield "Uncertainty: bright where particles disagree", uncertainty_over(_open(run, "mean"), _open(run, "std"))
 
 
-def _figures_of(pictures) -> str:
+def _figures_of(pictures: Iterable[tuple[str, Image.Image]]) -> str:
     each = (
         f'<figure><img src="{as_url(picture)}" alt="{escape(title)}"><figcaption>{escape(title)}</figcaption></figure>'
         for title, picture in pictures
@@ -77,12 +81,16 @@ def _figures_of(pictures) -> str:
 
 
 def figures(run: Run) -> str:
-    """The figures of a finished run, and its warnings."""
-    known = read_metrics(_results_folder(run)) or {}
+    """The figures of a finished run, its checks, and its warnings."""
+    known = _known(run)
     rows = [
         f"<tr><td>{escape(title)}</td><td>{form.format(known[name])}</td></tr>"
         for name, title, form in FIGURES
         if known.get(name) is not None
+    ]
+    rows += [
+        f"<tr><td>Check: {escape(check['looked_at'])}</td><td>{'passed' if check['passed'] else 'failed'}</td></tr>"
+        for check in known.get("checks", ())
     ]
     warnings = "".join(f"<li>{escape(text)}</li>" for text in dict.fromkeys(run.warnings))
     return f"<table>{''.join(rows)}</table>" + (f"<ul>{warnings}</ul>" if warnings else "")
@@ -100,9 +108,14 @@ def pair(run: Run, which: str) -> tuple[Image.Image, Image.Image]:
     return enlarged(_open(run, name), particle.size), particle
 
 
-def _results_folder(run: Run):
+def _results_folder(run: Run) -> Path:
     """The folder of the only measurement."""
     return next(run.folder.glob("*/metrics.json")).parent
+
+
+def _known(run: Run) -> dict:
+    """What metrics.json says."""
+    return read_metrics(_results_folder(run)) or {}
 
 
 def _open(run: Run, name: str) -> Image.Image:

@@ -1,7 +1,9 @@
 """The page without a browser: its pictures, its tabs and its start."""
 
+import json
 import logging
 import os
+import re
 import signal
 import socket
 import sys
@@ -69,6 +71,22 @@ def test_no_text_becomes_a_part_of_the_page(tmp_path: Path, said: str):
     run.enter(State.FAILED, said)
     shown = view.status(run, 0)
     assert said not in shown and shown.count("<") == 2
+
+
+def test_representatives_come_first_and_checks_are_said(tmp_path: Path):
+    run = run_of("tab", tmp_path)
+    run.choice, run.state = choice_of(particles=3), State.DONE
+    results = run.folder / "picture"
+    for name in ("truth", "measurement", "mean", "std", "particles/00", "particles/01", "particles/02"):
+        picture_file((results / name).parent, f"{Path(name).name}.png")
+    stands_for = [{"particle": 2, "share": 2 / 3}, {"particle": 0, "share": 1 / 3}]
+    checks = [{"looked_at": looked_at, "passed": passed} for looked_at, passed in (("<size>", True), ("spread", False))]
+    (results / "metrics.json").write_text(json.dumps({"representatives": stands_for, "checks": checks}))
+    titles = re.findall("<figcaption>(.*?)</figcaption>", view.gallery(run))
+    assert titles[2:5] == ["Particle 2, for 67% of them", "Particle 0, for 33% of them", "Particle 1"]
+    shown = view.figures(run)
+    assert "<td>Check: &lt;size&gt;</td><td>passed</td>" in shown
+    assert "<td>Check: spread</td><td>failed</td>" in shown
 
 
 def test_a_line_says_how_many_runs_are_before(tmp_path: Path):
