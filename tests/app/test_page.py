@@ -13,7 +13,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
+from safetensors.torch import save_file
 from support.app import Scripted, choice_of, picture_file, run_of
 
 from rlsd_lightning.app import pictures, view
@@ -82,6 +84,7 @@ def test_representatives_come_first_and_checks_are_said(tmp_path: Path):
     stands_for = [{"particle": 2, "share": 2 / 3}, {"particle": 0, "share": 1 / 3}]
     checks = [{"looked_at": looked_at, "passed": passed} for looked_at, passed in (("<size>", True), ("spread", False))]
     (results / "metrics.json").write_text(json.dumps({"representatives": stands_for, "checks": checks}))
+    save_file({"x": torch.zeros(1)}, results / "particles.safetensors")
     titles = re.findall("<figcaption>(.*?)</figcaption>", view.gallery(run))
     assert titles[2:5] == ["Particle 2, for 67% of them", "Particle 0, for 33% of them", "Particle 1"]
     shown = view.figures(run)
