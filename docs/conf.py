@@ -98,7 +98,7 @@ def link_sources(app: Sphinx, docname: str, source: list[str]) -> None:
 def keep_sentences(app: Sphinx, what: str, name: str, obj: object, options: object, lines: list[str]) -> None:
     """Have napoleon take the first line of an attribute for text: it would read a type before a colon."""
     if what in ("attribute", "data", "property"):
-        lines.insert(0, "")
+        lines[:0] = ["..", ""]  # an empty comment
 
 
 def setup(app: Sphinx) -> None:
