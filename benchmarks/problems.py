@@ -77,7 +77,7 @@ class RandomStableDiffusion(StableDiffusionPrior):
     def name_left_out(self, *_, **__) -> None:
         """There is no tokenizer."""
 
-    def schedule(self, pipeline: StableDiffusionPipeline) -> tuple[tuple[Tensor, Tensor], str, int]:
+    def schedule(self, pipeline: StableDiffusionPipeline, tokens: int) -> tuple[tuple[Tensor, Tensor], str, int]:
         return stable_diffusion_levels(), "epsilon", 1
 
     def conditions(self, pipeline: StableDiffusionPipeline, *_: str | float) -> dict[str, Tensor]:

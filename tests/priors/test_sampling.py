@@ -88,6 +88,17 @@ def test_flux_without_an_embedded_guidance_is_guided_by_two_prompts(
     torch.testing.assert_close(packed(sampled(prior, start, "trailing")[0]), expected, atol=1e-4, rtol=1e-3)
 
 
+@pytest.mark.parametrize(("channels", "kind"), [(32, "a control"), (48, "another")])
+def test_a_flux_for_other_inputs_is_refused(channels: int, kind: str, tiny_folders: dict[str, Path]):
+    pipeline = FluxPipeline.from_pretrained(tiny_folders["flux"], local_files_only=True)
+    changed = {**pipeline.transformer.config, "in_channels": channels, "out_channels": 16}
+    pipeline.register_modules(transformer=type(pipeline.transformer).from_config(changed))
+    with pytest.raises(
+        InputError, match=rf"takes {channels} channels, but the autoencoder has 16: it is {kind} network"
+    ):
+        FluxPrior(pipeline, image_size=32)
+
+
 @pytest.mark.parametrize(("prompt", "guidance_scale"), [("a beard", 1.0), ("a light beard", 4.5)])
 def test_sana_samples_what_its_pipeline_does(prompt: str, guidance_scale: float, tiny_folders: dict[str, Path]):
     """The instruction before the prompt, the mask of its tokens, and the schedule's shift."""

@@ -137,7 +137,7 @@ def check_channels(network: nn.Module, autoencoder: nn.Module, packed: int = 1) 
     if taken != latents:
         known = {
             2 * latents + 1: "an inpainting",
-            2 * latents: "an instruct-pix2pix or control",
+            2 * latents: "an instruct-pix2pix" if packed == 1 else "a control",
             latents + 1: "a depth-to-image",
             latents + images: "an upscaling",
         }
