@@ -8,6 +8,7 @@ import torch
 from hydra import compose, initialize_config_dir
 from torch import Tensor
 
+import rlsd_lightning.cli.command  # noqa: F401  registers what the configs interpolate
 from examples.face_prior.faces import attribute_labels
 from rlsd_lightning import embedded
 from rlsd_lightning.errors import InputError
