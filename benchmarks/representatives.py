@@ -16,8 +16,8 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from rlsd_lightning import VAEFeatures, ViTFeatures, embedded
-from rlsd_lightning.functional.clustering import k_medoids
 from rlsd_lightning.functional.metrics import psnr
+from rlsd_lightning.functional.sets.clustering import k_medoids
 from rlsd_lightning.results.store import load_run
 
 CHOSEN = 4

@@ -46,7 +46,7 @@ METHODS = {
     "latino": ["method=latino", "num_steps=8"],
 }
 PUBLISHED_STEPS = 999
-QUALITY = ("psnr_mean", "psnr_best", "psnr_of_mean", "diversity")
+QUALITY = ("psnr_mean", "psnr_best", "psnr_of_mean", "vendi")
 Row = dict[str, str | int | float | bool | None]
 
 
@@ -176,7 +176,7 @@ def table(rows: list[Row]) -> str:
         "PSNR, mean",
         "best",
         "of the mean",
-        "diversity",
+        "vendi",
     )
     lines = [f"| {' | '.join(heads)} |", "|" + "---|" * len(names)]
     for row in rows:
@@ -195,7 +195,7 @@ def plot(rows: list[Row], path: Path) -> None:
         for key, marker, label in shown:
             axis.plot([row["tflop"] for row in known], [row[key] for row in known], marker, label=label)
         for row in known:
-            said = f"{row['method']}\ndiversity {row['diversity']:.2g}"
+            said = f"{row['method']}\nVendi {row['vendi']:.2g}"
             axis.annotate(said, (row["tflop"], row["psnr_mean"]), (4, -18), textcoords="offset points", fontsize=7)
         axis.margins(x=0.3, y=0.15)
         axis.set(xscale="log", xlabel="10^12 operations of a run", ylabel="PSNR, dB", title=prior)

@@ -60,7 +60,7 @@ def defaults(made: dict) -> dict[str, list[dict]]:
 
 def tasks(made: dict) -> str:
     """Quality of the default on each task."""
-    header = ("task", "pseudo-inverse", "mean", "best of four", "mean image", "SSIM", "diversity", "residual / noise")
+    header = ("task", "pseudo-inverse", "mean", "best of four", "mean image", "SSIM", "Vendi score", "residual / noise")
     rows = [
         (
             NAMES[task],
@@ -69,7 +69,7 @@ def tasks(made: dict) -> str:
             mean_and_error(values(rows, "psnr_best")),
             mean(rows, "psnr_of_mean"),
             mean(rows, "ssim_mean", 3),
-            mean(rows, "diversity", 3),
+            mean(rows, "vendi"),
             mean(rows, "residual_sigmas"),
         )
         for task, rows in defaults(made).items()
@@ -107,10 +107,10 @@ def repulsion(made: dict) -> str:
     runs = {form: rows for (_, form), rows in runs_of(made, "repulsion").items()}
     faces = {row["name"] for rows in runs.values() for row in rows}
     runs["gamma 0.2 (default)"] = [row for row in defaults(made)["inpaint"] if row["name"] in faces]
-    header = ("repulsion", "diversity", "mean", "best of four", "mean image")
+    header = ("repulsion", "Vendi score", "mean", "best of four", "mean image")
     figures = ("psnr_mean", "psnr_best", "psnr_of_mean")
     ordered = sorted(runs.items(), key=lambda item: float(item[0].split()[1]))
-    rows = [(f"`{form}`", mean(r, "diversity", 3), *(mean(r, figure) for figure in figures)) for form, r in ordered]
+    rows = [(f"`{form}`", mean(r, "vendi"), *(mean(r, figure) for figure in figures)) for form, r in ordered]
     return markdown(header, rows)
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from rlsd_lightning.checks import require_at_least_zero, require_one_of, require_share
 from rlsd_lightning.functional.kernels import log_density, log_density_gradient, median_bandwidth, sets_at_a_time
-from rlsd_lightning.functional.losses import at_least_float32
+from rlsd_lightning.functional.losses import at_least_float32, square_norms
 from rlsd_lightning.methods.base import ParticleModule
 
 __all__ = ["DensityGradient", "Repulsion", "density_gradient", "repulsive_steps"]
@@ -69,6 +69,21 @@ class Repulsion:
             return DensityGradient(leaf.new_zeros(0), leaf)
         value, towards = density_gradient(features.detach(), every, particles.rows, particles.num_particles)
         return DensityGradient(value, torch.autograd.grad(features, leaf, towards)[0])
+
+    def added(self, gradient: Tensor, density: DensityGradient, t: int, zeta: float) -> tuple[Tensor, Tensor]:
+        r"""A data gradient with :math:`\gamma_i \nabla \log q(\phi_i)` added, and the values :math:`\gamma_i \log q(\phi_i)`.
+
+        Where nothing is measured, the data gradient counts as the step size :math:`\zeta`.
+        """
+        particles = self.particles
+        norm, data_norm = square_norms(density.gradient).sqrt(), square_norms(gradient).sqrt()
+        data_norm = torch.where(data_norm > 0, data_norm, zeta)
+        gamma = self.strength(norm, data_norm, particles.prior.sigma(t), particles.features.gamma_scale)
+        if not self.relative:
+            gamma = zeta * gamma  # a relative one contains the step size already
+        ratio = torch.where(data_norm > 0, gamma * norm / data_norm, 0.0)  # 0 only if guidance_scale is
+        particles.repulsion_ratios.append(ratio.sum().detach() / particles.num_particles)
+        return gradient + gamma.view(-1, *[1] * (gradient.ndim - 1)) * density.gradient, gamma * density.value
 
     def strength(self, norms: Tensor, compared: Tensor, sigma: Tensor, scale: Tensor | float = 1.0) -> Tensor:
         r"""The factors :math:`\gamma_i`, with shape (n,), of gradients with some norms, which are compared with others."""

@@ -12,7 +12,7 @@ class Timesteps:
     yields, so the state saved while step k is under way says that k has been handed out.
 
     Args:
-        timesteps: In the order they are visited.
+        timesteps: In the order they are visited; the list that the method has, not a copy.
     """
 
     def __init__(self, timesteps: list[int]) -> None:
@@ -27,6 +27,10 @@ class Timesteps:
             step = self.position
             self.position += 1
             yield step, self.timesteps[step]
+
+    def end_after(self, step: int) -> None:
+        """Make a step that is yet to come the last, for the method too, which then makes its latents clean in it."""
+        del self.timesteps[step + 1 :]
 
     def state_dict(self) -> dict[str, int]:
         return {"position": self.position}

@@ -18,7 +18,7 @@ PAGES = [PROJECT / "README.md", *sorted((PROJECT / "docs").glob("*.md"))]
 GUIDE = [page for page in PAGES if page.name not in ("README.md", "index.md")]
 """Pages that GitHub's readers find from README; index.md is the site's first page."""
 LINK = re.compile(r"\]\(([^)\s]+)\)")
-RUN = re.compile(r"^(?:rlsd|python train\.py|srun rlsd) (?!evaluate|study)(?:(?:calibrate|doctor)\b ?)?(.*)$")
+RUN = re.compile(r"^(?:rlsd|python train\.py|srun rlsd) (?!evaluate|study)(?:(?:app|calibrate|doctor)\b ?)?(.*)$")
 SHELL = re.compile(r"\$\w+|--\S+|FOLDER|RUN")
 """What only a shell or a reader fills in."""
 

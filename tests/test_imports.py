@@ -13,6 +13,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 CLI = PACKAGE / "cli"
 FLOORS = (
     {"cli"},
+    {"app"},
     {"solving", "reconstructor"},
     {"engine"},
     {"results"},

@@ -32,7 +32,7 @@ from rlsd_lightning.resources import CONFIGS
 
 __all__ = ["command"]
 
-SUBCOMMANDS = ("calibrate", "doctor", "evaluate", "study")
+SUBCOMMANDS = ("app", "calibrate", "conformal", "doctor", "evaluate", "study")
 """Modules of :mod:`rlsd_lightning.cli.subcommands`."""
 failed: list[str] = []
 """Folders of the runs of this process's multirun that have failed."""

@@ -184,8 +184,8 @@ def check_trainer(cfg: DictConfig) -> None:
         )
 
 
-def keep_settings(cfg: DictConfig, folder: Path) -> None:
-    """Write the settings of a new run.
+def keep_settings(cfg: DictConfig, folder: Path, command: str | None = None) -> None:
+    """Write the settings of a new run, and the command line that makes it; this process's own if left out.
 
     Raises:
         InputError: If the folder holds a run with other settings, or its name is not UTF-8.
@@ -202,5 +202,5 @@ def keep_settings(cfg: DictConfig, folder: Path) -> None:
     OmegaConf.save(cfg, saved)
     OmegaConf.save(HydraConfig.get().runtime.choices, folder / CHOICES)
     OmegaConf.save(HydraConfig.get().overrides.task, saved.with_name("overrides.yaml"))
-    command = shlex.join([*program().split(), *sys.argv[1:]]) + "\n"
-    saved.with_name("command.txt").write_bytes(command.encode(errors="surrogateescape"))
+    command = command or shlex.join([*program().split(), *sys.argv[1:]])
+    saved.with_name("command.txt").write_bytes(f"{command}\n".encode(errors="surrogateescape"))

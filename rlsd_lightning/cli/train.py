@@ -6,7 +6,7 @@ Its imports take seconds, so :mod:`rlsd_lightning.cli.command` imports it when a
 import logging
 import threading
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -14,6 +14,7 @@ import diffusers
 import lightning as L
 import transformers
 from hydra.utils import instantiate
+from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from omegaconf import DictConfig
@@ -56,11 +57,17 @@ diffusers.utils.logging.disable_progress_bar()
 transformers.utils.logging.disable_progress_bar()
 
 
-def trainer_factory(cfg: DictConfig, run_folder: Path, processes: Processes) -> Callable[..., L.Trainer]:
+def trainer_factory(
+    cfg: DictConfig,
+    run_folder: Path,
+    processes: Processes,
+    make_network: Callable = instantiate,
+    more: Sequence[Callback] = (),
+) -> Callable[..., L.Trainer]:
     """Function that makes a new Trainer; arguments as ``make_trainer`` in :func:`run_measurements`."""
     precision = precision_of(cfg.trainer.precision, run_folder, processes)
     # once, not for every batch
-    features = instantiate(cfg.callbacks.results.features) if "results" in cfg.callbacks else None
+    features = make_network(cfg.callbacks.results.features) if "results" in cfg.callbacks else None
     logger = None if cfg.get("logger") is None else instantiate(cfg.logger)
 
     paces: list[Pace] = []
@@ -85,7 +92,7 @@ def trainer_factory(cfg: DictConfig, run_folder: Path, processes: Processes) -> 
             return instantiate(cfg.trainer)(
                 precision=precision,
                 strategy=processes.strategy(),
-                callbacks=list(callbacks.values()),
+                callbacks=[*callbacks.values(), *more],
                 logger=False if probe or logger is None else logger(save_dir=folder),
                 enable_progress_bar="progress" in callbacks,
                 enable_checkpointing="checkpoint" in callbacks,
@@ -112,7 +119,7 @@ def precision_of(asked: str, folder: Path, processes: Processes) -> str:
     return precision
 
 
-def settings_of(cfg: DictConfig, folder: Path) -> DictConfig:
+def settings_of(cfg: DictConfig, folder: Path, command: str | None = None) -> DictConfig:
     """Checked settings of a new run, which are kept in its folder, or of a resumed one."""
     if cfg.resume or cfg.ckpt_path:
         cfg = resumed(cfg)
@@ -123,15 +130,15 @@ def settings_of(cfg: DictConfig, folder: Path) -> DictConfig:
     make_paths_absolute(cfg)
     check_trainer(cfg)
     if rank_zero_only.rank == 0:
-        keep_settings(cfg, folder)
+        keep_settings(cfg, folder, command)
     return cfg
 
 
-def parts_of(cfg: DictConfig) -> tuple:
+def parts_of(cfg: DictConfig, make_network: Callable = instantiate) -> tuple:
     """Prior, features, the method's factory, and measurements."""
     if rank_zero_only.rank:
         logging.getLogger("rlsd_lightning.priors").setLevel(logging.ERROR)  # the first process says it for all
-    prior, features = instantiate(cfg.prior), instantiate(cfg.features)
+    prior, features = make_network(cfg.prior), make_network(cfg.features)
     is_told = cfg.prior.get("image_size") is not None
     most = None if is_told or not runs_on_cpu(cfg.trainer.accelerator) else MOST_ON_CPU
     sizes = ImageSizes(prior.image_shape, prior.multiple, prior.trained_size, most)
@@ -141,14 +148,28 @@ def parts_of(cfg: DictConfig) -> tuple:
     return prior, features, instantiate(cfg.method), data
 
 
-def run(cfg: DictConfig, folder: Path) -> int:
-    """Solve the measurements of one configuration and return the exit code."""
-    asked, cfg = cfg, settings_of(cfg, folder)
+def run(
+    cfg: DictConfig,
+    folder: Path,
+    make_network: Callable = instantiate,
+    more: Sequence[Callback] = (),
+    command: str | None = None,
+) -> int:
+    """Solve the measurements of one configuration and return the exit code.
+
+    Args:
+        cfg: The configuration.
+        folder: Folder of the results.
+        make_network: What makes the prior and the features of their parts of the configuration.
+        more: Callbacks beside those of the configuration.
+        command: Command line that is kept with the results; this process's own if left out.
+    """
+    asked, cfg = cfg, settings_of(cfg, folder, command)
     checkpoint = Path(cfg.ckpt_path).resolve() if cfg.ckpt_path else None
     chosen = checkpoint and (checkpoint.parent.parent.name, checkpoint)
     # noise is keyed by the seed; this only fixes what libraries draw, and takes 32 bits
     L.seed_everything(cfg.seed % 2**32, verbose=False)
-    prior, features, method, data = parts_of(cfg)
+    prior, features, method, data = parts_of(cfg, make_network)
     processes = Processes(cfg.trainer.accelerator, cfg.trainer.devices, cfg.trainer.num_nodes, cfg.patience)
     prior.to(processes.device)  # where an unmeasured one is measured
     if cfg.compile in (True, "regional"):
@@ -161,7 +182,7 @@ def run(cfg: DictConfig, folder: Path) -> int:
             lambda measurements, **forced: method(
                 prior.resized(measurements[0].image_shape), measurements, features, **forced
             ),
-            trainer_factory(cfg, folder, processes),
+            trainer_factory(cfg, folder, processes, make_network, more),
             folder,
             chosen,
             cfg.measurements_per_batch,

@@ -1,8 +1,9 @@
-"""Guard and progress bar of a run."""
+"""Guard, early end and progress bar of a run."""
 
 import logging
 import sys
 import time
+from collections.abc import Callable
 from typing import Any
 
 import lightning as L
@@ -13,7 +14,7 @@ from rlsd_lightning.errors import NonFiniteError
 from rlsd_lightning.evaluation.causes import non_finite_cause
 from rlsd_lightning.methods.base import ParticleModule
 
-__all__ = ["FiniteGuard", "Progress", "not_finite"]
+__all__ = ["EndEarly", "FiniteGuard", "Progress", "not_finite"]
 
 log = logging.getLogger(__name__)
 
@@ -57,6 +58,28 @@ class FiniteGuard(Callback):
                 f"particles of '{', '.join(lost)}' are no longer finite at step {done}; {non_finite_cause(module)}",
                 lost,
             )
+
+
+class EndEarly(Callback):
+    """Ends a run with what it has, once it is asked to: the next step becomes the last, and the results are written.
+
+    The last of all steps makes the particles' latents clean, so they decode to images at any noise level. The fewer steps
+    were taken, the smoother these images are.
+
+    Args:
+        is_asked: Says between two steps whether the run is to end, in any of its processes.
+    """
+
+    def __init__(self, is_asked: Callable[[], bool]) -> None:
+        self._is_asked = is_asked
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: ParticleModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if pl_module.shard.any(self._is_asked()):
+            trainer.train_dataloader.end_after(batch_idx + 1)
+        if batch_idx + 1 == len(pl_module.timesteps):
+            trainer.should_stop = True  # the Trainer has counted the timesteps before
 
 
 class Progress(TQDMProgressBar):

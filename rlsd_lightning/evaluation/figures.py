@@ -9,15 +9,26 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from rlsd_lightning.evaluation.attributes import ATTRIBUTES, SHARES, AttributeClassifier
+from rlsd_lightning.evaluation.attributes import ATTRIBUTES, SHARES
 from rlsd_lightning.evaluation.distances import SetNetwork, frechet_distance, kernel_distance
-from rlsd_lightning.evaluation.scores import SMALLEST_SSIM, ssim_each
+from rlsd_lightning.evaluation.judge import IMAGE_SIZE, Judge
+from rlsd_lightning.evaluation.scores import SMALLEST_SSIM, proper_scores, ssim_each
 from rlsd_lightning.features import ViTFeatures
 from rlsd_lightning.functional.calibration import calibration, total_calibration
 from rlsd_lightning.functional.metrics import diversity, mode_total_variation, pixel_std, psnr
+from rlsd_lightning.functional.sets.coverage import vendi_score
+from rlsd_lightning.functional.sets.proper_scores import brier_score
 from rlsd_lightning.measurement import SavedMeasurement
 
-__all__ = ["Networks", "attribute_figures", "image_figures", "paper_image_figures", "paper_set_figures", "set_figures"]
+__all__ = [
+    "Networks",
+    "attribute_figures",
+    "attribute_scores",
+    "image_figures",
+    "paper_image_figures",
+    "paper_set_figures",
+    "set_figures",
+]
 
 ROUNDING = 1 / 255
 """Largest rounding error of an 8-bit truth in [-1, 1]."""
@@ -29,18 +40,22 @@ class Networks(NamedTuple):
     """Networks that images are compared with.
 
     Attributes:
-        name: Suffix of ``diversity_<name>``.
+        name: Suffix of ``vendi_<name>``, unless the judge has it.
         features: Vision transformer.
         sets: Feature network for sets of images.
         lpips: LPIPS metric, if its weights are available.
-        classifier: Attribute classifier of the embedded features, if those are used.
+        judge: Network of faces that no kernel has seen, if the features are the embedded ones; its figures are for faces.
     """
 
     name: str
     features: ViTFeatures
     sets: SetNetwork
     lpips: nn.Module | None = None
-    classifier: AttributeClassifier | None = None
+    judge: Judge | None = None
+
+    def judges(self, images: Tensor) -> bool:
+        """Whether the judge knows images of this size."""
+        return self.judge is not None and images.shape[-2:] == (IMAGE_SIZE, IMAGE_SIZE) and images.shape[1] == 3
 
 
 def _lpips_each(lpips: nn.Module, images: Tensor, truth: Tensor) -> Tensor:
@@ -69,13 +84,19 @@ def image_figures(saved: SavedMeasurement, networks: Networks) -> dict[str, Any]
             of_mean = metric(images.mean(dim=0, keepdim=True), truth)
             values = (each.mean(), best, of_mean.mean())
             figures |= {f"{name}_{end}": v.item() for end, v in zip(("mean", "best", "of_mean"), values, strict=True)}
-    figures[f"diversity_{networks.name}"] = diversity(networks.features(None, images)).item()
+    if networks.judges(shown):
+        figures["vendi_judge"] = vendi_score(networks.judge.features(shown)).item()
+    else:
+        figures[f"vendi_{networks.name}"] = vendi_score(networks.features(None, images)).item()
     hidden = None if saved.observed is None else ~saved.observed
     figures["pixel_std"] = pixel_std(shown)
     figures["pixel_std_unobserved"] = None if hidden is None else pixel_std(shown, hidden)
     figures["lpips_pairs"] = None if lpips is None else _lpips_of_pairs(lpips, shown)
     if truth is not None:
         figures["region"] = "all" if hidden is None else "unobserved"
+        if len(shown) > 1:
+            figures |= {name: value.item() for name, value in proper_scores(shown, truth, hidden).items()}
+            figures |= attribute_scores(shown, truth, networks.judge) if networks.judges(shown) else {}
         figures |= calibration(shown, truth, hidden, ROUNDING)
         figures |= total_calibration(shown, saved.shared_variance, truth, hidden, ROUNDING)
     return figures | {name: saved.metrics.get(name) for name in FROM_THE_RUN}
@@ -104,20 +125,30 @@ def set_figures(images: Tensor, reference: Tensor | None, networks: Networks) ->
 
 
 @torch.no_grad()
-def attribute_figures(images: Tensor, truth: Tensor | None, classifier: AttributeClassifier) -> dict[str, Any]:
-    """Shares of faces' attribute values as classified, compared with the generator's.
+def attribute_scores(images: Tensor, truth: Tensor, judge: Judge) -> dict[str, float]:
+    """Fair Brier score of each attribute's shares among the particles, ``<attribute>_brier``, as the judge sees them."""
+    labels, known = judge.predict(images), judge.predict(truth)
+    columns = {name: list(ATTRIBUTES).index(name) for name in SHARES}
+    return {
+        f"{name}_brier": brier_score(labels[:, i], known[:, i], len(SHARES[name])).item() for name, i in columns.items()
+    }
+
+
+@torch.no_grad()
+def attribute_figures(images: Tensor, truth: Tensor | None, judge: Judge) -> dict[str, Any]:
+    """Shares of faces' attribute values as the judge sees them, compared with the generator's.
 
     Args:
         images: Particles, with shape :math:`(n, 3, H, W)`.
-        truth: Clean images; their errors show those of the classifier and of a finite sample.
-        classifier: Attribute classifier.
+        truth: Clean images; their errors show those of the judge and of a finite sample.
+        judge: Classifier of the attributes.
 
     Returns:
         ``<attribute>_shares``, in the order of the attribute's values, and ``<attribute>_error``, their total variation
         from the generator's shares; with the suffix ``_truth``, the same of the truth.
     """
     sets = {"": images} if truth is None else {"": images, "_truth": truth}
-    labels = {end: torch.cat([classifier.predict(b) for b in faces.split(256)]) for end, faces in sets.items()}
+    labels = {end: torch.cat([judge.predict(b) for b in faces.split(256)]) for end, faces in sets.items()}
     figures = {}
     for name, shares in SHARES.items():
         for end, every in labels.items():

@@ -15,7 +15,7 @@ from rlsd_lightning.methods.base import ParticleModule
 from rlsd_lightning.operators.likelihood import data_fit, has_square_misfit, noise_std
 from rlsd_lightning.priors import Prior
 
-__all__ = ["HealthMetrics", "health_metrics", "health_warnings", "null_space", "problems"]
+__all__ = ["HealthMetrics", "has_collapsed", "health_metrics", "health_warnings", "null_space", "problems"]
 
 MIN_DIVERSITY = 0.01
 """Diversity of collapsed particles is below it: they look the same."""
@@ -162,11 +162,15 @@ def problems(metrics: HealthMetrics, prior_diversity: float | None = None) -> li
     return [*_collapse(metrics, prior_diversity), *_misfit(metrics), *_repulsion(metrics)]
 
 
-def _collapse(metrics: HealthMetrics, prior_diversity: float | None) -> list[Problem]:
-    """Particles are alike although a linear operator leaves them room that they do not use."""
+def has_collapsed(metrics: HealthMetrics, prior_diversity: float | None = None) -> bool:
+    """Whether particles are alike although a linear operator leaves them room that they do not use."""
     limit = max(MIN_DIVERSITY, MIN_SHARE_OF_PRIOR * (prior_diversity or 0.0))
     alike = _below(metrics.diversity, limit) and _above(metrics.null_space_energy, MIN_NULL_SPACE_ENERGY)
-    if not alike or _above(metrics.null_space_spread, MIN_NULL_SPACE_SPREAD):
+    return alike and not _above(metrics.null_space_spread, MIN_NULL_SPACE_SPREAD)
+
+
+def _collapse(metrics: HealthMetrics, prior_diversity: float | None) -> list[Problem]:
+    if not has_collapsed(metrics, prior_diversity):
         return []
     problem = (
         f"the particles have collapsed (diversity {metrics.diversity:.2g}), although {metrics.null_space_energy:.0%} of "

@@ -7,12 +7,14 @@ from deepinv.physics import LinearPhysics, Physics
 from torch import Tensor, nn
 from torchmetrics.functional.image import structural_similarity_index_measure
 
-from rlsd_lightning.functional.metrics import diversity, psnr, residual_rms
+from rlsd_lightning.functional.metrics import psnr, residual_rms
+from rlsd_lightning.functional.sets.coverage import vendi_score
+from rlsd_lightning.functional.sets.proper_scores import crps, energy_score
 from rlsd_lightning.measurement import Measurement
 from rlsd_lightning.operators import NullOperator
 from rlsd_lightning.operators.likelihood import data_fit, equivalent_forms
 
-__all__ = ["SMALLEST_SSIM", "Solved", "aligned", "pseudo_inverse", "score", "ssim_each"]
+__all__ = ["SMALLEST_SSIM", "Solved", "aligned", "proper_scores", "pseudo_inverse", "score", "ssim_each"]
 
 SMALLEST_SSIM = 11
 """Pixels of the window of SSIM; smaller images have none."""
@@ -75,10 +77,13 @@ def score(solved: Solved, features: Tensor, lpips: nn.Module | None) -> dict[str
     Returns:
         PSNR in decibels (``psnr_*``), ``ssim_mean`` and ``lpips_mean`` of particles aligned with the truth;
         ``residual``, the RMS of :math:`y - A(x)`; the figures of
-        :func:`~rlsd_lightning.operators.likelihood.data_fit`; ``diversity``, one minus the mean cosine of two features.
+        :func:`~rlsd_lightning.operators.likelihood.data_fit`; ``vendi``, the effective number of different particles; with a
+        truth and two particles or more the proper scores ``crps``, a mean over values, and ``energy_score``, over the
+        root of their number, both in units of an image in [-1, 1].
     """
     images, y, physics = solved.images, solved.measurement.y, solved.measurement.physics
     names = ("psnr_mean", "psnr_best", "psnr_of_mean", "psnr_pseudo_inverse", "ssim_mean", "lpips_mean")
+    names += ("crps", "energy_score")
     scores: dict[str, float | None] = dict.fromkeys(names)
     scores["residual"] = residual_rms(physics.A(images), y).item()
     scores |= data_fit(physics, images, y)
@@ -88,7 +93,15 @@ def score(solved: Solved, features: Tensor, lpips: nn.Module | None) -> dict[str
         without_prior = pseudo_inverse(physics, y)
         if without_prior is not None:
             scores["psnr_pseudo_inverse"] = psnr(without_prior, truth).item()
-    return scores | {"diversity": diversity(features).item()}
+    return scores | {"vendi": vendi_score(features).item()}
+
+
+def proper_scores(images: Tensor, truth: Tensor, region: Tensor | None = None) -> dict[str, Tensor]:
+    """``crps`` and ``energy_score`` of a set, over the values of a region with shape :math:`(C, H, W)`, or all."""
+    if region is not None:
+        images, truth = images[:, region], truth[:, region]
+    per_value = truth[0].numel() ** 0.5
+    return {"crps": crps(images, truth).mean(), "energy_score": energy_score(images, truth) / per_value}
 
 
 def _against(truth: Tensor, images: Tensor, lpips: nn.Module | None) -> dict[str, float]:
@@ -96,6 +109,8 @@ def _against(truth: Tensor, images: Tensor, lpips: nn.Module | None) -> dict[str
     each = psnr(images, truth)
     figures = {"psnr_mean": each.mean(), "psnr_best": each.max()}
     figures["psnr_of_mean"] = psnr(images.mean(dim=0, keepdim=True), truth)
+    if len(images) > 1:
+        figures |= proper_scores(images.clamp(-1, 1), truth)
     if min(images.shape[-2:]) >= SMALLEST_SSIM:
         figures["ssim_mean"] = ssim_each(images, truth).mean()
     if lpips is not None:

@@ -9,12 +9,21 @@ Intervals therefore use Student's distribution: with few particles, :math:`s` is
 """
 
 import math
+from collections.abc import Sequence
 from statistics import NormalDist
 
 import torch
 from torch import Tensor
 
-__all__ = ["LEVELS", "calibration", "interval_factor", "student_mass", "total_calibration"]
+__all__ = [
+    "LEVELS",
+    "calibration",
+    "half_widths",
+    "interval_factor",
+    "risk_controlled_factor",
+    "student_mass",
+    "total_calibration",
+]
 
 LEVELS = (50, 80, 90, 95)
 """Nominal coverage of the intervals, in percent."""
@@ -121,10 +130,58 @@ def total_calibration(
         return figures
     shared, count = shared if region is None else shared[region], len(images)
     for name, level in zip(names, LEVELS, strict=True):
-        factor = interval_factor(level / 100, count) if count > 1 else 0.0
-        half = (factor**2 * variance + _normal_factor(level / 100) ** 2 * shared).sqrt()
-        figures[name] = _share(error, half, resolution)
+        figures[name] = _share(error, half_widths(variance, shared, level / 100, count), resolution)
     return figures | {"total_spread_to_error": _ratio((1 + 1 / count) * variance.mean() + shared.mean(), error)}
+
+
+def half_widths(variance: Tensor, shared: Tensor | None, level: float, count: int) -> Tensor:
+    r"""Half widths :math:`\sqrt{f^2 s^2 + q^2 V}` of intervals about the mean of some particles.
+
+    Args:
+        variance: The particles' unbiased variance :math:`s^2`, 0 for one particle.
+        shared: The variance :math:`V` of the error that they share, if known.
+        level: Nominal coverage, in (0, 1).
+        count: Number of particles.
+    """
+    factor = interval_factor(level, count) if count > 1 else 0.0
+    total = factor**2 * variance
+    return (total if shared is None else total + _normal_factor(level) ** 2 * shared).sqrt()
+
+
+def risk_controlled_factor(ratios: Sequence[Tensor], level: float) -> float:
+    r"""Least factor of intervals whose expected coverage is guaranteed by conformal risk control.
+
+    An image's loss is the share of its values outside the intervals, at most 1. With :math:`n` images of a calibration the
+    factor is the least :math:`\lambda` with
+
+    .. math:: \frac{n}{n + 1} \bar L(\lambda) + \frac{1}{n + 1} \le 1 - \mathrm{level}.
+
+    Then the expected loss of a further image is at most :math:`1 - \mathrm{level}`, if all images are exchangeable. The
+    expectation is over the images of the calibration and the further one.
+
+    Args:
+        ratios: For each image, distances of the truth's values from the mean over the half widths, of any shape.
+        level: The coverage, in (0, 1).
+
+    Returns:
+        The factor, at least 0; infinite for fewer than :math:`\mathrm{level} / (1 - \mathrm{level})` images.
+
+    References:
+        | Conformal Risk Control (Angelopoulos et al., 2022)
+        | https://arxiv.org/abs/2208.02814
+    """
+    count = len(ratios)
+    allowed = ((1 - level) * (count + 1) - 1) / count + 1e-12
+    if allowed < 0:
+        return math.inf
+    values = torch.cat([each.flatten().double() for each in ratios])
+    weights = torch.cat(
+        [torch.full((each.numel(),), 1 / (count * each.numel()), dtype=torch.float64) for each in ratios]
+    )
+    order = values.argsort()
+    outside = 1 - weights[order].cumsum(dim=0)  # mean loss of a factor equal to each value
+    first = int((outside <= allowed).nonzero()[0]) if allowed else len(values) - 1
+    return values[order[min(first, len(values) - 1)]].clamp_min(0).item()
 
 
 def _moments(images: Tensor, truth: Tensor, region: Tensor | None) -> tuple[Tensor, Tensor]:

@@ -57,7 +57,9 @@ from rlsd_lightning.functional.losses import norms, square_norms
 from rlsd_lightning.functional.schedules import PRIOR_WEIGHTS, add_noise, cosine_decay, fresh_noise_share
 from rlsd_lightning.measurement import Measurement
 from rlsd_lightning.methods.base import ParticleModule
+from rlsd_lightning.methods.covering import Candidates
 from rlsd_lightning.methods.sampling import (
+    away_from_images,
     coupling_term,
     descend,
     distillation_term,
@@ -70,7 +72,7 @@ from rlsd_lightning.methods.sampling import (
 )
 from rlsd_lightning.operators.likelihood import measured
 from rlsd_lightning.priors import Prior
-from rlsd_lightning.repulsion import DensityGradient, Repulsion
+from rlsd_lightning.repulsion import Repulsion
 
 __all__ = ["RLSD"]
 
@@ -103,6 +105,8 @@ class RLSD(ParticleModule):
         lr_z: Step size of Adam in the refinement, times the cosine decay over all steps.
         augmented: Whether the data act through :math:`x`; if not, on :math:`D(\hat z)` itself, by :math:`\|y - A D(\hat z)\|`, and by
             half the misfit in the refinement.
+        cover: From sample to cover, in [0, 1]: 0 draws each particle by itself; more spends steps on candidates that particles
+            continue (:mod:`~rlsd_lightning.methods.covering`).
         antithetic: See :class:`~rlsd_lightning.methods.base.ParticleModule`.
         common: See :class:`~rlsd_lightning.methods.base.ParticleModule`, also for the positional arguments.
 
@@ -127,6 +131,7 @@ class RLSD(ParticleModule):
         weighting: str = "log",
         lr_z: float = 0.5,
         augmented: bool = True,
+        cover: float = 0.0,
         antithetic: bool = True,
         **common: Any,
     ) -> None:
@@ -134,7 +139,7 @@ class RLSD(ParticleModule):
         require_at_least_zero(guidance_scale=guidance_scale, eta=eta, distillation_weight=distillation_weight)
         image_std = self.hparams.image_std
         require_positive(image_std=image_std, decoder_std=self.decoder_std, lr_z=lr_z)
-        require_share(refine_share=refine_share)
+        require_share(refine_share=refine_share, cover=cover)
         require_one_of(PRIOR_WEIGHTS, weighting=weighting)
         self.has_proximal_results = augmented
         self.automatic_optimization = False  # SGD in the loop, Adam in the refinement
@@ -142,6 +147,7 @@ class RLSD(ParticleModule):
         self.zeta = 100 * guidance_scale / self.num_steps * pull_factor(self.z[0].numel(), self.x[0].numel())
         # a warm start skips the first of all steps
         self.refine_from = max(0, round((1 - refine_share) * self.num_steps) - self.first_step)
+        self.candidates_of = Candidates(self, cover, self.refine_from)
         t = self.timesteps[0]
         alpha, sigma = prior.alpha(t).cpu(), prior.sigma(t).cpu()
         self.image_variances = image_variances(prior, image_std, self.decoder_std)
@@ -152,21 +158,25 @@ class RLSD(ParticleModule):
     def training_step(self, batch: tuple[int, int], batch_idx: int) -> Tensor:
         """Follow the SDS denoising loss, the data fidelity (through x) and the kernel repulsion from t to s."""
         step, t, s = self.begin(batch, batch_idx)
+        s = None if self.candidates_of.end_with(step) else s
         if step >= self.refine_from:
             return self.refine(step, t)
+        zeta = self.zeta * self.candidates_of.stretch(step)
         z, e = self.z[self.rows], self.e[self.rows]
         z_t = add_noise(z, e, self.prior.alpha(t), self.prior.sigma(t)).detach().requires_grad_()
         z_hat, eps_hat = self.denoise(z_t, t)
         decoded = self.images(z_hat, step)  # D(z_hat)
 
         denoising = 0.5 * (z - z_hat.detach()).square().sum()  # SDS: its gradient is z - z_hat
-        coupling = self.coupling(decoded, t)  # zeta |x - D(z_hat)|, after the proximal step that sets x
-        gradient, repulsion = self.guidance(step, t, z_t, z_hat, decoded, coupling)  # G, gamma log sum k
+        coupling = self.coupling(decoded, t, zeta)  # zeta |x - D(z_hat)|, after the proximal step that sets x
+        gradient, repulsion = self.guidance(step, t, zeta, z_t, z_hat, decoded, coupling)  # G, gamma log sum k
         surrogate = torch.sum(self.over_alpha(gradient, step, s, decoded) * z)  # its gradient is G / alpha_s
 
         self.log_all(step, denoising=denoising, coupling=coupling.sum(), repulsion=repulsion.sum())
         moved = self.descend(denoising + surrogate)  # z <- z_hat - G / alpha_s
-        if s is not None:
+        if self.candidates_of.end_with(step):
+            self.start_again(step, self.x[self.rows] if self.hparams.augmented else decoded)
+        elif s is not None:
             self.renew_noise(step, t, s, eps_hat, moved)
         return denoising + surrogate
 
@@ -182,11 +192,19 @@ class RLSD(ParticleModule):
 
     def looks(self, step: int) -> bool:
         """Whether a step decodes with the own decoder too: the end of every tenth from the middle on, and of the loop."""
-        done = self.first_step + step + 1
+        done = self.first_step + self.candidates_of.usual(step) + 1
         is_tenth = self.num_steps <= 2 * done < 2 * self.num_steps and done % max(1, self.num_steps // LOOKS) == 0
         return is_tenth or step + 1 == self.refine_from
 
-    def coupling(self, decoded: Tensor, t: int) -> Tensor:
+    @torch.no_grad()
+    def start_again(self, step: int, images: Tensor) -> None:
+        """Set the noise, and after the last of the short runs the latents, for what follows on a short run of candidates."""
+        self.e[self.rows] = self.candidates_of.follow(step, images).to(self.e)
+        if self.prior.has_tiny_decoder:
+            z, ends = self.z[self.rows], step + 1 == self.candidates_of.steps
+            self.correction[self.rows] = self.decode(z) - self.decode(z, tiny=True) if ends else 0
+
+    def coupling(self, decoded: Tensor, t: int, zeta: float) -> Tensor:
         r"""Distances :math:`\zeta \|x - D(\hat z)\|` with shape (n,), after the proximal step that sets :math:`x`.
 
         Without the auxiliary variable they are :math:`\zeta \|y - A D(\hat z)\|`.
@@ -194,46 +212,35 @@ class RLSD(ParticleModule):
         if not self.hparams.augmented:
             self.show(decoded, decoded)
             residuals = [norms(each.y - measured(each.physics, images)) for each, images in self.each_here(decoded)]
-            return self.zeta * torch.cat(residuals) if residuals else decoded.new_zeros(0)
+            return zeta * torch.cat(residuals) if residuals else decoded.new_zeros(0)
         x = self.proximal_step(decoded, self.image_variances[t])
         self.x.data[self.rows] = x
         self.show(x, decoded)
-        return self.zeta * norms(x - decoded)
+        return zeta * norms(x - decoded)
 
     def guidance(
-        self, step: int, t: int, z_t: Tensor, z_hat: Tensor, decoded: Tensor, coupling: Tensor
+        self, step: int, t: int, zeta: float, z_t: Tensor, z_hat: Tensor, decoded: Tensor, coupling: Tensor
     ) -> tuple[Tensor, Tensor]:
         r"""The gradient :math:`G` in :math:`z_t`, and the repulsion's values with shape (n,).
 
         By the chain rule, from the image to the clean to the noisy latent; the repulsion's gradient is added at the image, or
         at :math:`\hat z` if its features are those of latents.
         """
-        repels = self.repulsion.acts(step)
+        repels = self.repulsion.acts(self.candidates_of.usual(step))
         # a collective call: processes without particles make it too
         density = self.repulsion.gradient(z_hat, decoded) if repels else None
         gradient, value, of_latents = torch.zeros_like(z_t), coupling.new_zeros(len(z_t)), self.features.of_latents
         if len(z_t):
             (gradient,) = grad(coupling.sum(), decoded)
             if density is not None and not of_latents:
-                gradient, value = self.with_repulsion(gradient, density, t)
+                gradient, value = self.repulsion.added(gradient, density, t, zeta)
             (gradient,) = grad(decoded, z_hat, gradient)
             if density is not None and of_latents:
-                gradient, value = self.with_repulsion(gradient, density, t)
+                gradient, value = self.repulsion.added(gradient, density, t, zeta)
             (gradient,) = grad(z_hat, z_t, gradient)
         elif density is not None:
             self.repulsion_ratios.append(value.sum())
         return gradient, value
-
-    def with_repulsion(self, gradient: Tensor, density: DensityGradient, t: int) -> tuple[Tensor, Tensor]:
-        r"""The data gradient with :math:`\gamma_i \nabla \log q(\phi_i)` added, and the values :math:`\gamma_i \log q(\phi_i)`."""
-        norm, data_norm = square_norms(density.gradient).sqrt(), square_norms(gradient).sqrt()
-        data_norm = torch.where(data_norm > 0, data_norm, self.zeta)
-        gamma = self.repulsion.strength(norm, data_norm, self.prior.sigma(t), self.features.gamma_scale)
-        if not self.repulsion.relative:
-            gamma = self.zeta * gamma  # a relative one contains the step size already
-        ratio = torch.where(data_norm > 0, gamma * norm / data_norm, 0.0)  # 0 only if guidance_scale is
-        self.repulsion_ratios.append(ratio.sum().detach() / self.num_particles)
-        return gradient + gamma.view(-1, *[1] * (gradient.ndim - 1)) * density.gradient, gamma * density.value
 
     def over_alpha(self, gradient: Tensor, step: int, s: int | None, decoded: Tensor) -> Tensor:
         r""":math:`G / \alpha_s`; zero in the last of all steps, and before a timestep without signal.
@@ -242,19 +249,11 @@ class RLSD(ParticleModule):
         up for it.
         """
         if s is not None and step + 1 == self.refine_from and self.hparams.augmented:
-            return self.away_from_images(decoded.detach())
+            return away_from_images(self, decoded.detach())
         if s is None or step + 1 == self.refine_from:
             return torch.zeros_like(gradient)
         alpha = self.prior.alpha(s)
         return torch.where(alpha > 0, gradient / alpha, 0.0)
-
-    @torch.no_grad()
-    def away_from_images(self, decoded: Tensor) -> Tensor:
-        r"""The latents :math:`E(D(\hat z)) - E(x)`; encoded as a difference, as the autoencoder's error is in both."""
-        if not len(decoded):
-            return self.z[self.rows]
-        x = self.x[self.rows]
-        return self.chunked(self.prior.encode, decoded) - self.chunked(self.prior.encode, x)
 
     @torch.no_grad()
     def renew_noise(self, step: int, t: int, s: int, eps_hat: Tensor, moved: Tensor) -> None:
@@ -286,7 +285,7 @@ class RLSD(ParticleModule):
     def log_all(self, step: int, **terms: Tensor) -> None:
         """Log the values of all terms of the loop and of the refinement, zero where they don't act."""
         zero = self.z.new_zeros(())
-        repels = self.repulsion.acts(step) and "repulsion" in terms
+        repels = self.repulsion.acts(self.candidates_of.usual(step)) and "repulsion" in terms
         figures = {"repulsion_ratio": self.repulsion_ratios[-1] if repels else zero}
         if self.prior.has_tiny_decoder:  # the distance of both decoders' images at the last look
             distances = square_norms(self.correction[self.rows]).div(self.x[0].numel()).sqrt()

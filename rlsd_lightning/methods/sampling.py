@@ -17,6 +17,7 @@ from rlsd_lightning.priors import Prior
 __all__ = [
     "adam_with_decay",
     "ancestral_step",
+    "away_from_images",
     "coupling_term",
     "descend",
     "distillation_term",
@@ -69,6 +70,14 @@ def ancestral_step(module: ParticleModule, step: int, t: int, s: int, z_t: Tenso
     prior = module.prior
     from_noisy, from_clean, variance = reverse_step(prior.alpha(t), prior.sigma(t), prior.alpha(s), prior.sigma(s))
     return from_noisy * z_t + from_clean * z_hat + variance.sqrt() * module.noise(step)
+
+
+@torch.no_grad()
+def away_from_images(module: ParticleModule, decoded: Tensor) -> Tensor:
+    r"""The latents :math:`E(D(\hat z)) - E(x)`; encoded as a difference, as the autoencoder's error is in both."""
+    if not len(decoded):
+        return module.z[module.rows]
+    return module.chunked(module.prior.encode, decoded) - module.chunked(module.prior.encode, module.x[module.rows])
 
 
 @torch.no_grad()

@@ -17,7 +17,7 @@ from torch.nn.functional import interpolate
 
 from rlsd_lightning.images import to_pil
 
-__all__ = ["FILMSTRIP_ROWS", "thumbnails", "write_evolution", "write_filmstrip", "write_grid"]
+__all__ = ["FILMSTRIP_ROWS", "thumbnails", "write_directions", "write_evolution", "write_filmstrip", "write_grid"]
 
 THUMBNAIL = 96
 """Most pixels of a thumbnail's longer side: checkpoints hold ten of a particle."""
@@ -85,6 +85,22 @@ def write_evolution(path: Path, moments: Sequence[tuple[int, Tensor]], num_parti
     columns = [(f"step {step}", [to_pil(image / 127.5 - 1) for image in images]) for step, images in moments]
     rows = len(columns[0][1])
     write_filmstrip(path, columns, f"{rows} of {num_particles} particles" if rows < num_particles else "")
+
+
+def write_directions(path: Path, mean: Tensor, deviations: Tensor, shares: Sequence[float]) -> None:
+    """Write principal directions, one row each: the mean image less and plus two deviations, and it alone.
+
+    Args:
+        path: File to write.
+        mean: Mean image in [-1, 1], with shape :math:`(C, H, W)`.
+        deviations: One standard deviation along each direction, with shape :math:`(k, C, H, W)`.
+        shares: Share of the variance along each direction.
+    """
+    columns = [
+        (title, [to_pil(mean + factor * deviation) for deviation in deviations])
+        for title, factor in (("mean - 2 sd", -2), ("mean", 0), ("mean + 2 sd", 2))
+    ]
+    write_filmstrip(path, columns, "variance: " + ", ".join(f"{share:.0%}" for share in shares))
 
 
 def write_filmstrip(path: Path, columns: Sequence[tuple[str, Sequence[Image.Image]]], title: str = "") -> None:

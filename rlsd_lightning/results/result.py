@@ -13,12 +13,13 @@ from PIL import Image
 from torch import Tensor
 
 from rlsd_lightning.errors import InputError
+from rlsd_lightning.evaluation.checks import principal_directions
 from rlsd_lightning.evaluation.scores import Solved, aligned, pseudo_inverse
-from rlsd_lightning.functional.clustering import k_medoids
+from rlsd_lightning.functional.sets.clustering import k_medoids
 from rlsd_lightning.images import to_pil
 from rlsd_lightning.measurement import Measurement
 from rlsd_lightning.operators.likelihood import NOT_PICTURES, HasEquivalents, observed_pixels
-from rlsd_lightning.results.grid import write_evolution, write_grid
+from rlsd_lightning.results.grid import write_directions, write_evolution, write_grid
 from rlsd_lightning.results.store import in_short, write_metrics, write_particles
 
 log = logging.getLogger(__name__)
@@ -38,6 +39,8 @@ WHITE_STD = 0.5
 
 FULL_SIZE = "full_size"
 """Folder of the pictures at the size of the user's own."""
+SHARES = "direction_shares"
+"""Key of the shares of the principal directions."""
 PARTICLES = "particles/"
 """Folder of the particles' pictures."""
 MANY = 8
@@ -71,7 +74,7 @@ class Result:
         std: Standard deviation of the truth around ``mean``, with shape :math:`(H, W)`: the root of the particles' variance
             plus the autoencoder's estimated error variance, averaged over colours. std.png shows it, white from 0.5.
         decoded: Decoded latents :math:`D(z)`, with the shape of ``particles``.
-        metrics: Content of metrics.json: ``residual_sigmas``, ``diversity``, with a truth ``psnr_mean``, and others.
+        metrics: Content of metrics.json: ``residual_sigmas``, ``vendi``, with a truth ``psnr_mean``, and others.
         panels: Pictures of the grid.
         tensors: Content of particles.safetensors.
         moments: Numbers of steps taken, and thumbnails after them; the filmstrip.
@@ -121,6 +124,8 @@ class Result:
         if self.panels:
             to_pil((2 * self.std / WHITE_STD - 1)[None]).save(folder / "std.png")
             self._draw(folder / "grid.png")
+        if "directions" in self.tensors:
+            write_directions(folder / "directions.png", self.mean, self.tensors["directions"], self.metrics[SHARES])
         if self.moments:
             write_evolution(folder / "filmstrip.png", self.moments, len(self.particles))
         for name, picture in self.full_size.items():
@@ -203,6 +208,10 @@ def image_result(
     chosen = {"representatives": [each._asdict() for each in representatives(alike)]} if len(alike) >= MANY else {}
     tensors = {"x": images, "z": solved.z, "y": measurement.y, "mean": mean, "std": std}
     tensors |= _optional_tensors(solved, shared)
+    directions = principal_directions(alike)
+    if directions is not None:
+        tensors["directions"] = directions.deviations
+        chosen[SHARES] = [round(share, 4) for share in directions.shares.tolist()]
     return Result(
         particles=images.float().cpu(),
         mean=mean,

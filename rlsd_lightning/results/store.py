@@ -144,7 +144,7 @@ def _load(folder: Path) -> SavedMeasurement:
 
 def in_short(figures: Mapping) -> str:
     """The most important figures in one line; empty if there are none."""
-    names = ("psnr_mean", "psnr_best", "psnr_of_mean", "mode_total_variation", "diversity", "residual_sigmas")
+    names = ("psnr_mean", "psnr_best", "psnr_of_mean", "mode_total_variation", "vendi", "residual_sigmas")
     known = {name: figures.get(name) for name in names}
     return ", ".join(f"{name} {float(value):.4g}" for name, value in known.items() if value not in (None, ""))
 

@@ -15,11 +15,13 @@ from torch import Tensor, nn
 
 from rlsd_lightning.errors import first_line
 from rlsd_lightning.evaluation.causes import cause_warnings
+from rlsd_lightning.evaluation.checks import truth_free_checks
 from rlsd_lightning.evaluation.familiarity import unknown_picture
-from rlsd_lightning.evaluation.health import health_metrics, health_warnings
+from rlsd_lightning.evaluation.health import HealthMetrics, health_metrics, health_warnings
 from rlsd_lightning.evaluation.scores import Solved, aligned, score
 from rlsd_lightning.features import load_lpips
 from rlsd_lightning.methods.base import ParticleModule
+from rlsd_lightning.methods.rlsd import RLSD
 from rlsd_lightning.operators.likelihood import data_fit
 from rlsd_lightning.results.grid import FILMSTRIP_ROWS, thumbnails
 from rlsd_lightning.results.monitor import log_moment
@@ -40,6 +42,15 @@ def moments(num_steps: int) -> list[int]:
     return sorted({-(-num_steps * (index + 1) // MOMENTS) for index in range(MOMENTS)})
 
 
+def cell_shares(module: ParticleModule) -> list[dict[str, list[float]]]:
+    """Share of the candidates that each particle stands for, by measurement; nothing where there were no candidates."""
+    if not isinstance(module, RLSD) or not module.candidates_of.steps:
+        return [{} for _ in module.measurements]
+    return [
+        {"cell_shares": [round(each, 3) for each in shares.tolist()]} for _, shares in module.each(module.cell_shares)
+    ]
+
+
 class Results(Callback):
     """Makes the results of finished measurements, and writes them.
 
@@ -48,6 +59,7 @@ class Results(Callback):
             are in ``finished``, in every process.
         features: Feature network of the diversity; what the kernel compares if left out.
         prior_diversity: Diversity of the prior's samples in these features, if known.
+        checks: Whether to make the checks that need no truth; they take as long as two steps.
     """
 
     def __init__(
@@ -55,10 +67,12 @@ class Results(Callback):
         folder: str | Path | None = None,
         features: nn.Module | None = None,
         prior_diversity: float | None = None,
+        checks: bool = True,
     ) -> None:
         self.folder = None if folder is None else Path(folder)
         self.features = features
         self.prior_diversity = prior_diversity
+        self.checks = checks
         self.finished: list[Result] = []
         self._seconds_before = 0.0
         self._start = 0.0
@@ -88,9 +102,10 @@ class Results(Callback):
         if self.folder is not None and not is_first:
             return
         figures = []
-        for solved in map(Solved._make, pl_module.each(images, decoded, pl_module.z.detach())):
+        every = map(Solved._make, pl_module.each(images, decoded, pl_module.z.detach()))
+        for solved, shares in zip(every, cell_shares(pl_module), strict=True):
             made = self.result(pl_module, solved)
-            counts = {"num_particles": pl_module.num_particles, "num_steps": len(pl_module.timesteps)}
+            counts = {"num_particles": pl_module.num_particles, "num_steps": len(pl_module.timesteps), **shares}
             metrics = {"name": solved.measurement.name, **made.metrics, **counts, "seconds": round(seconds, 3)}
             made = replace(made, metrics=metrics, is_first=is_first)
             if self.folder is None:
@@ -109,6 +124,19 @@ class Results(Callback):
         """Mean over the processes, so that all have the same result."""
         mine = torch.tensor(self._seconds(), dtype=torch.float64)
         return module.shard.sum(mine).item() / module.shard.size
+
+    def checked(
+        self, module: ParticleModule, solved: Solved, health: HealthMetrics | None = None
+    ) -> list[dict[str, Any]]:
+        """Checks that need no truth, as metrics.json has them; none, and a warning, if memory or an operator forbids."""
+        if not self.checks:
+            return []
+        try:
+            return [check._asdict() for check in truth_free_checks(module, solved, health, self.prior_diversity)]
+        except Exception as error:  # noqa: BLE001  an operator may refuse a batch, or memory run out
+            reason = f"{type(error).__name__}: {first_line(error)}"
+            log.warning("%s: the checks without a truth are left out (%s)", solved.measurement.name, reason)
+            return []
 
     @abstractmethod
     def result(self, module: ParticleModule, solved: Solved) -> Result:
@@ -129,7 +157,8 @@ class PointResults(Results):
             mean=points.mean(dim=0),
             std=points.std(dim=0, correction=0),
             decoded=solved.decoded.detach().float().cpu(),
-            metrics=data_fit(measurement.physics, solved.images, measurement.y),
+            metrics=data_fit(measurement.physics, solved.images, measurement.y)
+            | {"checks": self.checked(module, solved)},
             tensors={"x": points, "z": solved.z.detach().cpu(), "y": measurement.y.cpu()},
         )
 
@@ -187,6 +216,7 @@ class ImageResults(Results):
             log.warning("%s: %s", measurement.name, sentence)
         figures = score(solved, compared, load_lpips())
         figures |= {"decoder_error": None if shared is None else shared.std, "warnings": of_prior + warnings}
+        figures["checks"] = self.checked(module, solved, metrics)
         moments = self._moments.get(measurement.name, [])
         return image_result(solved, None if shared is None else shared.variance, figures, moments=moments)
 

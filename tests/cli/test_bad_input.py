@@ -21,7 +21,6 @@ def small(tiny_prior_folder: Path, tiny_features_folder: Path, tmp_path: Path) -
     """Overrides for the smallest run; what a test gives after them wins."""
     return [
         f"prior.pretrained={tiny_prior_folder}",
-        f"callbacks.results.features.pretrained={tiny_features_folder}",
         "num_steps=3",
         "num_particles=2",
         f"output_dir={tmp_path / 'run'}",
@@ -245,8 +244,8 @@ def test_help_is_no_error() -> None:
 @pytest.mark.parametrize(
     ("given", "said"),
     [
-        (["evalute", "outputs/run"], ["'evalute'", "only calibrate, doctor, evaluate, study"]),
-        (["inpaint"], ["'inpaint'", "only calibrate, doctor, evaluate, study", "name=value"]),
+        (["evalute", "outputs/run"], ["'evalute'", "only app, calibrate, doctor, evaluate, study"]),
+        (["inpaint"], ["'inpaint'", "only app, calibrate, doctor, evaluate, study", "name=value"]),
     ],
 )
 def test_an_unknown_subcommand_is_one_line(given: list[str], said: list[str]) -> None:

@@ -45,7 +45,7 @@ IMAGE_METRICS = {
     "psnr_of_mean",
     "ssim_mean",
     "lpips_mean",
-    "diversity",
+    "vendi",
     "residual",
     "num_particles",
     "num_steps",
@@ -62,7 +62,6 @@ def small(tiny_prior_folder: Path, tiny_features_folder: Path, tmp_path: Path) -
     """Overrides for the smallest run on images."""
     return [
         f"prior.pretrained={tiny_prior_folder}",
-        f"callbacks.results.features.pretrained={tiny_features_folder}",
         "num_steps=3",
         "num_particles=2",
         f"output_dir={tmp_path / 'run'}",
@@ -179,7 +178,7 @@ def test_a_measured_file_needs_no_truth(small: list[str], tmp_path: Path) -> Non
     metrics = json.loads((target / "metrics.json").read_text())
     assert metrics["psnr_mean"] is metrics["ssim_mean"] is metrics["psnr_best"] is None
     assert metrics["residual"] >= 0
-    assert metrics["diversity"] >= 0
+    assert metrics["vendi"] >= 0
     assert (target / "measurement.png").is_file()
     assert not (target / "truth.png").exists()
     assert (tmp_path / "run" / "report.html").is_file()

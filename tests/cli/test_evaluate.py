@@ -155,7 +155,7 @@ def test_forms_nearest_to_the_truth_count(networks: Networks) -> None:
 def test_without_truth_or_weights_nothing_is_made_up(networks: Networks) -> None:
     figures = image_figures(SavedMeasurement("a", constant(0.1, 0.2), {}), networks._replace(lpips=None))
     known = {name for name, value in figures.items() if value is not None}
-    assert known == {"particles", f"diversity_{NAME}", "pixel_std"}
+    assert known == {"particles", f"vendi_{NAME}", "pixel_std"}
 
 
 def test_shares_of_attributes_are_held_against_the_generator() -> None:
@@ -177,7 +177,6 @@ def run(tiny_prior_folder: Path, tiny_features_folder: Path, tmp_path_factory) -
     folder = tmp_path_factory.mktemp("evaluate") / "run"
     code, printed = train(
         f"prior.pretrained={tiny_prior_folder}",
-        f"callbacks.results.features.pretrained={tiny_features_folder}",
         "num_steps=3",
         "num_particles=3",
         "data.limit=2",

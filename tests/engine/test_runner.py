@@ -339,7 +339,6 @@ def test_a_size_that_is_none_is_refused(size, data: MeasurementList, tmp_path: P
 def test_command_line_solves_side_by_side(tiny_prior_folder: Path, tiny_features_folder: Path, tmp_path: Path) -> None:
     small = [
         f"prior.pretrained={tiny_prior_folder}",
-        f"callbacks.results.features.pretrained={tiny_features_folder}",
         "num_particles=2",
         "num_steps=10",
         "trainer.log_every_n_steps=5",

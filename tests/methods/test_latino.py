@@ -28,6 +28,20 @@ def test_a_step_is_its_formula(prior):
     torch.testing.assert_close(module.z_t, prior.alpha(s) * z + prior.sigma(s) * module.noise(0), rtol=0, atol=1e-6)
 
 
+@pytest.mark.parametrize("data_steps", [2, 3])
+def test_further_data_steps_move_latents_by_the_encoded_difference(data_steps: int, prior):
+    once, often = (make(prior, method=LATINO, num_steps=4, data_steps=count) for count in (1, data_steps))
+    take_step(once)
+    z, variance = once.z.detach(), once.image_variances[once.timesteps[0]]
+    with torch.no_grad():
+        for _ in range(data_steps - 1):
+            decoded = prior.decode(z)
+            z = z + prior.encode(once.proximal_step(decoded, variance)) - prior.encode(decoded)
+    take_step(often)
+    assert not torch.allclose(z, once.z, atol=1e-3)
+    torch.testing.assert_close(often.z.detach(), z, rtol=0, atol=1e-5)
+
+
 def test_steps_start_at_pure_noise_and_end_without(prior):
     module = make(prior, method=LATINO, num_steps=4)
     assert module.timesteps == [999, 749, 499, 249]
@@ -66,3 +80,5 @@ def test_settings_out_of_range_are_refused(prior):
     measurement = Measurement("m", torch.zeros(1, *prior.image_shape), Inpainting(prior.image_shape, mask=0.5))
     with pytest.raises(InputError, match=r"^image_std must be above 0, got 0"):
         LATINO(prior, measurement, LatentFeatures(), image_std=0.0)
+    with pytest.raises(InputError, match=r"^data_steps must be at least 1, got 0"):
+        LATINO(prior, measurement, LatentFeatures(), data_steps=0)

@@ -71,7 +71,7 @@ def test_rows_are_null_where_nothing_was_measured(
     row = run.row_of("faces", "rlsd", arguments)
     assert list(row) == json.loads(
         """["method", "default", "prior", "image_size", "num_particles", "num_steps", "tflop", "seconds", "device",
-        "psnr_mean", "psnr_best", "psnr_of_mean", "diversity"]"""
+        "psnr_mean", "psnr_best", "psnr_of_mean", "vendi"]"""
     )
     assert (row["default"], row["num_steps"], row["tflop"]) == (True, 100, 0.5)
     assert [row[name] for name in measured] == (list(measured.values()) if timed else [None] * 5)

@@ -53,7 +53,6 @@ def run(tiny_prior_folder: Path, tiny_features_folder: Path, tmp_path_factory) -
     folder = tmp_path_factory.mktemp("callbacks") / "run"
     code, printed = train(
         f"prior.pretrained={tiny_prior_folder}",
-        f"callbacks.results.features.pretrained={tiny_features_folder}",
         f"num_steps={STEPS}",
         "num_particles=2",
         "data.limit=2",
@@ -160,7 +159,7 @@ def test_hparams_stand_beside_the_final_metrics(events: EventAccumulator) -> Non
     assert session.hparams["antithetic"].bool_value in (True, False)
     experiment = HParamsPluginData.FromString(metadata[EXPERIMENT_TAG].plugin_data.content).experiment
     shown = {metric.name.tag for metric in experiment.metric_infos}
-    assert shown >= {"final/psnr_mean", "final/psnr_best", "final/diversity", "final/residual", "final/seconds"}
+    assert shown >= {"final/psnr_mean", "final/psnr_best", "final/vendi", "final/residual", "final/seconds"}
     for name in shown:
         assert [point.step for point in events.Scalars(name)] == [STEPS - 1]
 

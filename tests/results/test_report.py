@@ -46,8 +46,8 @@ def opened(page: Path, scratch: Path) -> str:
 
 
 def test_means_are_of_the_figures_that_are_known() -> None:
-    rows = [{"name": "a", "diversity": 0.2, "energy": None}, {"name": "b", "diversity": 0.4, "energy": 0.5}]
-    assert mean_figures(rows) == {"diversity": pytest.approx(0.3), "energy": 0.5}
+    rows = [{"name": "a", "vendi": 0.2, "energy": None}, {"name": "b", "vendi": 0.4, "energy": 0.5}]
+    assert mean_figures(rows) == {"vendi": pytest.approx(0.3), "energy": 0.5}
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +60,6 @@ def run(tiny_prior_folder: Path, tiny_features_folder: Path, tmp_path_factory) -
         Image.new("RGB", (32, 32), colour).save(photos / f"{name}.png")
     command = [
         f"prior.pretrained={tiny_prior_folder}",
-        f"callbacks.results.features.pretrained={tiny_features_folder}",
         "num_steps=3",
         "num_particles=2",
         f"data.images={photos}",
@@ -91,7 +90,7 @@ def page(request: pytest.FixtureRequest, run: tuple[Path, list[str]]) -> Page:
 def test_the_table_has_every_measurement_and_the_mean(run: tuple[Path, list[str]], page: Page) -> None:
     header, *rows, mean = page.table
     assert header[0] == "measurement"
-    assert {"psnr mean", "psnr best", "diversity", "residual", "seconds"} <= set(header)
+    assert {"psnr mean", "psnr best", "vendi", "residual", "seconds"} <= set(header)
     assert [row[0] for row in rows] == NAMES
     assert mean[0] == "mean"
     column = header.index("psnr mean")
@@ -101,11 +100,25 @@ def test_the_table_has_every_measurement_and_the_mean(run: tuple[Path, list[str]
 
 def test_figures_that_are_not_known_of_any_measurement_have_no_column(page: Page) -> None:
     assert "lpips mean" not in page.table[0]
-    assert "diversity" in page.table[0]
+    assert "vendi" in page.table[0]
+
+
+def test_checks_have_a_line_each_with_range_and_verdict(run: tuple[Path, list[str]], page: Page) -> None:
+    header, *lines = page.tables["checks"]
+    every = [{check["name"]: check for check in read_metrics(run[0] / name)["checks"]} for name in NAMES]
+    assert len(lines) == len(set(every[0]) | set(every[1]))
+    assert {"residual_size", "latent_residual", "stein_discrepancy"} <= every[0].keys()
+    stein = next(line for line in lines if line[0] == every[0]["stein_discrepancy"]["looked_at"])
+    found = dict(zip(header, stein, strict=True))
+    values = [checks["stein_discrepancy"] for checks in every]
+    assert found["number"] == f"{(values[0]['value'] + values[1]['value']) / 2:.4g}"
+    assert found["range of a right run"] == "up to 10"
+    failed = [name for name, value in zip(NAMES, values, strict=True) if not value["passed"]]
+    assert found["verdict"] == (f"failed {len(failed)} of 2: {', '.join(failed)}" if failed else "passed")
 
 
 def test_pictures_are_embedded_and_decode(run: tuple[Path, list[str]], page: Page) -> None:
-    files = [run[0] / name / file for name in NAMES for file in ("grid.png", "filmstrip.png")]
+    files = [run[0] / name / file for name in NAMES for file in ("grid.png", "directions.png", "filmstrip.png")]
     for file, source in zip(files, page.having("img", "src"), strict=True):
         kind, _, data = source.partition(",")
         assert kind == "data:image/png;base64"
@@ -158,7 +171,7 @@ def test_a_finished_measurement_is_in_the_report_of_a_run_that_was_resumed(run: 
 def test_the_summary_has_a_row_per_measurement_and_the_mean(run: tuple[Path, list[str]]) -> None:
     rows = list(csv.DictReader((run[0] / "summary.csv").open(newline="")))
     assert [row["name"] for row in rows] == [*NAMES, "mean"]
-    for key in ("psnr_mean", "psnr_best", "psnr_of_mean", "diversity", "residual", "num_particles", "seconds"):
+    for key in ("psnr_mean", "psnr_best", "psnr_of_mean", "vendi", "residual", "num_particles", "seconds"):
         *each, mean = (float(row[key]) for row in rows)
         assert mean == pytest.approx(sum(each) / len(each))
         assert each == pytest.approx([read_metrics(run[0] / name)[key] for name in NAMES])

@@ -34,7 +34,6 @@ def frames(tmp_path: Path) -> Path:
 def arguments(prior: Path, features: Path, run: Path, images: Path, *more: str) -> list[str]:
     return [
         f"prior.pretrained={prior}",
-        f"callbacks.results.features.pretrained={features}",
         f"num_steps={STEPS}",
         "num_particles=2",
         f"data.images={images}",

@@ -30,7 +30,6 @@ def small_run(prior: Path, features: Path) -> list[str]:
     """Overrides for a small run with frequent checkpoints, on tiny networks."""
     return [
         f"prior.pretrained={prior}",
-        f"callbacks.results.features.pretrained={features}",
         "num_particles=2",
         "callbacks.checkpoint.every_n_train_steps=5",
         "callbacks.guard.every_n_steps=5",

@@ -20,7 +20,6 @@ from transformers.utils.logging import disable_progress_bar
 
 from rlsd_lightning.cli import program
 from rlsd_lightning.errors import InputError
-from rlsd_lightning.evaluation.attributes import HEADS_FILE, load_classifier
 from rlsd_lightning.evaluation.distances import load_inception, vit_network
 from rlsd_lightning.evaluation.figures import (
     Networks,
@@ -30,6 +29,7 @@ from rlsd_lightning.evaluation.figures import (
     paper_set_figures,
     set_figures,
 )
+from rlsd_lightning.evaluation.judge import load_judge
 from rlsd_lightning.features import ViTFeatures, load_lpips
 from rlsd_lightning.images import find_images, load_image
 from rlsd_lightning.measurement import SavedMeasurement
@@ -64,8 +64,8 @@ def load_networks(features: str, protocol: str) -> tuple[Networks, list[str]]:
         )
         own = vit if vit.image_size else ViTFeatures(features, local_files_only=Path(features).is_dir())
         sets = vit_network(name, lambda images: own(None, images), own.vit.config.hidden_size)
-    classifier = load_classifier(features) if (Path(features) / HEADS_FILE).is_file() else None
-    return Networks(name, vit, sets, lpips, classifier), notes
+    judge = load_judge(embedded("features/judge")) if Path(features) == EMBEDDED else None
+    return Networks(name, vit, sets, lpips, judge), notes
 
 
 def evaluate_run(
@@ -99,8 +99,8 @@ def evaluate_run(
         return figures | paper_set_figures(saved, compared, networks), rows
     images = torch.cat([one.images for one in saved]).clamp(-1, 1)
     figures |= set_figures(images, compared, networks)
-    if networks.classifier is not None and images.shape[-1] == networks.features.image_size:
-        figures |= attribute_figures(images, truth, networks.classifier)
+    if networks.judges(images):
+        figures |= attribute_figures(images, truth, networks.judge)
     return figures, rows
 
 

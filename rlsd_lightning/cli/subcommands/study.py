@@ -28,8 +28,8 @@ __all__ = ["Study", "gather", "pareto_front"]
 
 log = logging.getLogger("train")
 
-FIGURES = ("psnr_mean", "psnr_best", "psnr_of_mean", "ssim_mean", "diversity", "residual_sigmas", "seconds")
-SHOWN = ("psnr_mean", "psnr_best", "diversity")
+FIGURES = ("psnr_mean", "psnr_best", "psnr_of_mean", "ssim_mean", "vendi", "residual_sigmas", "seconds")
+SHOWN = ("psnr_mean", "psnr_best", "vendi")
 
 
 def gather(folder: Path) -> list[dict[str, Any]]:
@@ -107,15 +107,15 @@ def _plot(rows: list[dict[str, Any]], values: dict[str, list]) -> Figure:
         _front(
             last, [row for row in rows if row.get("task") == task], [axis for axis in values if axis != "task"], task
         )
-    last.set(title="Pareto front", xlabel="diversity", ylabel="psnr_best")
+    last.set(title="Pareto front", xlabel="vendi", ylabel="psnr_best")
     if len(tasks) > 1:
         last.legend(fontsize=7)
     return figure
 
 
 def _front(panel, rows: list[dict[str, Any]], axes: list[str], label: str | None) -> None:
-    known = [row for row in rows if None not in (row["diversity"], row["psnr_best"])]
-    points = [(row["diversity"], row["psnr_best"]) for row in known]
+    known = [row for row in rows if None not in (row["vendi"], row["psnr_best"])]
+    points = [(row["vendi"], row["psnr_best"]) for row in known]
     if not points:
         return
     drawn = panel.scatter(*zip(*points, strict=True), label=label)

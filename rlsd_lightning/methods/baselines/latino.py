@@ -6,16 +6,19 @@ A consistency model makes a clean latent of a noisy one in one call. Timesteps g
     \hat z &= \mathrm{denoise}(z_t, t), \qquad x = \arg\min_x \mathrm{misfit}(A(x), y) + \mu_t \, \mathrm{mean}((x - D(\hat z))^2) \\
     z &= E(x), \qquad z_s = \alpha_s z + \sigma_s n, \qquad n \sim \mathcal{N}(0, I)
 
-with the prior's encoder :math:`E` and decoder :math:`D`. The last step ends at :math:`z`.
+with the prior's encoder :math:`E` and decoder :math:`D`. The last step ends at :math:`z`. Further data steps repeat the proximal step
+from :math:`D(z)` and move :math:`z` by :math:`E(x) - E(D(z))`, in which the autoencoder's error cancels: an encoder averages over the few
+pixels that sparse data correct, and one step brings the latents a part of the way.
 """
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from rlsd_lightning.checks import require_positive
+from rlsd_lightning.checks import require_at_least_one, require_positive
 from rlsd_lightning.features import Features
 from rlsd_lightning.functional.schedules import add_noise
 from rlsd_lightning.measurement import Measurement
@@ -27,12 +30,13 @@ __all__ = ["LATINO"]
 
 
 class LATINO(ParticleModule):
-    r"""Independent samples; each step calls the denoiser, the decoder and the encoder once.
+    r"""Independent samples; each step calls the denoiser, the decoder and the encoder once, or more with ``data_steps``.
 
     Meant for latent consistency models and 4 to 16 steps. The weight :math:`\mu_t` follows from the noise level of the
     measurement and the variance of :math:`D(\hat z)`, as in :class:`~rlsd_lightning.RLSD`; the published method sets it by hand.
 
     Args:
+        data_steps: Proximal steps of each step, at least 1; each further one costs a decode and two encodes.
         image_std: See :class:`~rlsd_lightning.RLSD`.
         antithetic: See :class:`~rlsd_lightning.methods.base.ParticleModule`.
         common: See :class:`~rlsd_lightning.methods.base.ParticleModule`, also for the positional arguments.
@@ -54,11 +58,13 @@ class LATINO(ParticleModule):
         features: Features,
         *,
         num_steps: int = 8,
+        data_steps: int = 1,
         image_std: float | None = None,
         antithetic: bool = True,
         **common: Any,
     ) -> None:
         super().__init__(prior, measurements, features, num_steps=num_steps, antithetic=antithetic, **common)
+        require_at_least_one(data_steps=data_steps)
         image_std = self.hparams.image_std
         require_positive(image_std=image_std, decoder_std=self.decoder_std)
         self.image_variances = image_variances(prior, image_std, self.decoder_std)
@@ -73,10 +79,13 @@ class LATINO(ParticleModule):
 
     @torch.no_grad()
     def clean_latents(self, t: int) -> Tensor:
-        r"""Latents :math:`E(x)`, after the proximal step that sets :math:`x`."""
-        z_hat, _ = self.denoise(self.z_t[self.rows], t)
-        decoded = self.decode(z_hat)
-        x = self.proximal_step(decoded, self.image_variances[t])
+        r"""Latents after the proximal steps that set :math:`x`: :math:`E(x)` after the first."""
+        z, encode = self.denoise(self.z_t[self.rows], t)[0], partial(self.chunked, self.prior.encode)
+        for step in range(self.hparams.data_steps):
+            decoded = self.decode(z)
+            x = self.proximal_step(decoded, self.image_variances[t])
+            if len(x):
+                z = encode(x) if step == 0 else z + encode(x) - encode(decoded)
         self.x.data[self.rows] = x
         self.show(x, decoded)
-        return self.chunked(self.prior.encode, x) if len(x) else z_hat
+        return z

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from rlsd_lightning.functional.clustering import k_medoids
+from rlsd_lightning.functional.sets.clustering import k_medoids
 
 
 def distances(points: Tensor) -> Tensor:

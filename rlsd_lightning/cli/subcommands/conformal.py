@@ -1,0 +1,117 @@
+"""Gives finished runs intervals with a guaranteed expected coverage, calibrated on a run with truths.
+
+rlsd conformal outputs/inpaint/CALIBRATION
+rlsd conformal outputs/inpaint/CALIBRATION outputs/inpaint/RUN --level 0.9
+
+The first run is the calibration: its conformal.json keeps the intervals' factor. The other runs need no truths. They must
+have the calibration's settings, and get lower.png and upper.png, figures in metrics.json, and a new report.html.
+"""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from rlsd_lightning.cli import program
+from rlsd_lightning.errors import InputError
+from rlsd_lightning.evaluation.checks.intervals import Conformal, calibrated, interval
+from rlsd_lightning.images import to_pil
+from rlsd_lightning.results.report import write_report
+from rlsd_lightning.results.store import (
+    finished,
+    load_run,
+    read_failures,
+    read_metrics,
+    write_atomically,
+    write_metrics,
+)
+
+__all__ = ["calibrate_run", "give_intervals", "main"]
+
+FILE = "conformal.json"
+ALIKE = ("physics", "prior", "method", "features", "num_particles", "num_steps")
+"""Settings that a calibration holds for."""
+
+
+def calibrate_run(folder: Path, level: float) -> Conformal:
+    """Calibrate on a run's measurements, and keep what was found in the run's folder.
+
+    Raises:
+        InputError: If nothing is finished, a truth is missing, or there are too few images.
+    """
+    found = calibrated(load_run(folder), level)
+    written = found._asdict() | {"guarantee": found.guarantee, "settings": _settings(folder)}
+    write_atomically(folder / FILE, json.dumps(written, indent=2) + "\n")
+    return found
+
+
+def give_intervals(folder: Path, found: Conformal) -> tuple[int, float, float | None]:
+    """Write intervals into a run's folder; returns the number of images, their mean width and mean coverage, if known."""
+    every = []
+    folders = finished(folder)
+    for measurement, saved in zip(folders, load_run(folder), strict=True):
+        one = interval(saved, found)
+        for name in ("lower", "upper"):
+            to_pil(getattr(one, name)).save(measurement / f"{name}.png")
+        figures = {"interval_level": found.level, "interval_factor": found.factor}
+        figures |= {"interval_width": one.width, "interval_coverage": one.coverage, "guarantee": found.guarantee}
+        write_metrics(measurement, {**read_metrics(measurement), **figures})
+        every.append(one)
+    if folders != [folder]:
+        write_report(folder, [read_metrics(measurement) for measurement in folders], read_failures(folder))
+    known = [one.coverage for one in every if one.coverage is not None]
+    width = sum(one.width for one in every) / len(every)
+    return len(every), width, sum(known) / len(known) if known else None
+
+
+def _settings(folder: Path) -> dict[str, Any]:
+    """Settings of a run that a calibration holds for."""
+    file = folder / ".hydra" / "config.yaml"
+    if not file.is_file():
+        raise InputError(f"the folder of a run is expected, but '{folder}' has no .hydra/config.yaml")
+    settings = yaml.safe_load(file.read_text(encoding="utf-8"))
+    return {name: settings.get(name) for name in ALIKE}
+
+
+def check_alike(calibration: Path, run: Path) -> None:
+    """Check that a run has the calibration's settings.
+
+    Raises:
+        InputError: If one differs, with its name.
+    """
+    first, second = _settings(calibration), _settings(run)
+    differing = [name for name in ALIKE if first[name] != second[name]]
+    if differing:
+        raise InputError(
+            f"'{run}' must have the settings of the calibration '{calibration}', but {', '.join(differing)} differ{'s' if len(differing) == 1 else ''}; "
+            "calibrate on a run with the same settings"
+        )
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Calibrate, write intervals and return the exit code, 1 for an unusable input."""
+    options = argparse.ArgumentParser(
+        prog=f"{program()} conformal", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    options.add_argument("calibration", type=Path, help="folder of a finished run with truths")
+    options.add_argument("runs", type=Path, nargs="*", help="folders of runs that get intervals")
+    options.add_argument("--level", type=float, default=0.9, help="expected coverage, above 0 and below 1")
+    args = options.parse_args(arguments)
+    try:
+        for run in args.runs:
+            check_alike(args.calibration, run)
+        found = calibrate_run(args.calibration, args.level)
+        print(f"factor {found.factor:.4g}, kept in {args.calibration / FILE}\n{found.guarantee}")
+        if found.left_out is not None:
+            print(f"mean coverage of an image by a calibration on the others: {found.left_out:.1%}")
+        for run in args.runs:
+            count, width, coverage = give_intervals(run, found)
+            known = "" if coverage is None else f", mean coverage {coverage:.1%}"
+            print(f"{run}: intervals of {count} images, mean width {width:.3g}{known}")
+    except (InputError, OSError) as error:
+        print("error: " + " ".join(str(error).split()), file=sys.stderr)
+        return 1
+    return 0
