@@ -47,7 +47,7 @@ for file in sorted(Path("run/005").iterdir()):
 # --------------------
 
 metrics = json.loads(Path("run/005/metrics.json").read_text(encoding="utf-8"))
-for name in ("psnr_mean", "psnr_best", "psnr_of_mean", "diversity", "residual_sigmas"):
+for name in ("psnr_mean", "psnr_best", "psnr_of_mean", "residual_sigmas"):
     print(f"{name:16} {metrics[name]:.3f}")
 print(metrics.get("warnings", "no warnings"))
 
