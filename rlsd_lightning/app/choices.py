@@ -12,7 +12,7 @@ __all__ = ["FACES", "PAINTED", "PHOTOS", "PRIORS", "TASKS", "Choice", "Strength"
 PAINTED = "inpaint"
 """The task whose mask is painted."""
 FACES, PHOTOS = "Cartoon faces", "Photographs"
-PRIORS = {FACES: ("prior=faces",), PHOTOS: ("prior=photos", "prior.tiny_decoder=auto")}
+PRIORS = {FACES: ("prior=faces",), PHOTOS: ("prior=photos",)}
 """Priors that come with the package, and their settings."""
 
 

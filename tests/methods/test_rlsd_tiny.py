@@ -12,7 +12,7 @@ from torch import Tensor
 
 from rlsd_lightning import RLSD, PixelFeatures, StableDiffusionPrior
 from rlsd_lightning.functional.losses import square_norms
-from rlsd_lightning.operators import colorization
+from rlsd_lightning.operators import colorization, hdr, jpeg, phase_retrieval
 from rlsd_lightning.priors.loading import ShuffleDecoder, TinyDecoder
 
 EARLY, LOOK, BETWEEN, REFINE = 3, 11, 12, 18
@@ -138,3 +138,10 @@ def test_short_runs_start_without_a_correction_and_the_rest_with_that_of_the_cel
             module.prior.decode(module.z) - module.prior.tiny(module.z) if is_last else torch.zeros_like(module.x)
         )
         torch.testing.assert_close(module.correction, expected.detach())
+
+
+@pytest.mark.parametrize("operator", [jpeg, phase_retrieval, hdr])
+def test_operators_that_are_not_linear_keep_the_own_decoder(operator, prior, with_tiny):
+    module, usual = (make(each, operator=operator, gamma=0.0) for each in (with_tiny, prior.double()))
+    assert "correction" not in dict(module.named_buffers())
+    torch.testing.assert_close(take_step(module, LOOK), take_step(usual, LOOK), rtol=0, atol=0)
