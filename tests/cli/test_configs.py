@@ -19,6 +19,7 @@ from safetensors.torch import load_file
 from support.command import PROJECT, train
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from rlsd_lightning import embedded
 from rlsd_lightning.cli import command
 from rlsd_lightning.cli.settings import make_paths_absolute, move_older, with_present_names
 from rlsd_lightning.signatures import own_signature
@@ -72,15 +73,14 @@ def overrides(group: str, option: str, small: list[str], folders: dict[str, Path
     """The command line for one option of one group; whatever is called toy only fits the toy problem."""
     if group == "prior" and option in folders:
         size = [f"{group}.image_size=null"] if option in ("lcm", "photos") else []
-        rest = small[1:] if option == "faces" else small[2:]
-        return [f"{group}={option}", f"prior.pretrained={folders[option]}", *size, *rest]
+        return [f"{group}={option}", f"prior.pretrained={folders[option]}", *size, *small[1:]]
     chosen = [] if (group, option) == ("task", "toy") else [f"{group}={option}"]
     if is_toy(option):
-        return ["task=toy", *chosen, *small[2:]]
+        return ["task=toy", *chosen, *small[1:]]
     if (group, option) == ("features", "vit") or group == "experiment":
-        chosen.append(small[1].removeprefix("callbacks.results."))
+        chosen.append(f"features.pretrained={embedded('features/faces')}")
     if option.startswith("paper/"):
-        return [*chosen, small[0], *small[2:]]
+        return [*chosen, small[0], *small[1:]]
     if (group, option) == ("data", "prompt"):
         return ["task=generate", *small]
     return [*chosen, *small]
@@ -155,13 +155,13 @@ def test_every_option_runs_and_leaves_its_results(
 
 
 def test_the_paper_method_runs_on_the_toy_problem(small: list[str], tmp_path: Path) -> None:
-    code, printed = train("task=toy", "method=rlsd_paper", *small[2:])
+    code, printed = train("task=toy", "method=rlsd_paper", *small[1:])
     assert code == 0, printed
     check_toy(tmp_path / "run")
 
 
 def test_the_command_line_wins_over_a_task(small: list[str], tmp_path: Path) -> None:
-    code, printed = train("task=toy", "method.gamma=0.5", *small[2:])
+    code, printed = train("task=toy", "method.gamma=0.5", *small[1:])
     assert code == 0, printed
     saved = OmegaConf.load(tmp_path / "run" / ".hydra" / "config.yaml")
     assert (saved.method.gamma, saved.num_steps) == (0.5, 3)

@@ -34,7 +34,7 @@ def small_command(number: int, small: list[str], run: Path) -> list[str]:
     """Arguments of the number-th command of the documentation, for the tiny prior."""
     line = blocks("bash")[number].replace("\\\n", " ").splitlines()[-1]
     given = line.removeprefix("rlsd ").split()
-    return [*given, *small[:2], "prior.image_size=64", "num_steps=2", "num_particles=1", f"output_dir={run}"]
+    return [*given, *small[:1], "prior.image_size=64", "num_steps=2", "num_particles=1", f"output_dir={run}"]
 
 
 @pytest.mark.parametrize(("number", "name"), [(0, "kspace"), (1, "sinogram")])

@@ -131,7 +131,7 @@ def test_it_runs_on_the_toy_and_on_a_sequence(small: list[str], tmp_path: Path):
 
 
 def test_results_of_latents_that_are_the_images(small: list[str], tiny_folders: dict[str, Path], tmp_path: Path):
-    own = ["prior=pixel", f"prior.pretrained={tiny_folders['pixel']}", *small[2:]]
+    own = ["prior=pixel", f"prior.pretrained={tiny_folders['pixel']}", *small[1:]]
     code, printed = train(*own, "method=twisted", "method.decoder_std=0", "num_steps=4", f"output_dir={tmp_path}")
     assert code == 0, printed
     saved = load_file(tmp_path / "000" / "particles.safetensors")
