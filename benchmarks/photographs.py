@@ -226,7 +226,7 @@ def draw(args: Namespace) -> None:
         folders = sorted(run_folder(PhotoRun("", "", "default", (), name), args.out).glob("*/truth.png"))
         text.text((4, row * line + LABEL + 6), name, fill="black")
         for column, file in enumerate(columns.values()):
-            picture = folders[row % len(folders)].with_name(file)
+            picture = folders[row % len(folders)].parent / file
             if picture.is_file():
                 canvas.paste(Image.open(picture).convert("RGB"), (column * side, row * line + 2 * LABEL))
     canvas.save(PICTURE, quality=92)

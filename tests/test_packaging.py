@@ -77,7 +77,7 @@ def test_the_built_wheel_holds_all_that_a_run_needs(built: dict[str, Path]) -> N
         expected |= {INSIDE + str(file.relative_to(PROJECT)) for file in files_below(PROJECT / folder)}
     assert held >= expected
     others = {name for name in held - expected if ".dist-info/" not in name}
-    assert others == {INSIDE + "data/README.md"}
+    assert others == {INSIDE + "data/README.md", INSIDE + "data/faces/posterior.json"}
     (points,) = [name for name in held if name.endswith("entry_points.txt")]
     assert "rlsd = rlsd_lightning.cli.command:command" in zipfile.ZipFile(wheel).read(points).decode()
 

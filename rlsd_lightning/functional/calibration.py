@@ -174,7 +174,7 @@ def risk_controlled_factor(ratios: Sequence[Tensor], level: float) -> float:
     allowed = ((1 - level) * (count + 1) - 1) / count + 1e-12
     if allowed < 0:
         return math.inf
-    values = torch.cat([each.flatten().double() for each in ratios])
+    values = torch.cat([each.flatten().cpu().double() for each in ratios])
     weights = torch.cat(
         [torch.full((each.numel(),), 1 / (count * each.numel()), dtype=torch.float64) for each in ratios]
     )

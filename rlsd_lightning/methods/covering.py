@@ -114,7 +114,7 @@ def cells(images: Tensor, count: int) -> tuple[Tensor, Tensor]:
     Returns:
         With shapes (count, C, H, W) and (count,), the largest cell first.
     """
-    points = images.flatten(1).double()
+    points = images.flatten(1).cpu().double()
     _, labels = k_medoids(torch.cdist(points, points).square(), count)
     labels = labels.to(images.device)
     members = torch.nn.functional.one_hot(labels, count).T.to(images)

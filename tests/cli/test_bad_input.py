@@ -244,8 +244,8 @@ def test_help_is_no_error() -> None:
 @pytest.mark.parametrize(
     ("given", "said"),
     [
-        (["evalute", "outputs/run"], ["'evalute'", "only app, calibrate, doctor, evaluate, study"]),
-        (["inpaint"], ["'inpaint'", "only app, calibrate, doctor, evaluate, study", "name=value"]),
+        (["evalute", "outputs/run"], ["'evalute'", "only app, calibrate, conformal, doctor, evaluate, study"]),
+        (["inpaint"], ["'inpaint'", "only app, calibrate, conformal, doctor, evaluate, study", "name=value"]),
     ],
 )
 def test_an_unknown_subcommand_is_one_line(given: list[str], said: list[str]) -> None:

@@ -101,7 +101,7 @@ def _left_out(every: list[Tensor], level: float) -> float | None:
     if len(every) <= fewest(level):
         return None
     factors = [risk_controlled_factor(every[:index] + every[index + 1 :], level) for index in range(len(every))]
-    shares = [(own <= factor).double().mean().item() for own, factor in zip(every, factors, strict=True)]
+    shares = [(own <= factor).cpu().double().mean().item() for own, factor in zip(every, factors, strict=True)]
     return sum(shares) / len(shares)
 
 
@@ -113,7 +113,7 @@ def interval(one: SavedMeasurement, conformal: Conformal) -> Interval:
     if one.truth is not None:
         truth = one.truth[0]
         inside = (truth >= lower - ROUNDING) & (truth <= upper + ROUNDING)
-        coverage = inside[region].double().mean().item()
+        coverage = inside[region].cpu().double().mean().item()
     return Interval(lower, upper, (upper - lower)[region].mean().item(), coverage)
 
 

@@ -77,7 +77,7 @@ def standard_residuals(measurement: Measurement, images: Tensor, draws: Draws) -
     at_images = measured(physics, images).expand(len(images), *y.shape[1:])
     if not isinstance(physics.noise_model, PoissonNoise):
         return (y - at_images) / noise_std(physics.noise_model, y)
-    counts, expected = (((each + 1) / 2 / physics.noise_model.gain).double() for each in (y, at_images))
+    counts, expected = (((each + 1) / 2 / physics.noise_model.gain).cpu().double() for each in (y, at_images))
     counts, expected = counts.round().clamp_min(0).expand_as(expected), expected.clamp_min(1e-6)
     below = torch.where(counts > 0, torch.special.gammaincc(counts.clamp_min(1), expected), 0.0)
     within = torch.special.ndtr(draws(at_images)) * (torch.special.gammaincc(counts + 1, expected) - below)

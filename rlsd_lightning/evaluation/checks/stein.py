@@ -92,7 +92,7 @@ def stein_spread(z: Tensor, score: Tensor) -> float:
         z: Points, with shape :math:`(N, \dots)`, :math:`N \ge 2`.
         score: Scores at these points.
     """
-    z, score = z.flatten(1).double(), score.flatten(1).double()
+    z, score = z.flatten(1).cpu().double(), score.flatten(1).cpu().double()
     count, size = z.shape
     # over all pairs, the sum of products of differences is N times that of deviations from the mean
     products = ((score - score.mean(dim=0)) * (z - z.mean(dim=0))).sum()
@@ -101,10 +101,10 @@ def stein_spread(z: Tensor, score: Tensor) -> float:
 
 def stein_discrepancy(scores: Scores) -> float:
     """The discrepancy :math:`D` of two particles or more."""
-    score = scores.score.flatten(1).double()
+    score = scores.score.flatten(1).cpu().double()
     count = len(score)
     shift = (score.sum(dim=0).square().sum() - score.square().sum()) / (count * (count - 1))
-    energy = square_norms(scores.simulated.double()).mean()
+    energy = square_norms(scores.simulated.cpu().double()).mean()
     spread = stein_spread(scores.z_t, scores.score)
     return math.sqrt((1 - spread) ** 2 + max(0.0, (shift / energy).item()))
 

@@ -20,7 +20,7 @@ def vendi_score(features: Tensor) -> Tensor:
         | The Vendi Score: A Diversity Evaluation Metric for Machine Learning (Friedman & Dieng, 2023)
         | https://arxiv.org/abs/2210.02410
     """
-    unit = normalize(features.double(), dim=1)
+    unit = normalize(features.cpu().double(), dim=1)
     shares = torch.linalg.eigvalsh(unit @ unit.T / len(unit)).clamp(min=0)
     return torch.special.entr(shares / shares.sum()).sum().exp()
 
@@ -47,8 +47,8 @@ def coverage(features: Tensor, draws: Tensor, share: float = 0.125) -> Tensor:
         | Reliable Fidelity and Diversity Metrics for Generative Models (Naeem et al., 2020)
         | https://arxiv.org/abs/2002.09797
     """
-    features, draws = features.double(), draws.double()
-    return (torch.cdist(features, draws) <= _radii(draws, share)).any(dim=0).double().mean()
+    features, draws = features.cpu().double(), draws.cpu().double()
+    return (torch.cdist(features, draws) <= _radii(draws, share)).any(dim=0).cpu().double().mean()
 
 
 def expected_coverage(count: int, share: float = 0.125) -> float:
@@ -62,8 +62,8 @@ def precision(features: Tensor, draws: Tensor, share: float = 0.125) -> Tensor:
     It is less where particles lie beside the distribution, and more where they keep to its middle. Arguments are those of
     :func:`coverage`.
     """
-    features, draws = features.double(), draws.double()
-    return (torch.cdist(features, draws) <= _radii(draws, share)).double().mean() / share
+    features, draws = features.cpu().double(), draws.cpu().double()
+    return (torch.cdist(features, draws) <= _radii(draws, share)).cpu().double().mean() / share
 
 
 def cell_coverage(labels: Tensor, draws: Tensor) -> Tensor:
@@ -73,4 +73,4 @@ def cell_coverage(labels: Tensor, draws: Tensor) -> Tensor:
         labels: Labels of the particles, with shape :math:`(N, L)`.
         draws: Labels of draws from the distribution, with shape :math:`(M, L)`.
     """
-    return (draws[:, None] == labels[None]).all(dim=2).any(dim=1).double().mean()
+    return (draws[:, None] == labels[None]).all(dim=2).any(dim=1).cpu().double().mean()

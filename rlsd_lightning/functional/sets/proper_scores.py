@@ -48,8 +48,8 @@ def energy_score(particles: Tensor, truth: Tensor) -> Tensor:
     Returns:
         With shape :math:`()`.
     """
-    count, points = len(particles), particles.flatten(1).double()
-    to_truth = (points - truth.flatten(1).double()).norm(dim=1).mean()
+    count, points = len(particles), particles.flatten(1).cpu().double()
+    to_truth = (points - truth.flatten(1).cpu().double()).norm(dim=1).mean()
     return (to_truth - torch.cdist(points, points).sum() / (2 * count * (count - 1))).to(particles)
 
 
@@ -67,7 +67,7 @@ def brier_score(labels: Tensor, truth: Tensor, values: int) -> Tensor:
     Returns:
         With shape :math:`()`; 0 is right and certain, 2 wrong and certain.
     """
-    one_hot = [torch.nn.functional.one_hot(each, values).double() for each in (labels, truth)]
+    one_hot = [torch.nn.functional.one_hot(each, values).cpu().double() for each in (labels, truth)]
     return crps(*one_hot).sum()
 
 
@@ -105,6 +105,6 @@ def rank_band(count: int, particles: int, level: float = 0.95, draws: int = 4000
     """
     generator = torch.Generator().manual_seed(0)
     drawn = torch.randint(particles + 1, (draws, count), generator=generator)
-    shares = torch.nn.functional.one_hot(drawn, particles + 1).double().mean(dim=1)
+    shares = torch.nn.functional.one_hot(drawn, particles + 1).cpu().double().mean(dim=1)
     tail = (1 - level) / 2
     return shares.amin(dim=1).quantile(tail).item(), shares.amax(dim=1).quantile(1 - tail).item()
