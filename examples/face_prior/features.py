@@ -8,12 +8,11 @@ import lightning as L
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
-from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader
 from transformers import ViTConfig, ViTModel
 
 from examples.face_prior.faces import Faces
-from examples.face_prior.training import cosine_adamw, fit, parser
+from examples.face_prior.training import cosine_adamw, fit, loss_and_accuracy, parser
 from rlsd_lightning.evaluation.attributes import HEADS_FILE, AttributeClassifier
 
 
@@ -36,9 +35,8 @@ class _Training(L.LightningModule):
         # noise of a random strength: restored faces are never as clean as drawn ones
         strength = 0.2 * torch.rand(len(images), 1, 1, 1, device=self.device)
         logits = self.classifier(images + strength * torch.randn_like(images))
-        loss = sum(cross_entropy(value, labels[:, i]) for i, value in enumerate(logits.values()))
-        right = torch.stack([value.argmax(-1) for value in logits.values()], dim=-1) == labels
-        self.log_dict({"loss": loss, "accuracy": right.float().mean()}, prog_bar=True)
+        loss, accuracy = loss_and_accuracy(logits, labels)
+        self.log_dict({"loss": loss, "accuracy": accuracy}, prog_bar=True)
         return loss
 
     def configure_optimizers(self) -> dict:

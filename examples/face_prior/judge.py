@@ -9,11 +9,11 @@ import lightning as L
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
-from torch.nn.functional import avg_pool2d, cross_entropy, interpolate, pad
+from torch.nn.functional import avg_pool2d, interpolate, pad
 from torch.utils.data import DataLoader
 
 from examples.face_prior.faces import Faces, to_images
-from examples.face_prior.training import cosine_adamw, fit, parser
+from examples.face_prior.training import cosine_adamw, fit, loss_and_accuracy, parser
 from rlsd_lightning.evaluation.judge import JUDGE_FILE, Judge
 
 CENTRED = 1000
@@ -40,9 +40,8 @@ class _Training(L.LightningModule):
     def training_step(self, batch: tuple[Tensor, Tensor]) -> Tensor:
         images, labels = batch
         logits = self.judge(disturbed(images))
-        loss = sum(cross_entropy(value, labels[:, i]) for i, value in enumerate(logits.values()))
-        right = torch.stack([value.argmax(-1) for value in logits.values()], dim=-1) == labels
-        self.log_dict({"loss": loss, "accuracy": right.float().mean()}, prog_bar=True)
+        loss, accuracy = loss_and_accuracy(logits, labels)
+        self.log_dict({"loss": loss, "accuracy": accuracy}, prog_bar=True)
         return loss
 
     def configure_optimizers(self) -> dict:

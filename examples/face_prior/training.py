@@ -1,4 +1,4 @@
-"""What the three trainings share: schedule, resumable trainer, command line."""
+"""What the trainings share: schedule, resumable trainer, loss of classifiers, command line."""
 
 import argparse
 import math
@@ -8,12 +8,13 @@ import lightning as L
 import torch
 from lightning.pytorch.callbacks import Callback, LearningRateMonitor, ModelCheckpoint
 from lightning.pytorch.loggers import TensorBoardLogger
-from torch import nn
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
 from torch.optim import AdamW
 from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader
 
-__all__ = ["cosine_adamw", "fit", "parser"]
+__all__ = ["cosine_adamw", "fit", "loss_and_accuracy", "parser"]
 
 
 def cosine_adamw(module: nn.Module, lr: float, max_steps: int, warmup: int = 200) -> dict:
@@ -26,6 +27,18 @@ def cosine_adamw(module: nn.Module, lr: float, max_steps: int, warmup: int = 200
         return min(1.0, (step + 1) / warmup) * 0.5 * (1 + math.cos(math.pi * progress))
 
     return {"optimizer": optimizer, "lr_scheduler": {"scheduler": LambdaLR(optimizer, factor), "interval": "step"}}
+
+
+def loss_and_accuracy(logits: dict[str, Tensor], labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Cross-entropy summed over attributes, and the share of attributes that are named rightly.
+
+    Args:
+        logits: By attribute, with shape :math:`(N, K)`.
+        labels: With shape :math:`(N, A)`, an attribute a column.
+    """
+    loss = sum(cross_entropy(value, labels[:, i]) for i, value in enumerate(logits.values()))
+    named = torch.stack([value.argmax(-1) for value in logits.values()], dim=-1)
+    return loss, (named == labels).float().mean()
 
 
 def fit(

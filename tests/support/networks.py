@@ -20,17 +20,21 @@ from examples.face_prior.diffusion import make_tokenizer
 from rlsd_lightning.priors import Calibration, save_calibration
 
 IMAGE_SIZE = 32
+TINY = {
+    "down_block_types": ("DownEncoderBlock2D",) * 3,
+    "up_block_types": ("UpDecoderBlock2D",) * 3,
+    "block_out_channels": (8, 8, 8),
+    "latent_channels": 4,
+    "norm_num_groups": 4,
+    "mid_block_add_attention": False,
+}
+"""Of autoencoders from images 32x32 to latents 4x8x8."""
 
 
 def tiny_vae(**settings) -> AutoencoderKL:
     """Images 32x32, latents 4x8x8."""
     return AutoencoderKL(
-        down_block_types=("DownEncoderBlock2D",) * 3,
-        up_block_types=("UpDecoderBlock2D",) * 3,
-        block_out_channels=(8, 8, 8),
-        latent_channels=4,
-        norm_num_groups=4,
-        mid_block_add_attention=False,
+        **TINY,
         sample_size=IMAGE_SIZE,
         **{"scaling_factor": 0.5, **settings},
     )
@@ -39,12 +43,7 @@ def tiny_vae(**settings) -> AutoencoderKL:
 def tiny_vq_vae(**settings) -> VQModel:
     """Images 32x32, latents 4x8x8, with a codebook as far spread as the latents are."""
     vae = VQModel(
-        down_block_types=("DownEncoderBlock2D",) * 3,
-        up_block_types=("UpDecoderBlock2D",) * 3,
-        block_out_channels=(8, 8, 8),
-        latent_channels=4,
-        norm_num_groups=4,
-        mid_block_add_attention=False,
+        **TINY,
         num_vq_embeddings=64,
         **{"scaling_factor": 0.5, **settings},
     )

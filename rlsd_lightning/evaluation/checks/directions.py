@@ -36,10 +36,11 @@ def principal_directions(images: Tensor) -> Directions | None:
 
     The sign of a direction is arbitrary; its largest value is positive here.
     """
-    centred = (images - images.mean(dim=0)).flatten(1).cpu().double()
+    points = images.flatten(1).cpu().double()
+    centred = points - points.mean(dim=0)
     variances, vectors = torch.linalg.eigh(centred @ centred.T)  # of shape (N, N), with the same eigenvalues
     total = variances.clamp_min(0).sum()
-    if len(images) < 2 or total <= torch.finfo(images.dtype).eps * images.cpu().double().square().sum():
+    if len(images) < 2 or total <= torch.finfo(images.dtype).eps * points.square().sum():
         return None
     count = min(MOST, len(images) - 1)
     vectors = vectors.flip(1)[:, :count]

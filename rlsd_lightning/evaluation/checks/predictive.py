@@ -80,7 +80,9 @@ def standard_residuals(measurement: Measurement, images: Tensor, draws: Draws) -
     counts, expected = (((each + 1) / 2 / physics.noise_model.gain).cpu().double() for each in (y, at_images))
     counts, expected = counts.round().clamp_min(0).expand_as(expected), expected.clamp_min(1e-6)
     below = torch.where(counts > 0, torch.special.gammaincc(counts.clamp_min(1), expected), 0.0)
-    within = torch.special.ndtr(draws(at_images)) * (torch.special.gammaincc(counts + 1, expected) - below)
+    within = torch.special.ndtr(draws(at_images).cpu().double()) * (
+        torch.special.gammaincc(counts + 1, expected) - below
+    )
     return torch.special.ndtri((below + within).clamp(1e-12, 1 - 1e-12)).to(at_images)
 
 

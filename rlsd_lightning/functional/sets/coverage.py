@@ -48,7 +48,7 @@ def coverage(features: Tensor, draws: Tensor, share: float = 0.125) -> Tensor:
         | https://arxiv.org/abs/2002.09797
     """
     features, draws = features.cpu().double(), draws.cpu().double()
-    return (torch.cdist(features, draws) <= _radii(draws, share)).any(dim=0).cpu().double().mean()
+    return (torch.cdist(features, draws) <= _radii(draws, share)).any(dim=0).to(features).mean()
 
 
 def expected_coverage(count: int, share: float = 0.125) -> float:
@@ -63,7 +63,7 @@ def precision(features: Tensor, draws: Tensor, share: float = 0.125) -> Tensor:
     :func:`coverage`.
     """
     features, draws = features.cpu().double(), draws.cpu().double()
-    return (torch.cdist(features, draws) <= _radii(draws, share)).cpu().double().mean() / share
+    return (torch.cdist(features, draws) <= _radii(draws, share)).to(features).mean() / share
 
 
 def cell_coverage(labels: Tensor, draws: Tensor) -> Tensor:
@@ -73,4 +73,4 @@ def cell_coverage(labels: Tensor, draws: Tensor) -> Tensor:
         labels: Labels of the particles, with shape :math:`(N, L)`.
         draws: Labels of draws from the distribution, with shape :math:`(M, L)`.
     """
-    return (draws[:, None] == labels[None]).all(dim=2).any(dim=1).cpu().double().mean()
+    return (draws[:, None] == labels[None]).all(dim=2).any(dim=1).float().mean()

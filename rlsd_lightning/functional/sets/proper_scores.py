@@ -105,6 +105,6 @@ def rank_band(count: int, particles: int, level: float = 0.95, draws: int = 4000
     """
     generator = torch.Generator().manual_seed(0)
     drawn = torch.randint(particles + 1, (draws, count), generator=generator)
-    shares = torch.nn.functional.one_hot(drawn, particles + 1).cpu().double().mean(dim=1)
+    shares = torch.nn.functional.one_hot(drawn, particles + 1).float().mean(dim=1)
     tail = (1 - level) / 2
     return shares.amin(dim=1).quantile(tail).item(), shares.amax(dim=1).quantile(1 - tail).item()
