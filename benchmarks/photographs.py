@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import cache, partial
+from itertools import cycle
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -207,7 +208,7 @@ def physics_options(task: Task) -> list[str]:
 
 
 def draw(args: Namespace) -> None:
-    """One photograph for each task: the truth, what is known, total variation, two particles, their mean, uncertainty."""
+    """Photographs by turns of the tasks: the truth, what is known, total variation, two particles, mean, uncertainty."""
     columns = {
         "photograph": "truth.png",
         "bicubic or pseudo-inverse": "bicubic.png",
@@ -217,18 +218,25 @@ def draw(args: Namespace) -> None:
         "mean": "mean.png",
         "uncertainty": "std.png",
     }
+    folders = {
+        name: sorted(
+            file.parent for file in run_folder(PhotoRun("", "", "default", (), name), args.out).glob("*/truth.png")
+        )
+        for name in args.tasks
+    }
+    rows = max(len(args.tasks), *map(len, folders.values()))
+    shown = [(name, folders[name][row % len(folders[name])]) for row, name in zip(range(rows), cycle(args.tasks))]
+    columns = {title: file for title, file in columns.items() if any((folder / file).is_file() for _, folder in shown)}
     side, line = args.size, args.size + LABEL
-    canvas = Image.new("RGB", (side * len(columns), line * len(args.tasks) + LABEL), "white")
+    canvas = Image.new("RGB", (side * len(columns), line * rows + LABEL), "white")
     text = ImageDraw.Draw(canvas)
     for column, title in enumerate(columns):
         text.text((column * side + 4, 6), title, fill="black")
-    for row, name in enumerate(args.tasks):
-        folders = sorted(run_folder(PhotoRun("", "", "default", (), name), args.out).glob("*/truth.png"))
+    for row, (name, folder) in enumerate(shown):
         text.text((4, row * line + LABEL + 6), name, fill="black")
         for column, file in enumerate(columns.values()):
-            picture = folders[row % len(folders)].parent / file
-            if picture.is_file():
-                canvas.paste(Image.open(picture).convert("RGB"), (column * side, row * line + 2 * LABEL))
+            if (folder / file).is_file():
+                canvas.paste(Image.open(folder / file).convert("RGB"), (column * side, row * line + 2 * LABEL))
     canvas.save(PICTURE, quality=92)
 
 
