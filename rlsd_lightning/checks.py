@@ -1,9 +1,11 @@
 """Checks of settings."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from numbers import Integral
 from typing import Any
 
 import lightning as L
+from torch import Tensor
 
 from rlsd_lightning.distributed.strategy import ParticleStrategy
 from rlsd_lightning.errors import InputError
@@ -20,14 +22,22 @@ __all__ = [
     "require_one_of",
     "require_positive",
     "require_share",
+    "require_tensor",
 ]
 
 
 def _require(ok: Callable[[Any], bool], expected: str, settings: dict[str, Any]) -> None:
     for name, value in settings.items():
-        if not ok(value):
-            shown = repr(value) if isinstance(value, str) else value
-            raise InputError(f"{name} must be {expected}, got {shown}")
+        try:
+            accepted = ok(value)
+        except TypeError:  # a word in place of a number
+            accepted = False
+        if not accepted:
+            raise InputError(f"{name} must be {expected}, got {value!r}")
+
+
+def _require_integer(**settings: int | None) -> None:
+    _require(lambda value: value is None or isinstance(value, Integral), "an integer", settings)
 
 
 def require_at_least_zero(**settings: float) -> None:
@@ -41,7 +51,8 @@ def require_positive(**settings: float) -> None:
 
 
 def require_at_least_one(**settings: int | None) -> None:
-    """Raise an InputError for a number below 1; None is no number."""
+    """Raise an InputError for a number below 1, or one with a fraction; None is no number."""
+    _require_integer(**settings)
     _require(lambda value: value is None or value >= 1, "at least 1", settings)
 
 
@@ -53,6 +64,13 @@ def require_share(**settings: float) -> None:
 def require_one_of(choices: Iterable[str], **settings: str) -> None:
     """Raise an InputError for a setting that is none of the choices."""
     _require(lambda value: value in choices, f"one of {', '.join(choices)}", settings)
+
+
+def require_tensor(**values: Tensor) -> None:
+    """Raise an InputError for a value that is no tensor."""
+    for name, value in values.items():
+        if not isinstance(value, Tensor):
+            raise InputError(f"{name} must be a torch.Tensor, got {type(value).__name__}; make it one by torch.as_tensor")
 
 
 def check_trainer(trainer: L.Trainer) -> None:
@@ -73,6 +91,8 @@ def check_trainer(trainer: L.Trainer) -> None:
 
 def measured_settings(settings: Mapping[str, Any], prior: Prior) -> dict[str, float]:
     """Settings that are None and are measured of a prior, with its values; it is not measured if there are none."""
+    if not isinstance(prior, Prior):
+        raise InputError(f"prior must be a Prior, such as StableDiffusionPrior(folder), got {type(prior).__name__}")
     names = [name for name in Calibration._fields if name in settings and settings[name] is None]
     values = prior.calibration._asdict() if names else {}
     return {name: values[name] for name in names}
@@ -85,14 +105,11 @@ def check_particles(settings: Mapping[str, Any], measurements: Sequence[Measurem
         InputError: If they can't.
     """
     require_at_least_one(num_particles=settings["num_particles"], particle_chunk=settings["particle_chunk"])
-    if not 1 <= settings["num_steps"] <= prior.num_train_timesteps:
-        raise InputError(
-            f"num_steps must be from 1 to {prior.num_train_timesteps}, the prior's schedule, got {settings['num_steps']}"
-        )
-    if not 0 <= settings["seed"] < 2**64:
-        raise InputError(f"seed must be from 0 to 2^64 - 1, got {settings['seed']}")
-    if not 0 < settings["warm_share"] <= 1:
-        raise InputError(f"warm_share must be above 0 and at most 1, got {settings['warm_share']}")
+    num_steps, seed, most = settings["num_steps"], settings["seed"], prior.num_train_timesteps
+    _require_integer(num_steps=num_steps, seed=seed)
+    _require(lambda value: 1 <= value <= most, f"from 1 to {most}, the prior's schedule", {"num_steps": num_steps})
+    _require(lambda value: 0 <= value < 2**64, "from 0 to 2^64 - 1", {"seed": seed})
+    _require(lambda value: 0 < value <= 1, "above 0 and at most 1", {"warm_share": settings["warm_share"]})
     require_at_least_zero(decoder_std=settings["decoder_std"])
     require_positive(min_mu=settings["min_mu"])
     names, starts = [each.name for each in measurements], [each.start for each in measurements]
@@ -108,7 +125,13 @@ def check_particles(settings: Mapping[str, Any], measurements: Sequence[Measurem
 
 
 def _check_data(measurements: Sequence[Measurement], prior: Prior) -> None:
-    """Try each operator once, and refuse measurements with values that are not finite."""
+    """Try each operator once, and refuse measurements whose values are integers or not finite."""
+    for measurement in measurements:
+        if not (measurement.y.is_floating_point() or measurement.y.is_complex()):
+            raise InputError(
+                f"a measurement of real or complex numbers is expected, but '{measurement.name}' has "
+                f"{measurement.y.dtype}; turn it into float32, and pixels from 0 to 255 into [-1, 1] by y / 127.5 - 1"
+            )
     for measurement in {id(each.physics): each for each in measurements}.values():
         probe_operator(measurement.physics, prior.image_shape, like=measurement.y)
     for measurement in measurements:

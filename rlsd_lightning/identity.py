@@ -162,10 +162,21 @@ def probe(measurement: Measurement, image_shape: tuple[int, ...]) -> Tensor:
     Raises:
         InputError: If the operator does not fit the images or the measurement.
     """
-    measured = operator_output(measurement.physics, image_shape, like=measurement.y)
-    if measured.shape != measurement.y.shape:
+    y = measurement.y
+    measured = operator_output(measurement.physics, image_shape, like=y)
+    if measured.shape != y.shape:
+        remedy = "crop or resize it, or make the operator for it"
+        if y.ndim < measured.ndim:
+            remedy = "add the batch's axis by y[None]"
+        elif y.shape[1:] == measured.shape[1:]:
+            remedy = "solve one at a time, or use a Reconstructor"
         raise InputError(
             f"{type(measurement.physics).__name__} turns the prior's images of shape {image_shape} into measurements "
-            f"of shape {tuple(measured.shape)}, but '{measurement.name}' has shape {tuple(measurement.y.shape)}"
+            f"of shape {tuple(measured.shape)}, but '{measurement.name}' has shape {tuple(y.shape)}; {remedy}"
+        )
+    if measured.is_complex() != y.is_complex():
+        raise InputError(
+            f"{type(measurement.physics).__name__} measures {measured.dtype}, but '{measurement.name}' has {y.dtype}; "
+            "give its real part, or an operator with complex output"
         )
     return measured

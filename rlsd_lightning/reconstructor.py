@@ -13,6 +13,7 @@ import torch
 from deepinv.physics import GaussianNoise, LaplaceNoise, LinearPhysics, NoiseModel, Physics
 from torch import Tensor
 
+from rlsd_lightning.checks import require_tensor
 from rlsd_lightning.errors import InputError
 from rlsd_lightning.features import Features
 from rlsd_lightning.measurement import Measurement
@@ -109,12 +110,11 @@ class Reconstructor(deepinv.models.Reconstructor):
 
         Images of a result are in [-1, 1], whatever ``image_range`` is.
         """
-        # a model is called without gradients, but repulsion needs those of the latents
-        with torch.inference_mode(False), torch.enable_grad(), _quiet():
-            y = y.detach().clone()
+        require_tensor(y=y)
+        with torch.inference_mode(False), _quiet():  # a model is called without gradients, and so are operators here
             place = {"accelerator": y.device.type, "devices": [y.device.index or 0] if y.is_cuda else 1}
             trainer = {"enable_progress_bar": False, **place, **self._trainer}
-            measurements = self._measurements(y, as_physics(physics))
+            measurements = self._measurements(y.detach(), as_physics(physics))
             return solve_together(
                 measurements, self.prior, self.features, self._method, (), trainer, dict(self._settings)
             )
@@ -203,7 +203,12 @@ def _rescaling(
     offset = physics.A(torch.full((1, *image_shape), centre, device=device))
     # memo: the copy has the other noise in place of its own
     scaled = copy.deepcopy(physics, {id(noise): _divided(noise, half)})
-    return lambda y: ((y - offset) / half, scaled)
+
+    def rescale(y: Tensor) -> tuple[Tensor, Physics]:
+        # an offset of another shape could be broadcast; the checkpoint identity reports the shapes
+        return (y - offset if y.shape == offset.shape else y) / half, scaled
+
+    return rescale
 
 
 def _divided(noise: NoiseModel, factor: float) -> NoiseModel:

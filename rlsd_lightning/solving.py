@@ -8,8 +8,9 @@ import lightning as L
 import torch
 from deepinv.physics import Physics
 from lightning.pytorch.callbacks import Callback
-from torch import Tensor
+from torch import Tensor, nn
 
+from rlsd_lightning.checks import require_tensor
 from rlsd_lightning.distributed.environment import cluster_environment, is_one_device
 from rlsd_lightning.distributed.strategy import ParticleStrategy
 from rlsd_lightning.engine.callbacks import FiniteGuard
@@ -27,6 +28,8 @@ __all__ = ["solve", "solve_together"]
 
 IMAGE_DIMS = 3
 """Dimensions of an image; particles with fewer are points."""
+MOST = 2.0
+"""Largest absolute value of a true image: filters exceed [-1, 1], but by less than that."""
 
 
 def solve(
@@ -75,6 +78,7 @@ def solve(
         NonFiniteError: If particles become infinite or not a number.
         LostError: If another process ends or is silent.
     """
+    require_tensor(y=y)
     if truth is not None:
         _check_truth(truth, prior)
     settings |= {"num_particles": num_particles, "num_steps": num_steps, "seed": seed}
@@ -92,7 +96,10 @@ def solve_together(
     settings: dict[str, Any],
 ) -> list[Result]:
     """Draw particles for several measurements side by side; arguments and errors are those of :func:`solve`."""
-    module = method(prior, measurements, features or LatentFeatures(), **settings)
+    if features is not None and not isinstance(features, nn.Module):
+        raise InputError(f"features must be a network, such as LatentFeatures(), got {type(features).__name__}")
+    if not callable(method):
+        raise InputError(f"method must be a class, such as RLSD, got {method!r}")
     options = {
         "accelerator": "auto",
         "devices": 1,
@@ -109,10 +116,12 @@ def solve_together(
     if not is_one_device(*place):
         options.setdefault("strategy", ParticleStrategy())
     results = ImageResults() if len(prior.image_shape) == IMAGE_DIMS else PointResults()
-    with tempfile.TemporaryDirectory() as scratch:
-        L.Trainer(**{"default_root_dir": scratch, **options}, callbacks=[FiniteGuard(), results, *callbacks]).fit(
-            module
-        )
+    # a caller may have turned gradients off, but repulsion needs those of the latents
+    with torch.inference_mode(False), torch.enable_grad(), tempfile.TemporaryDirectory() as scratch:
+        measurements = [each._replace(y=each.y.detach().clone()) for each in measurements]  # no inference tensors
+        module = method(prior, measurements, features or LatentFeatures(), **settings)
+        options = {"default_root_dir": scratch, **options, "callbacks": [FiniteGuard(), results, *callbacks]}
+        L.Trainer(**options).fit(module)
     if not results.finished:
         raise InputError(
             f"all {len(module.timesteps)} steps are expected, but the Trainer stopped after {module.steps_done}; leave "
@@ -122,8 +131,14 @@ def solve_together(
 
 
 def _check_truth(truth: Tensor, prior: Prior) -> None:
+    require_tensor(truth=truth)
     expected = (1, *prior.image_shape)
     if truth.shape != expected:
         raise InputError(f"truth must have shape {expected}, as the prior's images, got {tuple(truth.shape)}")
     if not torch.isfinite(truth).all():
         raise InputError("truth must be finite, got NaN or infinity")
+    if len(prior.image_shape) == IMAGE_DIMS and truth.abs().max() > MOST:
+        raise InputError(
+            f"truth must be an image in [-1, 1], got values from {truth.min():g} to {truth.max():g}; turn pixels from 0 to "
+            "255 into this range by truth / 127.5 - 1"
+        )

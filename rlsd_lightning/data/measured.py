@@ -1,6 +1,7 @@
 """Measured data without a truth."""
 
 import logging
+import operator
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -96,7 +97,7 @@ class MeasuredData(Sequence[Measurement]):
         return len(self.names)
 
     def __getitem__(self, index: int) -> Measurement:
-        source = self.sources[: len(self)][index]
+        source = self.sources[: len(self)][operator.index(index)]
         series = "sequence" if self.sequence else None
         if not self.of_images:
             return Measurement(source.name, *self._values(source), series=series, image_shape=self.image_shape)

@@ -1,6 +1,7 @@
 """Clean images with simulated measurements."""
 
 import logging
+import operator
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -91,7 +92,7 @@ class ImageMeasurements(Sequence[Measurement]):
         return len(self.names)
 
     def __getitem__(self, index: int) -> Measurement:
-        source = self.sources[: len(self)][index]
+        source = self.sources[: len(self)][operator.index(index)]
         truth, frame = self._picture(index % len(self))
         physics = self.operators.physics(frame)
         if isinstance(physics, PerPicture):

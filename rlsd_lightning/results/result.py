@@ -12,6 +12,7 @@ from deepinv.physics import Physics
 from PIL import Image
 from torch import Tensor
 
+from rlsd_lightning.checks import require_at_least_one, require_tensor
 from rlsd_lightning.errors import InputError
 from rlsd_lightning.evaluation.checks import principal_directions
 from rlsd_lightning.evaluation.scores import Solved, aligned, pseudo_inverse
@@ -169,12 +170,14 @@ def representatives(particles: Tensor | Result, k: int = 4) -> list[Representati
         k: Number of representatives, at least 1; at most all particles are returned.
 
     Raises:
-        InputError: If ``k`` is below 1.
+        InputError: If ``k`` is below 1, or there are no particles.
     """
-    if k < 1:
-        raise InputError(f"k must be at least 1, got {k}")
+    require_at_least_one(k=k)
     if isinstance(particles, Result):
         particles = particles.particles if particles.alike is None else particles.alike
+    require_tensor(particles=particles)
+    if not len(particles):
+        raise InputError("particles must hold at least one, got none")
     points = particles.detach().cpu().double().flatten(1)
     chosen, nearest = k_medoids(torch.cdist(points, points).square(), min(k, len(points)))
     counts = nearest.bincount(minlength=len(chosen)).tolist()

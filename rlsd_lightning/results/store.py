@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 
 from rlsd_lightning.errors import InputError, first_line, printable
-from rlsd_lightning.images import load_image
+from rlsd_lightning.images import load_image, with_channels
 from rlsd_lightning.measurement import SavedMeasurement
 
 __all__ = [
@@ -101,7 +101,7 @@ def finished(folder: Path) -> list[Path]:
     return own or sorted(path.parent for path in folder.glob(f"*/{METRICS_FILE}"))
 
 
-def load_run(folder: Path) -> list[SavedMeasurement]:
+def load_run(folder: str | Path) -> list[SavedMeasurement]:
     """Load the finished measurements of a run, or one measurement.
 
     Args:
@@ -110,6 +110,7 @@ def load_run(folder: Path) -> list[SavedMeasurement]:
     Raises:
         InputError: If nothing is finished, or a file is missing or damaged.
     """
+    folder = Path(folder)
     folders = finished(folder)
     if not folders:
         what = "no finished measurement (*/metrics.json) is in it" if folder.is_dir() else "there is no such folder"
@@ -135,7 +136,7 @@ def _load(folder: Path) -> SavedMeasurement:
         folder.resolve().name,
         images,
         metrics,
-        load_image(truth, *images.shape[-2:]) if truth.is_file() else None,
+        with_channels(load_image(truth, *images.shape[-2:]), images.shape[1]) if truth.is_file() else None,
         tensors["observed"].bool() if "observed" in tensors else None,
         tensors["aligned"].float() if "aligned" in tensors else None,
         tensors["shared_variance"].float() if "shared_variance" in tensors else None,

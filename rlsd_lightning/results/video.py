@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file
 from torch.nn.functional import interpolate
 
-from rlsd_lightning.images import load_image, to_pil
+from rlsd_lightning.images import load_image, to_pil, with_channels
 from rlsd_lightning.results.store import PARTICLES_FILE
 
 __all__ = ["write_sequence"]
@@ -38,8 +38,10 @@ def write_sequence(folder: Path, names: Sequence[str]) -> None:
             return
         sequences.append(particles)
         truth = folder / name / "truth.png"
-        panels = [load_image(truth, *particles.shape[-2:])[0]] if truth.is_file() else []
-        row = torch.cat([*panels, *particles, particles.mean(dim=0)], dim=-1)
+        panels = [*particles, particles.mean(dim=0)]
+        if truth.is_file():
+            panels.insert(0, with_channels(load_image(truth, *particles.shape[-2:]), particles.shape[1])[0])
+        row = torch.cat(panels, dim=-1)
         scale = max(1, round(MIN_HEIGHT / row.shape[-2]))
         film.append(np.asarray(to_pil(interpolate(row[None], scale_factor=scale, mode="nearest")[0])))
     np.save(folder / "sequence.npy", torch.stack(sequences, dim=1).numpy())
