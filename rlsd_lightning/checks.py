@@ -1,14 +1,21 @@
 """Checks of settings."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from numbers import Integral
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import lightning as L
 from torch import Tensor
 
 from rlsd_lightning.distributed.strategy import ParticleStrategy
-from rlsd_lightning.errors import InputError
+from rlsd_lightning.errors import (
+    InputError,
+    require,
+    require_at_least_one,
+    require_at_least_zero,
+    require_integer,
+    require_part,
+    require_positive,
+)
 from rlsd_lightning.measurement import Measurement
 from rlsd_lightning.operators.compose import probe_operator
 from rlsd_lightning.priors import Calibration, Prior
@@ -17,60 +24,17 @@ __all__ = [
     "check_particles",
     "check_trainer",
     "measured_settings",
-    "require_at_least_one",
-    "require_at_least_zero",
-    "require_one_of",
-    "require_positive",
-    "require_share",
     "require_tensor",
 ]
-
-
-def _require(ok: Callable[[Any], bool], expected: str, settings: dict[str, Any]) -> None:
-    for name, value in settings.items():
-        try:
-            accepted = ok(value)
-        except TypeError:  # a word in place of a number
-            accepted = False
-        if not accepted:
-            raise InputError(f"{name} must be {expected}, got {value!r}")
-
-
-def _require_integer(**settings: int | None) -> None:
-    _require(lambda value: value is None or isinstance(value, Integral), "an integer", settings)
-
-
-def require_at_least_zero(**settings: float) -> None:
-    """Raise an InputError for a setting that is negative or not a number."""
-    _require(lambda value: value >= 0, "at least 0", settings)
-
-
-def require_positive(**settings: float) -> None:
-    """Raise an InputError for a setting that is not above 0."""
-    _require(lambda value: value > 0, "above 0", settings)
-
-
-def require_at_least_one(**settings: int | None) -> None:
-    """Raise an InputError for a number below 1, or one with a fraction; None is no number."""
-    _require_integer(**settings)
-    _require(lambda value: value is None or value >= 1, "at least 1", settings)
-
-
-def require_share(**settings: float) -> None:
-    """Raise an InputError for a setting that is not in [0, 1]."""
-    _require(lambda value: 0 <= value <= 1, "from 0 to 1", settings)
-
-
-def require_one_of(choices: Iterable[str], **settings: str) -> None:
-    """Raise an InputError for a setting that is none of the choices."""
-    _require(lambda value: value in choices, f"one of {', '.join(choices)}", settings)
 
 
 def require_tensor(**values: Tensor) -> None:
     """Raise an InputError for a value that is no tensor."""
     for name, value in values.items():
         if not isinstance(value, Tensor):
-            raise InputError(f"{name} must be a torch.Tensor, got {type(value).__name__}; make it one by torch.as_tensor")
+            raise InputError(
+                f"{name} must be a torch.Tensor, got {type(value).__name__}; make it one by torch.as_tensor"
+            )
 
 
 def check_trainer(trainer: L.Trainer) -> None:
@@ -106,10 +70,10 @@ def check_particles(settings: Mapping[str, Any], measurements: Sequence[Measurem
     """
     require_at_least_one(num_particles=settings["num_particles"], particle_chunk=settings["particle_chunk"])
     num_steps, seed, most = settings["num_steps"], settings["seed"], prior.num_train_timesteps
-    _require_integer(num_steps=num_steps, seed=seed)
-    _require(lambda value: 1 <= value <= most, f"from 1 to {most}, the prior's schedule", {"num_steps": num_steps})
-    _require(lambda value: 0 <= value < 2**64, "from 0 to 2^64 - 1", {"seed": seed})
-    _require(lambda value: 0 < value <= 1, "above 0 and at most 1", {"warm_share": settings["warm_share"]})
+    require_integer(num_steps=num_steps, seed=seed)
+    require(lambda value: 1 <= value <= most, f"from 1 to {most}, the prior's schedule", num_steps=num_steps)
+    require(lambda value: 0 <= value < 2**64, "from 0 to 2^64 - 1", seed=seed)
+    require_part(warm_share=settings["warm_share"])
     require_at_least_zero(decoder_std=settings["decoder_std"])
     require_positive(min_mu=settings["min_mu"])
     names, starts = [each.name for each in measurements], [each.start for each in measurements]

@@ -1,9 +1,13 @@
 """Errors that a user can mend, told apart from bugs: the command line prints them in one line."""
 
 import errno
+import math
 import os
 import re
+from collections.abc import Callable, Iterable
+from numbers import Integral
 from pathlib import Path
+from typing import Any
 
 __all__ = [
     "LOADING_ERRORS",
@@ -18,6 +22,14 @@ __all__ = [
     "is_of_storage",
     "is_out_of_memory",
     "printable",
+    "require",
+    "require_at_least_one",
+    "require_at_least_zero",
+    "require_integer",
+    "require_one_of",
+    "require_part",
+    "require_positive",
+    "require_share",
 ]
 
 STORAGE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.ENOENT, errno.EIO, errno.ESTALE)
@@ -30,8 +42,11 @@ LOADING_ERRORS = (OSError, ValueError, TypeError, KeyError, RuntimeError, Attrib
 
 
 def first_line(error: Exception) -> str:
-    """The first line of an error's message, or its kind if it has none."""
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)
+    """The first line of an error's message without colours; its kind if it has none, or only a key."""
+    kind = type(error).__name__
+    if isinstance(error, LookupError):
+        return f"{kind}: {error}"
+    return next(iter(re.sub(r"\x1b\[[\d;]*m", "", str(error)).strip().splitlines()), kind)
 
 
 def printable(text: object) -> str:
@@ -113,3 +128,50 @@ class FailedError(Exception):
     def __init__(self, reason: str, out_of_memory: bool = False, error: Exception | None = None) -> None:
         super().__init__(reason)
         self.out_of_memory, self.error = out_of_memory, error
+
+
+def require(ok: Callable[[Any], bool], expected: str, **settings: Any) -> None:
+    """Raise an InputError for a setting that is not as expected."""
+    for name, value in settings.items():
+        try:
+            accepted = ok(value)
+        except TypeError:  # a word in place of a number
+            accepted = False
+        if not accepted:
+            raise InputError(f"{name} must be {expected}, got {value!r}")
+
+
+def require_integer(**settings: int | None) -> None:
+    """Raise an InputError for a setting that is no whole number; None is none either, and accepted."""
+    require(lambda value: value is None or isinstance(value, Integral), "an integer", **settings)
+
+
+def require_at_least_zero(**settings: float) -> None:
+    """Raise an InputError for a setting that is negative or not a number."""
+    require(lambda value: value >= 0, "at least 0", **settings)
+
+
+def require_positive(**settings: float) -> None:
+    """Raise an InputError for a setting that is not above 0."""
+    require(lambda value: 0 < value < math.inf, "above 0", **settings)
+
+
+def require_at_least_one(**settings: int | None) -> None:
+    """Raise an InputError for a number below 1, or one with a fraction; None is no number."""
+    require_integer(**settings)
+    require(lambda value: value is None or value >= 1, "at least 1", **settings)
+
+
+def require_share(**settings: float) -> None:
+    """Raise an InputError for a setting that is not in [0, 1]."""
+    require(lambda value: 0 <= value <= 1, "from 0 to 1", **settings)
+
+
+def require_part(**settings: float) -> None:
+    """Raise an InputError for a setting that is not in (0, 1]."""
+    require(lambda value: 0 < value <= 1, "above 0 and at most 1", **settings)
+
+
+def require_one_of(choices: Iterable[str], **settings: str) -> None:
+    """Raise an InputError for a setting that is none of the choices."""
+    require(lambda value: value in choices, f"one of {', '.join(choices)}", **settings)

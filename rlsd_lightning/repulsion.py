@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from rlsd_lightning.checks import require_at_least_zero, require_one_of, require_share
+from rlsd_lightning.errors import require_at_least_zero, require_one_of, require_share
 from rlsd_lightning.functional.kernels import log_density, log_density_gradient, median_bandwidth, sets_at_a_time
 from rlsd_lightning.functional.losses import at_least_float32, square_norms
 from rlsd_lightning.methods.base import ParticleModule

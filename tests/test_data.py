@@ -446,7 +446,7 @@ def test_an_image_that_cannot_be_divided_is_an_error(size: int, factor: int) -> 
 
 @pytest.mark.parametrize("physics", [super_resolution, partial(inpainting, mask="half")])
 def test_negative_noise_is_an_error(physics) -> None:
-    with pytest.raises(InputError, match=r"must not be negative, got -0\.1"):
+    with pytest.raises(InputError, match=r"sigma must be at least 0, got -0\.1"):
         physics(SHAPE, sigma=-0.1)
 
 

@@ -6,7 +6,15 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from rlsd_lightning.cli.literal import INPUTS
-from rlsd_lightning.cli.settings import CHOICES, OLDER, SETTINGS, make_paths_absolute, move_older, overridden
+from rlsd_lightning.cli.settings import (
+    CHOICES,
+    OLDER,
+    make_paths_absolute,
+    move_older,
+    overridden,
+    read_settings,
+    read_yaml,
+)
 from rlsd_lightning.errors import InputError
 
 __all__ = ["resumed", "run_folder"]
@@ -44,18 +52,8 @@ def run_folder(resume: str | None, ckpt_path: str | None, task: str, now: str) -
     if ckpt_path and not Path(ckpt_path).is_file():
         raise InputError(f"ckpt_path must be a checkpoint of a run, but there is no file '{ckpt_path}'")
     folder = Path(resume) if resume else Path(ckpt_path).resolve().parent.parent.parent
-    _load(folder)  # before Hydra makes the folder
+    read_settings(folder)  # before Hydra makes the folder
     return str(folder)
-
-
-def _load(folder: Path) -> DictConfig:
-    """The settings a run was started with."""
-    if not (folder / SETTINGS).is_file():
-        raise InputError(
-            f"a run's folder is expected, but '{folder}' has no {SETTINGS}; give the folder that holds the run's "
-            "train.log, for example resume=outputs/inpaint/2026-11-24_12-00-00"
-        )
-    return OmegaConf.load(folder / SETTINGS)
 
 
 def resumed(cfg: DictConfig) -> DictConfig:
@@ -67,8 +65,8 @@ def resumed(cfg: DictConfig) -> DictConfig:
     folder = Path(run_folder(cfg.resume, cfg.ckpt_path, "", ""))
     if Path(cfg.output_dir).resolve() != folder.resolve():
         raise InputError(f"output_dir must be left out or '{folder}' for a resumed run, got '{cfg.output_dir}'")
-    started = _load(folder)
-    chosen_before = OmegaConf.load(folder / CHOICES) if (folder / CHOICES).is_file() else {}
+    started = read_settings(folder)
+    chosen_before = read_yaml(folder / CHOICES) if (folder / CHOICES).is_file() else {}
     chosen = HydraConfig.get().runtime.choices
     move_older(started)
     move_older(cfg, overridden())

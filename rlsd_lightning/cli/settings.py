@@ -16,7 +16,8 @@ from typing import Any, Union, get_args, get_origin
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
 from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
+from yaml import YAMLError
 
 from rlsd_lightning.cli import program
 from rlsd_lightning.cli.help import options_of
@@ -33,10 +34,14 @@ __all__ = [
     "move_older",
     "near_miss",
     "overridden",
+    "read_settings",
+    "read_yaml",
     "with_present_names",
     "without_null_groups",
 ]
 
+CHECKED = ("prior", "features", "physics", "data", "method")
+"""Groups whose settings are arguments of this package's or the user's functions."""
 COMPILE = ("auto", "regional", True, False)
 """Values of the setting ``compile``."""
 SETTINGS = ".hydra/config.yaml"
@@ -135,20 +140,30 @@ def _union(annotation: Any) -> str:
 
 
 def check_settings(cfg: DictConfig) -> None:
-    """Refuse unknown names, and words in place of numbers.
+    """Refuse unknown names, words in place of numbers, and what is missing.
 
     Raises:
-        HydraException: If a target can't be imported, does not take a setting, or takes another type.
+        HydraException: If a group or the output folder is missing, or a target can't be imported, does not take a setting, or
+            takes another type.
     """
-    for group in ("prior", "features", "physics", "data", "method"):
+    if not str(cfg.output_dir).strip():
+        raise HydraException("output_dir must be a folder, got an empty name; leave it out for a new one in outputs/")
+    for group in ("trainer", "callbacks", *CHECKED):
+        if not cfg.get(group):
+            raise HydraException(f"{group} is missing, but every run needs it; leave ~{group} or {group}=null out")
+    for group in CHECKED:
         taken = signature_of(cfg[group]._target_, f"{group}._target_")
+        written = OmegaConf.to_container(cfg[group], resolve=False)
         for name, value in OmegaConf.to_container(cfg[group], resolve=True).items():
             # make_physics turns the noise of a deepinv class into its noise_model
             turned = group == "physics" and taken.is_class and name in ("sigma", "noise")
             if name.startswith("_") or turned:
                 continue
             if name in taken.annotations:
-                _check_type(f"{group}.{name}", value, set(taken.annotations[name].split(" | ")))
+                shown = (
+                    name if written[name] == f"${{{name}}}" else f"{group}.{name}"
+                )  # of the whole run, or the group's own
+                _check_type(shown, value, set(taken.annotations[name].split(" | ")))
             elif not taken.open_ended:
                 near = near_miss(f"{group}.{name}", taken.annotations)
                 hint = f"did you mean {near}?" if near else f"there are {', '.join(sorted(taken.annotations))}"
@@ -161,7 +176,7 @@ def _check_type(name: str, value: object, kinds: set[str]) -> None:
     is_accepted = given in kinds or (given == "int" and "float" in kinds)
     if not is_accepted and kinds <= {"int", "float", "bool", "str", "Path", "None"}:
         expected = " or ".join(sorted("null" if kind == "None" else kind for kind in kinds))
-        raise HydraException(f"{name} must be {expected}, got '{value}'")
+        raise HydraException(f"{name} must be {expected}, got {value!r}")
 
 
 def check_trainer(cfg: DictConfig) -> None:
@@ -184,6 +199,37 @@ def check_trainer(cfg: DictConfig) -> None:
         )
 
 
+def read_yaml(file: Path) -> DictConfig | ListConfig:
+    """Content of a YAML file.
+
+    Raises:
+        InputError: If it can't be read.
+    """
+    try:
+        return OmegaConf.load(file)
+    except (OSError, ValueError, YAMLError) as error:
+        raise InputError(
+            f"'{file}' can't be read as YAML ({first_line(error)}); restore it, or start a new run"
+        ) from error
+
+
+def read_settings(folder: Path) -> DictConfig:
+    """Settings a run was started with.
+
+    Raises:
+        InputError: If the folder is no run's, or its settings can't be read.
+    """
+    if not (folder / SETTINGS).is_file():
+        raise InputError(
+            f"a run's folder is expected, but '{folder}' has no {SETTINGS}; give the folder that holds the run's "
+            "train.log, for example resume=outputs/inpaint/2026-11-24_12-00-00"
+        )
+    settings = read_yaml(folder / SETTINGS)
+    if not isinstance(settings, DictConfig) or "method" not in settings:
+        raise InputError(f"'{folder / SETTINGS}' is incomplete or damaged; restore it, or start a new run")
+    return settings
+
+
 def keep_settings(cfg: DictConfig, folder: Path, command: str | None = None) -> None:
     """Write the settings of a new run, and the command line that makes it; this process's own if left out.
 
@@ -193,7 +239,7 @@ def keep_settings(cfg: DictConfig, folder: Path, command: str | None = None) -> 
     if printable(str(folder)) != str(folder):
         raise InputError(f"output_dir must be a name in UTF-8, which TensorBoard needs, got '{folder}'; choose another")
     saved = folder / SETTINGS
-    if saved.is_file() and OmegaConf.load(saved) != cfg:
+    if saved.is_file() and read_yaml(saved) != cfg:
         raise InputError(
             f"'{folder}' holds a run with other settings; give another output_dir, or go on with that run by "
             f"resume={folder}"

@@ -13,10 +13,9 @@ from PIL import Image
 from torch import Tensor
 
 from rlsd_lightning.data.original import FilePicture
-from rlsd_lightning.data.simulated import check_limit
 from rlsd_lightning.data.sizes import AnySize, OneSize
 from rlsd_lightning.data.sources import Source, find_sources
-from rlsd_lightning.errors import InputError
+from rlsd_lightning.errors import InputError, require_at_least_one
 from rlsd_lightning.images import Reader
 from rlsd_lightning.measurement import Measurement
 from rlsd_lightning.operators.likelihood import MASKED, noise_std
@@ -68,7 +67,7 @@ class MeasuredData(Sequence[Measurement]):
         range: str | Sequence[float] | None = None,
         axes: str | None = None,
     ) -> None:
-        check_limit(limit)
+        require_at_least_one(limit=limit)
         self.image_shape, self.sequence = tuple(image_shape), sequence
         self.operators = physics if isinstance(physics, AnySize) else OneSize(image_shape, physics)
         self._reader = Reader(range, axes)

@@ -13,7 +13,7 @@ from torch import Tensor
 from rlsd_lightning.data.original import FilePicture
 from rlsd_lightning.data.sizes import AnySize, OneSize
 from rlsd_lightning.data.sources import find_sources
-from rlsd_lightning.errors import InputError
+from rlsd_lightning.errors import InputError, require_at_least_one
 from rlsd_lightning.functional.noise import measurement_key
 from rlsd_lightning.images import Reader, with_channels
 from rlsd_lightning.measurement import Measurement
@@ -21,7 +21,7 @@ from rlsd_lightning.operators.medical import Scan
 from rlsd_lightning.operators.pixels import PerPicture
 from rlsd_lightning.reading import Frame
 
-__all__ = ["ImageMeasurements", "check_limit", "measure"]
+__all__ = ["ImageMeasurements", "measure"]
 
 log = logging.getLogger(__name__)
 
@@ -31,12 +31,6 @@ def measure(physics: Physics, image: Tensor, seed: int) -> Tensor:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed % 2**63)
         return physics(image)
-
-
-def check_limit(limit: int | None) -> None:
-    """Raises an InputError for a limit below 1."""
-    if limit is not None and limit < 1:
-        raise InputError(f"limit must be at least 1, got {limit}")
 
 
 class ImageMeasurements(Sequence[Measurement]):
@@ -79,7 +73,7 @@ class ImageMeasurements(Sequence[Measurement]):
         self.tile, size = tile, self.image_shape[-2:]
         if tile is not None and (tile < 1 or any(length % tile for length in size)):
             raise InputError(f"tile must divide the image's height and width {size}, got {tile}")
-        check_limit(limit)
+        require_at_least_one(limit=limit)
         self._reader = Reader(range, axes)
         # names are keys of the noise; they depend on all files, not on the limit
         self.sources = find_sources(images, "images", lambda path, key: len(self._reader.stack(path, key)))

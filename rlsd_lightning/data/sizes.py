@@ -8,10 +8,10 @@ from typing import NamedTuple
 
 from deepinv.physics import Decolorize, Demosaicing, Downsampling, Physics
 
-from rlsd_lightning.errors import InputError
+from rlsd_lightning.errors import InputError, require_one_of
 from rlsd_lightning.operators import colorization, compose, demosaicing, super_resolution
 from rlsd_lightning.operators.compose import make_physics, multiple_of, takes_frame, untried
-from rlsd_lightning.reading import Frame, check_fit
+from rlsd_lightning.reading import FITS, Frame
 
 __all__ = ["AnySize", "ImageSizes", "OneSize"]
 
@@ -78,7 +78,13 @@ class AnySize:
     """
 
     def __init__(self, sizes: ImageSizes, factory: Callable[..., Physics], fit: str = "keep") -> None:
-        self._trained, self._fit = sizes.trained, check_fit(fit)
+        require_one_of(FITS, fit=fit)
+        if len(sizes.image_shape) != 3:
+            raise InputError(
+                f"a prior of images of shape (C, H, W) is expected for pictures, got one of points of shape "
+                f"{sizes.image_shape}; choose another prior, or task=toy"
+            )
+        self._trained, self._fit = sizes.trained, fit
         self._one_size = sizes.multiple is None
         if self._one_size:
             sizes, self._fit = sizes._replace(multiple=1, most=None), "crop"

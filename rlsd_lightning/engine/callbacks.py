@@ -10,7 +10,7 @@ import lightning as L
 import torch
 from lightning.pytorch.callbacks import Callback, TQDMProgressBar
 
-from rlsd_lightning.errors import NonFiniteError
+from rlsd_lightning.errors import NonFiniteError, require_at_least_one
 from rlsd_lightning.evaluation.causes import non_finite_cause
 from rlsd_lightning.methods.base import ParticleModule
 
@@ -35,6 +35,7 @@ class FiniteGuard(Callback):
     """
 
     def __init__(self, every_n_steps: int = 25) -> None:
+        require_at_least_one(every_n_steps=every_n_steps)
         self.every_n_steps = every_n_steps
         self._checked: int | None = None
 

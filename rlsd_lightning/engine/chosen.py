@@ -5,6 +5,7 @@ from pathlib import Path
 
 import torch
 
+from rlsd_lightning.errors import InputError, first_line
 from rlsd_lightning.results.store import write_atomically
 
 __all__ = ["chosen", "keep_chosen", "use_precision"]
@@ -25,7 +26,14 @@ def keep_chosen(folder: Path, name: str, value: str | int) -> None:
 
 def _read(folder: Path) -> dict[str, str | int]:
     file = folder / CHOSEN
-    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    if not file.is_file():
+        return {}
+    try:
+        return dict(json.loads(file.read_text(encoding="utf-8")))
+    except (ValueError, TypeError) as error:
+        raise InputError(
+            f"'{file}' can't be read ({first_line(error)}); remove it to choose precision and memory anew"
+        ) from error
 
 
 def use_precision(asked: str, device: torch.device) -> str:

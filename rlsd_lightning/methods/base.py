@@ -194,8 +194,7 @@ class ParticleModule(L.LightningModule):
     def setup(self, stage: str) -> None:
         check_trainer(self.trainer)
 
-    def configure_optimizers(self) -> Any:
-        """Plain gradient descent with step size 1, which follows ``towards`` all the way."""
+    def configure_optimizers(self) -> Any:  # plain gradient descent, which follows ``towards`` all the way
         return SGD([self.z], lr=1.0)
 
     def on_train_batch_start(self, batch: tuple[int, int], batch_idx: int) -> None:
@@ -263,7 +262,8 @@ class ParticleModule(L.LightningModule):
 
     def logs(self, batch_idx: int) -> bool:
         """Whether the Trainer writes this step."""
-        return self._trainer is not None and (batch_idx + 1) % self.trainer.log_every_n_steps == 0
+        every = self._trainer.log_every_n_steps if self._trainer else 0  # 0 is never
+        return every > 0 and (batch_idx + 1) % every == 0
 
     def log_terms(self, terms: dict[str, Tensor], batch_idx: int, **figures: Tensor) -> None:
         """Log the terms of the loss, their sum, and figures: sums over particles, means over measurements."""

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rlsd_lightning.checks import require_at_least_zero, require_one_of, require_positive
+from rlsd_lightning.errors import require_at_least_zero, require_one_of, require_positive
 from rlsd_lightning.features import Features
 from rlsd_lightning.functional.kernels import mean_square_difference, thumbnails
 from rlsd_lightning.functional.losses import at_least_float32, square_norms

@@ -52,7 +52,7 @@ from torch import Tensor
 from torch.autograd import grad
 from torch.optim import SGD, Adam, Optimizer
 
-from rlsd_lightning.checks import require_at_least_zero, require_one_of, require_positive, require_share
+from rlsd_lightning.errors import require_at_least_zero, require_one_of, require_positive, require_share
 from rlsd_lightning.features import Features
 from rlsd_lightning.functional.losses import norms, square_norms
 from rlsd_lightning.functional.schedules import PRIOR_WEIGHTS, add_noise, cosine_decay, fresh_noise_share

@@ -21,8 +21,7 @@ from lightning.pytorch.core.optimizer import LightningOptimizer
 from torch import Tensor, nn
 from torch.optim import Adam
 
-from rlsd_lightning.checks import require_at_least_zero, require_positive, require_share
-from rlsd_lightning.errors import InputError
+from rlsd_lightning.errors import InputError, require_at_least_zero, require_positive, require_share
 from rlsd_lightning.features import Features
 from rlsd_lightning.functional.kernels import official_repulsion
 from rlsd_lightning.functional.losses import coupling, distillation, gradients_of_mean, half_mean_square

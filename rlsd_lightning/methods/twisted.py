@@ -21,8 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rlsd_lightning.checks import require_positive, require_share
-from rlsd_lightning.errors import InputError
+from rlsd_lightning.errors import InputError, require_positive, require_share
 from rlsd_lightning.features import Features
 from rlsd_lightning.functional.losses import at_least_float32, square_misfit
 from rlsd_lightning.functional.noise import keyed_normal, keyed_uniform

@@ -91,6 +91,8 @@ def multiple_of(physics: Physics) -> int:
 
 def untried(factory: Callable[..., Physics], image_shape: tuple[int, ...], frame: Frame | None = None) -> Physics:
     """The operator of :func:`make_physics`, without its trial."""
+    if isinstance(factory, Physics):
+        return factory
     target = factory.func if isinstance(factory, partial) else factory
     settings = dict(factory.keywords) if isinstance(factory, partial) else {}
     accepted = inspect.signature(target).parameters
@@ -267,14 +269,14 @@ def custom(
 
 def compose(
     image_shape: tuple[int, ...],
-    operators: Sequence[Callable[..., Physics]],
+    operators: Sequence[Physics | Callable[..., Physics]],
     sigma: float = 0.001,
     noise: str = "gaussian",
 ) -> Physics:
     """Composition of operators, with noise at the end only.
 
     Args:
-        operators: Factories of the operators, in the order in which they act; their own noise is ignored.
+        operators: Operators or their factories, in the order in which they act; their own noise is ignored.
 
     Raises:
         InputError: If the list is empty, or the shapes do not fit.

@@ -7,7 +7,7 @@ from deepinv.physics import SinglePixelCamera, StructuredRandom
 from deepinv.physics.functional import dst1
 from torch import Tensor
 
-from rlsd_lightning.errors import InputError
+from rlsd_lightning.errors import InputError, require_part
 from rlsd_lightning.operators.noise import make_noise
 
 __all__ = ["MaskedSinglePixelCamera", "compressed_sensing", "single_pixel"]
@@ -36,7 +36,7 @@ def compressed_sensing(
     Raises:
         InputError: If the ratio is out of range.
     """
-    _check_ratio(ratio)
+    require_part(ratio=ratio)
     channels, height, width = image_shape
     kept = (channels, max(1, round(height * ratio**0.5)), max(1, round(width * ratio**0.5)))
     signs = torch.randint(0, 2, image_shape, generator=torch.Generator().manual_seed(operator_seed)) * 2.0 - 1
@@ -62,7 +62,7 @@ def single_pixel(
     Raises:
         InputError: If the ratio is out of range or a side is not a power of two.
     """
-    _check_ratio(ratio)
+    require_part(ratio=ratio)
     height, width = image_shape[-2:]
     if height & (height - 1) or width & (width - 1):
         raise InputError(
@@ -73,8 +73,3 @@ def single_pixel(
     return MaskedSinglePixelCamera(
         m=patterns, img_size=image_shape, fast=True, noise_model=make_noise(noise, sigma, of_images=False)
     )
-
-
-def _check_ratio(ratio: float) -> None:
-    if not 0 < ratio <= 1:
-        raise InputError(f"ratio must be above 0 and at most 1, got {ratio}")

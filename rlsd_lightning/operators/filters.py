@@ -9,7 +9,7 @@ from deepinv.physics.blur import gaussian_blur as gaussian_kernel
 from deepinv.physics.generator import MotionBlurGenerator
 from torch import Tensor
 
-from rlsd_lightning.errors import InputError
+from rlsd_lightning.errors import InputError, require_at_least_one, require_one_of, require_positive
 from rlsd_lightning.operators.noise import make_noise
 from rlsd_lightning.reading import is_array, load_array, open_upright, read_picture, split_key
 from rlsd_lightning.reading.pictures import alpha_of
@@ -40,13 +40,13 @@ def super_resolution(
     height, width = image_shape[-2:]
     if factor is None:
         factor = 8 if min(height, width) >= 256 else 4
-    if factor < 1 or height % factor or width % factor or min(height, width) < 4 * factor:
+    require_at_least_one(factor=factor)
+    if height % factor or width % factor or min(height, width) < 4 * factor:
         raise InputError(
             f"super-resolution x{factor} needs images whose sides are multiples of {factor} and at least {4 * factor} "
             f"pixels, got {width}x{height}; choose another factor"
         )
-    if filter not in FILTERS:
-        raise InputError(f"filter must be one of {', '.join(FILTERS)}, got '{filter}'")
+    require_one_of(FILTERS, filter=filter)
     weights = torch.full((1, 1, factor, factor), 1 / factor**2) if filter == "average" else filter
     return Downsampling(
         img_size=image_shape, filter=weights, factor=factor, padding="circular", noise_model=make_noise(noise, sigma)
@@ -74,8 +74,7 @@ def gaussian_blur(
         InputError: If the Gaussian is larger than the image.
     """
     std = min(image_shape[-2:]) / 40 if std is None else std
-    if not std > 0:
-        raise InputError(f"std must be above 0, got {std}")
+    require_positive(std=std)
     return _blur(image_shape, gaussian_kernel(sigma=float(std)), f"std={std:g}", sigma, noise)
 
 

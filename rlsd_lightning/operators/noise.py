@@ -7,7 +7,7 @@ import torch
 from deepinv.physics import GaussianNoise, LaplaceNoise, NoiseModel, ZeroNoise
 from torch import Tensor
 
-from rlsd_lightning.errors import InputError
+from rlsd_lightning.errors import InputError, require, require_at_least_zero, require_one_of
 
 __all__ = ["NOISES", "PoissonNoise", "check_noise", "make_noise"]
 
@@ -46,11 +46,11 @@ def make_noise(noise: str, sigma: float, of_images: bool = True) -> NoiseModel:
     Raises:
         InputError: If the name is unknown, the deviation is out of range, or Poisson noise does not apply.
     """
-    if noise not in NOISES:
-        raise InputError(f"noise must be one of {', '.join(NOISES)}, got '{noise}'")
-    if not sigma >= 0 or (sigma == 0 and noise != "gaussian"):
-        least = "not be negative" if noise == "gaussian" else f"be above 0 for {noise} noise"
-        raise InputError(f"sigma must {least}, got {sigma}")
+    require_one_of(NOISES, noise=noise)
+    if noise == "gaussian":
+        require_at_least_zero(sigma=sigma)
+    else:
+        require(lambda value: value > 0, f"above 0 for {noise} noise", sigma=sigma)
     if noise == "poisson" and not of_images:
         raise InputError(
             "noise=poisson counts the photons of an image, but this operator does not measure images; "

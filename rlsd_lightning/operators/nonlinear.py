@@ -7,7 +7,14 @@ from deepinv.physics import BlurFFT, Physics
 from torch import Tensor
 from torchvision.io import decode_jpeg, encode_jpeg
 
-from rlsd_lightning.errors import InputError, first_line
+from rlsd_lightning.errors import (
+    InputError,
+    first_line,
+    require,
+    require_at_least_zero,
+    require_integer,
+    require_positive,
+)
 from rlsd_lightning.operators.filters import gaussian_blur, motion_blur
 from rlsd_lightning.operators.noise import make_noise
 from rlsd_lightning.reading import load_array
@@ -66,8 +73,7 @@ def phase_retrieval(
     Raises:
         InputError: If the oversampling is negative.
     """
-    if not oversampling >= 0:
-        raise InputError(f"oversampling must be at least 0, got {oversampling}")
+    require_at_least_zero(oversampling=oversampling)
     height, width = image_shape[-2:]
     padding = (int(oversampling / 8 * height), int(oversampling / 8 * width))
     return FourierMagnitude(padding, make_noise(noise, sigma, of_images=False))
@@ -98,8 +104,7 @@ def hdr(image_shape: tuple[int, ...], scale: float = 2.0, sigma: float = 0.001, 
     Raises:
         InputError: If the scale is not positive.
     """
-    if not scale > 0:
-        raise InputError(f"scale must be above 0, got {scale}")
+    require_positive(scale=scale)
     return Saturation(scale, make_noise(noise, sigma))
 
 
@@ -164,8 +169,7 @@ def nonlinear_blur(
         if values is not None and values.shape[0] != 1:
             values = values[None]
         return Physics(A=_Network(_load_script(network), values), noise_model=noise_model)
-    if not exposure > 0:
-        raise InputError(f"exposure must be above 0, got {exposure}")
+    require_positive(exposure=exposure)
     light = gaussian_blur(image_shape) if kernel is None else motion_blur(image_shape, kernel)
     return Physics(A=_Camera(light, exposure), noise_model=noise_model)
 
@@ -226,8 +230,8 @@ def quantization(
     Raises:
         InputError: If there are fewer than two levels.
     """
-    if levels < 2:
-        raise InputError(f"levels must be at least 2, got {levels}")
+    require_integer(levels=levels)
+    require(lambda value: value >= 2, "at least 2", levels=levels)
     return Quantization(levels, make_noise(noise, sigma))
 
 
@@ -237,8 +241,8 @@ def jpeg(image_shape: tuple[int, ...], quality: int = 10, sigma: float = 0.0, no
     Raises:
         InputError: If the quality or the number of channels is out of range.
     """
-    if not 1 <= quality <= 100:
-        raise InputError(f"quality must be from 1 to 100, got {quality}")
+    require_integer(quality=quality)
+    require(lambda value: 1 <= value <= 100, "from 1 to 100", quality=quality)
     if image_shape[0] not in (1, 3):
         raise InputError(f"JPEG stores images of one or three channels, got shape {tuple(image_shape)}")
     return Physics(A=_Jpeg(quality), noise_model=make_noise(noise, sigma))

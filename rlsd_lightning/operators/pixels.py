@@ -182,6 +182,11 @@ def inpainting(
 
     A mask of the picture's own size needs ``frame``, where the picture lies in the image.
     """
+    if not isinstance(mask, str | Path):
+        raise InputError(
+            f"mask must be a name or a file, got {type(mask).__name__}; a tensor is for "
+            "deepinv.physics.Inpainting(image_shape, mask=tensor)"
+        )
     noise_model = make_noise(noise, sigma)
     if str(mask) in _NAMED:
         pixels = load_mask(mask, *image_shape[-2:])

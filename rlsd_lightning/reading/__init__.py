@@ -4,7 +4,7 @@ Whatever a library raises while it reads becomes an :class:`~rlsd_lightning.erro
 """
 
 from rlsd_lightning.reading.arrays import Array, TakesArrays, load_array, read_array
-from rlsd_lightning.reading.frames import FITS, Frame, check_fit, next_multiple
+from rlsd_lightning.reading.frames import FITS, Frame, next_multiple
 from rlsd_lightning.reading.masks import read_mask, read_whole_mask
 from rlsd_lightning.reading.paths import find_images, is_array, split_key
 from rlsd_lightning.reading.pictures import frames_of, open_picture, open_upright, read_picture
@@ -23,7 +23,6 @@ __all__ = [
     "as_range",
     "check_axes",
     "check_finite",
-    "check_fit",
     "find_images",
     "frames_of",
     "is_array",

@@ -9,9 +9,7 @@ from PIL import Image
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from rlsd_lightning.errors import InputError
-
-__all__ = ["FITS", "Frame", "check_fit", "next_multiple"]
+__all__ = ["FITS", "Frame", "next_multiple"]
 
 FITS = ("keep", "crop", "pad")
 """What is done with a picture of another size, see :class:`Frame`."""
@@ -122,14 +120,3 @@ class Frame(NamedTuple):
 def next_multiple(length: int, multiple: int) -> int:
     """The least multiple of a number that is not below a length."""
     return math.ceil(length / multiple) * multiple
-
-
-def check_fit(fit: str) -> str:
-    """A checked fit.
-
-    Raises:
-        InputError: If it is none of :data:`FITS`.
-    """
-    if fit not in FITS:
-        raise InputError(f"fit must be one of {', '.join(FITS)}, got '{fit}'")
-    return fit

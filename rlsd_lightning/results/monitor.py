@@ -64,9 +64,9 @@ class Monitor(Callback):
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: ParticleModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        done = batch_idx + 1
-        if done % trainer.log_every_n_steps:
+        if not pl_module.logs(batch_idx):
             return
+        done = batch_idx + 1
         step, start = self._last_timing
         now = time.perf_counter()
         seconds = (now - start) / (done - step)

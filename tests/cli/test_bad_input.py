@@ -66,6 +66,7 @@ BAD_VALUES = [
     (["method=rlsd_paper", "method.gamma=-1"], ["method.gamma must be at least 0", "-1"]),
     (["method=rlsd_paper", "method.lr_x=0"], ["method.lr_x must be above 0", "0"]),
     (["data.limit=0"], ["data.limit must be at least 1", "0"]),
+    (["callbacks.guard.every_n_steps=0"], ["every_n_steps must be at least 1", "0"]),
     (["physics.mask={files}/mask20.png"], ["32x32", "20x20", "resize"]),
     (["physics.mask=halve"], ["physics.mask must be one of half, box", "halve"]),
     (["physics.mask=box", "data.mask=free"], ["data.mask", "physics.mask", "leave one of them out"]),
@@ -97,7 +98,7 @@ BAD_VALUES = [
     (["num_steps=0"], ["num_steps must be from 1 to 1000", "0"]),
     (["num_steps=1001"], ["num_steps must be from 1 to 1000", "1001"]),
     (["seed=-1"], ["seed", "-1"]),
-    (["physics.sigma=-1"], ["physics.sigma must not be negative", "-1"]),
+    (["physics.sigma=-1"], ["physics.sigma must be at least 0", "-1"]),
     (["method.gamma_mode=wild"], ["method.gamma_mode must be one of relative, absolute", "wild"]),
     (["method.weighting=cubic"], ["linear, sqrt, log, square, const", "cubic"]),
     (["trainer.precision=17"], ["trainer", "17"]),
@@ -156,11 +157,11 @@ BAD_COMMANDS = [
     (["physics._target_=deepinv.physics.Nosuch"], ["physics._target_ must be", "deepinv.physics.Nosuch"]),
     (["physics._target_=.operators"], ["physics._target_ must be", "'.operators'"]),
     (["num_particles=two"], ["num_particles", "two"]),
-    (["num_steps=1.5"], ["num_steps", "1.5"]),
+    (["num_steps=1.5"], ["error: num_steps must be int, got 1.5"]),
     (["method.gamma=strong"], ["method.gamma", "float", "strong"]),
     (["method.augmented=3"], ["method.augmented", "bool", "3"]),
     (["data.limit=all"], ["data.limit", "int or null", "all"]),
-    (["seed=luck"], ["seed", "int", "luck"]),
+    (["seed=luck"], ["error: seed must be int, got 'luck'"]),
     (["data.images=[a,b]"], ["data.images", "a"]),
     (["task=toy=2"], ["'='"]),
     (["preset=fast"], ["preset", "num_steps=50"]),
@@ -169,6 +170,9 @@ BAD_COMMANDS = [
     (["task=super_resolution", "data.mask=half"], ["there is no setting 'physics.mask'", "factor, filter"]),
     (["task=super_resolution", "physics.mask=half"], ["there is no setting 'physics.mask'"]),
     (["no_equals_sign"], ["no_equals_sign"]),
+    (["~callbacks"], ["callbacks is missing", "leave ~callbacks"]),
+    (["~trainer"], ["trainer is missing"]),
+    (["physics=null"], ["physics is missing", "physics=null"]),
 ]
 
 
@@ -307,3 +311,36 @@ def test_an_argument_of_two_groups_belongs_to_the_part_that_raised(tmp_path: Pat
         ]
 
     assert message(lambda: find_images(tmp_path)).startswith("data.images must be a folder with images")
+
+
+@pytest.mark.parametrize("name", ["", " ", "null"])
+def test_a_run_needs_a_folder(name: str) -> None:
+    code, printed = train(f"output_dir={name}")
+    assert code == 2 and "output_dir must be a folder" in error_line(printed)
+
+
+@pytest.mark.parametrize("words", ["set `allow_pickle=True`", "use the `sigma=` keyword", "`seed: int` is expected"])
+def test_what_a_library_calls_its_argument_is_no_setting_here(words: str, tmp_path: Path) -> None:
+    cfg = OmegaConf.create({"seed": 0, "prior": {"allow_pickle": False}, "physics": {"sigma": 1}, "method": {}})
+    cfg |= {"features": {}, "data": {"seed": 0}}
+    assert explain(InputError(words), cfg) == (words, 1)
+
+
+@pytest.mark.parametrize(
+    ("damaged", "content"),
+    [
+        (".hydra/config.yaml", b"prior: {pretrained: data"),
+        (".hydra/config.yaml", b""),
+        (".hydra/config.yaml", b"\xff\xfe\x00"),
+        (".hydra/choices.yaml", b"task: ["),
+        ("chosen.json", b'{"precision": '),
+        ("chosen.json", b"[1, 2]"),
+    ],
+)
+def test_a_damaged_run_is_one_line_when_it_is_resumed(damaged: str, content: bytes, small: list[str]) -> None:
+    folder = Path(small[-1].partition("=")[2])
+    code, printed = train(*small)
+    assert code == 0, printed
+    (folder / damaged).write_bytes(content)
+    code, printed = train(f"resume={folder}")
+    assert code == 1 and damaged in error_line(printed)

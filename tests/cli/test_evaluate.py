@@ -405,3 +405,10 @@ def test_phase_retrieval_keeps_the_forms_nearest_to_the_truth(tmp_path: Path) ->
     saved = load_file(tmp_path / "particles.safetensors")
     assert torch.equal(saved["x"][0], turned[0])
     torch.testing.assert_close(saved["aligned"], truth.expand(2, -1, -1, -1))
+
+
+@pytest.mark.parametrize("option", ["--csv", "--json"])
+def test_a_table_that_can_not_be_written_is_known_before_the_work(option: str, tmp_path: Path, capsys) -> None:
+    assert evaluate.main(["nowhere", option, str(tmp_path / "no" / "table")]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert f"there is no '{tmp_path / 'no'}'" in line

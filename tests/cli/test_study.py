@@ -9,7 +9,7 @@ from PIL import Image
 from support.command import PROJECT, train
 
 from rlsd_lightning import InputError
-from rlsd_lightning.cli.subcommands.study import gather, pareto_front
+from rlsd_lightning.cli.subcommands.study import gather, main, pareto_front
 
 STUDIES = {file.stem: file for file in sorted((PROJECT / "configs/experiment/study").glob("[!_]*.yaml"))}
 
@@ -112,3 +112,22 @@ def test_a_folder_without_runs_is_refused(tmp_path: Path):
     (tmp_path / "multirun.yaml").write_text("hydra: {sweeper: {params: {method.gamma: '0,1'}}}")
     with pytest.raises(InputError, match="has no result of a study"):
         gather(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("file", "content"),
+    [
+        ("multirun.yaml", "hydra: {sweeper: "),
+        ("multirun.yaml", "[1, 2]"),
+        ("0/.hydra/overrides.yaml", "- 'method.gamma=0"),
+        ("0/summary.csv", ""),
+        ("0/.hydra/overrides.yaml", None),
+    ],
+)
+def test_damaged_files_of_a_study_are_one_line(file: str, content: str | None, tmp_path: Path, capsys):
+    (tmp_path / "multirun.yaml").write_text("hydra: {sweeper: {params: {method.gamma: '0,1'}}}")
+    summary(tmp_path / "0", ["method.gamma=0"], 1.0)
+    (tmp_path / file).unlink() if content is None else (tmp_path / file).write_text(content)
+    assert main([str(tmp_path)]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: ") and str(tmp_path) in line

@@ -366,7 +366,7 @@ def test_solve_takes_a_plain_function(tiny_prior):
         (lambda: operators.jpeg(SHAPE, quality=0), r"quality .*got 0"),
         (lambda: operators.jpeg((4, 32, 32)), r"one or three channels"),
         (lambda: operators.quantization(SHAPE, levels=1), r"levels .*got 1"),
-        (lambda: operators.denoising(SHAPE, sigma=-1), r"must not be negative, got -1"),
+        (lambda: operators.denoising(SHAPE, sigma=-1), r"sigma must be at least 0, got -1"),
         (lambda: operators.denoising(SHAPE, sigma=0, noise="poisson"), r"above 0 for poisson noise, got 0"),
         (lambda: operators.denoising(SHAPE, noise="pink"), r"gaussian, laplace, poisson, got 'pink'"),
         (lambda: operators.mri(SHAPE, noise="poisson"), r"counts the photons of an image"),

@@ -154,3 +154,14 @@ def test_a_film_of_odd_sides_loses_a_row(tmp_path: Path):
     write_sequence(tmp_path, ["a"])
     with av.open(str(tmp_path / "sequence.mp4")) as film:
         assert next(film.decode(video=0)).to_ndarray(format="rgb24").shape == (128, 262, 3)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_a_film_has_the_truth_beside_particles_of_any_channels(channels: int, tmp_path: Path):
+    for name in ("0", "1", "2"):
+        (tmp_path / name).mkdir()
+        Image.new("RGB", (32, 32), "grey").save(tmp_path / name / "truth.png")
+        save_file({"x": torch.zeros(2, channels, 32, 32)}, tmp_path / name / "particles.safetensors")
+    write_sequence(tmp_path, ["0", "1", "2"])
+    assert np.load(tmp_path / "sequence.npy").shape == (2, 3, channels, 32, 32)
+    assert (tmp_path / "sequence.mp4").is_file()

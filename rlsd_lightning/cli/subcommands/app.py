@@ -7,11 +7,9 @@ Settings are those of a run, and hold for all runs of the page; a prior among th
 docs/app.md says more.
 """
 
-import argparse
 import logging
 import os
 import signal
-import sys
 import tempfile
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -23,10 +21,10 @@ from hydra import compose, initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from rlsd_lightning.cli import program
 from rlsd_lightning.cli.literal import as_typed
 from rlsd_lightning.cli.messages import Formatter, explain
 from rlsd_lightning.cli.settings import check_settings, with_present_names, without_null_groups
+from rlsd_lightning.cli.subcommands.parser import Parser, in_one_line
 from rlsd_lightning.errors import InputError, StoppedError, printable
 from rlsd_lightning.resources import CONFIGS
 
@@ -179,11 +177,10 @@ class _Passes(logging.Handler):
         self._warn(printable(record.getMessage()))
 
 
+@in_one_line
 def main(arguments: list[str] | None = None) -> int:
     """Serve the page until Ctrl-C, and return the exit code."""
-    options = argparse.ArgumentParser(
-        prog=f"{program()} app", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    options = Parser("app", __doc__)
     options.add_argument("--port", type=int, default=7860, help="port of the page (7860)")
     options.add_argument(
         "--host", default="127.0.0.1", help="address that it listens on (127.0.0.1); 0.0.0.0 opens it to the network"
@@ -196,16 +193,9 @@ def main(arguments: list[str] | None = None) -> int:
         handler.setLevel(logging.WARNING)  # what a run says is in its train.log
     for name in ("rlsd_lightning", "train"):
         logging.getLogger(name).setLevel(logging.DEBUG)
-    try:
-        solver = Solver(given.settings)
-        with tempfile.TemporaryDirectory(prefix="rlsd-app-") as root:
-            return _serve(solver, Path(root), given.host, given.port)
-    except Exception as error:
-        said = explain(error)
-        if said is None:
-            raise
-        print(printable(f"error: {said[0]}"), file=sys.stderr)
-        return said[1]
+    solver = Solver(given.settings)
+    with tempfile.TemporaryDirectory(prefix="rlsd-app-") as root:
+        return _serve(solver, Path(root), given.host, given.port)
 
 
 def _serve(solver: Solver, root: Path, host: str, port: int) -> int:

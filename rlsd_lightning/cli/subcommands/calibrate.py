@@ -20,8 +20,10 @@ def calibrate(cfg: DictConfig, given: list[str]) -> int:
     """Measure, write and print; returns the exit code.
 
     Raises:
-        InputError: If the prior has no checkpoint, or no picture can be read.
+        InputError: If no prior is named, it has no checkpoint, or no picture can be read.
     """
+    if not any(name.split(".")[0] == "prior" for name in given):
+        raise InputError("prior must be named, such as prior=sd15: its calibration.json is written anew")
     from hydra.utils import instantiate  # with torch, as all that follows
 
     from rlsd_lightning.priors import measure, save_calibration

@@ -1,6 +1,5 @@
 """Settings of the subcommands that take those of a run, such as ``prior=sd15 prior.weights=float16``."""
 
-import argparse
 import logging
 import sys
 from collections.abc import Callable
@@ -8,10 +7,10 @@ from collections.abc import Callable
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 
-from rlsd_lightning.cli import program
 from rlsd_lightning.cli.literal import as_typed
 from rlsd_lightning.cli.messages import explain
 from rlsd_lightning.cli.settings import check_settings, with_present_names, without_null_groups
+from rlsd_lightning.cli.subcommands.parser import Parser
 from rlsd_lightning.errors import printable
 from rlsd_lightning.resources import CONFIGS
 
@@ -32,9 +31,7 @@ def run_composed(
     Returns:
         The exit code: 1 for an unusable input, 2 for a wrong command line.
     """
-    options = argparse.ArgumentParser(
-        prog=f"{program()} {name}", description=description, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    options = Parser(name, description)
     options.add_argument("settings", nargs="*", metavar="NAME=VALUE", help="settings of a run")
     given = options.parse_args(arguments).settings
     logging.basicConfig(level=logging.WARNING, format="%(message)s")

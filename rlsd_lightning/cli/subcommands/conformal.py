@@ -7,15 +7,14 @@ The first run is the calibration: its conformal.json keeps the intervals' factor
 have the calibration's settings, and get lower.png and upper.png, figures in metrics.json, and a new report.html.
 """
 
-import argparse
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
-import yaml
+from omegaconf import OmegaConf
 
-from rlsd_lightning.cli import program
+from rlsd_lightning.cli.settings import read_settings
+from rlsd_lightning.cli.subcommands.parser import Parser, in_one_line
 from rlsd_lightning.errors import InputError
 from rlsd_lightning.evaluation.checks.intervals import Conformal, calibrated, interval
 from rlsd_lightning.images import to_pil
@@ -69,10 +68,7 @@ def give_intervals(folder: Path, found: Conformal) -> tuple[int, float, float | 
 
 def _settings(folder: Path) -> dict[str, Any]:
     """Settings of a run that a calibration holds for."""
-    file = folder / ".hydra" / "config.yaml"
-    if not file.is_file():
-        raise InputError(f"the folder of a run is expected, but '{folder}' has no .hydra/config.yaml")
-    settings = yaml.safe_load(file.read_text(encoding="utf-8"))
+    settings = OmegaConf.to_container(read_settings(folder), resolve=False)
     return {name: settings.get(name) for name in ALIKE}
 
 
@@ -91,27 +87,22 @@ def check_alike(calibration: Path, run: Path) -> None:
         )
 
 
+@in_one_line
 def main(arguments: list[str] | None = None) -> int:
     """Calibrate, write intervals and return the exit code, 1 for an unusable input."""
-    options = argparse.ArgumentParser(
-        prog=f"{program()} conformal", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    options = Parser("conformal", __doc__)
     options.add_argument("calibration", type=Path, help="folder of a finished run with truths")
     options.add_argument("runs", type=Path, nargs="*", help="folders of runs that get intervals")
     options.add_argument("--level", type=float, default=0.9, help="expected coverage, above 0 and below 1")
     args = options.parse_args(arguments)
-    try:
-        for run in args.runs:
-            check_alike(args.calibration, run)
-        found = calibrate_run(args.calibration, args.level)
-        print(f"factor {found.factor:.4g}, kept in {args.calibration / FILE}\n{found.guarantee}")
-        if found.left_out is not None:
-            print(f"mean coverage of an image by a calibration on the others: {found.left_out:.1%}")
-        for run in args.runs:
-            count, width, coverage = give_intervals(run, found)
-            known = "" if coverage is None else f", mean coverage {coverage:.1%}"
-            print(f"{run}: intervals of {count} images, mean width {width:.3g}{known}")
-    except (InputError, OSError) as error:
-        print("error: " + " ".join(str(error).split()), file=sys.stderr)
-        return 1
+    for run in args.runs:
+        check_alike(args.calibration, run)
+    found = calibrate_run(args.calibration, args.level)
+    print(f"factor {found.factor:.4g}, kept in {args.calibration / FILE}\n{found.guarantee}")
+    if found.left_out is not None:
+        print(f"mean coverage of an image by a calibration on the others: {found.left_out:.1%}")
+    for run in args.runs:
+        count, width, coverage = give_intervals(run, found)
+        known = "" if coverage is None else f", mean coverage {coverage:.1%}"
+        print(f"{run}: intervals of {count} images, mean width {width:.3g}{known}")
     return 0

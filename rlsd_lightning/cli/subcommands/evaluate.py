@@ -10,15 +10,14 @@ Prints a table in Markdown, a column per run. docs/evaluation.md defines every f
 import argparse
 import csv
 import json
-import sys
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
 from torch import Tensor
 from transformers.utils.logging import disable_progress_bar
 
-from rlsd_lightning.cli import program
+from rlsd_lightning.cli.subcommands.parser import Parser, in_one_line
 from rlsd_lightning.errors import InputError
 from rlsd_lightning.evaluation.distances import load_inception, vit_network
 from rlsd_lightning.evaluation.figures import (
@@ -143,15 +142,8 @@ def _load_reference(folder: str, saved: list[SavedMeasurement]) -> Tensor:
     return torch.cat([load_image(file, height, width) for file in files])
 
 
-class _Parser(argparse.ArgumentParser):
-    """Reports errors in one line."""
-
-    def error(self, message: str) -> NoReturn:
-        self.exit(2, f"error: {message}\n")
-
-
 def _arguments(arguments: list[str] | None) -> argparse.Namespace:
-    options = _Parser(prog=f"{program()} evaluate", description=__doc__.splitlines()[0])
+    options = Parser("evaluate", __doc__)
     options.add_argument("runs", type=Path, nargs="+", help="folders of runs, or of single measurements")
     options.add_argument(
         "--protocol", default="default", choices=PROTOCOLS, help="figures as defined here, or the paper's"
@@ -163,40 +155,48 @@ def _arguments(arguments: list[str] | None) -> argparse.Namespace:
     return options.parse_intermixed_args(arguments)
 
 
+@in_one_line
 def main(arguments: list[str] | None = None) -> int:
     """Print the table and return the exit code, 1 for an unusable input."""
     args = _arguments(arguments)
     disable_progress_bar()
-    alike = len({run.resolve().name for run in args.runs}) < len(args.runs)
-    try:
-        # runs that were refused or stopped early lie beside the others in outputs/
-        folders = [run for run in args.runs if not run.is_dir() or finished(run)] or args.runs
-        runs = {str(run) if alike else run.resolve().name: load_run(run) for run in folders}
-        networks, notes = load_networks(args.features, args.protocol)
-        notes += [f"left out '{run}': no finished measurement is in it" for run in args.runs if run not in folders]
-        names = [{one.name for one in saved} for saved in runs.values()]
-        if len(shared := set.intersection(*names)) < len(set.union(*names)):
-            notes.append(
-                f"the runs have different measurements, {len(shared)} of them in common: their figures don't compare"
+    for file in (args.json, args.csv):  # before minutes of work
+        if file and not file.parent.is_dir():
+            raise InputError(
+                f"a file in an existing folder is expected, but there is no '{file.parent}'; make it first"
             )
-        notes += [
-            f"'{name}' has images of {len(image_sizes(saved))} sizes: it has no FID, KID and attributes"
-            for name, saved in runs.items()
-            if len(image_sizes(saved)) > 1
-        ]
-        results, rows = {}, {}
-        for name, saved in runs.items():
-            reference = _load_reference(args.reference, saved) if args.reference else None
-            results[name], rows[name] = evaluate_run(saved, networks, args.protocol, reference)
-        print(table(results))
-        print("\n".join(["", *notes]) if notes else "")
-        if args.json:
-            every = {name: {"figures": results[name], "measurements": rows[name]} for name in results}
-            written = {"protocol": args.protocol, "features": networks.name, "notes": notes, "runs": every}
-            args.json.write_text(json.dumps(written, indent=2) + "\n", encoding="utf-8")
-        if args.csv:
-            _write_csv(args.csv, rows)
-    except (InputError, OSError) as error:
-        print("error: " + " ".join(str(error).split()), file=sys.stderr)
-        return 1
+    alike = len({run.resolve().name for run in args.runs}) < len(args.runs)
+    # runs that were refused or stopped early lie beside the others in outputs/
+    folders = [run for run in args.runs if not run.is_dir() or finished(run)] or args.runs
+    runs = {str(run) if alike else run.resolve().name: load_run(run) for run in folders}
+    networks, notes = load_networks(args.features, args.protocol)
+    notes += [f"left out '{run}': no finished measurement is in it" for run in args.runs if run not in folders]
+    notes += _differences(runs)
+    results, rows = {}, {}
+    for name, saved in runs.items():
+        reference = _load_reference(args.reference, saved) if args.reference else None
+        results[name], rows[name] = evaluate_run(saved, networks, args.protocol, reference)
+    print(table(results))
+    print("\n".join(["", *notes]) if notes else "")
+    if args.json:
+        every = {name: {"figures": results[name], "measurements": rows[name]} for name in results}
+        written = {"protocol": args.protocol, "features": networks.name, "notes": notes, "runs": every}
+        args.json.write_text(json.dumps(written, indent=2) + "\n", encoding="utf-8")
+    if args.csv:
+        _write_csv(args.csv, rows)
     return 0
+
+
+def _differences(runs: dict[str, list[SavedMeasurement]]) -> list[str]:
+    """Notes on runs of different measurements, and on images of several sizes."""
+    notes, names = [], [{one.name for one in saved} for saved in runs.values()]
+    if len(shared := set.intersection(*names)) < len(set.union(*names)):
+        notes.append(
+            f"the runs have different measurements, {len(shared)} of them in common: their figures don't compare"
+        )
+    sizes = {name: len(image_sizes(saved)) for name, saved in runs.items()}
+    return notes + [
+        f"'{name}' has images of {count} sizes: it has no FID, KID and attributes"
+        for name, count in sizes.items()
+        if count > 1
+    ]

@@ -6,22 +6,20 @@ rlsd study outputs/study/gamma_lambda
 combination; runs without a result are left out, and the table has each run's number of measurements.
 """
 
-import argparse
 import csv
 import itertools
 import logging
-import sys
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-import yaml
 from hydra.experimental.callback import Callback
 from matplotlib.figure import Figure
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
-from rlsd_lightning.cli import program
+from rlsd_lightning.cli.settings import read_yaml
+from rlsd_lightning.cli.subcommands.parser import Parser, in_one_line
 from rlsd_lightning.errors import InputError
 
 __all__ = ["Study", "gather", "pareto_front"]
@@ -47,7 +45,7 @@ def gather(folder: Path) -> list[dict[str, Any]]:
     plan = folder / "multirun.yaml"
     if not plan.is_file():
         raise InputError(f"a study's folder is expected, but '{folder}' has no multirun.yaml")
-    axes = list(yaml.safe_load(plan.read_text(encoding="utf-8"))["hydra"]["sweeper"]["params"] or ())
+    axes = list(OmegaConf.select(read_yaml(plan), "hydra.sweeper.params") or ())
     rows = [row for summary in sorted(folder.glob("*/summary.csv")) if (row := _row(summary, axes))]
     if not axes or not rows:
         raise InputError(f"'{folder}' has no result of a study")
@@ -65,12 +63,13 @@ def gather(folder: Path) -> list[dict[str, Any]]:
 
 def _row(summary: Path, axes: Sequence[str]) -> dict[str, Any]:
     """A run's varied settings and mean figures; empty if it is no run of the study or has no result."""
-    overrides = yaml.safe_load((summary.parent / ".hydra" / "overrides.yaml").read_text(encoding="utf-8"))
-    chosen = dict(line.partition("=")[::2] for line in overrides)
+    overrides = summary.parent / ".hydra" / "overrides.yaml"
+    chosen = dict(line.partition("=")[::2] for line in (read_yaml(overrides) if overrides.is_file() else ()))
     with summary.open(encoding="utf-8") as file:
-        *measurements, mean = csv.DictReader(file)
-    if not measurements or not chosen.keys() >= set(axes):
+        rows = list(csv.DictReader(file))
+    if len(rows) < 2 or not chosen.keys() >= set(axes):
         return {}
+    *measurements, mean = rows
     figures = {name: float(mean[name]) if mean.get(name) else None for name in FIGURES}
     return {axis: _value(chosen[axis]) for axis in axes} | {"measurements": len(measurements)} | figures
 
@@ -153,14 +152,11 @@ class Study(Callback):
         main([config.hydra.sweep.dir])
 
 
+@in_one_line
 def main(arguments: list[str] | None = None) -> int:
-    """Gather a study and prints its files and return the exit code."""
-    options = argparse.ArgumentParser(prog=f"{program()} study", description=__doc__.splitlines()[0])
+    """Gather a study, print its files and return the exit code."""
+    options = Parser("study", __doc__)
     options.add_argument("folder", type=Path, help="a study's folder, such as outputs/study/gamma_lambda")
-    try:
-        folder = options.parse_args(arguments).folder
-        print(f"{len(gather(folder))} runs: {folder / 'study.csv'}, {folder / 'study.png'}")
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    folder = options.parse_args(arguments).folder
+    print(f"{len(gather(folder))} runs: {folder / 'study.csv'}, {folder / 'study.png'}")
     return 0

@@ -20,8 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rlsd_lightning.checks import require_at_least_one, require_at_least_zero, require_positive
-from rlsd_lightning.errors import InputError
+from rlsd_lightning.errors import InputError, require_at_least_one, require_at_least_zero, require_positive
 from rlsd_lightning.features import Features
 from rlsd_lightning.functional.schedules import add_noise
 from rlsd_lightning.measurement import Measurement

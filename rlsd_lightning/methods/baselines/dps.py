@@ -19,8 +19,7 @@ import torch
 from deepinv.physics import LinearPhysics
 from torch import Tensor
 
-from rlsd_lightning.checks import require_at_least_zero
-from rlsd_lightning.errors import InputError
+from rlsd_lightning.errors import InputError, require_at_least_zero
 from rlsd_lightning.features import Features
 from rlsd_lightning.functional.losses import norms
 from rlsd_lightning.functional.precision import full_precision

@@ -8,7 +8,13 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from rlsd_lightning.errors import InputError, first_line
+from rlsd_lightning.errors import (
+    InputError,
+    first_line,
+    require,
+    require_at_least_one,
+    require_positive,
+)
 from rlsd_lightning.reading import load_array
 
 __all__ = ["Fan", "detector_positions", "directions", "fan_of", "points_along_rays"]
@@ -29,8 +35,7 @@ def fan_of(diagonal: float, source_radius: float | None, detector_radius: float 
     behind = source if detector_radius is None else detector_radius
     if not diagonal / 2 < source < math.inf:
         raise InputError(f"source_radius must be above {diagonal / 2:.4g} pixels, half the diagonal, got {source}")
-    if not 0 <= behind < math.inf:
-        raise InputError(f"detector_radius must be at least 0, got {behind}")
+    require(lambda value: 0 <= value < math.inf, "at least 0", detector_radius=behind)
     return Fan(source, source + behind)
 
 
@@ -40,14 +45,12 @@ def detector_positions(
     """Positions of the detectors from the one that sees the rotation axis, in pixels."""
     if spacing is None:
         spacing = 1.0 if fan is None else fan.to_detectors / fan.to_axis
-    if not 0 < spacing < math.inf:
-        raise InputError(f"detector_spacing must be above 0, got {spacing}")
+    require_positive(detector_spacing=spacing)
     if count is None:
         reach = radius - 0.5  # to the centre of the outermost pixel
         widest = reach if fan is None else fan.to_detectors * math.tan(math.asin(reach / fan.to_axis))
         count = 2 * math.ceil(widest / spacing) + 1
-    if count < 1:
-        raise InputError(f"n_detector_pixels must be at least 1, got {count}")
+    require_at_least_one(n_detector_pixels=count)
     axis = count // 2 if rotation_axis is None else rotation_axis
     if not 0 <= axis <= count - 1:
         raise InputError(f"rotation_axis must be a detector from 0 to {count - 1}, got {axis}")

@@ -17,7 +17,7 @@ from deepinv.physics import Physics
 from torch import Tensor, nn
 from torch.nn.functional import grid_sample
 
-from rlsd_lightning.errors import InputError
+from rlsd_lightning.errors import InputError, require_one_of
 from rlsd_lightning.operators.medical.rays import detector_positions, directions, fan_of, points_along_rays
 from rlsd_lightning.operators.medical.scans import (
     Scan,
@@ -222,8 +222,7 @@ def tomography(
         InputError: If an argument is out of range.
     """
     check_white(white)
-    if geometry not in GEOMETRIES:
-        raise InputError(f"geometry must be one of {', '.join(GEOMETRIES)}, got '{geometry}'")
+    require_one_of(GEOMETRIES, geometry=geometry)
     diagonal = math.hypot(*image_shape[1:])
     fan = None if geometry == "parallel" else fan_of(diagonal, source_radius, detector_radius)
     whole = 180.0 if fan is None else 360.0
