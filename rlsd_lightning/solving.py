@@ -115,13 +115,13 @@ def solve_together(
     options.setdefault("plugins", cluster_environment(*place))
     if not is_one_device(*place):
         options.setdefault("strategy", ParticleStrategy())
-    results = ImageResults() if len(prior.image_shape) == IMAGE_DIMS else PointResults()
     # a caller may have turned gradients off, but repulsion needs those of the latents
     with torch.inference_mode(False), torch.enable_grad(), tempfile.TemporaryDirectory() as scratch:
         measurements = [each._replace(y=each.y.detach().clone()) for each in measurements]  # no inference tensors
         module = method(prior, measurements, features or LatentFeatures(), **settings)
-        options = {"default_root_dir": scratch, **options, "callbacks": [FiniteGuard(), results, *callbacks]}
-        L.Trainer(**options).fit(module)
+        results = ImageResults() if len(prior.image_shape) == IMAGE_DIMS else PointResults()
+        options.setdefault("default_root_dir", scratch)
+        L.Trainer(**options, callbacks=[FiniteGuard(), results, *callbacks]).fit(module)
     if not results.finished:
         raise InputError(
             f"all {len(module.timesteps)} steps are expected, but the Trainer stopped after {module.steps_done}; leave "

@@ -11,7 +11,22 @@ from torch import Tensor
 
 from rlsd_lightning import InputError, Reconstructor, StableDiffusionPrior, representatives, solve
 from rlsd_lightning.data import AnySize, ImageMeasurements, ImageSizes, MeasuredData
-from rlsd_lightning.operators import compose, denoising, inpainting, super_resolution
+from rlsd_lightning.operators import (
+    compose,
+    compressed_sensing,
+    denoising,
+    gaussian_blur,
+    hdr,
+    inpainting,
+    jpeg,
+    motion_blur,
+    mri,
+    nonlinear_blur,
+    phase_retrieval,
+    quantization,
+    super_resolution,
+    tomography,
+)
 from rlsd_lightning.results.store import load_run
 
 SHAPE = (3, 32, 32)
@@ -93,7 +108,7 @@ def test_a_run_is_read_from_a_path_of_either_kind(kind: type, tmp_path: Path):
 
 @pytest.mark.parametrize("shape", [(2,), (5,), (64, 64)])
 def test_pictures_need_a_prior_of_images(shape: tuple[int, ...]):
-    with pytest.raises(InputError, match="prior of images of shape .* choose another prior, or task=toy"):
+    with pytest.raises(InputError, match=r"prior of images of shape .* choose another prior, or task=toy"):
         AnySize(ImageSizes(shape), denoising)
 
 
@@ -115,5 +130,30 @@ def test_operators_are_composed_as_they_are_or_by_their_factories():
 
 @pytest.mark.parametrize("mask", [torch.ones(1, 32, 32), np.ones((32, 32)), None])
 def test_a_mask_in_memory_is_for_deepinvs_operator(mask: object):
-    with pytest.raises(InputError, match="mask must be a name or a file, got .* deepinv.physics.Inpainting"):
+    with pytest.raises(InputError, match=r"mask must be a name or a file, got .* deepinv.physics.Inpainting"):
         inpainting(SHAPE, mask)
+
+
+NUMBERS = {
+    "std": gaussian_blur,
+    "scale": hdr,
+    "levels": quantization,
+    "quality": jpeg,
+    "ratio": compressed_sensing,
+    "sigma": denoising,
+    "oversampling": phase_retrieval,
+    "acceleration": mri,
+    "white": tomography,
+    "detector_spacing": tomography,
+    "angles": tomography,
+    "size": motion_blur,
+    "exposure": nonlinear_blur,
+    "factor": super_resolution,
+}
+
+
+@pytest.mark.parametrize("value", [-1, "many", float("nan")])
+@pytest.mark.parametrize("name", NUMBERS)
+def test_a_number_of_an_operator_that_is_none_is_named(name: str, value: object):
+    with pytest.raises(InputError, match=f"^{name} must be .*got {value!r}|^angles must be "):
+        NUMBERS[name](SHAPE, **{name: value})

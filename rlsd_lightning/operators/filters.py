@@ -9,7 +9,14 @@ from deepinv.physics.blur import gaussian_blur as gaussian_kernel
 from deepinv.physics.generator import MotionBlurGenerator
 from torch import Tensor
 
-from rlsd_lightning.errors import InputError, require_at_least_one, require_one_of, require_positive
+from rlsd_lightning.errors import (
+    InputError,
+    require,
+    require_at_least_one,
+    require_integer,
+    require_one_of,
+    require_positive,
+)
 from rlsd_lightning.operators.noise import make_noise
 from rlsd_lightning.reading import is_array, load_array, open_upright, read_picture, split_key
 from rlsd_lightning.reading.pictures import alpha_of
@@ -99,8 +106,8 @@ def motion_blur(
     if kernel is not None:
         return blur(image_shape, kernel, sigma, noise)
     size = min(LARGEST_MOTION, min(image_shape[-2:]) // 3) if size is None else size
-    if size < 3:
-        raise InputError(f"a motion kernel of at least 3x3 pixels is expected, got size={size}")
+    require_integer(size=size)
+    require(lambda value: value >= 3, "at least 3 pixels", size=size)
     return _blur(image_shape, draw_motion_kernel(size | 1, kernel_seed), f"size={size}", sigma, noise)
 
 

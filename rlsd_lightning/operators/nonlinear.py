@@ -1,6 +1,7 @@
 """Nonlinear operators: phase retrieval, saturation, camera response, quantization and JPEG."""
 
 import itertools
+import math
 
 import torch
 from deepinv.physics import BlurFFT, Physics
@@ -11,7 +12,6 @@ from rlsd_lightning.errors import (
     InputError,
     first_line,
     require,
-    require_at_least_zero,
     require_integer,
     require_positive,
 )
@@ -73,7 +73,7 @@ def phase_retrieval(
     Raises:
         InputError: If the oversampling is negative.
     """
-    require_at_least_zero(oversampling=oversampling)
+    require(lambda value: 0 <= value < math.inf, "at least 0", oversampling=oversampling)
     height, width = image_shape[-2:]
     padding = (int(oversampling / 8 * height), int(oversampling / 8 * width))
     return FourierMagnitude(padding, make_noise(noise, sigma, of_images=False))

@@ -45,7 +45,8 @@ def gather(folder: Path) -> list[dict[str, Any]]:
     plan = folder / "multirun.yaml"
     if not plan.is_file():
         raise InputError(f"a study's folder is expected, but '{folder}' has no multirun.yaml")
-    axes = list(OmegaConf.select(read_yaml(plan), "hydra.sweeper.params") or ())
+    varied = read_yaml(plan)
+    axes = list(OmegaConf.select(varied, "hydra.sweeper.params") or ()) if isinstance(varied, DictConfig) else []
     rows = [row for summary in sorted(folder.glob("*/summary.csv")) if (row := _row(summary, axes))]
     if not axes or not rows:
         raise InputError(f"'{folder}' has no result of a study")

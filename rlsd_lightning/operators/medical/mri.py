@@ -15,7 +15,7 @@ from deepinv.physics import MRI, MultiCoilMRI, Physics
 from deepinv.physics.generator import GaussianMaskGenerator
 from torch import Tensor, nn
 
-from rlsd_lightning.errors import InputError
+from rlsd_lightning.errors import InputError, require
 from rlsd_lightning.operators.medical.kspace import (
     check_centre,
     complex_kspace,
@@ -239,8 +239,8 @@ def mri(
     """
     channels, height, width = image_shape
     check_white(white)
-    if not 1 <= acceleration <= width // 2:
-        raise InputError(f"acceleration must be from 1 to {width // 2} for a width of {width}, got {acceleration}")
+    most = width // 2
+    require(lambda value: 1 <= value <= most, f"from 1 to {most} for a width of {width}", acceleration=acceleration)
     if mask is not None:
         seen = load_frequencies(mask, height, width)
         log.info("mask: %.1f %% of the frequencies are measured", 100 * seen.mean())

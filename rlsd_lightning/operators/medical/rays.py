@@ -32,10 +32,10 @@ class Fan(NamedTuple):
 def fan_of(diagonal: float, source_radius: float | None, detector_radius: float | None) -> Fan:
     """Checked distances of a fan, by default twice the diagonal on both sides of the axis."""
     source = 2 * diagonal if source_radius is None else source_radius
+    least = diagonal / 2
+    require(lambda r: least < r < math.inf, f"above {least:.4g} pixels, half the diagonal", source_radius=source)
     behind = source if detector_radius is None else detector_radius
-    if not diagonal / 2 < source < math.inf:
-        raise InputError(f"source_radius must be above {diagonal / 2:.4g} pixels, half the diagonal, got {source}")
-    require(lambda value: 0 <= value < math.inf, "at least 0", detector_radius=behind)
+    require(lambda r: 0 <= r < math.inf, "at least 0", detector_radius=behind)
     return Fan(source, source + behind)
 
 

@@ -15,7 +15,7 @@ import torch
 from deepinv.physics import LinearPhysics, Physics
 from torch import Tensor, nn
 
-from rlsd_lightning.errors import InputError
+from rlsd_lightning.errors import require
 from rlsd_lightning.measurement import Measurement
 
 __all__ = [
@@ -94,8 +94,8 @@ def shape_text(**axes: int) -> str:
 
 def check_white(white: float | None) -> None:
     """Raises an InputError unless white is None or a finite number above 0."""
-    if white is not None and not 0 < white < math.inf:
-        raise InputError(f"white must be above 0, or null for scans of images in [-1, 1], got {white}")
+    expected = "above 0, or null for scans of images in [-1, 1]"
+    require(lambda value: value is None or 0 < value < math.inf, expected, white=white)
 
 
 def say_noise_unit(white: float | None, scale: float = 1.0) -> None:
