@@ -32,11 +32,11 @@ class Notes:
     """Lines of the log about files, each for the first file that it holds for."""
 
     def __init__(self) -> None:
-        self._said: set[str] = set()
+        self._noted: set[str] = set()
 
     def __call__(self, path: Path, text: str, level: int = logging.INFO) -> None:
-        if text and text not in self._said:
-            self._said.add(text)
+        if text and text not in self._noted:
+            self._noted.add(text)
             log.log(level, "%s: %s", printable(path.name), text)
 
 
@@ -123,7 +123,7 @@ class Reader:
         """Values in [-1, 1], with shape :math:`(1, C, H, W)`."""
         image = torch.from_numpy(scaled(values, limits)).movedim(-1, 0)[None]
         outside = (image.abs() > 1).float().mean().item() if limits.asked else 0.0
-        self.notes(path, limits.said + (f"; {100 * outside:.2g} % of them are outside and clipped" if outside else ""))
+        self.notes(path, limits.note + (f"; {100 * outside:.2g} % of them are outside and clipped" if outside else ""))
         return image.clamp(-1, 1)
 
 

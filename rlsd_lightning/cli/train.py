@@ -73,19 +73,20 @@ def trainer_factory(
     paces: list[Pace] = []
 
     def make(folder: Path, position: str = "", batches: int = 1, probe: bool = False) -> L.Trainer:
+        checkpoints = str(folder / "checkpoints")
         own = {
-            "pace": lambda callback: {"batches": batches, "compiles": cfg.compile == "auto"},
-            "progress": lambda callback: {"position": position},
-            "checkpoint": lambda callback: {"dirpath": str(folder / callback.dirpath)},
-            "results": lambda callback: {"folder": str(run_folder), "features": features},
-            "stop": lambda callback: {"folder": str(folder / callback.folder)},
+            "pace": {"batches": batches, "compiles": cfg.compile == "auto"},
+            "progress": {"position": position},
+            "checkpoint": {"dirpath": checkpoints},
+            "results": {"folder": str(run_folder), "features": features},
+            "stop": {"folder": checkpoints},
         }
         callbacks = {
-            name: instantiate(callback, **own[name](callback) if name in own else {})
+            name: instantiate(callback, **own.get(name, {}))
             for name, callback in cfg.callbacks.items()
             if not probe and (name != "progress" or processes.is_first)
         }
-        if any(pace.said for pace in paces):
+        if any(pace.is_known for pace in paces):
             callbacks.pop("pace", None)
         paces.extend(callback for callback in callbacks.values() if isinstance(callback, Pace))
         try:

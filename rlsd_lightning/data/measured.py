@@ -130,7 +130,7 @@ class MeasuredData(Sequence[Measurement]):
             noise_std=noise_std(physics.noise_model, torch.ones(1)),
         )
         limits = stack.limits(decide, values, None if counted is None else _seen_values(counted, values.shape[-1]))
-        self._reader.notes(source.path, limits.said)
+        self._reader.notes(source.path, limits.note)
         if frame.inner != frame.own:
             self._reader.notes(source.path, frame.describe())
         y = torch.from_numpy(scaled(values, limits)).movedim(-1, 0)[None]

@@ -54,6 +54,8 @@ def together(shard: Shard, work: Callable[[], Value], folder: Path | None = None
     except Exception as error:
         if folder is not None and is_of_storage(error, folder):
             raise
+        if isinstance(error.__cause__, InputError):  # Hydra's error around it says less
+            error = error.__cause__
         reason, no_memory = _reason(error), is_out_of_memory(error)
         kept = error if is_last else None
         if not (no_memory or isinstance(error, InputError)):

@@ -37,7 +37,7 @@ class Pace(Callback):
 
     def __init__(self, batches: int = 1, compiles: bool = False) -> None:
         self.batches, self.compiles = batches, compiles
-        self.said = False
+        self.is_known = False
         """Whether the line was logged."""
         self._from: int | None = None
         self._start = 0.0
@@ -51,7 +51,7 @@ class Pace(Callback):
             self._estimate(pl_module, (_now(pl_module.device) - self._start) / TIMED, batch_idx + 1)
 
     def _estimate(self, module: ParticleModule, seconds: float, done: int) -> None:
-        self.said, steps = True, len(module.timesteps)
+        self.is_known, steps = True, len(module.timesteps)
         own, left = seconds * steps, seconds * (steps * self.batches - done)
         whole = f", {duration(left)} left for {self.batches} like it" if self.batches > 1 else ""
         said = "%s: about %s for %d steps%s (%.3g s a step, measured over steps %d to %d); %s"

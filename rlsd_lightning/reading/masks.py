@@ -52,7 +52,7 @@ def read_mask(
         log.info("%s: %s", printable(path.name), frame.describe())
     if not seen.any():
         raise InputError(f"mask='{where}' hides every pixel; make observed pixels white, or opaque")
-    _say(printable(path.name), seen, soft)
+    _log_share(printable(path.name), seen, soft)
     return seen, own
 
 
@@ -74,7 +74,7 @@ def _resized(seen: np.ndarray, frame: Frame) -> np.ndarray:
     return np.asarray(frame.of_picture(whole, Image.Resampling.NEAREST)) > 0
 
 
-def _say(name: str, seen: np.ndarray, soft: float) -> None:
+def _log_share(name: str, seen: np.ndarray, soft: float) -> None:
     hidden = 1 - seen.mean()
     if not hidden:
         log.warning("mask %s hides nothing; make missing pixels black, or transparent", name)

@@ -21,7 +21,7 @@ def read_dicom(pydicom: ModuleType, path: Path) -> tuple[np.ndarray, str, Range 
     axes = ("N" if raw.ndim > 2 + colour else "") + "HW" + ("C" if colour else "")
     limits = None if colour else _window(data, values)
     if limits is not None and data.get("PhotometricInterpretation") == "MONOCHROME1":  # low is white
-        limits = limits._replace(low=limits.high, high=limits.low, said=f"{limits.said}, in negative")
+        limits = limits._replace(low=limits.high, high=limits.low, note=f"{limits.note}, in negative")
     return values, axes, limits
 
 

@@ -29,13 +29,13 @@ class Range(NamedTuple):
         low: Black, -1 in an image; above white for a negative.
         high: White, 1 in an image.
         asked: Whether the user or the file sets it; values outside are then clipped.
-        said: Explanation for the log.
+        note: Explanation for the log.
     """
 
     low: float
     high: float
     asked: bool = False
-    said: str = ""
+    note: str = ""
 
 
 def as_range(asked: str | Sequence[float] | None) -> Range | None:
@@ -87,17 +87,17 @@ def picture_range(values: np.ndarray, asked: Range | None, what: object) -> Rang
     if values.dtype.kind in "biu":
         return _integer_range(low, high, values.dtype, what)
     if low >= -TOLERANCE and high <= 1 + TOLERANCE:
-        return Range(0, 1, said="real numbers from 0 to 1 are black to white")
+        return Range(0, 1, note="real numbers from 0 to 1 are black to white")
     if low >= -1 - TOLERANCE and high <= 1 + TOLERANCE:
-        return Range(-1, 1, said="real numbers from -1 to 1 are black to white")
+        return Range(-1, 1, note="real numbers from -1 to 1 are black to white")
     if low >= -255 * TOLERANCE and LEAST_OF_255 <= high <= 255 * (1 + TOLERANCE):
-        return Range(0, 255, said="real numbers from 0 to 255 are black to white")
+        return Range(0, 255, note="real numbers from 0 to 255 are black to white")
     raise _unclear(what, low, high, "real numbers from 0 to 1, from -1 to 1 or from 0 to 255 are expected")
 
 
 def _integer_range(low: float, high: float, kind: np.dtype, what: object) -> Range:
     if kind.kind == "b":
-        return Range(0, 1, said="false is black, true is white")
+        return Range(0, 1, note="false is black, true is white")
     if low < 0:
         raise _unclear(what, low, high, "integers from 0 are expected")
     if high == 1:
@@ -105,7 +105,7 @@ def _integer_range(low: float, high: float, kind: np.dtype, what: object) -> Ran
     for bits in (8, 12, 16):
         if high < 2**bits:
             stored = f"{bits} bits in {8 * kind.itemsize}" if bits < 8 * kind.itemsize else f"{bits} bits"
-            return Range(0, 2**bits - 1, said=f"integers of {stored}: 0 is black, {2**bits - 1} is white")
+            return Range(0, 2**bits - 1, note=f"integers of {stored}: 0 is black, {2**bits - 1} is white")
     raise _unclear(what, low, high, "integers of at most 16 bits are expected")
 
 
@@ -132,11 +132,11 @@ def measured_range(values: np.ndarray, asked: Range | None, what: object, noise_
     if values.dtype.kind in "biu":
         return _integer_range(low, high, values.dtype, what)
     if low < DARKEST and low + high < 2 * CENTRE and max(-low, high) <= 1 + margin:
-        return Range(-1, 1, said="real numbers around -1 to 1 are black to white")
+        return Range(-1, 1, note="real numbers around -1 to 1 are black to white")
     if low >= -TOLERANCE and high <= 1 + TOLERANCE:
-        return Range(0, 1, said="real numbers from 0 to 1 are black to white")
+        return Range(0, 1, note="real numbers from 0 to 1 are black to white")
     if low >= -255 * TOLERANCE and LEAST_OF_255 <= high <= 255 * (1 + TOLERANCE):
-        return Range(0, 255, said="real numbers from 0 to 255 are black to white")
+        return Range(0, 255, note="real numbers from 0 to 255 are black to white")
     why = "real numbers around -1 to 1, from 0 to 1 or from 0 to 255 are expected"
     raise _unclear(what, low, high, why, _noisy(high))
 

@@ -26,7 +26,7 @@ from rlsd_lightning.operators.medical.scans import (
     Scan,
     check_white,
     in_image_units,
-    say_noise_unit,
+    log_noise_unit,
 )
 from rlsd_lightning.operators.noise import make_noise
 from rlsd_lightning.reading import check_finite
@@ -125,7 +125,7 @@ class CoilMRI(Scan):
         of_white = physics.A(torch.ones(1, self.channels, *self.mask.shape[-2:]))
         y = in_image_units(scan, of_white, self.white)
         physics.check_size(y)
-        physics.say_unexplained(y, y if self.white is None else y + of_white)
+        physics.warn_of_unexplained(y, y if self.white is None else y + of_white)
         return y
 
     def _measured(self, kspace: Tensor) -> Tensor:
@@ -169,7 +169,7 @@ class CoilMRI(Scan):
                 f"or divide by sqrt(height * width) = {math.sqrt(rows * columns):.4g} what numpy.fft.fft2 gave"
             )
 
-    def say_unexplained(self, y: Tensor, scan: Tensor) -> None:
+    def warn_of_unexplained(self, y: Tensor, scan: Tensor) -> None:
         """Warns of a k-space that no real image explains.
 
         Args:
@@ -249,7 +249,7 @@ def mri(
     else:
         generator = torch.Generator().manual_seed(operator_seed)
         seen = GaussianMaskGenerator((2, height, width), acceleration=acceleration, rng=generator).step()["mask"][0, 0]
-    say_noise_unit(white)
+    log_noise_unit(white)
     maps = None if coil_maps is None else load_coil_maps(coil_maps, height, width)
     kind = RealMRI if maps is None else CoilMRI
     return kind(seen, maps, channels, make_noise(noise, sigma, of_images=False), white, grey, drawn=mask is None)

@@ -98,8 +98,8 @@ def check_white(white: float | None) -> None:
     require(lambda value: value is None or 0 < value < math.inf, expected, white=white)
 
 
-def say_noise_unit(white: float | None, scale: float = 1.0) -> None:
-    """Says what the noise of a file is in units of an image in [-1, 1]."""
+def log_noise_unit(white: float | None, scale: float = 1.0) -> None:
+    """Log what the noise of a file is in units of an image in [-1, 1]."""
     if white is not None:
         log.info("white=%g: noise of deviation s in the file is sigma = %.4g s", white, 2 / (white * scale))
 

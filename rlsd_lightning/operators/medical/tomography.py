@@ -23,7 +23,7 @@ from rlsd_lightning.operators.medical.scans import (
     Scan,
     check_white,
     in_image_units,
-    say_noise_unit,
+    log_noise_unit,
     shape_text,
 )
 from rlsd_lightning.operators.noise import make_noise
@@ -241,5 +241,5 @@ def tomography(
         physics.angles,
         physics.scale,
     )
-    say_noise_unit(white, physics.scale.item())
+    log_noise_unit(white, physics.scale.item())
     return physics
