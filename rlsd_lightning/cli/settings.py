@@ -149,7 +149,9 @@ def check_settings(cfg: DictConfig) -> None:
     if not str(cfg.output_dir).strip():
         raise HydraException("output_dir must be a folder, got an empty name; leave it out for a new one in outputs/")
     for group in ("trainer", "callbacks", *CHECKED):
-        if not cfg.get(group):
+        whole = cfg.get(group)
+        # a choice of features stays where the callbacks are removed
+        if not whole or (group == "callbacks" and not all("_target_" in each for each in whole.values())):
             raise HydraException(f"{group} is missing, but every run needs it; leave ~{group} or {group}=null out")
     for group in CHECKED:
         taken = signature_of(cfg[group]._target_, f"{group}._target_")

@@ -10,6 +10,7 @@ from PIL import Image
 from support.command import start_train, train
 
 from rlsd_lightning.cli.messages import explain
+from rlsd_lightning.cli.subcommands import app, calibrate
 from rlsd_lightning.errors import InputError
 from rlsd_lightning.images import find_images
 
@@ -313,16 +314,17 @@ def test_an_argument_of_two_groups_belongs_to_the_part_that_raised(tmp_path: Pat
     assert message(lambda: find_images(tmp_path)).startswith("data.images must be a folder with images")
 
 
-@pytest.mark.parametrize("name", ["", " ", "null"])
-def test_a_run_needs_a_folder(name: str) -> None:
+@pytest.mark.parametrize("name", ["", " ", "''"])
+def test_a_run_needs_a_folder(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
     code, printed = train(f"output_dir={name}")
     assert code == 2 and "output_dir must be a folder" in error_line(printed)
 
 
 @pytest.mark.parametrize("words", ["set `allow_pickle=True`", "use the `sigma=` keyword", "`seed: int` is expected"])
-def test_what_a_library_calls_its_argument_is_no_setting_here(words: str, tmp_path: Path) -> None:
-    cfg = OmegaConf.create({"seed": 0, "prior": {"allow_pickle": False}, "physics": {"sigma": 1}, "method": {}})
-    cfg |= {"features": {}, "data": {"seed": 0}}
+def test_what_a_library_calls_its_argument_is_no_setting_here(words: str) -> None:
+    prior, physics, data = {"allow_pickle": False}, {"sigma": 1}, {"seed": 0}
+    cfg = OmegaConf.create({"prior": prior, "physics": physics, "data": data, "method": {}, "features": {}})
     assert explain(InputError(words), cfg) == (words, 1)
 
 
@@ -344,3 +346,15 @@ def test_a_damaged_run_is_one_line_when_it_is_resumed(damaged: str, content: byt
     (folder / damaged).write_bytes(content)
     code, printed = train(f"resume={folder}")
     assert code == 1 and damaged in error_line(printed)
+
+
+@pytest.mark.parametrize("port", ["99999", "0", "65536"])
+def test_a_port_that_no_machine_has_is_one_line(port: str, capsys: pytest.CaptureFixture) -> None:
+    assert app.main(["--port", port]) == 1
+    assert error_line(capsys.readouterr().err) == f"error: port must be from 1 to 65535, got {port}"
+
+
+@pytest.mark.parametrize("given", [[], ["data.images=photographs"], ["num_steps=3"]])
+def test_the_embedded_calibration_is_not_measured_anew_by_accident(given: list[str], capsys) -> None:
+    assert calibrate.main(given) == 1
+    assert "prior must be named" in error_line(capsys.readouterr().err)

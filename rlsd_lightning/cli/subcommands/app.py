@@ -25,7 +25,7 @@ from rlsd_lightning.cli.literal import as_typed
 from rlsd_lightning.cli.messages import Formatter, explain
 from rlsd_lightning.cli.settings import check_settings, with_present_names, without_null_groups
 from rlsd_lightning.cli.subcommands.parser import Parser, in_one_line
-from rlsd_lightning.errors import InputError, StoppedError, printable
+from rlsd_lightning.errors import InputError, StoppedError, printable, require
 from rlsd_lightning.resources import CONFIGS
 
 __all__ = ["Solver", "main"]
@@ -187,6 +187,7 @@ def main(arguments: list[str] | None = None) -> int:
     )
     options.add_argument("settings", nargs="*", metavar="NAME=VALUE", help="settings of all runs")
     given = options.parse_args(arguments)
+    require(lambda port: 1 <= port <= 65535, "from 1 to 65535", port=given.port)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: what was uploaded is removed
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     for handler in logging.getLogger().handlers:
