@@ -227,7 +227,7 @@ def read_settings(folder: Path) -> DictConfig:
             "train.log, for example resume=outputs/inpaint/2026-11-24_12-00-00"
         )
     settings = read_yaml(folder / SETTINGS)
-    if not isinstance(settings, DictConfig) or "method" not in settings:
+    if not isinstance(settings, DictConfig) or "num_steps" not in settings:
         raise InputError(f"'{folder / SETTINGS}' is incomplete or damaged; restore it, or start a new run")
     return settings
 
