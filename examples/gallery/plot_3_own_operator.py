@@ -70,7 +70,8 @@ def camera(x):
 
 y = camera(truth)
 result = solve(y, camera, prior, truth=truth, num_particles=2, num_steps=40, trainer=quiet)
-show([truth[0], y[0], *result.particles], ["ground truth", "measurement", "particle 0", "particle 1"])
+titles = ["ground truth", "measurement", "particle 0", "particle 1"]
+show([truth[0], y[0], *result.particles], titles)
 
 # %%
 # The particles must find the colours and the corners by themselves. What they share is what the camera saw:
