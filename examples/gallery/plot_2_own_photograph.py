@@ -45,7 +45,7 @@ result = solve(y, physics, prior, num_particles=2, num_steps=60, trainer=quiet)
 print(result)
 
 # %%
-# No ground truth was given, so the metrics have no PSNR. Each warning names its remedy. The damaged picture, the mean of the particles,
+# No ground truth was given, so the metrics have no PSNR. The damaged picture, the mean of the particles,
 # and the photograph:
 
 figure, axes = plt.subplots(1, 3, figsize=(9, 3.2), layout="constrained")

@@ -50,7 +50,7 @@ class HealthMetrics(NamedTuple):
         null_space_spread: Particles' deviation in the null space over the mean image's RMS there.
         residual_sigmas: RMS of :math:`y - A(x)` in units of the noise.
         sharpness_to_decoded: Gradient energy of :math:`x` over that of :math:`D(z)`, without the share that the
-            autoencoder loses of the first particle.
+            autoencoder loses of the first particle, if it knows such pictures.
         sharpness_to_truth: Gradient energy of :math:`x` over that of the truth.
         latent_norm: Root mean square of :math:`z`, a mean over particles, over that of pictures that the prior knows: 1
             within the range of these; None where the latent is the image.
@@ -131,11 +131,12 @@ def _against_own(prior: Prior, z: Tensor) -> float:
 
 
 def _beyond_autoencoder(prior: Prior, images: Tensor, decoded: Tensor) -> float | None:
-    """Ratio of gradient energies over what the best latents would have: an autoencoder may lose fine detail."""
+    """Ratio of gradient energies; an autoencoder may lose fine detail of a picture that it knows."""
     ratio, first = _sharpness(images, decoded), images[:1]
-    _, reconstructed = reconstruction_error(prior, first.to(prior.alphas))
+    error, reconstructed = reconstruction_error(prior, first.to(prior.alphas))
     lost = _sharpness(first, at_least_float32(reconstructed))
-    return ratio / max(lost, 1.0) if ratio and lost else ratio
+    is_known = error.item() <= prior.calibration.largest_error
+    return ratio / max(lost, 1.0) if ratio and lost and is_known else ratio
 
 
 def _sharpness(images: Tensor, reference: Tensor) -> float | None:
@@ -198,9 +199,7 @@ def _misfit(metrics: HealthMetrics) -> list[Problem]:
         remedies = {"sigma": "check sigma"} | steps | {"gamma": "lower gamma", "min_mu": "lower min_mu"}
         found.append((f"the residual is {metrics.residual_sigmas:.3g} standard deviations of the noise", remedies))
     if _above(metrics.sharpness_to_decoded, MAX_SHARPNESS_TO_DECODED):
-        ratio = (
-            f"x has {metrics.sharpness_to_decoded:.3g} times the gradient energy of D(z), beyond the autoencoder's loss"
-        )
+        ratio = f"x has {metrics.sharpness_to_decoded:.3g} times the gradient energy of D(z)"
         found.append((f"the latents do not follow the images ({ratio})", follow))
     if _below(metrics.sharpness_to_truth, MIN_SHARPNESS_TO_TRUTH):
         ratio = f"{metrics.sharpness_to_truth:.2g} of the truth's gradient energy"

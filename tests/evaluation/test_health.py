@@ -205,11 +205,19 @@ def blurred(images: torch.Tensor, size: int) -> torch.Tensor:
 
 
 @pytest.mark.parametrize(
-    ("lost", "shown", "noticed"),
-    [(1, 1, False), (1, 3, True), (3, 3, False), (3, 1, False), (3, 7, True), (7, 7, False)],
+    ("std", "lost", "shown", "noticed"),
+    [
+        (0.1, 1, 1, False),
+        (0.1, 1, 3, True),
+        (0.1, 3, 3, False),
+        (0.1, 3, 1, False),
+        (0.1, 3, 7, True),
+        (0.1, 7, 7, False),
+        (0.5, 7, 7, True),  # its loss is beyond that of pictures which the autoencoder knows
+    ],
 )
-def test_latents_that_do_not_follow_a_sharp_image_are_noticed(lost: int, shown: int, noticed: bool) -> None:
-    truth = 0.5 * torch.randn(1, *SHAPE, generator=GENERATOR).clamp(-1, 1)
+def test_latents_that_do_not_follow_a_sharp_image_are_noticed(std: float, lost: int, shown: int, noticed: bool) -> None:
+    truth = std * torch.randn(1, *SHAPE, generator=GENERATOR).clamp(-1, 1)
     autoencoder = {"encode": lambda images: blurred(images, lost)}
     method = SimpleNamespace(prior=SimpleNamespace(**(vars(PRIOR) | autoencoder)), decoder_std=0.5)
     z = torch.ones(4, 4, 8, 8)
