@@ -8,6 +8,7 @@ import warnings
 from importlib import metadata
 from pathlib import Path
 
+import lightning.pytorch
 from sphinx.application import Sphinx
 
 PROJECT = Path(__file__).resolve().parents[1]
@@ -15,7 +16,7 @@ EXAMPLES = PROJECT / "build" / "examples"
 shutil.rmtree(EXAMPLES, ignore_errors=True)  # a copy: examples write their results where they lie
 shutil.copytree(PROJECT / "examples" / "gallery", EXAMPLES)
 os.environ.setdefault("TQDM_DISABLE", "1")  # progress bars are for a terminal
-logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+logging.getLogger(lightning.pytorch.__name__).setLevel(logging.WARNING)  # after the import, which sets it
 warnings.filterwarnings("ignore")
 
 project = "rlsd-lightning"

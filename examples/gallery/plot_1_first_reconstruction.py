@@ -20,7 +20,7 @@ from rlsd_lightning.operators import inpainting
 
 prior = StableDiffusionPrior(embedded("priors/faces"))
 physics = inpainting(prior.image_shape, mask="half")
-truth = load_image(embedded("faces/heldout/003.png"), 64, 64)
+truth = load_image(embedded("faces/heldout/000.png"), 64, 64)
 y = physics(truth)
 
 
@@ -71,3 +71,5 @@ result.save("first_reconstruction")
 # %%
 # The command line does the same with ``rlsd task=inpaint``, and adds a report.
 plt.show()
+
+# sphinx_gallery_thumbnail_number = 2

@@ -20,9 +20,11 @@ from rlsd_lightning.operators import inpainting
 # ``damaged.png`` is the picture, and ``mask.png`` is white where its pixels are good. Here both are made from a photograph of the
 # package.
 
-photo = Image.open(embedded("photos/chelsea.jpg")).convert("RGB").resize((96, 96), Image.Resampling.LANCZOS)
+photo = Image.open(embedded("photos/chelsea.jpg")).convert("RGB")
+photo = photo.resize((96, 96), Image.Resampling.LANCZOS)
 mask = Image.new("L", photo.size, 255)
-for scratch in [(4, 8, 92, 16), (70, 2, 44, 94), (2, 62, 94, 76), (6, 92, 60, 56), (88, 40, 96, 92)]:
+scratches = [(4, 8, 92, 16), (70, 2, 44, 94), (2, 62, 94, 76), (6, 92, 60, 56), (88, 40, 96, 92)]
+for scratch in scratches:
     ImageDraw.Draw(mask).line(scratch, fill=0, width=2)
 damaged = Image.composite(photo, Image.new("RGB", photo.size, "white"), mask)
 photo.save("photo.png")
@@ -43,11 +45,12 @@ result = solve(y, physics, prior, num_particles=2, num_steps=60, trainer=quiet)
 print(result)
 
 # %%
-# No ground truth was given, so the metrics have no PSNR. Each warning names its remedy. The damaged picture, the mean of the particles,
+# No ground truth was given, so the metrics have no PSNR. The damaged picture, the mean of the particles,
 # and the photograph:
 
 figure, axes = plt.subplots(1, 3, figsize=(9, 3.2), layout="constrained")
-pictures = {"damaged": y[0], "reconstructed": result.mean, "photograph": load_image("photo.png", 96, 96)[0]}
+truth = load_image("photo.png", 96, 96)
+pictures = {"damaged": y[0], "reconstructed": result.mean, "photograph": truth[0]}
 for axis, (title, image) in zip(axes, pictures.items(), strict=True):
     axis.imshow(to_pil(image))
     axis.set_title(title)

@@ -39,7 +39,7 @@ def mosaic(x, **kwargs):
     return avg_pool2d(x, 8)
 
 
-physics = LinearPhysics(A=mosaic, img_size=prior.image_shape, noise_model=GaussianNoise(0.01))
+physics = LinearPhysics(A=mosaic, img_size=prior.image_shape, noise_model=GaussianNoise(0.02))
 y = physics(truth)
 result = solve(y, physics, prior, truth=truth, num_steps=40, trainer=quiet)
 show(
@@ -48,7 +48,8 @@ show(
 )
 
 # %%
-# Each particle explains the tiles. The residual is given in standard deviations of the noise:
+# Each particle explains the tiles. The residual is given in standard deviations of the noise: the truth has 1, and from 3 on a result
+# has a warning.
 
 print(result.metrics["residual_sigmas"])
 
@@ -70,7 +71,8 @@ def camera(x):
 
 y = camera(truth)
 result = solve(y, camera, prior, truth=truth, num_particles=2, num_steps=40, trainer=quiet)
-show([truth[0], y[0], *result.particles], ["ground truth", "measurement", "particle 0", "particle 1"])
+titles = ["ground truth", "measurement", "particle 0", "particle 1"]
+show([truth[0], y[0], *result.particles], titles)
 
 # %%
 # The particles must find the colours and the corners by themselves. What they share is what the camera saw:

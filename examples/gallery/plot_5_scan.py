@@ -25,13 +25,14 @@ rng = np.random.default_rng(0)
 
 def transform(image):
     """The centred, orthonormal Fourier transform."""
-    axes = (-2, -1)
-    return np.fft.fftshift(np.fft.fft2(np.fft.ifftshift(image, axes=axes), norm="ortho"), axes=axes)
+    centred = np.fft.ifftshift(image, axes=(-2, -1))
+    return np.fft.fftshift(np.fft.fft2(centred, norm="ortho"), axes=(-2, -1))
 
 
 rows, columns = np.mgrid[-1:1:64j, -1:1:64j]
 turns = np.pi / 2 * np.arange(4)[:, None, None]
-maps = 1 / ((columns - 1.5 * np.cos(turns)) + 1j * (rows - 1.5 * np.sin(turns)))  # four coils around the head
+# four coils around the head
+maps = 1 / ((columns - 1.5 * np.cos(turns)) + 1j * (rows - 1.5 * np.sin(turns)))
 maps /= np.sqrt((np.abs(maps) ** 2).sum(axis=0))
 measured = np.arange(64) % 4 == 0
 measured[28:36] = True
@@ -54,7 +55,8 @@ for coil, axis in enumerate(axes):
 # ``from_array`` converts the file to these units, and ``for_measurement`` makes the operator of this measurement.
 
 prior = StableDiffusionPrior(embedded("priors/faces"))
-scan = mri(prior.image_shape, mask="measured.npy", coil_maps="maps.npy", white=900, sigma=4 * 2 / 900)
+files = {"mask": "measured.npy", "coil_maps": "maps.npy"}
+scan = mri(prior.image_shape, **files, white=900, sigma=4 * 2 / 900)
 y = scan.from_array(np.load("kspace.npy"))
 physics = scan.for_measurement(y)
 quiet = {"enable_progress_bar": False}

@@ -17,11 +17,12 @@ from rlsd_lightning.operators import super_resolution
 # %%
 # Four small pictures
 # -------------------
-# Each face has a quarter of the rows and of the columns. ``Reconstructor`` solves a batch side by side.
+# Each measurement has a quarter of the rows and columns of a face. ``Reconstructor`` solves a batch side by side.
 
 prior = StableDiffusionPrior(embedded("priors/faces"))
 physics = super_resolution(prior.image_shape, factor=4, sigma=0.02)
-truths = torch.cat([load_image(embedded(f"faces/heldout/{i:03d}.png"), 64, 64) for i in range(4, 8)])
+files = [embedded(f"faces/heldout/{i:03d}.png") for i in range(4, 8)]
+truths = torch.cat([load_image(file, 64, 64) for file in files])
 y = physics(truths)
 results = Reconstructor(prior, num_particles=4, num_steps=30).results(y, physics)
 
@@ -39,7 +40,8 @@ for index, (result, row) in enumerate(zip(results, axes, strict=True)):
     row[3].imshow(result.std, cmap="magma", vmin=0, vmax=0.5)
     for axis in row:
         axis.axis("off")
-for axis, title in zip(axes[0], ["measurement", "mean", "error of the mean", "standard deviation"], strict=True):
+titles = ["measurement", "mean", "error of the mean", "standard deviation"]
+for axis, title in zip(axes[0], titles, strict=True):
     axis.set_title(title, fontsize=10)
 
 # %%
@@ -52,7 +54,8 @@ spread, total = torch.zeros(len(LEVELS)), torch.zeros(len(LEVELS))
 for index, result in enumerate(results):
     particles, truth = result.particles.clamp(-1, 1), truths[index : index + 1]
     alone = calibration(particles, truth, resolution=1 / 255)
-    both = total_calibration(particles, result.tensors["shared_variance"], truth, resolution=1 / 255)
+    shared = result.tensors["shared_variance"]
+    both = total_calibration(particles, shared, truth, resolution=1 / 255)
     spread += torch.tensor([alone[f"coverage_{level}"] for level in LEVELS]) / len(results)
     total += torch.tensor([both[f"total_coverage_{level}"] for level in LEVELS]) / len(results)
 

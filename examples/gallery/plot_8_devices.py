@@ -36,7 +36,7 @@ physics = inpainting(prior.image_shape, mask="half")
 torch.manual_seed(0)
 y = physics(load_image(embedded("faces/heldout/000.png"), 64, 64))
 trainer = {"accelerator": "cpu", "devices": devices, "enable_progress_bar": False}
-result = solve(y, physics, prior, num_particles=4, num_steps=10, particle_chunk=1, trainer=trainer)
+result = solve(y, physics, prior, num_steps=10, particle_chunk=1, trainer=trainer)
 result.save(f"on_{devices}")
 """
 Path("half_face.py").write_text(SCRIPT, encoding="utf-8")
@@ -46,11 +46,11 @@ Path("half_face.py").write_text(SCRIPT, encoding="utf-8")
 # -------------------------
 # ``accelerator="gpu"`` is all that a machine with two GPUs needs. ``torchrun`` and ``srun`` can start the processes too.
 
-environment = {**os.environ, "OMP_NUM_THREADS": "1"}  # as many threads for each process in both runs
+environment = {**os.environ, "OMP_NUM_THREADS": "1"}  # the same in both runs
 for devices in ("2", "1"):
     subprocess.run([sys.executable, "half_face.py", devices], check=True, env=environment)
 
-two, one = load_file("on_2/particles.safetensors")["x"], load_file("on_1/particles.safetensors")["x"]
+two, one = (load_file(f"on_{devices}/particles.safetensors")["x"] for devices in (2, 1))
 print(f"largest difference between the particles: {(two - one).abs().max():.1e}")
 
 # %%

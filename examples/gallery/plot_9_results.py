@@ -26,8 +26,9 @@ truth = load_image(embedded("faces/heldout/005.png"), 64, 64)
 features = ViTFeatures(embedded("features/faces"))
 quiet = {"enable_progress_bar": False}
 result = solve(
-    physics(truth), physics, prior, truth=truth, features=features, num_particles=8, num_steps=30, trainer=quiet
-)
+    physics(truth), physics, prior, truth=truth,
+    features=features, num_particles=8, num_steps=30, trainer=quiet,
+)  # fmt: skip
 result.save("run/005")
 
 figure, axis = plt.subplots(figsize=(9, 2.6), layout="constrained")
@@ -49,7 +50,7 @@ for file in sorted(Path("run/005").iterdir()):
 metrics = json.loads(Path("run/005/metrics.json").read_text(encoding="utf-8"))
 for name in ("psnr_mean", "psnr_best", "psnr_of_mean", "residual_sigmas"):
     print(f"{name:16} {metrics[name]:.3f}")
-print(metrics.get("warnings", "no warnings"))
+print(metrics["warnings"] or "no warnings")
 
 # %%
 # Representatives
@@ -71,7 +72,8 @@ for axis, (particle, share) in zip(axes, chosen, strict=True):
 particles = load_file("run/005/particles.safetensors")["x"].clamp(-1, 1)
 chin = particles[:, :, 44:48, 29:35].mean(dim=(2, 3)) / 2 + 0.5
 brightness = chin.mean(dim=1)
-print(f"brightness of the chin: {brightness.mean():.2f}, from {brightness.min():.2f} to {brightness.max():.2f}")
+low, high = brightness.min(), brightness.max()
+print(f"brightness of the chin: {brightness.mean():.2f}, from {low:.2f} to {high:.2f}")
 
 figure, axis = plt.subplots(figsize=(6, 1.4), layout="constrained")
 axis.imshow(chin[brightness.argsort()][None])

@@ -12,6 +12,7 @@ from rlsd_lightning.resources import embedded
 __all__ = ["EXAMPLES", "PAINT", "Example"]
 
 HALF = (((0.0, 0.5), (1.0, 1.0)),)
+SCRATCHES = (((0.05, 0.2), (0.4, 0.5), (0.95, 0.75)), ((0.8, 0.05), (0.55, 0.4), (0.2, 0.9)))
 PAINT = (225, 29, 72, 255)
 """Colour of the brush."""
 
@@ -32,7 +33,7 @@ class Example(NamedTuple):
     picture: Path
     task: str
     prior: str
-    steps: int = 50
+    steps: int = 40
     painted: tuple[tuple[tuple[float, float], ...], ...] = ()
 
     def layer(self, size: tuple[int, int]) -> Image.Image:
@@ -44,20 +45,13 @@ class Example(NamedTuple):
             if len(points) == 2:
                 draw.rectangle(corners, fill=PAINT)
             else:
-                draw.line(corners, fill=PAINT, width=max(1, min(size) // 16), joint="curve")
+                draw.line(corners, fill=PAINT, width=max(1, min(size) // 40), joint="curve")
         return layer
 
 
 EXAMPLES = (
     Example("half a face", embedded("faces/heldout/000.png"), PAINTED, FACES, painted=HALF),
     Example("a tiny face", embedded("faces/heldout/004.png"), "super_resolution", FACES),
-    Example(
-        "a scratch",
-        embedded("photos/coffee.jpg"),
-        PAINTED,
-        PHOTOS,
-        steps=30,
-        painted=(((0.1, 0.2), (0.35, 0.5), (0.6, 0.45), (0.9, 0.8)),),
-    ),
-    Example("a blur", embedded("photos/chelsea.jpg"), "gaussian_deblur", PHOTOS, steps=30),
+    Example("scratches", embedded("photos/coffee.jpg"), PAINTED, PHOTOS, steps=20, painted=SCRATCHES),
+    Example("a blur", embedded("photos/chelsea.jpg"), "gaussian_deblur", PHOTOS, steps=20),
 )

@@ -42,7 +42,8 @@ CSS = """
 #figures td:last-child { text-align: right; white-space: nowrap; }
 #examples .grid-container { grid-template-columns: repeat(4, minmax(0, 1fr)) !important; }
 #examples .gallery-item, #examples button { min-width: 0 !important; width: 100% !important; }
-#examples .caption-label { font-size: 0.7em; }
+#examples .caption-label { inset: auto 0 0; max-width: none; padding: 3px; border-radius: 0; }
+#examples .caption-label { font-size: 0.7em; text-align: center; }
 """
 
 

@@ -14,6 +14,7 @@ from rlsd_lightning.functional.precision import full_precision
 from rlsd_lightning.methods.base import ParticleModule
 from rlsd_lightning.operators.likelihood import data_fit, has_square_misfit, noise_std
 from rlsd_lightning.priors import Prior
+from rlsd_lightning.priors.measured import reconstruction_error
 
 __all__ = ["HealthMetrics", "has_collapsed", "health_metrics", "health_warnings", "null_space", "problems"]
 
@@ -28,7 +29,7 @@ MIN_NULL_SPACE_SPREAD = 0.1
 MAX_RESIDUAL_SIGMAS = 3.0
 """The truth has 1; over thousands of values, 3 is beyond chance."""
 MAX_SHARPNESS_TO_DECODED = 1.5
-"""A decoder loses a little detail; above this limit the latents do not follow the images."""
+"""Above it the latents do not follow the images."""
 MIN_SHARPNESS_TO_TRUTH = 0.5
 """Reconstructions with less than half of the truth's gradient energy look blurred."""
 LATENT_NORM = (0.8, 1.25)
@@ -48,7 +49,8 @@ class HealthMetrics(NamedTuple):
             space: the directions that it does not see above its noise.
         null_space_spread: Particles' deviation in the null space over the mean image's RMS there.
         residual_sigmas: RMS of :math:`y - A(x)` in units of the noise.
-        sharpness_to_decoded: Gradient energy of :math:`x` over that of :math:`D(z)`.
+        sharpness_to_decoded: Gradient energy of :math:`x` over that of :math:`D(z)`, without the share that the
+            autoencoder loses of the first particle, if it knows such pictures.
         sharpness_to_truth: Gradient energy of :math:`x` over that of the truth.
         latent_norm: Root mean square of :math:`z`, a mean over particles, over that of pictures that the prior knows: 1
             within the range of these; None where the latent is the image.
@@ -114,7 +116,7 @@ def health_metrics(
         null_space_energy=energy,
         null_space_spread=spread,
         residual_sigmas=data_fit(physics, images, measurement.y)["residual_sigmas"] if gaussian else None,
-        sharpness_to_decoded=_sharpness(images, decoded),
+        sharpness_to_decoded=_beyond_autoencoder(module.prior, images, decoded),
         sharpness_to_truth=None if truth is None else _sharpness(images, truth.to(images)),
         latent_norm=None if module.prior.latent_shape == module.prior.image_shape else _against_own(module.prior, z),
         repulsion_ratio=repulsion_ratio,
@@ -126,6 +128,15 @@ def _against_own(prior: Prior, z: Tensor) -> float:
     """Ratio of the latents' root mean square to the nearest of pictures that the prior knows; 1 within their range."""
     norm, (low, high) = z.float().square().flatten(1).mean(dim=1).sqrt().mean().item(), prior.calibration.latent_rms
     return norm / min(max(norm, low), high)
+
+
+def _beyond_autoencoder(prior: Prior, images: Tensor, decoded: Tensor) -> float | None:
+    """Ratio of gradient energies; an autoencoder may lose fine detail of a picture that it knows."""
+    ratio, first = _sharpness(images, decoded), images[:1]
+    error, reconstructed = reconstruction_error(prior, first.to(prior.alphas))
+    lost = _sharpness(first, at_least_float32(reconstructed))
+    is_known = error.item() <= prior.calibration.largest_error
+    return ratio / max(lost, 1.0) if ratio and lost and is_known else ratio
 
 
 def _sharpness(images: Tensor, reference: Tensor) -> float | None:

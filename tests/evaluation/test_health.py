@@ -49,7 +49,15 @@ from rlsd_lightning.results.writer import ImageResults
 SHAPE = (3, 32, 32)
 GENERATOR = torch.Generator()
 WHITE = Calibration(0.08, 0.2, 0.5, 1.0, (1.0, 1.0), 8, "pictures")
-PRIOR = SimpleNamespace(calibration=WHITE, latent_shape=(4, 8, 8), image_shape=SHAPE)
+PRIOR = SimpleNamespace(
+    calibration=WHITE,
+    latent_shape=(4, 8, 8),
+    image_shape=SHAPE,
+    alphas=torch.ones(1),
+    encode=lambda images: images,
+    decode=lambda z: z,
+)
+"""An autoencoder without loss."""
 METHOD = SimpleNamespace(prior=PRIOR, decoder_std=0.08)
 """The part of a method that health metrics need."""
 
@@ -192,20 +200,40 @@ def test_other_noise_is_not_counted_in_standard_deviations() -> None:
     assert look(measured(denoising, truth, sigma=0.001, noise="laplace"), alike(truth) + 0.1) == []
 
 
-def test_latents_that_do_not_follow_a_sharp_image_are_noticed() -> None:
-    truth = 0.5 * torch.randn(1, *SHAPE, generator=GENERATOR).clamp(-1, 1)
-    blurred = avg_pool2d(truth, 3, stride=1, padding=1).expand(4, -1, -1, -1)
-    (said,) = look(measured(denoising, truth), alike(truth), blurred)
-    assert "the latents do not follow the images" in said
+def blurred(images: torch.Tensor, size: int) -> torch.Tensor:
+    return avg_pool2d(images, size, stride=1, padding=size // 2)
+
+
+@pytest.mark.parametrize(
+    ("std", "lost", "shown", "noticed"),
+    [
+        (0.1, 1, 1, False),
+        (0.1, 1, 3, True),
+        (0.1, 3, 3, False),
+        (0.1, 3, 1, False),
+        (0.1, 3, 7, True),
+        (0.1, 7, 7, False),
+        (0.5, 7, 7, True),  # its loss is beyond that of pictures which the autoencoder knows
+    ],
+)
+def test_latents_that_do_not_follow_a_sharp_image_are_noticed(std: float, lost: int, shown: int, noticed: bool) -> None:
+    truth = std * torch.randn(1, *SHAPE, generator=GENERATOR).clamp(-1, 1)
+    autoencoder = {"encode": lambda images: blurred(images, lost)}
+    method = SimpleNamespace(prior=SimpleNamespace(**(vars(PRIOR) | autoencoder)), decoder_std=0.5)
+    z = torch.ones(4, 4, 8, 8)
+    solved = Solved(measured(denoising, truth), alike(truth), blurred(truth, shown).expand(4, -1, -1, -1), z)
+    said = health_warnings(health_metrics(method, solved, alike(truth).flatten(1)))
+    assert [line for line in said if "the latents do not follow the images" in line] == said
+    assert bool(said) is noticed
 
 
 def test_blurred_reconstructions_are_noticed_where_the_truth_is_known() -> None:
     truth = 0.5 * torch.randn(1, *SHAPE, generator=GENERATOR).clamp(-1, 1)
-    blurred = avg_pool2d(truth, 3, stride=1, padding=1).expand(4, -1, -1, -1)
+    particles = blurred(truth, 3).expand(4, -1, -1, -1)
     measurement = measured(denoising, truth, sigma=0.2)
-    (said,) = look(measurement, blurred)
+    (said,) = look(measurement, particles)
     assert "the reconstructions are blurred" in said
-    assert look(measurement._replace(truth=None), blurred) == []
+    assert look(measurement._replace(truth=None), particles) == []
 
 
 @pytest.mark.parametrize("norm", [0.5, 1.5, 20.0])
