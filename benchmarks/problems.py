@@ -67,7 +67,7 @@ class RandomStableDiffusion(StableDiffusionPrior):
         }
         # random networks predict nothing, and may be without memory
         with mock.patch("rlsd_lightning.priors.latent.try_networks"):
-            super().__init__(StableDiffusionPipeline(vae=vae, unet=unet, **parts), **settings)
+            super().__init__(StableDiffusionPipeline(vae=vae, unet=unet, **parts), tiny_decoder=None, **settings)
         self.calibration = Calibration(
             0.05, 0.1, 0.5, 1.0, (0.9, 1.1), 1, "samples"
         )  # none is measured on random networks

@@ -39,14 +39,16 @@ PRIORS = {
 METHODS = {
     "published": [],
     "rlsd": [],
-    "rlsd_tiny_decoder": ["prior.tiny_decoder=auto"],
+    "rlsd_own_decoder": ["prior.tiny_decoder=null"],
     "distilled": ["method=distilled"],
     "dps": ["method=dps"],
     "daps": ["method=daps", "num_steps=20"],  # five network evaluations a step
     "latino": ["method=latino", "num_steps=8"],
 }
 PUBLISHED_STEPS = 999
-QUALITY = ("psnr_mean", "psnr_best", "psnr_of_mean", "vendi")
+QUALITY = ("psnr_mean", "psnr_best", "psnr_of_mean", "diversity")
+VENDI = "vendi"
+"""Key of metrics.json that a row's diversity is: the Vendi score, the effective number of different particles."""
 Row = dict[str, str | int | float | bool | None]
 
 
@@ -123,7 +125,8 @@ def measure(name: str, cfg: DictConfig, args: argparse.Namespace) -> Row:
         )
         seconds.append(now(device) - start)
         metrics.append(made.metrics)
-    known = {} if name == "sd15" else {key: statistics.mean(each[key] for each in metrics) for key in QUALITY}
+    keys = dict(zip(QUALITY, (*QUALITY[:3], VENDI), strict=True))
+    known = {} if name == "sd15" else {row: statistics.mean(each[key] for each in metrics) for row, key in keys.items()}
     # the first also loads kernels
     return {"seconds": statistics.median(seconds[1:] or seconds), **known}
 
@@ -176,7 +179,7 @@ def table(rows: list[Row]) -> str:
         "PSNR, mean",
         "best",
         "of the mean",
-        "vendi",
+        "Vendi score",
     )
     lines = [f"| {' | '.join(heads)} |", "|" + "---|" * len(names)]
     for row in rows:
@@ -195,7 +198,7 @@ def plot(rows: list[Row], path: Path) -> None:
         for key, marker, label in shown:
             axis.plot([row["tflop"] for row in known], [row[key] for row in known], marker, label=label)
         for row in known:
-            said = f"{row['method']}\nVendi {row['vendi']:.2g}"
+            said = f"{row['method']}\nVendi {row['diversity']:.2g}"
             axis.annotate(said, (row["tflop"], row["psnr_mean"]), (4, -18), textcoords="offset points", fontsize=7)
         axis.margins(x=0.3, y=0.15)
         axis.set(xscale="log", xlabel="10^12 operations of a run", ylabel="PSNR, dB", title=prior)

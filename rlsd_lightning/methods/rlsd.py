@@ -146,8 +146,7 @@ class RLSD(ParticleModule):
         self.automatic_optimization = False  # SGD in the loop, Adam in the refinement
         self.repulsion = Repulsion(self, gamma, gamma_mode, repulsion_until)
         self.zeta = 100 * guidance_scale / self.num_steps * pull_factor(self.z[0].numel(), self.x[0].numel())
-        # a warm start skips the first of all steps
-        self.refine_from = max(0, round((1 - refine_share) * self.num_steps) - self.first_step)
+        self.refine_from = max(0, round((1 - refine_share) * self.num_steps) - self.first_step)  # a warm start skips steps
         self.candidates_of = Candidates(self, cover, self.refine_from)
         t = self.timesteps[0]
         alpha, sigma = prior.alpha(t).cpu(), prior.sigma(t).cpu()
@@ -164,9 +163,9 @@ class RLSD(ParticleModule):
         s = None if self.candidates_of.end_with(step) else s
         if step >= self.refine_from:
             return self.refine(step, t)
-        zeta = self.zeta * self.candidates_of.stretch(step)
+        zeta, pulls = self.zeta * self.candidates_of.stretch(step), s is not None and step + 1 != self.refine_from
         z, e = self.z[self.rows], self.e[self.rows]
-        z_t = add_noise(z, e, self.prior.alpha(t), self.prior.sigma(t)).detach().requires_grad_()
+        z_t = add_noise(z, e, self.prior.alpha(t), self.prior.sigma(t)).detach().requires_grad_(pulls)
         z_hat, eps_hat = self.denoise(z_t, t)
         decoded = self.images(z_hat, step)  # D(z_hat)
 
@@ -175,7 +174,8 @@ class RLSD(ParticleModule):
         gradient, repulsion = self.guidance(step, t, zeta, z_t, z_hat, decoded, coupling)  # G, gamma log sum k
         surrogate = torch.sum(self.over_alpha(gradient, step, s, decoded) * z)  # its gradient is G / alpha_s
 
-        self.log_all(step, denoising=denoising, coupling=coupling.sum(), repulsion=repulsion.sum())
+        terms = {"repulsion": repulsion.sum()} if pulls else {}
+        self.log_all(step, denoising=denoising, coupling=coupling.sum(), **terms)
         moved = self.descend(denoising + surrogate)  # z <- z_hat - G / alpha_s
         if self.candidates_of.end_with(step):
             self.start_again(step, self.x[self.rows] if self.hparams.augmented else decoded)
@@ -224,11 +224,13 @@ class RLSD(ParticleModule):
     def guidance(
         self, step: int, t: int, zeta: float, z_t: Tensor, z_hat: Tensor, decoded: Tensor, coupling: Tensor
     ) -> tuple[Tensor, Tensor]:
-        r"""The gradient :math:`G` in :math:`z_t`, and the repulsion's values with shape (n,).
+        r"""The gradient :math:`G` in :math:`z_t`, and the repulsion's values with shape (n,); zero in steps without gradient.
 
         By the chain rule, from the image to the clean to the noisy latent; the repulsion's gradient is added at the image, or
         at :math:`\hat z` if its features are those of latents.
         """
+        if not z_t.requires_grad:
+            return torch.zeros_like(z_t), coupling.new_zeros(len(z_t))
         repels = self.repulsion.acts(self.candidates_of.usual(step))
         # a collective call: processes without particles make it too
         density = self.repulsion.gradient(z_hat, decoded) if repels else None
@@ -248,13 +250,12 @@ class RLSD(ParticleModule):
     def over_alpha(self, gradient: Tensor, step: int, s: int | None, decoded: Tensor) -> Tensor:
         r""":math:`G / \alpha_s`; zero in the last of all steps, and before a timestep without signal.
 
-        Before the refinement :math:`E(D(\hat z)) - E(x)`. Gradients of low noise overshoot, and Adam has too few steps to make
-        up for it.
+        Before the refinement :math:`E(D(\hat z)) - E(x)`: gradients of low noise overshoot, and Adam has too few steps for that.
         """
         if s is not None and step + 1 == self.refine_from and self.hparams.augmented:
             return away_from_images(self, decoded.detach())
-        if s is None or step + 1 == self.refine_from:
-            return torch.zeros_like(gradient)
+        if s is None:
+            return gradient
         alpha = self.prior.alpha(s)
         return torch.where(alpha > 0, gradient / alpha, 0.0)
 
@@ -290,7 +291,7 @@ class RLSD(ParticleModule):
         zero = self.z.new_zeros(())
         repels = self.repulsion.acts(self.candidates_of.usual(step)) and "repulsion" in terms
         figures = {"repulsion_ratio": self.repulsion_ratios[-1] if repels else zero}
-        if self.has_tiny:  # the distance of both decoders' images at the last look
+        if self.has_tiny and any(map(self.looks, range(step + 1))):  # the distance of both decoders' images at the last look
             distances = square_norms(self.correction[self.rows]).div(self.x[0].numel()).sqrt()
             figures["tiny_decoder_distance"] = distances.sum() / self.num_particles
         self.log_terms({name: terms.get(name, zero) for name in TERMS}, step, **figures)
