@@ -55,7 +55,15 @@ Row = dict[str, str | int | float | bool | None]
 def settings_of(prior: str, method: str, args: argparse.Namespace) -> DictConfig:
     """The command line's settings of a run."""
     steps = [] if args.num_steps is None else [f"num_steps={args.num_steps}"]
-    command = [f"task={args.task}", *PRIORS[prior], *METHODS[method], *steps, f"num_particles={args.num_particles}"]
+    size = [f"prior.image_size={args.photo_size}"] if prior == "photos" else []
+    command = [
+        f"task={args.task}",
+        *PRIORS[prior],
+        *size,
+        *METHODS[method],
+        *steps,
+        f"num_particles={args.num_particles}",
+    ]
     with initialize_config_dir(str(PROJECT / "configs"), version_base="1.3"):
         return compose("train", [*command, f"data.limit={args.images}"])
 
@@ -88,7 +96,7 @@ def count(name: str, cfg: DictConfig) -> float:
 
 def count_published(name: str, args: argparse.Namespace) -> float:
     """Operations of the published loop, in units of 10^12."""
-    problem = make_problem(name, args.num_particles, "meta")
+    problem = make_problem(name, args.num_particles, "meta", args.photo_size if name == "photos" else None)
     if name == "sd15":
         problem.prior.alphas, problem.prior.sigmas = stable_diffusion_levels()
     step = published_step(problem, gamma=0.0)
@@ -99,7 +107,7 @@ def count_published(name: str, args: argparse.Namespace) -> float:
 
 def time_published(name: str, args: argparse.Namespace) -> float:
     """Seconds of the published loop."""
-    problem = make_problem(name, args.num_particles, args.device)
+    problem = make_problem(name, args.num_particles, args.device, args.photo_size if name == "photos" else None)
     step = published_step(problem, gamma=0.0)
     return time_steps({"published": step}, 3, torch.device(args.device), args.precision)["published"] * PUBLISHED_STEPS
 
@@ -225,6 +233,7 @@ def main() -> None:
     )
     options.add_argument("--task", default="super_resolution")
     options.add_argument("--images", type=int, default=8, help="held-out images of each prior")
+    options.add_argument("--photo-size", type=int, default=256, help="height and width of photographs in pixels")
     options.add_argument("--num-particles", type=int, default=4)
     options.add_argument("--num-steps", type=int, help="each method's own if left out")
     options.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")

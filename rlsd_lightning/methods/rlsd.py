@@ -146,12 +146,13 @@ class RLSD(ParticleModule):
         self.automatic_optimization = False  # SGD in the loop, Adam in the refinement
         self.repulsion = Repulsion(self, gamma, gamma_mode, repulsion_until)
         self.zeta = 100 * guidance_scale / self.num_steps * pull_factor(self.z[0].numel(), self.x[0].numel())
-        self.refine_from = max(0, round((1 - refine_share) * self.num_steps) - self.first_step)  # a warm start skips steps
+        # a warm start skips the first of all steps
+        self.refine_from = max(0, round((1 - refine_share) * self.num_steps) - self.first_step)
         self.candidates_of = Candidates(self, cover, self.refine_from)
         t = self.timesteps[0]
         alpha, sigma = prior.alpha(t).cpu(), prior.sigma(t).cpu()
         self.image_variances = image_variances(prior, image_std, self.decoder_std)
-        # other operators lose by it: 0.4 dB for JPEG of photographs, 1.3 dB for phase retrieval of faces
+        # JPEG and phase retrieval lose by it
         self.has_tiny = prior.has_tiny_decoder and all(isinstance(m.physics, LinearPhysics) for m in self.measurements)
         if self.has_tiny:
             self.register_buffer("correction", torch.zeros_like(self.x))
@@ -186,12 +187,10 @@ class RLSD(ParticleModule):
     def images(self, z: Tensor, step: int) -> Tensor:
         r"""Images :math:`\tilde D(z) + c` of the tiny decoder, corrected; :math:`D(z)` if it is not used."""
         decoded = self.decode(z, tiny=self.has_tiny)
-        if not self.has_tiny:
-            return decoded
-        if self.looks(step):
+        if self.has_tiny and self.looks(step):
             with torch.no_grad():
                 self.correction[self.rows] = self.decode(z) - decoded
-        return decoded + self.correction[self.rows]
+        return decoded + self.correction[self.rows] if self.has_tiny else decoded
 
     def looks(self, step: int) -> bool:
         """Whether a step decodes with the own decoder too: the end of every tenth from the middle on, and of the loop."""
@@ -250,7 +249,7 @@ class RLSD(ParticleModule):
     def over_alpha(self, gradient: Tensor, step: int, s: int | None, decoded: Tensor) -> Tensor:
         r""":math:`G / \alpha_s`; zero in the last of all steps, and before a timestep without signal.
 
-        Before the refinement :math:`E(D(\hat z)) - E(x)`: gradients of low noise overshoot, and Adam has too few steps for that.
+        Before the refinement :math:`E(D(\hat z)) - E(x)`, as gradients of low noise overshoot.
         """
         if s is not None and step + 1 == self.refine_from and self.hparams.augmented:
             return away_from_images(self, decoded.detach())
@@ -287,11 +286,11 @@ class RLSD(ParticleModule):
         return loss
 
     def log_all(self, step: int, **terms: Tensor) -> None:
-        """Log the values of all terms of the loop and of the refinement, zero where they don't act."""
+        """Log the values of all terms, zero where they don't act, and the decoders' distance from the first look on."""
         zero = self.z.new_zeros(())
         repels = self.repulsion.acts(self.candidates_of.usual(step)) and "repulsion" in terms
         figures = {"repulsion_ratio": self.repulsion_ratios[-1] if repels else zero}
-        if self.has_tiny and any(map(self.looks, range(step + 1))):  # the distance of both decoders' images at the last look
+        if self.has_tiny and any(map(self.looks, range(step + 1))):
             distances = square_norms(self.correction[self.rows]).div(self.x[0].numel()).sqrt()
             figures["tiny_decoder_distance"] = distances.sum() / self.num_particles
         self.log_terms({name: terms.get(name, zero) for name in TERMS}, step, **figures)
