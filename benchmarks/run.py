@@ -40,6 +40,7 @@ METHODS = {
     "published": [],
     "rlsd": [],
     "rlsd_own_decoder": ["prior.tiny_decoder=null"],
+    "rlsd_14_steps": ["num_steps=14"],  # few steps, at about latino's operations
     "distilled": ["method=distilled"],
     "dps": ["method=dps"],
     "daps": ["method=daps", "num_steps=20"],  # five network evaluations a step

@@ -78,7 +78,7 @@ from rlsd_lightning.repulsion import Repulsion
 __all__ = ["RLSD"]
 
 LOOKS = 10
-"""Looks at the own decoder in a whole run, of which the first half are left out."""
+"""Looks at the own decoder in a whole run, of which the first half are left out; runs below twice as many steps have one."""
 TERMS = ("denoising", "coupling", "repulsion", "refine_denoising", "refine_coupling")
 
 
@@ -193,10 +193,10 @@ class RLSD(ParticleModule):
         return decoded + self.correction[self.rows] if self.has_tiny else decoded
 
     def looks(self, step: int) -> bool:
-        """Whether a step decodes with the own decoder too: the end of every tenth from the middle on, and of the loop."""
+        """Whether a step decodes with the own decoder too: the loop's last, and from 20 steps on the end of every later tenth."""
         done = self.first_step + self.candidates_of.usual(step) + 1
-        is_tenth = self.num_steps <= 2 * done < 2 * self.num_steps and done % max(1, self.num_steps // LOOKS) == 0
-        return is_tenth or step + 1 == self.refine_from
+        is_late = self.num_steps <= 2 * done < 2 * self.num_steps and self.num_steps >= 2 * LOOKS
+        return (is_late and done % (self.num_steps // LOOKS) == 0) or step + 1 == self.refine_from
 
     @torch.no_grad()
     def start_again(self, step: int, images: Tensor) -> None:
