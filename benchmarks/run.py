@@ -239,18 +239,20 @@ def main() -> None:
     options.add_argument("--num-steps", type=int, help="each method's own if left out")
     options.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     options.add_argument("--precision", default="auto", help="of timed runs")
-    options.add_argument("--json", type=Path, help="also write the rows to this file, after each of them")
+    options.add_argument("--json", type=Path, help="also write the rows to this file, whose other rows are kept")
     options.add_argument("--plot", type=Path, help="also draw quality against operations")
     options.add_argument("--page", type=Path, help="also write the table between the markers of this page")
     args = options.parse_args()
     args.precision = use_precision(args.precision, torch.device(args.device))
-    rows = []
-    for name in args.priors:
-        for method in args.methods:
-            rows.append(row_of(name, method, args))
-            print(json.dumps(rows[-1]), flush=True)
-            if args.json:
-                args.json.write_text(json.dumps(rows, indent=2) + "\n")
+    made = [(name, method) for name in args.priors for method in args.methods]
+    kept = json.loads(args.json.read_text()) if args.json and args.json.is_file() else []
+    rows = [row for row in kept if (row["prior"], row["method"]) not in made]
+    for name, method in made:
+        rows.append(row_of(name, method, args))
+        print(json.dumps(rows[-1]), flush=True)
+        rows.sort(key=lambda row: (list(PRIORS).index(row["prior"]), list(METHODS).index(row["method"])))
+        if args.json:
+            args.json.write_text(json.dumps(rows, indent=2) + "\n")
     print(table(rows))
     if args.plot:
         plot(rows, args.plot)
