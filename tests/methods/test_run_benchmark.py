@@ -81,3 +81,23 @@ def test_rows_are_null_where_nothing_was_measured(
     cells = "2 | 20 | 20 | 20 | 20" if timed else " |  |  |  | "
     assert f"| faces | rlsd | 100 | 0.5 | {cells} |" in page.read_text()
     assert page.read_text().endswith("<!-- end -->\nrest\n") and "old" not in page.read_text()
+
+
+def test_rows_of_other_methods_in_the_file_are_kept(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def row(prior: str, method: str, tflop: float) -> dict:
+        return {
+            "prior": prior,
+            "method": method,
+            "num_steps": 1,
+            "tflop": tflop,
+            "seconds": None,
+            **dict.fromkeys(run.QUALITY),
+        }
+
+    file = tmp_path / "runs.json"
+    file.write_text(json.dumps([row("sd15", "rlsd", 1.0), row("faces", "dps", 1.0), row("faces", "latino", 1.0)]))
+    monkeypatch.setattr(run, "row_of", lambda prior, method, _: row(prior, method, 2.0))
+    monkeypatch.setattr(sys, "argv", ["run.py", "--json", str(file), "--priors", "faces", "--methods", "rlsd", "dps"])
+    run.main()
+    found = [(each["prior"], each["method"], each["tflop"]) for each in json.loads(file.read_text())]
+    assert found == [("faces", "rlsd", 2.0), ("faces", "dps", 2.0), ("faces", "latino", 1.0), ("sd15", "rlsd", 1.0)]
