@@ -4,8 +4,6 @@ import ast
 import sys
 from pathlib import Path
 
-import pytest
-
 import rlsd_lightning
 
 PACKAGE = Path(rlsd_lightning.__file__).parent
@@ -60,18 +58,20 @@ def test_imports_inside_functions_are_seen():
     assert imported(source) == {"a.b", "c.d", "g"}
 
 
-@pytest.mark.parametrize("file", [file for file in FILES if CLI not in file.parents], ids=name_of)
-def test_nothing_knows_of_hydra(file: Path):
+def test_nothing_knows_of_hydra():
     # settings are explicit keyword arguments; cli is the only user
-    assert "rlsd_lightning.cli.settings" not in imported(file.read_text())
-    assert not roots(imported(file.read_text())) & {"hydra", "omegaconf"}
+    for file in FILES:
+        if CLI not in file.parents:
+            names = imported(file.read_text())
+            assert "rlsd_lightning.cli.settings" not in names, file
+            assert not roots(names) & {"hydra", "omegaconf"}, file
 
 
-@pytest.mark.parametrize("file", files_in("functional"), ids=name_of)
-def test_pure_functions_need_torch_and_numpy_only(file: Path):
-    names = imported(file.read_text())
-    own = {name for name in names if name.startswith("rlsd_lightning.functional.")}
-    assert roots(names - own) <= {"torch", "numpy", *sys.stdlib_module_names}
+def test_pure_functions_need_torch_and_numpy_only():
+    for file in files_in("functional"):
+        names = imported(file.read_text())
+        own = {name for name in names if name.startswith("rlsd_lightning.functional.")}
+        assert roots(names - own) <= {"torch", "numpy", *sys.stdlib_module_names}, file
 
 
 def reach(file: Path, seen: set[Path]) -> set[str]:
@@ -89,9 +89,9 @@ def reach(file: Path, seen: set[Path]) -> set[str]:
     return names
 
 
-@pytest.mark.parametrize("file", files_in("priors"), ids=name_of)
-def test_priors_do_not_know_of_lightning(file: Path):
-    assert not roots(reach(file, set())) & {"lightning", "pytorch_lightning", "lightning_fabric"}
+def test_priors_do_not_know_of_lightning():
+    for file in files_in("priors"):
+        assert not roots(reach(file, set())) & {"lightning", "pytorch_lightning", "lightning_fabric"}, file
 
 
 def room_of(file: Path) -> str:
@@ -107,34 +107,34 @@ def floor_of(room: str) -> int:
 IN_ROOMS = [file for file in FILES if file != PACKAGE / "__init__.py"]
 
 
-@pytest.mark.parametrize("file", IN_ROOMS, ids=name_of)
-def test_a_room_imports_only_its_own_floor_and_those_below(file: Path):
-    own = [name.split(".") for name in imported(file.read_text()) if name.split(".")[0] == "rlsd_lightning"]
-    assert all(len(name) > 1 for name in own), "the package itself imports every room"
-    assert {name[1] for name in own if floor_of(name[1]) < floor_of(room_of(file))} == set()
+def test_a_room_imports_only_its_own_floor_and_those_below():
+    for file in IN_ROOMS:
+        own = [name.split(".") for name in imported(file.read_text()) if name.split(".")[0] == "rlsd_lightning"]
+        assert all(len(name) > 1 for name in own), f"{file}: the package itself imports every room"
+        assert {name[1] for name in own if floor_of(name[1]) < floor_of(room_of(file))} == set(), file
 
 
 def test_floors_are_of_rooms_that_exist():
     assert {room_of(file) for file in IN_ROOMS} == set.union(*FLOORS)
 
 
-@pytest.mark.parametrize("folder", sorted({file.parent for file in FILES}), ids=name_of)
-def test_a_folder_can_be_surveyed(folder: Path):
-    entries = [entry.name for entry in folder.iterdir() if entry.name != "__pycache__"]
-    assert len(entries) <= (26 if folder == PACKAGE else 10)
+def test_a_folder_can_be_surveyed():
+    for folder in {file.parent for file in FILES}:
+        entries = [entry.name for entry in folder.iterdir() if entry.name != "__pycache__"]
+        assert len(entries) <= (26 if folder == PACKAGE else 10), folder
 
 
-@pytest.mark.parametrize("file", FILES, ids=name_of)
-def test_files_and_functions_are_short(file: Path):
+def test_files_and_functions_are_short():
     # a function counts from the first statement after its docstring to its end
-    source = file.read_text()
-    assert len(source.splitlines()) <= 300
     long = {}
-    for node in ast.walk(ast.parse(source)):
-        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
-            body = node.body[ast.get_docstring(node) is not None :]
-            lines = node.end_lineno - body[0].lineno + 1 if body else 0
-            long |= {node.name: lines} if lines > 40 else {}
+    for file in FILES:
+        source = file.read_text()
+        assert len(source.splitlines()) <= 300, file
+        for node in ast.walk(ast.parse(source)):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                body = node.body[ast.get_docstring(node) is not None :]
+                lines = node.end_lineno - body[0].lineno + 1 if body else 0
+                long |= {(name_of(file), node.name): lines} if lines > 40 else {}
     assert long == {}
 
 

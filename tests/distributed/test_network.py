@@ -7,12 +7,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from support.command import SLOW, start_train, train, wait_for
+from support.command import SLOW, small_run, start_train, train, wait_for
 from support.trainers import assert_same_bits
 from support.warm import TESTS, Warm
 
 ADDRESSES = ("10.77.0.1", "10.77.0.2")
-PATIENCE = 10
+PATIENCE = 5
+COMMAND = ["trainer.accelerator=cpu", "method.particle_chunk=1", "num_steps=20"]
 
 
 def ip(*arguments: str) -> int:
@@ -60,14 +61,25 @@ def start_on(machines: tuple[str, str], *arguments: object) -> list[Warm]:
     ]
 
 
+@pytest.fixture(scope="module")
+def whole(tiny_prior_folder: Path, tiny_features_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run over both faces that nothing stops."""
+    folder = tmp_path_factory.mktemp("whole")
+    small = small_run(tiny_prior_folder, tiny_features_folder)
+    code, printed = train(*COMMAND, *small, "data.limit=2", f"output_dir={folder}")
+    assert code == 0, printed
+    return folder
+
+
 @pytest.mark.parametrize(("parallel", "faces"), [("particles", 1), ("measurements", 2)])
 def test_a_cut_cable_ends_both_in_one_line_and_the_run_goes_on(
-    parallel: str, faces: int, machines: tuple[str, str], small: list[str], tmp_path: Path
+    parallel: str, faces: int, machines: tuple[str, str], whole: Path, small: list[str], tmp_path: Path
 ) -> None:
-    run, whole = tmp_path / "run", tmp_path / "whole"
-    command = [*small, "trainer.accelerator=cpu", "method.particle_chunk=1", "num_steps=20", f"data.limit={faces}"]
+    run = tmp_path / "run"
     names = [f"{index:03d}" for index in range(faces)]
-    processes = start_on(machines, *command, SLOW, f"parallel={parallel}", f"output_dir={run}")
+    processes = start_on(
+        machines, *COMMAND, *small, f"data.limit={faces}", SLOW, f"parallel={parallel}", f"output_dir={run}"
+    )
     try:
         for name in names:
             wait_for((run / name / "checkpoints" / "last.ckpt").is_file, processes[0])
@@ -84,6 +96,5 @@ def test_a_cut_cable_ends_both_in_one_line_and_the_run_goes_on(
     if parallel == "measurements":  # each goes on alone with what it has
         assert all((run / name / "metrics.json").is_file() for name in names)
     assert train(f"resume={run}", "trainer.num_nodes=1")[0] == 0
-    assert train(*command, f"output_dir={whole}")[0] == 0
     for name in names:
         assert_same_bits(run / name, whole / name)

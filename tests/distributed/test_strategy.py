@@ -20,6 +20,7 @@ from rlsd_lightning import RLSD, InputError, LatentFeatures
 from rlsd_lightning.results.store import read_metrics
 
 SCRIPT = PROJECT / "tests" / "support" / "fit.py"
+MIDDLE = Path("0") / "checkpoints" / "step=5.ckpt"
 TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2")
 
 
@@ -73,17 +74,24 @@ def alone(prior: Path, folder: Path, *arguments: object) -> dict:
     return kept(folder, 1)[0]
 
 
+@pytest.fixture(scope="module")
+def one(tiny_prior_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[dict, Path]:
+    """What the script writes on one device, and a checkpoint in the middle of its first fit."""
+    folder = tmp_path_factory.mktemp("alone") / "one"
+    return alone(tiny_prior_folder, folder), folder / MIDDLE
+
+
 @pytest.mark.parametrize(("count", "before"), [(3, ()), (2, TORCHRUN)], ids=["lightning", "torchrun"])
 def test_particles_are_spread_and_the_same_on_any_number_of_processes(
     count: int,
     before: Sequence[str],
+    one: tuple[dict, Path],
     start: Callable,
     tiny_prior_folder: Path,
     tmp_path: Path,
 ) -> None:
-    middle = Path("0") / "checkpoints" / "step=5.ckpt"
-    one = alone(tiny_prior_folder, tmp_path / "one")
-    process = start(tmp_path / "many", "--checkpoint", tmp_path / "one" / middle, devices=count, before=before)
+    one, middle = one
+    process = start(tmp_path / "many", "--checkpoint", middle, devices=count, before=before)
     printed = ended(process)
     assert process.returncode == 0, printed
     processes = kept(tmp_path / "many", count)
@@ -106,7 +114,7 @@ def test_particles_are_spread_and_the_same_on_any_number_of_processes(
     whole = one["fits"][0]
     assert not whole["x"].equal(one["fits"][1]["x"])
     # resumed in the middle, on another number of processes
-    back = alone(tiny_prior_folder, tmp_path / "back", "--checkpoint", tmp_path / "many" / middle)
+    back = alone(tiny_prior_folder, tmp_path / "back", "--only-resume", "--checkpoint", tmp_path / "many" / MIDDLE)
     for resumed in (back["resumed"], *(process["resumed"] for process in processes)):
         assert resumed["x"].equal(whole["x"])
         assert resumed["steps"] == 10
@@ -121,7 +129,7 @@ def test_particles_are_spread_and_the_same_on_any_number_of_processes(
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP], ids=["killed", "hung"])
 def test_a_script_ends_when_one_of_its_processes_does(number: signal.Signals, start: Callable, tmp_path: Path) -> None:
     process = start(tmp_path / "run", "--steps", 900, "--patience", 5)
-    wait_for((tmp_path / "run" / "0" / "checkpoints" / "step=5.ckpt").is_file, process)
+    wait_for((tmp_path / "run" / MIDDLE).is_file, process)
     other = subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True, check=True).stdout
     os.kill(int(other), number)
     printed = ended(process, 60)

@@ -85,8 +85,7 @@ def mixture() -> GaussianMixturePrior:
     return GaussianMixturePrior(MEANS, std=0.3, weights=[0.3, 0.2, 0.4, 0.1])
 
 
-@pytest.mark.parametrize("seed", [0, 1])
-@pytest.mark.parametrize("noise_std", [0.1, 0.5])
+@pytest.mark.parametrize(("seed", "noise_std"), [(0, 0.1), (1, 0.5)])
 def test_modes_have_their_weights_and_their_spread(seed: int, noise_std: float, tmp_path: Path):
     settings = {"num_particles": 500, "latent_std": 1.3, "image_std": 1.3, "seed": seed}
     points, posterior = draws(mixture(), seen(0.0, noise_std), tmp_path, **settings)

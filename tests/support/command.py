@@ -15,6 +15,8 @@ from typing import Any, TextIO
 from unittest import mock
 
 import yaml
+from hydra._internal.hydra import Hydra
+from hydra.types import RunMode
 from omegaconf._utils import get_yaml_loader
 
 from support.warm import Warm
@@ -22,6 +24,8 @@ from support.warm import Warm
 PROJECT = Path(__file__).resolve().parents[2]
 TRAIN = PROJECT / "train.py"
 PARSE = yaml.load
+GET_MODE = Hydra.get_mode
+MODES: dict[tuple[str, ...], RunMode | None] = {}
 SLOW = "+callbacks.slow._target_=support.faults.Slow"
 """Makes every step of a run take a tenth of a second longer, in which a test can act; needs the PYTHONPATH."""
 
@@ -51,6 +55,20 @@ def parse_once(stream: TextIO | str, Loader: type) -> Any:  # noqa: N803  yaml's
     )
 
 
+def get_mode_once(self: Hydra, config_name: str, overrides: list[str]) -> RunMode | None:
+    """In place of ``Hydra.get_mode``, which composes everything to see whether there are many runs.
+
+    What Hydra itself is told, and the choice of options, decide that; values of settings do not.
+    """
+    names = {override: override.lstrip("+~").partition("=")[0].partition("@")[0] for override in overrides}
+    if any("hydra" in name or "study" in override for override, name in names.items()):
+        return GET_MODE(self, config_name, overrides)
+    chosen = tuple(override for override, name in names.items() if (PROJECT / "configs" / name).is_dir())
+    if chosen not in MODES:
+        MODES[chosen] = GET_MODE(self, config_name, overrides)
+    return MODES[chosen]
+
+
 def train(*arguments: object) -> tuple[int, str]:
     """Runs the command line in this process; returns its exit code and what it printed on both streams."""
     printed = io.StringIO()
@@ -60,6 +78,7 @@ def train(*arguments: object) -> tuple[int, str]:
         contextlib.redirect_stdout(printed),
         contextlib.redirect_stderr(printed),
         mock.patch("yaml.load", parse_once),
+        mock.patch.object(Hydra, "get_mode", get_mode_once),
     ):
         try:
             runpy.run_path(str(TRAIN), run_name="__main__")

@@ -45,7 +45,7 @@ def fit(prior, measurement, folder: Path, args: argparse.Namespace, seed: int, c
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Two fits, a third from a checkpoint if there is one, and a solve."""
+    """Two fits and a solve, and a fit from a checkpoint if there is one; or that alone."""
     options = argparse.ArgumentParser()
     options.add_argument("prior")
     options.add_argument("folder", type=Path)
@@ -54,21 +54,28 @@ def main(arguments: list[str] | None = None) -> None:
     options.add_argument("--strategy", default="particles")
     options.add_argument("--patience", type=float, default=600)
     options.add_argument("--checkpoint", type=Path)
+    options.add_argument("--only-resume", action="store_true")
     args = options.parse_args(arguments)
     prior = StableDiffusionPrior(args.prior, local_files_only=True)
     physics = inpainting(prior.image_shape, "half")
     truth = 2 * torch.rand(1, *prior.image_shape, generator=torch.Generator().manual_seed(0)) - 1
     measurement = Measurement("noise", physics.A(truth), physics)
     # one Trainer after another in the same processes
-    kept = {"fits": [fit(prior, measurement, args.folder / f"{seed}", args, seed) for seed in (0, 1)]}
+    kept = {}
     if args.checkpoint:
         kept["resumed"] = fit(prior, measurement, args.folder / "resumed", args, 0, args.checkpoint)
+    if not args.only_resume:
+        kept["fits"] = [fit(prior, measurement, args.folder / f"{seed}", args, seed) for seed in (0, 1)]
+        kept["solved"], kept["metrics"] = solved(prior, measurement, truth, args)
+    torch.save(kept, args.folder / f"process{rank_zero_only.rank}.pt")
+
+
+def solved(prior, measurement, truth, args: argparse.Namespace) -> tuple:
     trainer = {"accelerator": "cpu", "devices": args.devices, "enable_progress_bar": False}
     options = {"num_steps": args.steps, "trainer": trainer, **SETTINGS}
-    result = solve(measurement.y, physics, prior, truth=truth, **options)
+    result = solve(measurement.y, measurement.physics, prior, truth=truth, **options)
     result.save(args.folder / "saved")
-    kept["solved"], kept["metrics"] = result.particles, result.metrics
-    torch.save(kept, args.folder / f"process{rank_zero_only.rank}.pt")
+    return result.particles, result.metrics
 
 
 if __name__ == "__main__":
