@@ -19,6 +19,7 @@ from alone import Alone
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from matplotlib.figure import Figure
+from matplotlib.ticker import NullFormatter
 from omegaconf import DictConfig
 from problems import RandomStableDiffusion, make_problem, stable_diffusion_levels
 from published import published_step
@@ -211,6 +212,7 @@ def plot(rows: list[Row], path: Path) -> None:
             axis.annotate(said, (row["tflop"], row["psnr_mean"]), (4, -18), textcoords="offset points", fontsize=7)
         axis.margins(x=0.3, y=0.15)
         axis.set(xscale="log", xlabel="10^12 operations of a run", ylabel="PSNR, dB", title=prior)
+        axis.xaxis.set_minor_formatter(NullFormatter())  # its labels overlap
         axis.legend(fontsize="small")
     figure.savefig(path, dpi=110)
 
