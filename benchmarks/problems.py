@@ -13,7 +13,7 @@ from diffusers import AutoencoderKL, AutoencoderTiny, DDIMScheduler, StableDiffu
 from torch import Tensor, nn
 from transformers import ViTConfig, ViTModel
 
-from rlsd_lightning import StableDiffusionPrior, ViTFeatures
+from rlsd_lightning import LatentFeatures, StableDiffusionPrior, ViTFeatures
 from rlsd_lightning.operators import inpainting
 from rlsd_lightning.priors import Prior
 from rlsd_lightning.priors.loading import TinyDecoder
@@ -67,7 +67,7 @@ class RandomStableDiffusion(StableDiffusionPrior):
         }
         # random networks predict nothing, and may be without memory
         with mock.patch("rlsd_lightning.priors.latent.try_networks"):
-            super().__init__(StableDiffusionPipeline(vae=vae, unet=unet, **parts), **settings)
+            super().__init__(StableDiffusionPipeline(vae=vae, unet=unet, **parts), tiny_decoder=None, **settings)
         self.calibration = Calibration(
             0.05, 0.1, 0.5, 1.0, (0.9, 1.1), 1, "samples"
         )  # none is measured on random networks
@@ -97,6 +97,7 @@ class RandomViT(nn.Module):
         return self.vit(pixel_values=images, interpolate_pos_encoding=True).last_hidden_state[:, 0]
 
 
+EMBEDDED = ("faces", "photos")
 PRIORS = ("faces", *UNETS)
 
 
@@ -117,14 +118,14 @@ def make_problem(
     image_size: int | tuple[int, int] | None = None,
     decoder_checkpointing: bool = False,
 ) -> Problem:
-    """Half-image inpainting on one of :data:`PRIORS`, with a vision transformer for the kernel.
+    """Half-image inpainting on one of :data:`PRIORS`, with a vision transformer for the kernel, or on ``photos``, with latents.
 
-    Images have the prior's own size (64 pixels of the embedded one, 512 of Stable Diffusion) if it is left out.
+    Images have the prior's own size (64 pixels of the embedded ones, 512 of Stable Diffusion) if it is left out.
     """
-    with torch.device(device if name != "faces" else "cpu"):  # random weights are drawn where they are needed
-        if name == "faces":
-            prior = StableDiffusionPrior(str(DATA / "priors/faces"), image_size=image_size)
-            features = ViTFeatures(str(DATA / "features/faces"))
+    with torch.device(device if name not in EMBEDDED else "cpu"):  # random weights are drawn where they are needed
+        if name in EMBEDDED:
+            prior = StableDiffusionPrior(str(DATA / "priors" / name), image_size=image_size, tiny_decoder=None)
+            features = ViTFeatures(str(DATA / "features/faces")) if name == "faces" else LatentFeatures()
         else:
             settings = {"image_size": image_size, "decoder_checkpointing": decoder_checkpointing}
             prior, features = RandomStableDiffusion(name, **settings), RandomViT()

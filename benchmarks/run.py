@@ -19,6 +19,7 @@ from alone import Alone
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from matplotlib.figure import Figure
+from matplotlib.ticker import NullFormatter
 from omegaconf import DictConfig
 from problems import RandomStableDiffusion, make_problem, stable_diffusion_levels
 from published import published_step
@@ -39,21 +40,32 @@ PRIORS = {
 METHODS = {
     "published": [],
     "rlsd": [],
-    "rlsd_tiny_decoder": ["prior.tiny_decoder=auto"],
+    "rlsd_own_decoder": ["prior.tiny_decoder=null"],
+    "rlsd_14_steps": ["num_steps=14"],  # few steps, at about latino's operations
     "distilled": ["method=distilled"],
     "dps": ["method=dps"],
     "daps": ["method=daps", "num_steps=20"],  # five network evaluations a step
     "latino": ["method=latino", "num_steps=8"],
 }
 PUBLISHED_STEPS = 999
-QUALITY = ("psnr_mean", "psnr_best", "psnr_of_mean", "vendi")
+QUALITY = ("psnr_mean", "psnr_best", "psnr_of_mean", "diversity")
+VENDI = "vendi"
+"""Key of metrics.json that a row's diversity is: the Vendi score, the effective number of different particles."""
 Row = dict[str, str | int | float | bool | None]
 
 
 def settings_of(prior: str, method: str, args: argparse.Namespace) -> DictConfig:
     """The command line's settings of a run."""
     steps = [] if args.num_steps is None else [f"num_steps={args.num_steps}"]
-    command = [f"task={args.task}", *PRIORS[prior], *METHODS[method], *steps, f"num_particles={args.num_particles}"]
+    size = [f"prior.image_size={args.photo_size}"] if prior == "photos" else []
+    command = [
+        f"task={args.task}",
+        *PRIORS[prior],
+        *size,
+        *METHODS[method],
+        *steps,
+        f"num_particles={args.num_particles}",
+    ]
     with initialize_config_dir(str(PROJECT / "configs"), version_base="1.3"):
         return compose("train", [*command, f"data.limit={args.images}"])
 
@@ -86,7 +98,7 @@ def count(name: str, cfg: DictConfig) -> float:
 
 def count_published(name: str, args: argparse.Namespace) -> float:
     """Operations of the published loop, in units of 10^12."""
-    problem = make_problem(name, args.num_particles, "meta")
+    problem = make_problem(name, args.num_particles, "meta", args.photo_size if name == "photos" else None)
     if name == "sd15":
         problem.prior.alphas, problem.prior.sigmas = stable_diffusion_levels()
     step = published_step(problem, gamma=0.0)
@@ -97,7 +109,7 @@ def count_published(name: str, args: argparse.Namespace) -> float:
 
 def time_published(name: str, args: argparse.Namespace) -> float:
     """Seconds of the published loop."""
-    problem = make_problem(name, args.num_particles, args.device)
+    problem = make_problem(name, args.num_particles, args.device, args.photo_size if name == "photos" else None)
     step = published_step(problem, gamma=0.0)
     return time_steps({"published": step}, 3, torch.device(args.device), args.precision)["published"] * PUBLISHED_STEPS
 
@@ -123,7 +135,8 @@ def measure(name: str, cfg: DictConfig, args: argparse.Namespace) -> Row:
         )
         seconds.append(now(device) - start)
         metrics.append(made.metrics)
-    known = {} if name == "sd15" else {key: statistics.mean(each[key] for each in metrics) for key in QUALITY}
+    keys = dict(zip(QUALITY, (*QUALITY[:3], VENDI), strict=True))
+    known = {} if name == "sd15" else {row: statistics.mean(each[key] for each in metrics) for row, key in keys.items()}
     # the first also loads kernels
     return {"seconds": statistics.median(seconds[1:] or seconds), **known}
 
@@ -176,7 +189,7 @@ def table(rows: list[Row]) -> str:
         "PSNR, mean",
         "best",
         "of the mean",
-        "vendi",
+        "Vendi score",
     )
     lines = [f"| {' | '.join(heads)} |", "|" + "---|" * len(names)]
     for row in rows:
@@ -195,10 +208,11 @@ def plot(rows: list[Row], path: Path) -> None:
         for key, marker, label in shown:
             axis.plot([row["tflop"] for row in known], [row[key] for row in known], marker, label=label)
         for row in known:
-            said = f"{row['method']}\nVendi {row['vendi']:.2g}"
+            said = f"{row['method']}\nVendi {row['diversity']:.2g}"
             axis.annotate(said, (row["tflop"], row["psnr_mean"]), (4, -18), textcoords="offset points", fontsize=7)
         axis.margins(x=0.3, y=0.15)
         axis.set(xscale="log", xlabel="10^12 operations of a run", ylabel="PSNR, dB", title=prior)
+        axis.xaxis.set_minor_formatter(NullFormatter())  # its labels overlap
         axis.legend(fontsize="small")
     figure.savefig(path, dpi=110)
 
@@ -222,22 +236,25 @@ def main() -> None:
     )
     options.add_argument("--task", default="super_resolution")
     options.add_argument("--images", type=int, default=8, help="held-out images of each prior")
+    options.add_argument("--photo-size", type=int, default=256, help="height and width of photographs in pixels")
     options.add_argument("--num-particles", type=int, default=4)
     options.add_argument("--num-steps", type=int, help="each method's own if left out")
     options.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     options.add_argument("--precision", default="auto", help="of timed runs")
-    options.add_argument("--json", type=Path, help="also write the rows to this file, after each of them")
+    options.add_argument("--json", type=Path, help="also write the rows to this file, whose other rows are kept")
     options.add_argument("--plot", type=Path, help="also draw quality against operations")
     options.add_argument("--page", type=Path, help="also write the table between the markers of this page")
     args = options.parse_args()
     args.precision = use_precision(args.precision, torch.device(args.device))
-    rows = []
-    for name in args.priors:
-        for method in args.methods:
-            rows.append(row_of(name, method, args))
-            print(json.dumps(rows[-1]), flush=True)
-            if args.json:
-                args.json.write_text(json.dumps(rows, indent=2) + "\n")
+    made = [(name, method) for name in args.priors for method in args.methods]
+    kept = json.loads(args.json.read_text()) if args.json and args.json.is_file() else []
+    rows = [row for row in kept if (row["prior"], row["method"]) not in made]
+    for name, method in made:
+        rows.append(row_of(name, method, args))
+        print(json.dumps(rows[-1]), flush=True)
+        rows.sort(key=lambda row: (list(PRIORS).index(row["prior"]), list(METHODS).index(row["method"])))
+        if args.json:
+            args.json.write_text(json.dumps(rows, indent=2) + "\n")
     print(table(rows))
     if args.plot:
         plot(rows, args.plot)

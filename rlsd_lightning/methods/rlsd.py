@@ -78,7 +78,7 @@ from rlsd_lightning.repulsion import Repulsion
 __all__ = ["RLSD"]
 
 LOOKS = 10
-"""Looks at the own decoder in a whole run, of which the first half are left out."""
+"""Looks at the own decoder in a whole run, of which the first half are left out; runs below twice as many steps have one."""
 TERMS = ("denoising", "coupling", "repulsion", "refine_denoising", "refine_coupling")
 
 
@@ -152,7 +152,7 @@ class RLSD(ParticleModule):
         t = self.timesteps[0]
         alpha, sigma = prior.alpha(t).cpu(), prior.sigma(t).cpu()
         self.image_variances = image_variances(prior, image_std, self.decoder_std)
-        # other operators lose by it: 0.4 dB for JPEG of photographs, 1.3 dB for phase retrieval of faces
+        # JPEG and phase retrieval lose by it
         self.has_tiny = prior.has_tiny_decoder and all(isinstance(m.physics, LinearPhysics) for m in self.measurements)
         if self.has_tiny:
             self.register_buffer("correction", torch.zeros_like(self.x))
@@ -164,9 +164,9 @@ class RLSD(ParticleModule):
         s = None if self.candidates_of.end_with(step) else s
         if step >= self.refine_from:
             return self.refine(step, t)
-        zeta = self.zeta * self.candidates_of.stretch(step)
+        zeta, pulls = self.zeta * self.candidates_of.stretch(step), s is not None and step + 1 != self.refine_from
         z, e = self.z[self.rows], self.e[self.rows]
-        z_t = add_noise(z, e, self.prior.alpha(t), self.prior.sigma(t)).detach().requires_grad_()
+        z_t = add_noise(z, e, self.prior.alpha(t), self.prior.sigma(t)).detach().requires_grad_(pulls)
         z_hat, eps_hat = self.denoise(z_t, t)
         decoded = self.images(z_hat, step)  # D(z_hat)
 
@@ -175,7 +175,8 @@ class RLSD(ParticleModule):
         gradient, repulsion = self.guidance(step, t, zeta, z_t, z_hat, decoded, coupling)  # G, gamma log sum k
         surrogate = torch.sum(self.over_alpha(gradient, step, s, decoded) * z)  # its gradient is G / alpha_s
 
-        self.log_all(step, denoising=denoising, coupling=coupling.sum(), repulsion=repulsion.sum())
+        terms = {"repulsion": repulsion.sum()} if pulls else {}
+        self.log_all(step, denoising=denoising, coupling=coupling.sum(), **terms)
         moved = self.descend(denoising + surrogate)  # z <- z_hat - G / alpha_s
         if self.candidates_of.end_with(step):
             self.start_again(step, self.x[self.rows] if self.hparams.augmented else decoded)
@@ -186,18 +187,16 @@ class RLSD(ParticleModule):
     def images(self, z: Tensor, step: int) -> Tensor:
         r"""Images :math:`\tilde D(z) + c` of the tiny decoder, corrected; :math:`D(z)` if it is not used."""
         decoded = self.decode(z, tiny=self.has_tiny)
-        if not self.has_tiny:
-            return decoded
-        if self.looks(step):
+        if self.has_tiny and self.looks(step):
             with torch.no_grad():
                 self.correction[self.rows] = self.decode(z) - decoded
-        return decoded + self.correction[self.rows]
+        return decoded + self.correction[self.rows] if self.has_tiny else decoded
 
     def looks(self, step: int) -> bool:
-        """Whether a step decodes with the own decoder too: the end of every tenth from the middle on, and of the loop."""
+        """Whether a step decodes with the own decoder too: the loop's last, and from 20 steps on the end of every later tenth."""
         done = self.first_step + self.candidates_of.usual(step) + 1
-        is_tenth = self.num_steps <= 2 * done < 2 * self.num_steps and done % max(1, self.num_steps // LOOKS) == 0
-        return is_tenth or step + 1 == self.refine_from
+        is_late = self.num_steps <= 2 * done < 2 * self.num_steps and self.num_steps >= 2 * LOOKS
+        return (is_late and done % (self.num_steps // LOOKS) == 0) or step + 1 == self.refine_from
 
     @torch.no_grad()
     def start_again(self, step: int, images: Tensor) -> None:
@@ -224,11 +223,13 @@ class RLSD(ParticleModule):
     def guidance(
         self, step: int, t: int, zeta: float, z_t: Tensor, z_hat: Tensor, decoded: Tensor, coupling: Tensor
     ) -> tuple[Tensor, Tensor]:
-        r"""The gradient :math:`G` in :math:`z_t`, and the repulsion's values with shape (n,).
+        r"""The gradient :math:`G` in :math:`z_t`, and the repulsion's values with shape (n,); zero in steps without gradient.
 
         By the chain rule, from the image to the clean to the noisy latent; the repulsion's gradient is added at the image, or
         at :math:`\hat z` if its features are those of latents.
         """
+        if not z_t.requires_grad:
+            return torch.zeros_like(z_t), coupling.new_zeros(len(z_t))
         repels = self.repulsion.acts(self.candidates_of.usual(step))
         # a collective call: processes without particles make it too
         density = self.repulsion.gradient(z_hat, decoded) if repels else None
@@ -248,13 +249,12 @@ class RLSD(ParticleModule):
     def over_alpha(self, gradient: Tensor, step: int, s: int | None, decoded: Tensor) -> Tensor:
         r""":math:`G / \alpha_s`; zero in the last of all steps, and before a timestep without signal.
 
-        Before the refinement :math:`E(D(\hat z)) - E(x)`. Gradients of low noise overshoot, and Adam has too few steps to make
-        up for it.
+        Before the refinement :math:`E(D(\hat z)) - E(x)`, as gradients of low noise overshoot.
         """
         if s is not None and step + 1 == self.refine_from and self.hparams.augmented:
             return away_from_images(self, decoded.detach())
-        if s is None or step + 1 == self.refine_from:
-            return torch.zeros_like(gradient)
+        if s is None:
+            return gradient
         alpha = self.prior.alpha(s)
         return torch.where(alpha > 0, gradient / alpha, 0.0)
 
@@ -286,11 +286,11 @@ class RLSD(ParticleModule):
         return loss
 
     def log_all(self, step: int, **terms: Tensor) -> None:
-        """Log the values of all terms of the loop and of the refinement, zero where they don't act."""
+        """Log the values of all terms, zero where they don't act, and the decoders' distance from the first look on."""
         zero = self.z.new_zeros(())
         repels = self.repulsion.acts(self.candidates_of.usual(step)) and "repulsion" in terms
         figures = {"repulsion_ratio": self.repulsion_ratios[-1] if repels else zero}
-        if self.has_tiny:  # the distance of both decoders' images at the last look
+        if self.has_tiny and any(map(self.looks, range(step + 1))):
             distances = square_norms(self.correction[self.rows]).div(self.x[0].numel()).sqrt()
             figures["tiny_decoder_distance"] = distances.sum() / self.num_particles
         self.log_terms({name: terms.get(name, zero) for name in TERMS}, step, **figures)

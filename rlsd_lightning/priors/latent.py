@@ -20,14 +20,13 @@ from rlsd_lightning.priors.loading import (
     check_conditions,
     ddim_levels,
     encoded_latents,
+    find_tiny,
     image_and_unit,
     latent_scale,
     latent_stride,
     load_pipeline,
-    load_tiny,
     pair,
     tile_size,
-    tiny_folder,
 )
 from rlsd_lightning.priors.measured.prediction import try_networks
 from rlsd_lightning.priors.tiles import LEAST_TILE
@@ -68,8 +67,8 @@ class PipelinePrior(Prior):
         local_files_only: Never download from the hub.
         allow_pickle: Also load weights in pickle files, which can run code.
         tiny_decoder: A folder of diffusers' ``AutoencoderTiny``, or a model's name such as ``madebyollin/taesd``, whose decoder
-            makes the images that gradients go through; ``auto``: the folder ``tiny_decoder`` in the pipeline's, if there is
-            one; None: the own decoder makes all images.
+            makes the images that gradients go through; ``auto``: the folder ``tiny_decoder`` in the pipeline's, else
+            :attr:`usual_tiny_decoder` if it can be fetched; None: the own decoder makes all images.
 
     Raises:
         InputError: If there is no such pipeline at ``pretrained``, it is of another kind (inpainting, class labels, a
@@ -104,7 +103,7 @@ class PipelinePrior(Prior):
         decoder_checkpointing: bool = False,
         local_files_only: bool = False,
         allow_pickle: bool = False,
-        tiny_decoder: str | None = None,
+        tiny_decoder: str | None = "auto",
     ) -> None:
         loaded = pretrained
         if not isinstance(pretrained, DiffusionPipeline):
@@ -142,8 +141,8 @@ class PipelinePrior(Prior):
         tried = [min(length, TRIED // 2 if large else TRIED) for length in latent_shape[1:]]
         try_networks(self, (latent_shape[0], *tried))
         self.guidance_scale = guidance_scale
-        found = tiny_folder(tiny_decoder, pretrained)
-        self.tiny = None if found is None else load_tiny(self, found, stride * max(tried), vae.dtype, local_files_only)
+        settings = {"side": stride * max(tried), "dtype": vae.dtype, "local_files_only": local_files_only}
+        self.tiny = find_tiny(self, tiny_decoder, pretrained, self.usual_tiny_decoder, **settings)
         self.tile = tile_size(tile, self.trained_size, unit, LEAST_TILE * stride)
 
     def set_latent_scale(self, vae: ModelMixin) -> None:
@@ -250,6 +249,11 @@ class PipelinePrior(Prior):
 
     def decode_tiny(self, z: Tensor) -> Tensor:
         return self.decode(z) if self.tiny is None else self.tiled(self.tiny, z, zoom=self.stride)
+
+    @property
+    def usual_tiny_decoder(self) -> str | None:
+        """Name on the hub of a tiny decoder for these latents; None: none is known."""
+        return None
 
     @property
     def has_tiny_decoder(self) -> bool:

@@ -67,13 +67,21 @@ def test_a_look_corrects_the_steps_after_it(with_tiny):
 
 @pytest.mark.parametrize(
     ("num_steps", "looks"),
-    [(100, [49, 59, 69, 79, 89]), (25, [13, 15, 17, 19, 21, 23]), (13, [*range(6, 12)]), (1, [0])],
+    [(100, [49, 59, 69, 79, 89]), (25, [13, 15, 17, 19, 21, 23]), (20, [9, 11, 13, 15, 17])],
 )
 def test_looks_end_every_tenth_of_the_second_half_and_the_loop(num_steps: int, looks: list[int], with_tiny):
     module = make(with_tiny, num_steps=num_steps)
     assert [step for step in range(num_steps) if module.looks(step)] == looks
     module = make(with_tiny, num_steps=num_steps, refine_share=0.0)
     assert [step for step in range(num_steps) if module.looks(step)] == sorted({*looks, num_steps - 1})
+
+
+@pytest.mark.parametrize(("num_steps", "end"), [(19, 14), (14, 10), (1, 0)])
+def test_few_steps_look_once(num_steps: int, end: int, with_tiny):
+    module = make(with_tiny, num_steps=num_steps)
+    assert [step for step in range(num_steps) if module.looks(step)] == [end]
+    module = make(with_tiny, num_steps=num_steps, refine_share=0.0)
+    assert [step for step in range(num_steps) if module.looks(step)] == [num_steps - 1]
 
 
 def test_repulsion_goes_through_the_tiny_decoder_too(with_tiny, monkeypatch: pytest.MonkeyPatch):

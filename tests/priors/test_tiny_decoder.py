@@ -16,6 +16,7 @@ from rlsd_lightning.errors import InputError
 from rlsd_lightning.functional.metrics import psnr
 from rlsd_lightning.identity import description
 from rlsd_lightning.images import load_image
+from rlsd_lightning.priors.families import stable_diffusion
 from rlsd_lightning.priors.loading import TinyDecoder
 
 DATA = Path(__file__).resolve().parents[2] / "data"
@@ -38,14 +39,18 @@ def folder_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
     return lambda **settings: save(tmp_path_factory.mktemp("tiny"), **settings)
 
 
+def save_pipeline(folder: Path, like: Path, stages: int = STAGES) -> Path:
+    """A pipeline whose own autoencoder is the tiny one, so that a copy of it agrees exactly."""
+    pipeline = StableDiffusionPipeline.from_pretrained(like, low_cpu_mem_usage=False)
+    pipeline.vae = AutoencoderTiny.from_pretrained(save(folder / "own", stages=stages), low_cpu_mem_usage=False)
+    pipeline.register_to_config(vae=("diffusers", "AutoencoderTiny"))
+    pipeline.save_pretrained(folder / "pipeline")
+    return folder / "pipeline"
+
+
 @pytest.fixture
 def pipeline_folder(tiny_prior_folder: Path, tmp_path: Path) -> Path:
-    """A pipeline whose own autoencoder is the tiny one, so that a copy of it agrees exactly."""
-    pipeline = StableDiffusionPipeline.from_pretrained(tiny_prior_folder, low_cpu_mem_usage=False)
-    pipeline.vae = AutoencoderTiny.from_pretrained(save(tmp_path / "own"), low_cpu_mem_usage=False)
-    pipeline.register_to_config(vae=("diffusers", "AutoencoderTiny"))
-    pipeline.save_pretrained(tmp_path / "pipeline")
-    return tmp_path / "pipeline"
+    return save_pipeline(tmp_path, tiny_prior_folder)
 
 
 def load(folder: Path, **settings) -> StableDiffusionPrior:
@@ -69,9 +74,47 @@ def test_the_folder_of_the_pipeline_may_hold_the_tiny_decoder(pipeline_folder: P
     assert prior.has_tiny_decoder
     assert not any(parameter.requires_grad for parameter in prior.parameters())
     torch.testing.assert_close(prior.decode_tiny(z), prior.decode(z))
-    without = load(pipeline_folder)
+    without = load(pipeline_folder, tiny_decoder=None)
     assert not without.has_tiny_decoder
     assert torch.equal(without.decode_tiny(z), without.decode(z))
+
+
+@pytest.mark.parametrize(
+    ("usual", "said"),
+    [
+        ({"stages": 4}, "gradients go through the tiny decoder"),
+        ({"stages": 4, "seed": 1}, "belongs to the latents of another model"),
+        (None, "absent"),
+    ],
+    ids=["fits", "other", "absent"],
+)
+def test_auto_takes_the_usual_decoder_of_stable_diffusion_where_it_is_there_and_fits(
+    usual: dict | None,
+    said: str,
+    tiny_prior_folder: Path,
+    folder_of: Callable,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+):
+    name = str(tmp_path / "absent" if usual is None else folder_of(**usual))
+    monkeypatch.setattr(stable_diffusion, "TINY_DECODER", name)
+    caplog.set_level("INFO", "rlsd_lightning")
+    prior = load(save_pipeline(tmp_path, tiny_prior_folder, stages=4))
+    assert prior.stride == 8
+    assert prior.has_tiny_decoder is said.startswith("gradients")
+    [line] = [record.getMessage() for record in caplog.records if "tiny_decoder=null" in record.getMessage()]
+    assert said in line
+    assert "\n" not in line
+    if usual is None:
+        with pytest.raises(InputError, match="absent"):
+            load(tmp_path / "pipeline", tiny_decoder=name)  # what was asked for is not left out
+
+
+def test_auto_asks_no_one_for_a_decoder_of_other_latents(pipeline_folder: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(stable_diffusion, "TINY_DECODER", None)  # would be refused
+    prior = load(pipeline_folder)
+    assert (prior.stride, prior.has_tiny_decoder) == (4, False)
 
 
 @pytest.mark.parametrize(
@@ -127,7 +170,7 @@ def test_a_checkpoint_of_a_run_with_another_decoder_is_another_run(pipeline_fold
     prior = load(pipeline_folder, tiny_decoder="auto")
     changed = copy.deepcopy(prior)
     next(changed.tiny.parameters()).data.add_(0.1)
-    descriptions = {description(prior), description(changed), description(load(pipeline_folder))}
+    descriptions = {description(prior), description(changed), description(load(pipeline_folder, tiny_decoder=None))}
     assert len(descriptions) == 3
 
 

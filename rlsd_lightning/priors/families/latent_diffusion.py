@@ -48,7 +48,7 @@ class LatentDiffusionPrior(PipelinePrior):
         decoder_checkpointing: bool = False,
         local_files_only: bool = False,
         allow_pickle: bool = False,
-        tiny_decoder: str | None = None,
+        tiny_decoder: str | None = "auto",
     ) -> None:
         super().__init__(
             pretrained,

@@ -11,6 +11,9 @@ from rlsd_lightning.priors.latent import PipelinePrior
 
 __all__ = ["StableDiffusionPrior"]
 
+TINY_DECODER = "madebyollin/taesd"
+"""Tiny decoder of the latents that Stable Diffusion 1 and 2 share."""
+
 
 class StableDiffusionPrior(PipelinePrior):
     """The UNet of a ``StableDiffusionPipeline``, or of a latent consistency model.
@@ -36,6 +39,10 @@ class StableDiffusionPrior(PipelinePrior):
                 "StableDiffusionXLPrior for Stable Diffusion XL"
             )
         return unet
+
+    @property
+    def usual_tiny_decoder(self) -> str | None:
+        return TINY_DECODER if (self.latent_shape[0], self.stride) == (4, 8) else None
 
     def conditions(
         self, pipeline: StableDiffusionPipeline, prompt: str, negative_prompt: str, guidance_scale: float

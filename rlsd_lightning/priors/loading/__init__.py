@@ -13,7 +13,7 @@ from rlsd_lightning.priors.loading.parts import (
 )
 from rlsd_lightning.priors.loading.pipelines import load_pipeline
 from rlsd_lightning.priors.loading.schedules import ddim_levels, flow_levels
-from rlsd_lightning.priors.loading.tiny import ShuffleDecoder, TinyDecoder, load_tiny, tiny_folder
+from rlsd_lightning.priors.loading.tiny import ShuffleDecoder, TinyDecoder, find_tiny, load_tiny
 
 __all__ = [
     "ShuffleDecoder",
@@ -23,6 +23,7 @@ __all__ = [
     "check_conditions",
     "ddim_levels",
     "encoded_latents",
+    "find_tiny",
     "flow_levels",
     "image_and_unit",
     "latent_scale",
@@ -31,5 +32,4 @@ __all__ = [
     "load_tiny",
     "pair",
     "tile_size",
-    "tiny_folder",
 ]

@@ -1,6 +1,8 @@
 """Tiny decoders: approximate images of latents, whose gradient costs a fraction of the own decoder's."""
 
+import logging
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers import AutoencoderTiny, ConfigMixin, ModelMixin
@@ -11,7 +13,9 @@ from torch.nn.functional import interpolate
 from rlsd_lightning.errors import InputError, first_line
 from rlsd_lightning.priors.base import Prior
 
-__all__ = ["ShuffleDecoder", "TinyDecoder", "load_tiny", "tiny_folder"]
+__all__ = ["ShuffleDecoder", "TinyDecoder", "find_tiny", "load_tiny"]
+
+log = logging.getLogger(__name__)
 
 FOLDER = "tiny_decoder"
 """Subfolder of a pipeline's folder with its tiny decoder."""
@@ -130,12 +134,36 @@ def _load(pretrained: str, local_files_only: bool) -> ModelMixin:
     return tiny
 
 
-def tiny_folder(tiny_decoder: str | None, pretrained: object) -> str | None:
-    """Folder or name of the tiny decoder; ``auto`` is that in the pipeline's folder, or None if there is none."""
-    if tiny_decoder != "auto":
-        return tiny_decoder
+def find_tiny(
+    prior: Prior, tiny_decoder: str | None, pretrained: object, usual: str | None = None, **settings: Any
+) -> TinyDecoder | None:
+    """The tiny decoder that a setting asks for; None: the own decoder.
+
+    ``auto`` is the one in the pipeline's folder, else the usual one if it can be fetched and fits.
+
+    Args:
+        prior: The prior, on the CPU.
+        tiny_decoder: See :class:`~rlsd_lightning.priors.PipelinePrior`, like the next.
+        pretrained: The pipeline.
+        usual: Name of a tiny decoder of such latents; None: none is known.
+        settings: Further arguments of :func:`load_tiny`.
+
+    Raises:
+        InputError: If a decoder that was named, or the folder's, can't be loaded or belongs to other latents.
+    """
+    if tiny_decoder is None:
+        return None
     folder = Path(pretrained) / FOLDER if isinstance(pretrained, str | Path) else None
-    return str(folder) if folder is not None and folder.is_dir() else None
+    if tiny_decoder != "auto" or (folder is not None and folder.is_dir()):
+        return load_tiny(prior, str(folder) if tiny_decoder == "auto" else tiny_decoder, **settings)
+    try:
+        found = None if usual is None else load_tiny(prior, usual, **settings)
+    except InputError as error:
+        log.info("the own decoder makes the images of all steps, which takes longer: %s", error)
+        return None
+    if found is not None:
+        log.info("gradients go through the tiny decoder %s; tiny_decoder=null chooses the own one", usual)
+    return found
 
 
 def load_tiny(
