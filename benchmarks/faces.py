@@ -7,8 +7,9 @@ from argparse import Namespace
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from PIL import Image, ImageDraw
+from pictures import table_of_images
 from runs import PROJECT, Run, rows_of, run_folder
+from tables import NAMES
 
 __all__ = ["PICTURES", "PRIOR", "draw", "make"]
 
@@ -40,6 +41,16 @@ TASKS = (
     "phase_retrieval",
 )
 COMPARED = TASKS[:2]
+COLUMNS = {
+    "ground truth": "truth.png",
+    "measurement": "measurement.png",
+    **{f"particle {n + 1}": f"particles/{n:02}.png" for n in range(4)},
+    "mean": "mean.png",
+    "uncertainty": "std.png",
+}
+"""Files of the pictures by title."""
+SIDE = 128
+"""Side in pixels at which the pictures show a face."""
 METHODS = {
     "independent": ["method=independent"],
     "dps": ["method=dps"],
@@ -96,21 +107,10 @@ def make(args: Namespace) -> dict[str, dict]:
     return {"faces": args.faces, "runs": found, "coverage": coverage(args.out)}
 
 
-def stack(grids: list[tuple[str, Path]], path: Path, margin: int = 0) -> None:
-    """Puts grids above each other, each with its label in the left margin."""
-    opened = [(label, Image.open(grid)) for label, grid in grids]
-    width, height = max(grid.width for _, grid in opened) + margin, sum(grid.height for _, grid in opened)
-    canvas, top = Image.new("RGB", (width, height), "white"), 0
-    draw = ImageDraw.Draw(canvas)
-    for label, grid in opened:
-        draw.text((5, top + grid.height // 2), label, fill="black")
-        canvas.paste(grid, (margin, top))
-        top += grid.height
-    canvas.save(path, optimize=True)
-
-
 def draw(args: Namespace) -> None:
     """The first face in each task, and the first six in one."""
     folders = {task: run_folder(default(task), args.out) for task in TASKS}
-    stack([(task, min(folder.glob("*/grid.png"))) for task, folder in folders.items()], TASKS_PICTURE, margin=150)
-    stack([("", grid) for grid in sorted(folders["inpaint"].glob("*/grid.png"))[:6]], FACES_PICTURE)
+    rows = [(NAMES[task], min(folder.glob("*/truth.png")).parent) for task, folder in folders.items()]
+    table_of_images(rows, COLUMNS, SIDE).save(TASKS_PICTURE, optimize=True)
+    faces = sorted(file.parent for file in folders["inpaint"].glob("*/truth.png"))[:6]
+    table_of_images([("", face) for face in faces], COLUMNS, SIDE).save(FACES_PICTURE, optimize=True)

@@ -12,7 +12,8 @@ from pathlib import Path
 
 import torch
 from deepinv.physics import Physics
-from PIL import Image, ImageDraw
+from pictures import table_of_images
+from PIL import Image
 from references import best_weight, bicubic, total_variation
 from runs import PROJECT, Run, rows_of, run_folder, threads
 from safetensors.torch import load_file
@@ -55,8 +56,17 @@ BOX = 32
 """Side in pixels of the box that is missing."""
 ROUNDING = 1 / 255
 """Largest rounding error of an 8-bit truth in [-1, 1]."""
-LABEL = 24
-"""Height in pixels of a line of text."""
+COLUMNS = {
+    "ground truth": "truth.png",
+    "measurement": "measurement.png",
+    "no prior": "bicubic.png",
+    "TV": "tv.png",
+    "particle 1": "particles/00.png",
+    "particle 2": "particles/01.png",
+    "mean": "mean.png",
+    "uncertainty": "std.png",
+}
+"""Files of the picture by title; bicubic.png is the pseudo-inverse in other tasks than super-resolution."""
 
 
 @dataclass(frozen=True)
@@ -209,15 +219,6 @@ def physics_options(task: Task) -> list[str]:
 
 def draw(args: Namespace) -> None:
     """Photographs by turns of the tasks: the truth, what is known, total variation, two particles, mean, uncertainty."""
-    columns = {
-        "photograph": "truth.png",
-        "bicubic or pseudo-inverse": "bicubic.png",
-        "total variation": "tv.png",
-        "particle 1": "particles/00.png",
-        "particle 2": "particles/01.png",
-        "mean": "mean.png",
-        "uncertainty": "std.png",
-    }
     folders = {
         name: sorted(
             file.parent for file in run_folder(PhotoRun("", "", "default", (), name), args.out).glob("*/truth.png")
@@ -226,18 +227,7 @@ def draw(args: Namespace) -> None:
     }
     rows = max(len(args.tasks), *map(len, folders.values()))
     shown = [(name, folders[name][row % len(folders[name])]) for row, name in zip(range(rows), cycle(args.tasks))]
-    columns = {title: file for title, file in columns.items() if any((folder / file).is_file() for _, folder in shown)}
-    side, line = args.size, args.size + LABEL
-    canvas = Image.new("RGB", (side * len(columns), line * rows + LABEL), "white")
-    text = ImageDraw.Draw(canvas)
-    for column, title in enumerate(columns):
-        text.text((column * side + 4, 6), title, fill="black")
-    for row, (name, folder) in enumerate(shown):
-        text.text((4, row * line + LABEL + 6), name, fill="black")
-        for column, file in enumerate(columns.values()):
-            if (folder / file).is_file():
-                canvas.paste(Image.open(folder / file).convert("RGB"), (column * side, row * line + 2 * LABEL))
-    canvas.save(PICTURE, quality=92)
+    table_of_images(shown, COLUMNS, args.size).save(PICTURE, quality=92)
 
 
 def make(args: Namespace) -> dict[str, object]:
