@@ -20,12 +20,11 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
 from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from rlsd_lightning.cli.help import help_text
 from rlsd_lightning.cli.literal import as_typed
 from rlsd_lightning.cli.messages import REQUEUE, explain
-from rlsd_lightning.cli.resume import run_folder
 from rlsd_lightning.cli.settings import check_settings, move_older, overridden, with_present_names, without_null_groups
 from rlsd_lightning.errors import printable
 from rlsd_lightning.resources import CONFIGS
@@ -36,8 +35,6 @@ SUBCOMMANDS = ("app", "calibrate", "conformal", "doctor", "evaluate", "study")
 """Modules of :mod:`rlsd_lightning.cli.subcommands`."""
 failed: list[str] = []
 """Folders of the runs of this process's multirun that have failed."""
-
-OmegaConf.register_new_resolver("run_folder", run_folder, replace=True)
 
 
 def command() -> None:

@@ -14,10 +14,11 @@ from rlsd_lightning.cli.settings import (
     overridden,
     read_settings,
     read_yaml,
+    run_folder,
 )
 from rlsd_lightning.errors import InputError
 
-__all__ = ["resumed", "run_folder"]
+__all__ = ["resumed"]
 
 FIXED = (
     "method",
@@ -43,17 +44,6 @@ MAY_CHANGE = (
     "method.particle_chunk",
 )
 """Exceptions: places of files, and ways of computing the same results."""
-
-
-def run_folder(resume: str | None, ckpt_path: str | None, task: str, now: str) -> str:
-    """The folder of a resumed run, of a checkpoint's run, or a new one."""
-    if not resume and not ckpt_path:
-        return f"outputs/{task}/{now}"
-    if ckpt_path and not Path(ckpt_path).is_file():
-        raise InputError(f"ckpt_path must be a checkpoint of a run, but there is no file '{ckpt_path}'")
-    folder = Path(resume) if resume else Path(ckpt_path).resolve().parent.parent.parent
-    read_settings(folder)  # before Hydra makes the folder
-    return str(folder)
 
 
 def resumed(cfg: DictConfig) -> DictConfig:

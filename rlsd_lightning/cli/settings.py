@@ -36,6 +36,7 @@ __all__ = [
     "overridden",
     "read_settings",
     "read_yaml",
+    "run_folder",
     "with_present_names",
     "without_null_groups",
 ]
@@ -252,3 +253,17 @@ def keep_settings(cfg: DictConfig, folder: Path, command: str | None = None) -> 
     OmegaConf.save(HydraConfig.get().overrides.task, saved.with_name("overrides.yaml"))
     command = command or shlex.join([*program().split(), *sys.argv[1:]])
     saved.with_name("command.txt").write_bytes(f"{command}\n".encode(errors="surrogateescape"))
+
+
+def run_folder(resume: str | None, ckpt_path: str | None, task: str, now: str) -> str:
+    """The folder of a resumed run, of a checkpoint's run, or a new one."""
+    if not resume and not ckpt_path:
+        return f"outputs/{task}/{now}"
+    if ckpt_path and not Path(ckpt_path).is_file():
+        raise InputError(f"ckpt_path must be a checkpoint of a run, but there is no file '{ckpt_path}'")
+    folder = Path(resume) if resume else Path(ckpt_path).resolve().parent.parent.parent
+    read_settings(folder)  # before Hydra makes the folder
+    return str(folder)
+
+
+OmegaConf.register_new_resolver("run_folder", run_folder, replace=True)
