@@ -155,12 +155,12 @@ def made_of(made: dict) -> str:
 def photographs(made: dict) -> str:
     """Every form on each task, means over photographs."""
     header = ("task", "form", "mean", "best of four", "mean image", "SSIM", "perceptual", "diversity")
-    digits = {"ssim": 3, "perceptual": 3, "diversity": 3, "coverage_90": 2, "seconds": 0}
+    digits = {"ssim": 3, "perceptual": 3, "diversity": 3, "coverage_90": 2}
     psnrs = ("psnr_mean", "psnr_best", "psnr_of_mean")
     split = [(*key.split("/"), rows) for key, rows in made["runs"].items()]
     order = list(dict.fromkeys(task for task, _, _ in split))
     return markdown(
-        (*header, "in 90 % intervals", "seconds"),
+        (*header, "in 90 % intervals"),
         [
             (
                 task,

@@ -267,7 +267,9 @@ class _Module:
         self.hparams, self.decoder_std, self.has_proximal_results = {}, 0.08, True
         self.particle_chunk, self.num_particles, self.seed = None, 2, 0
         own = Calibration(0.08, 1.0, 0.5, 1.0, (1.0, 1.0), 8, "pictures")
-        self.prior = SimpleNamespace(calibration=own, latent_shape=(4, 8, 8), image_shape=SHAPE, warnings=[])
+        shapes = {"latent_shape": (4, 8, 8), "image_shape": SHAPE}
+        lossless = {"encode": lambda images: images, "decode": lambda z: z, "alphas": torch.ones(1)}
+        self.prior = SimpleNamespace(calibration=own, warnings=[], **shapes, **lossless)
         self.proximal = SimpleNamespace(mu=lambda measurement, variance: 1.0)
 
     def compared(self, z: Tensor, images: Tensor, features: nn.Module | None) -> Tensor:

@@ -140,7 +140,8 @@ def configs() -> None:
         for task in ("mri", "tomography"):
             cfg = compose("train", [f"task={task}", "data.limit=null", "data.images=null"])
             CONFIGS[task] = OmegaConf.to_container(OmegaConf.masked_copy(cfg, ["physics", "data", "seed"]))
-            CONFIGS[task] |= {"prior": UNUSED, "features": UNUSED, "method": UNUSED}
+            CONFIGS[task] |= {"prior": UNUSED, "features": UNUSED, "method": UNUSED, "trainer": UNUSED}
+            CONFIGS[task] |= {"callbacks": {"none": UNUSED}, "output_dir": "unused"}
 
 
 def measured(draw: Draw, task: str, file: str, *more: str) -> list:

@@ -16,6 +16,7 @@ NAME = "pytorch_lora_weights.safetensors"
 
 def adapted(folder: Path, saved: Path) -> Consistency:
     """A consistency model of a pipeline with random LoRA weights, which it saves."""
+    torch.manual_seed(0)
     module = Consistency(StableDiffusionPipeline.from_pretrained(folder), rank=4)
     with torch.no_grad():
         for name, weights in module.unet.named_parameters():
