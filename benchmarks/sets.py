@@ -9,7 +9,7 @@ from posterior import load_draws, pooled, rank_shares, row_of
 from runs import PROJECT, Run, rows_of, run_folder
 from torch import Tensor
 
-from rlsd_lightning import embedded
+from rlsd_lightning import embedded, representatives
 from rlsd_lightning.evaluation.checks.intervals import calibrated, fewest, interval
 from rlsd_lightning.evaluation.judge import Judge, load_judge
 from rlsd_lightning.measurement import SavedMeasurement
@@ -70,7 +70,9 @@ def make(args: Namespace) -> dict[str, object]:
     exact = draws.flip(1)  # the chain's last draws, far from the first, which are the truths of the ranks
     found = {"exact draws": figures_of([each[:MANY] for each in exact], [each[MANY:].flip(0) for each in exact], judge)}
     saved = {form: load_run(run_folder(run, args.out))[: len(draws)] for form, run in runs.items()}
-    found |= {form: figures_of([one.images for one in each], list(draws), judge) for form, each in saved.items()}
+    images = {form: [one.images for one in each] for form, each in saved.items()}
+    images["4 of 16"] = [each[[one.particle for one in representatives(each)]] for each in images["independent"]]
+    found |= {form: figures_of(each, list(draws), judge) for form, each in images.items()}
     return {
         "faces": len(draws),
         "runs": {f"sets/inpaint/{form}": rows for form, (rows, _) in found.items()},
