@@ -24,7 +24,6 @@ MANY = 16
 FORMS = {
     "independent": ["method=independent", f"num_particles={MANY}"],
     "default": [],
-    "cover 1": ["method=independent", "method.cover=1"],
 }
 LEVEL = 0.9
 """Expected coverage of the conformal intervals."""

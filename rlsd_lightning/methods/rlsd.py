@@ -58,7 +58,6 @@ from rlsd_lightning.functional.losses import norms, square_norms
 from rlsd_lightning.functional.schedules import PRIOR_WEIGHTS, add_noise, cosine_decay, fresh_noise_share
 from rlsd_lightning.measurement import Measurement
 from rlsd_lightning.methods.base import ParticleModule
-from rlsd_lightning.methods.covering import Candidates
 from rlsd_lightning.methods.sampling import (
     away_from_images,
     coupling_term,
@@ -106,8 +105,6 @@ class RLSD(ParticleModule):
         lr_z: Step size of Adam in the refinement, times the cosine decay over all steps.
         augmented: Whether the data act through :math:`x`; if not, on :math:`D(\hat z)` itself, by :math:`\|y - A D(\hat z)\|`, and by
             half the misfit in the refinement.
-        cover: From sample to cover, in [0, 1]: 0 draws each particle by itself; more spends steps on candidates that particles
-            continue (:mod:`~rlsd_lightning.methods.covering`).
         antithetic: See :class:`~rlsd_lightning.methods.base.ParticleModule`.
         common: See :class:`~rlsd_lightning.methods.base.ParticleModule`, also for the positional arguments.
 
@@ -132,7 +129,6 @@ class RLSD(ParticleModule):
         weighting: str = "log",
         lr_z: float = 0.5,
         augmented: bool = True,
-        cover: float = 0.0,
         antithetic: bool = True,
         **common: Any,
     ) -> None:
@@ -140,7 +136,7 @@ class RLSD(ParticleModule):
         require_at_least_zero(guidance_scale=guidance_scale, eta=eta, distillation_weight=distillation_weight)
         image_std = self.hparams.image_std
         require_positive(image_std=image_std, decoder_std=self.decoder_std, lr_z=lr_z)
-        require_share(refine_share=refine_share, cover=cover)
+        require_share(refine_share=refine_share)
         require_one_of(PRIOR_WEIGHTS, weighting=weighting)
         self.has_proximal_results = augmented
         self.automatic_optimization = False  # SGD in the loop, Adam in the refinement
@@ -148,7 +144,6 @@ class RLSD(ParticleModule):
         self.zeta = 100 * guidance_scale / self.num_steps * pull_factor(self.z[0].numel(), self.x[0].numel())
         # a warm start skips the first of all steps
         self.refine_from = max(0, round((1 - refine_share) * self.num_steps) - self.first_step)
-        self.candidates_of = Candidates(self, cover, self.refine_from)
         t = self.timesteps[0]
         alpha, sigma = prior.alpha(t).cpu(), prior.sigma(t).cpu()
         self.image_variances = image_variances(prior, image_std, self.decoder_std)
@@ -161,26 +156,23 @@ class RLSD(ParticleModule):
     def training_step(self, batch: tuple[int, int], batch_idx: int) -> Tensor:
         """Follow the SDS denoising loss, the data fidelity (through x) and the kernel repulsion from t to s."""
         step, t, s = self.begin(batch, batch_idx)
-        s = None if self.candidates_of.end_with(step) else s
         if step >= self.refine_from:
             return self.refine(step, t)
-        zeta, pulls = self.zeta * self.candidates_of.stretch(step), s is not None and step + 1 != self.refine_from
+        pulls = s is not None and step + 1 != self.refine_from
         z, e = self.z[self.rows], self.e[self.rows]
         z_t = add_noise(z, e, self.prior.alpha(t), self.prior.sigma(t)).detach().requires_grad_(pulls)
         z_hat, eps_hat = self.denoise(z_t, t)
         decoded = self.images(z_hat, step)  # D(z_hat)
 
         denoising = 0.5 * (z - z_hat.detach()).square().sum()  # SDS: its gradient is z - z_hat
-        coupling = self.coupling(decoded, t, zeta)  # zeta |x - D(z_hat)|, after the proximal step that sets x
-        gradient, repulsion = self.guidance(step, t, zeta, z_t, z_hat, decoded, coupling)  # G, gamma log sum k
+        coupling = self.coupling(decoded, t)  # zeta |x - D(z_hat)|, after the proximal step that sets x
+        gradient, repulsion = self.guidance(step, t, z_t, z_hat, decoded, coupling)  # G, gamma log sum k
         surrogate = torch.sum(self.over_alpha(gradient, step, s, decoded) * z)  # its gradient is G / alpha_s
 
         terms = {"repulsion": repulsion.sum()} if pulls else {}
         self.log_all(step, denoising=denoising, coupling=coupling.sum(), **terms)
         moved = self.descend(denoising + surrogate)  # z <- z_hat - G / alpha_s
-        if self.candidates_of.end_with(step):
-            self.start_again(step, self.x[self.rows] if self.hparams.augmented else decoded)
-        elif s is not None:
+        if s is not None:
             self.renew_noise(step, t, s, eps_hat, moved)
         return denoising + surrogate
 
@@ -194,19 +186,11 @@ class RLSD(ParticleModule):
 
     def looks(self, step: int) -> bool:
         """Whether a step decodes with the own decoder too: the loop's last, and from 20 steps on the end of every later tenth."""
-        done = self.first_step + self.candidates_of.usual(step) + 1
+        done = self.first_step + step + 1
         is_late = self.num_steps <= 2 * done < 2 * self.num_steps and self.num_steps >= 2 * LOOKS
         return (is_late and done % (self.num_steps // LOOKS) == 0) or step + 1 == self.refine_from
 
-    @torch.no_grad()
-    def start_again(self, step: int, images: Tensor) -> None:
-        """Set the noise, and after the last of the short runs the latents, for what follows on a short run of candidates."""
-        self.e[self.rows] = self.candidates_of.follow(step, images).to(self.e)
-        if self.has_tiny:
-            z, ends = self.z[self.rows], step + 1 == self.candidates_of.steps
-            self.correction[self.rows] = self.decode(z) - self.decode(z, tiny=True) if ends else 0
-
-    def coupling(self, decoded: Tensor, t: int, zeta: float) -> Tensor:
+    def coupling(self, decoded: Tensor, t: int) -> Tensor:
         r"""Distances :math:`\zeta \|x - D(\hat z)\|` with shape (n,), after the proximal step that sets :math:`x`.
 
         Without the auxiliary variable they are :math:`\zeta \|y - A D(\hat z)\|`.
@@ -214,14 +198,14 @@ class RLSD(ParticleModule):
         if not self.hparams.augmented:
             self.show(decoded, decoded)
             residuals = [norms(each.y - measured(each.physics, images)) for each, images in self.each_here(decoded)]
-            return zeta * torch.cat(residuals) if residuals else decoded.new_zeros(0)
+            return self.zeta * torch.cat(residuals) if residuals else decoded.new_zeros(0)
         x = self.proximal_step(decoded, self.image_variances[t])
         self.x.data[self.rows] = x
         self.show(x, decoded)
-        return zeta * norms(x - decoded)
+        return self.zeta * norms(x - decoded)
 
     def guidance(
-        self, step: int, t: int, zeta: float, z_t: Tensor, z_hat: Tensor, decoded: Tensor, coupling: Tensor
+        self, step: int, t: int, z_t: Tensor, z_hat: Tensor, decoded: Tensor, coupling: Tensor
     ) -> tuple[Tensor, Tensor]:
         r"""The gradient :math:`G` in :math:`z_t`, and the repulsion's values with shape (n,); zero in steps without gradient.
 
@@ -230,17 +214,17 @@ class RLSD(ParticleModule):
         """
         if not z_t.requires_grad:
             return torch.zeros_like(z_t), coupling.new_zeros(len(z_t))
-        repels = self.repulsion.acts(self.candidates_of.usual(step))
+        repels = self.repulsion.acts(step)
         # a collective call: processes without particles make it too
         density = self.repulsion.gradient(z_hat, decoded) if repels else None
         gradient, value, of_latents = torch.zeros_like(z_t), coupling.new_zeros(len(z_t)), self.features.of_latents
         if len(z_t):
             (gradient,) = grad(coupling.sum(), decoded)
             if density is not None and not of_latents:
-                gradient, value = self.repulsion.added(gradient, density, t, zeta)
+                gradient, value = self.repulsion.added(gradient, density, t, self.zeta)
             (gradient,) = grad(decoded, z_hat, gradient)
             if density is not None and of_latents:
-                gradient, value = self.repulsion.added(gradient, density, t, zeta)
+                gradient, value = self.repulsion.added(gradient, density, t, self.zeta)
             (gradient,) = grad(z_hat, z_t, gradient)
         elif density is not None:
             self.repulsion_ratios.append(value.sum())
@@ -288,7 +272,7 @@ class RLSD(ParticleModule):
     def log_all(self, step: int, **terms: Tensor) -> None:
         """Log the values of all terms, zero where they don't act, and the decoders' distance from the first look on."""
         zero = self.z.new_zeros(())
-        repels = self.repulsion.acts(self.candidates_of.usual(step)) and "repulsion" in terms
+        repels = self.repulsion.acts(step) and "repulsion" in terms
         figures = {"repulsion_ratio": self.repulsion_ratios[-1] if repels else zero}
         if self.has_tiny and any(map(self.looks, range(step + 1))):
             distances = square_norms(self.correction[self.rows]).div(self.x[0].numel()).sqrt()
