@@ -10,7 +10,8 @@ from support.steps import take_step
 from support.trainers import StopAt, StopError, fit, trainer_with
 from torch import Tensor
 
-from rlsd_lightning import RLSD, PixelFeatures, StableDiffusionPrior
+from rlsd_lightning import RLSD, Distilled, PixelFeatures, StableDiffusionPrior
+from rlsd_lightning.errors import InputError
 from rlsd_lightning.functional.losses import square_norms
 from rlsd_lightning.operators import colorization, hdr, jpeg, phase_retrieval
 from rlsd_lightning.priors.loading import ShuffleDecoder, TinyDecoder
@@ -153,3 +154,16 @@ def test_operators_that_are_not_linear_keep_the_own_decoder(operator, prior, wit
     module, usual = (make(each, operator=operator, gamma=0.0) for each in (with_tiny, prior.double()))
     assert "correction" not in dict(module.named_buffers())
     torch.testing.assert_close(take_step(module, UPDATE), take_step(usual, UPDATE), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("method", "remedy"), [(RLSD, "fetch it"), (RLSD, "tiny_decoder=null"), (Distilled, "fetch it")]
+)
+def test_a_checkpoint_of_the_other_decoder_is_refused_with_the_cause(method: type, remedy: str, prior, with_tiny):
+    measurement = make(prior).measurements[0]
+    priors = (with_tiny, prior) if remedy == "fetch it" else (prior, with_tiny)
+    made, other = (method(each, measurement, PixelFeatures(), num_steps=4, num_particles=2) for each in priors)
+    checkpoint = {"state_dict": made.state_dict()}
+    made.on_save_checkpoint(checkpoint)
+    with pytest.raises(InputError, match=f"tiny decoder, but .* {remedy}"):
+        other.on_load_checkpoint(checkpoint)
