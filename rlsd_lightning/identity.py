@@ -54,9 +54,13 @@ class CheckpointIdentity:
             for name in computed_names(network)
         }
 
+    def _has_tiny_decoder(self) -> bool:
+        return any(isinstance(each, Prior) and each.has_tiny_decoder for each in self._networks.values())
+
     def save(self, checkpoint: dict) -> None:
         """Add the identity to a checkpoint."""
         checkpoint |= {"identity": self.digest, "samples": self.samples, "computed": self._computed()}
+        checkpoint["has_tiny_decoder"] = self._has_tiny_decoder()
 
     def check(self, checkpoint: dict) -> None:
         """Compare a checkpoint, which may have further measurements.
@@ -65,6 +69,12 @@ class CheckpointIdentity:
             InputError: If it belongs to another run.
         """
         saved = saved_samples(checkpoint)
+        if checkpoint.get("has_tiny_decoder", here := self._has_tiny_decoder()) != here:
+            made, now = ("without", "with") if here else ("with", "without")
+            raise InputError(
+                f"the checkpoint was made {made} a tiny decoder, but the prior was loaded {now} one; "
+                + ("set tiny_decoder=null" if here else "fetch it, or set tiny_decoder to its folder")
+            )
         alike = all(name in saved and agree(saved[name], here, same_measurement) for name, here in self.samples.items())
         alike = alike and agree(checkpoint["computed"], self._computed(), same_output)
         if checkpoint["identity"] != self.digest or not alike:
@@ -89,7 +99,12 @@ def saved_samples(checkpoint: dict) -> dict[str, dict[str, Tensor]]:
 
 
 def keep_particles(checkpoint: dict, names: Iterable[str], num_particles: int) -> None:
-    """Keep the particles of the measurements ``names`` of a checkpoint, in this order, and drop the others."""
+    """Keep the particles of the measurements ``names`` of a checkpoint, in this order, and let its loop go on.
+
+    One that was saved after the last step would let the Trainer do nothing, not even write the results.
+    """
+    for counts in checkpoint.get("loops", {}).get("fit_loop", {}).get("epoch_progress", {}).values():
+        counts.update(processed=0, completed=0)
     saved = list(checkpoint["samples"])
     rows = torch.cat([saved.index(name) * num_particles + torch.arange(num_particles) for name in names])
     states = [checkpoint["state_dict"]]

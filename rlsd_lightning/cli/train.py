@@ -17,7 +17,7 @@ from hydra.utils import instantiate
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from rlsd_lightning.cli.messages import REQUEUE, failure
 from rlsd_lightning.cli.resume import resumed
@@ -32,12 +32,16 @@ from rlsd_lightning.engine.locking import only_run_in
 from rlsd_lightning.engine.pace import Pace
 from rlsd_lightning.engine.runner import run_measurements
 from rlsd_lightning.errors import STORAGE, InputError, PeerError, StoppedError
+from rlsd_lightning.priors import Prior
+from rlsd_lightning.priors.latent import PipelinePrior
 from rlsd_lightning.results.store import mean_line, read_failures
 
 log = logging.getLogger("train")
 
 MOST_ON_CPU = 256
 """Most pixels of an image's longer side on a CPU, where larger ones take hours, unless image_size is set."""
+TINY = "has_tiny_decoder"
+"""Name of a run's choice: whether ``prior.tiny_decoder=auto`` has found one."""
 SHOWN_FAILURES = 10
 """Failed measurements that the end of a run names."""
 
@@ -120,6 +124,27 @@ def precision_of(asked: str, folder: Path, processes: Processes) -> str:
     return precision
 
 
+def prior_of(cfg: DictConfig, folder: Path, make_network: Callable = instantiate) -> Prior:
+    """The prior of a new or a resumed run; ``tiny_decoder=auto`` gives a resumed run the kind of decoder it began with.
+
+    Raises:
+        InputError: If a resumed run began with a tiny decoder that can't be loaded now.
+    """
+    settings = cfg.prior
+    began_with = chosen(folder, TINY) if settings.get("tiny_decoder") == "auto" else None
+    if began_with is False:
+        settings = OmegaConf.merge(settings, {"tiny_decoder": None})
+    prior = make_network(settings)
+    if began_with and not prior.has_tiny_decoder:
+        name = prior.usual_tiny_decoder if isinstance(prior, PipelinePrior) else None
+        fetch = f"fetch it with `hf download {name}`" if name else f"put it back into '{settings.pretrained}'"
+        raise InputError(
+            f"the run in '{folder}' was started with the tiny decoder {name or 'of its prior'}, which can't be loaded now; "
+            f"{fetch} and resume again, or start a new run"
+        )
+    return prior
+
+
 def settings_of(cfg: DictConfig, folder: Path, command: str | None = None) -> DictConfig:
     """Checked settings of a new run, which are kept in its folder, or of a resumed one."""
     if cfg.resume or cfg.ckpt_path:
@@ -135,11 +160,11 @@ def settings_of(cfg: DictConfig, folder: Path, command: str | None = None) -> Di
     return cfg
 
 
-def parts_of(cfg: DictConfig, make_network: Callable = instantiate) -> tuple:
+def parts_of(cfg: DictConfig, folder: Path, make_network: Callable = instantiate) -> tuple:
     """Prior, features, the method's factory, and measurements."""
     if rank_zero_only.rank:
         logging.getLogger("rlsd_lightning.priors").setLevel(logging.ERROR)  # the first process says it for all
-    prior, features = make_network(cfg.prior), make_network(cfg.features)
+    prior, features = prior_of(cfg, folder, make_network), make_network(cfg.features)
     is_told = cfg.prior.get("image_size") is not None
     most = None if is_told or not runs_on_cpu(cfg.trainer.accelerator) else MOST_ON_CPU
     sizes = ImageSizes(prior.image_shape, prior.multiple, prior.trained_size, most)
@@ -167,16 +192,18 @@ def run(
     """
     asked, cfg = cfg, settings_of(cfg, folder, command)
     checkpoint = Path(cfg.ckpt_path).resolve() if cfg.ckpt_path else None
-    chosen = checkpoint and (checkpoint.parent.parent.name, checkpoint)
+    one = checkpoint and (checkpoint.parent.parent.name, checkpoint)
     # noise is keyed by the seed; this only fixes what libraries draw, and takes 32 bits
     L.seed_everything(cfg.seed % 2**32, verbose=False)
-    prior, features, method, data = parts_of(cfg, make_network)
+    prior, features, method, data = parts_of(cfg, folder, make_network)
     processes = Processes(cfg.trainer.accelerator, cfg.trainer.devices, cfg.trainer.num_nodes, cfg.patience)
     prior.to(processes.device)  # where an unmeasured one is measured
     if cfg.compile in (True, "regional"):
         compile_if_possible(prior, processes.device, regional=cfg.compile == "regional")
     try:
         folder = Path(processes.broadcast(str(folder)))
+        if processes.is_first and chosen(folder, TINY) is None:
+            keep_chosen(folder, TINY, prior.has_tiny_decoder)
         asked.output_dir = str(folder)  # what main() tells the user to go on with
         finished, missing = run_measurements(
             data,
@@ -185,7 +212,7 @@ def run(
             ),
             trainer_factory(cfg, folder, processes, make_network, more),
             folder,
-            chosen,
+            one,
             cfg.measurements_per_batch,
             processes,
             cfg.parallel,

@@ -14,17 +14,17 @@ CHOSEN = "chosen.json"
 """File of a run's choices, in its folder."""
 
 
-def chosen(folder: Path, name: str) -> str | int | None:
+def chosen(folder: Path, name: str) -> str | int | bool | None:
     """A choice of the run in this folder, or None if it has not been made."""
     return _read(folder).get(name)
 
 
-def keep_chosen(folder: Path, name: str, value: str | int) -> None:
+def keep_chosen(folder: Path, name: str, value: str | int | bool) -> None:
     """Keep a choice, beside the others or in place of an earlier one."""
     write_atomically(folder / CHOSEN, json.dumps({**_read(folder), name: value}, indent=2) + "\n")
 
 
-def _read(folder: Path) -> dict[str, str | int]:
+def _read(folder: Path) -> dict[str, str | int | bool]:
     file = folder / CHOSEN
     if not file.is_file():
         return {}

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from diffusers import AutoencoderTiny, StableDiffusionPipeline
 from omegaconf import OmegaConf
 from PIL import Image
 from safetensors.torch import load_file
@@ -118,6 +119,56 @@ def test_results_that_went_missing_after_the_last_step_come_back(method: str, sm
     again, first = (json.loads((folder / "000" / "metrics.json").read_text()) for folder in (run, whole))
     again.pop("seconds"), first.pop("seconds")
     assert again == first
+
+
+def with_tiny_decoder(prior: Path, folder: Path) -> Path:
+    """A copy of a prior whose own autoencoder is a tiny one; the tiny decoder in its folder makes the same images."""
+    torch.manual_seed(0)
+    widths = {"encoder_block_out_channels": (8,) * 3, "decoder_block_out_channels": (8,) * 3}
+    vae = AutoencoderTiny(latent_channels=4, num_encoder_blocks=(0,) * 3, num_decoder_blocks=(1,) * 3, **widths)
+    pipeline = StableDiffusionPipeline.from_pretrained(prior, low_cpu_mem_usage=False)
+    pipeline.vae = vae
+    pipeline.register_to_config(vae=("diffusers", "AutoencoderTiny"))
+    pipeline.save_pretrained(folder)
+    vae.save_pretrained(folder / "tiny_decoder")
+    shutil.copy(prior / "calibration.json", folder)
+    return folder
+
+
+@pytest.mark.same_bits
+@pytest.mark.parametrize("place", ["folder", "hub", "none"])
+def test_a_resumed_run_has_the_kind_of_decoder_it_began_with(
+    place: str, small: list[str], tiny_prior_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prior, run, whole = with_tiny_decoder(tiny_prior_folder, tmp_path / "prior"), tmp_path / "run", tmp_path / "whole"
+    tiny, hub = prior / "tiny_decoder", tmp_path / "hub"
+    if place != "folder":
+        tiny.rename(hub)
+    if place == "hub":
+        monkeypatch.setattr(StableDiffusionPrior, "usual_tiny_decoder", str(hub))
+    command = [*small, f"prior.pretrained={prior}", "num_steps=4", "data.limit=2"]
+    code, printed = train(*command, f"output_dir={run}")
+    assert code == 0, printed
+    shutil.copytree(run, whole)
+    shutil.rmtree(run / "001")  # as if it had been stopped before
+
+    if place == "none":  # the decoder can be fetched only now
+        hub.rename(tiny)
+        code, printed = train(f"resume={run}")
+    else:
+        (tiny if place == "folder" else hub).rename(tmp_path / "gone")
+        code, printed = train(f"resume={run}")
+        assert code == 1
+        assert "Traceback" not in printed
+        (said,) = (line for line in printed.splitlines() if "was started with the tiny decoder" in line)
+        assert (
+            f"put it back into '{prior}'" in said if place == "folder" else f"fetch it with `hf download {hub}`" in said
+        )
+        assert not (run / "001").exists()
+        (tmp_path / "gone").rename(tiny if place == "folder" else hub)
+        code, printed = train(f"resume={run}")
+    assert code == 0, printed
+    assert_same_bits(run / "001", whole / "001")
 
 
 def test_a_finished_run_is_left_as_it_is(small: list[str], tmp_path: Path) -> None:

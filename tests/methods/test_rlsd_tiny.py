@@ -10,13 +10,14 @@ from support.steps import take_step
 from support.trainers import StopAt, StopError, fit, trainer_with
 from torch import Tensor
 
-from rlsd_lightning import RLSD, PixelFeatures, StableDiffusionPrior
+from rlsd_lightning import RLSD, Distilled, PixelFeatures, StableDiffusionPrior
+from rlsd_lightning.errors import InputError
 from rlsd_lightning.functional.losses import square_norms
 from rlsd_lightning.operators import colorization, hdr, jpeg, phase_retrieval
 from rlsd_lightning.priors.loading import ShuffleDecoder, TinyDecoder
 
-EARLY, LOOK, BETWEEN, REFINE = 3, 11, 12, 18
-"""Steps of twenty: before the looks, one of the looks, one after it, and one of the refinement."""
+EARLY, UPDATE, BETWEEN, REFINE = 3, 11, 12, 18
+"""Steps of twenty: before the updates, one of the updates, one after it, and one of the refinement."""
 
 
 @pytest.fixture
@@ -47,18 +48,18 @@ def expected_step(module: RLSD, step: int, correction: Tensor | None) -> Tensor:
     return module.z - clean + module.zeta * back(z_t, (rough, pull)) / module.prior.alphas[module.timesteps[step + 1]]
 
 
-@pytest.mark.parametrize("step", [EARLY, LOOK])
-def test_a_step_goes_through_the_tiny_decoder_and_a_look_has_the_own_ones_images(step: int, with_tiny):
+@pytest.mark.parametrize("step", [EARLY, UPDATE])
+def test_a_step_goes_through_the_tiny_decoder_and_an_update_has_the_own_ones_images(step: int, with_tiny):
     module = make(with_tiny, operator=colorization, gamma=0.0)
-    expected = expected_step(module, step, None if step == LOOK else torch.zeros_like(module.x))
+    expected = expected_step(module, step, None if step == UPDATE else torch.zeros_like(module.x))
     torch.testing.assert_close(take_step(module, step), expected.detach(), rtol=1e-6, atol=1e-9)
 
 
 def test_a_look_corrects_the_steps_after_it(with_tiny):
     module = make(with_tiny, operator=colorization, gamma=0.0)
-    z = denoised(module, noisy(module, LOOK), LOOK).detach()
+    z = denoised(module, noisy(module, UPDATE), UPDATE).detach()
     correction = module.prior.decode(z) - module.prior.tiny(z)
-    take_step(module, LOOK)
+    take_step(module, UPDATE)
     torch.testing.assert_close(module.correction, correction)
     expected = expected_step(module, BETWEEN, correction)
     torch.testing.assert_close(take_step(module, BETWEEN), expected.detach(), rtol=1e-6, atol=1e-9)
@@ -66,26 +67,26 @@ def test_a_look_corrects_the_steps_after_it(with_tiny):
 
 
 @pytest.mark.parametrize(
-    ("num_steps", "looks"),
+    ("num_steps", "updates"),
     [(100, [49, 59, 69, 79, 89]), (25, [13, 15, 17, 19, 21, 23]), (20, [9, 11, 13, 15, 17])],
 )
-def test_looks_end_every_tenth_of_the_second_half_and_the_loop(num_steps: int, looks: list[int], with_tiny):
+def test_updates_end_every_tenth_of_the_second_half_and_the_loop(num_steps: int, updates: list[int], with_tiny):
     module = make(with_tiny, num_steps=num_steps)
-    assert [step for step in range(num_steps) if module.looks(step)] == looks
+    assert [step for step in range(num_steps) if module.decoder.updates(step)] == updates
     module = make(with_tiny, num_steps=num_steps, refine_share=0.0)
-    assert [step for step in range(num_steps) if module.looks(step)] == sorted({*looks, num_steps - 1})
+    assert [step for step in range(num_steps) if module.decoder.updates(step)] == sorted({*updates, num_steps - 1})
 
 
 @pytest.mark.parametrize(("num_steps", "end"), [(19, 14), (14, 10), (1, 0)])
-def test_few_steps_look_once(num_steps: int, end: int, with_tiny):
+def test_few_steps_update_once(num_steps: int, end: int, with_tiny):
     module = make(with_tiny, num_steps=num_steps)
-    assert [step for step in range(num_steps) if module.looks(step)] == [end]
+    assert [step for step in range(num_steps) if module.decoder.updates(step)] == [end]
     module = make(with_tiny, num_steps=num_steps, refine_share=0.0)
-    assert [step for step in range(num_steps) if module.looks(step)] == [num_steps - 1]
+    assert [step for step in range(num_steps) if module.decoder.updates(step)] == [num_steps - 1]
 
 
 def test_repulsion_goes_through_the_tiny_decoder_too(with_tiny, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(with_tiny, "decode", None)  # no step but the looks may call it
+    monkeypatch.setattr(with_tiny, "decode", None)  # no step but the updates may call it
     steps = [take_step(make(with_tiny, PixelFeatures(), gamma=gamma), EARLY) for gamma in (0.0, 0.5)]
     assert (norms(steps[1] - steps[0]) > 0).all()
 
@@ -101,16 +102,16 @@ def test_the_refinement_has_corrected_images_and_the_tiny_decoders_gradient(with
     torch.testing.assert_close(take_step(module, REFINE), (1 + mu) * back(z, (rough, pull)), rtol=1e-6, atol=1e-12)
 
 
-def test_the_distance_of_the_decoders_at_the_last_look_is_logged(with_tiny, monkeypatch: pytest.MonkeyPatch):
+def test_the_distance_of_the_decoders_at_the_last_update_is_logged(with_tiny, monkeypatch: pytest.MonkeyPatch):
     module, logged = make(with_tiny), {}
     monkeypatch.setattr(module, "log_terms", lambda terms, step, **figures: logged.update(figures))
-    take_step(module, LOOK)
+    take_step(module, UPDATE)
     expected = (square_norms(module.correction) / module.x[0].numel()).sqrt().mean()
     assert expected > 0
     torch.testing.assert_close(logged["tiny_decoder_distance"].double(), expected.double())
 
 
-@pytest.mark.parametrize("stop", [EARLY, LOOK, BETWEEN])
+@pytest.mark.parametrize("stop", [EARLY, UPDATE, BETWEEN])
 def test_the_correction_goes_on_after_a_resume(stop: int, with_tiny, tmp_path: Path):
     whole, cut, resumed = (make(with_tiny) for _ in range(3))
     fit(whole, tmp_path / "whole")
@@ -123,7 +124,7 @@ def test_the_correction_goes_on_after_a_resume(stop: int, with_tiny, tmp_path: P
     assert whole.correction.abs().min() > 0
 
 
-@pytest.mark.parametrize("step", [EARLY, LOOK, REFINE])
+@pytest.mark.parametrize("step", [EARLY, UPDATE, REFINE])
 def test_a_prior_without_a_tiny_decoder_decodes_once(
     step: int, prior: StableDiffusionPrior, monkeypatch: pytest.MonkeyPatch
 ):
@@ -138,4 +139,17 @@ def test_a_prior_without_a_tiny_decoder_decodes_once(
 def test_operators_that_are_not_linear_keep_the_own_decoder(operator, prior, with_tiny):
     module, usual = (make(each, operator=operator, gamma=0.0) for each in (with_tiny, prior.double()))
     assert "correction" not in dict(module.named_buffers())
-    torch.testing.assert_close(take_step(module, LOOK), take_step(usual, LOOK), rtol=0, atol=0)
+    torch.testing.assert_close(take_step(module, UPDATE), take_step(usual, UPDATE), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("method", "remedy"), [(RLSD, "fetch it"), (RLSD, "tiny_decoder=null"), (Distilled, "fetch it")]
+)
+def test_a_checkpoint_of_the_other_decoder_is_refused_with_the_cause(method: type, remedy: str, prior, with_tiny):
+    measurement = make(prior).measurements[0]
+    priors = (with_tiny, prior) if remedy == "fetch it" else (prior, with_tiny)
+    made, other = (method(each, measurement, PixelFeatures(), num_steps=4, num_particles=2) for each in priors)
+    checkpoint = {"state_dict": made.state_dict()}
+    made.on_save_checkpoint(checkpoint)
+    with pytest.raises(InputError, match=f"tiny decoder, but .* {remedy}"):
+        other.on_load_checkpoint(checkpoint)
