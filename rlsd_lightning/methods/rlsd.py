@@ -34,6 +34,9 @@ the measurement.
 gradients go through :math:`\tilde D`. A look, every tenth of the second half of the run and where the loop ends, sets
 :math:`c = \mathrm{sg}[D(z) - \tilde D(z)]` for each particle; :math:`c = 0` before. The results come from :math:`D`.
 
+**Few steps.** Below 20 steps with a tiny decoder, :math:`z \leftarrow z - \ell \, \nabla_z \tfrac{1}{2} \|\mathrm{sg}[x] - D(z)\|^2` follows each
+step with :math:`G`. Here :math:`x` is solved from :math:`D(z)`, and the length :math:`\ell` minimises the norm on this line.
+
 References:
     | Repulsive Latent Score Distillation for Solving Inverse Problems (Zilberstein et al., 2025)
     | https://arxiv.org/abs/2406.16683
@@ -69,6 +72,7 @@ from rlsd_lightning.methods.sampling import (
     noisy_start,
     pull_factor,
     score_residual,
+    solving_shift,
     through_decoder,
 )
 from rlsd_lightning.operators.likelihood import measured
@@ -156,6 +160,7 @@ class RLSD(ParticleModule):
         self.has_tiny = prior.has_tiny_decoder and all(isinstance(m.physics, LinearPhysics) for m in self.measurements)
         if self.has_tiny:
             self.register_buffer("correction", torch.zeros_like(self.x))
+        self.solves = self.has_tiny and augmented and self.num_steps < 2 * LOOKS
         self.register_buffer("e", (noisy_start(self) - alpha * self.z.detach()) / sigma)
 
     def training_step(self, batch: tuple[int, int], batch_idx: int) -> Tensor:
@@ -173,11 +178,12 @@ class RLSD(ParticleModule):
         denoising = 0.5 * (z - z_hat.detach()).square().sum()  # SDS: its gradient is z - z_hat
         coupling = self.coupling(decoded, t, zeta)  # zeta |x - D(z_hat)|, after the proximal step that sets x
         gradient, repulsion = self.guidance(step, t, zeta, z_t, z_hat, decoded, coupling)  # G, gamma log sum k
-        surrogate = torch.sum(self.over_alpha(gradient, step, s, decoded) * z)  # its gradient is G / alpha_s
+        shift = self.over_alpha(gradient, step, s, z_hat.detach(), decoded)
+        surrogate = torch.sum(shift * z)  # its gradient is G / alpha_s
 
         terms = {"repulsion": repulsion.sum()} if pulls else {}
         self.log_all(step, denoising=denoising, coupling=coupling.sum(), **terms)
-        moved = self.descend(denoising + surrogate)  # z <- z_hat - G / alpha_s
+        moved = descend(self, self.optimizers()[0], denoising + surrogate)  # z <- z_hat - G / alpha_s
         if self.candidates_of.end_with(step):
             self.start_again(step, self.x[self.rows] if self.hparams.augmented else decoded)
         elif s is not None:
@@ -246,17 +252,18 @@ class RLSD(ParticleModule):
             self.repulsion_ratios.append(value.sum())
         return gradient, value
 
-    def over_alpha(self, gradient: Tensor, step: int, s: int | None, decoded: Tensor) -> Tensor:
+    def over_alpha(self, gradient: Tensor, step: int, s: int | None, z_hat: Tensor, decoded: Tensor) -> Tensor:
         r""":math:`G / \alpha_s`; zero in the last of all steps, and before a timestep without signal.
 
-        Before the refinement :math:`E(D(\hat z)) - E(x)`, as gradients of low noise overshoot.
+        Before the refinement :math:`E(D(\hat z)) - E(x)`, as gradients of low noise overshoot; with few steps the solving step is added.
         """
         if s is not None and step + 1 == self.refine_from and self.hparams.augmented:
             return away_from_images(self, decoded.detach())
         if s is None:
             return gradient
         alpha = self.prior.alpha(s)
-        return torch.where(alpha > 0, gradient / alpha, 0.0)
+        shift = torch.where(alpha > 0, gradient / alpha, 0.0)
+        return shift + solving_shift(self, z_hat - shift, self.correction[self.rows]) if self.solves else shift
 
     @torch.no_grad()
     def renew_noise(self, step: int, t: int, s: int, eps_hat: Tensor, moved: Tensor) -> None:
@@ -265,12 +272,6 @@ class RLSD(ParticleModule):
         eta = fresh_noise_share(prior.alpha(t), prior.sigma(t), prior.alpha(s), prior.sigma(s), self.hparams.eta)
         renewed = (1 - eta.square()).sqrt() * eps_hat + eta * self.noise(step)
         self.e[self.rows] = torch.where(moved, renewed.to(self.e), self.e[self.rows])
-
-    def descend(self, loss: Tensor) -> Tensor:
-        """One step down the gradient; says whether it was taken, as mixed precision skips it where gradients overflow."""
-        before = self.z.detach().clone()
-        descend(self, self.optimizers()[0], loss)
-        return (self.z.detach() != before).any()
 
     def refine(self, step: int, t: int) -> Tensor:
         """One step of the refinement: Adam on score distillation and coupling at D(z)."""

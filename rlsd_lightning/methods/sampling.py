@@ -5,10 +5,11 @@ import math
 import torch
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from torch import Tensor
+from torch.autograd import grad
 from torch.optim import Adam
 from torch.optim.lr_scheduler import LambdaLR
 
-from rlsd_lightning.functional.losses import coupling, distillation, gradients_of_mean
+from rlsd_lightning.functional.losses import coupling, distillation, gradients_of_mean, norms
 from rlsd_lightning.functional.schedules import add_noise, cosine_decay, prior_weight, reverse_step
 from rlsd_lightning.methods.base import ParticleModule
 from rlsd_lightning.operators.likelihood import measured, misfit
@@ -27,12 +28,16 @@ __all__ = [
     "noisy_start",
     "pull_factor",
     "score_residual",
+    "solving_shift",
     "through_decoder",
     "towards",
 ]
 
 LATENT_SIZE, IMAGE_SIZE = 4 * 16 * 16, 3 * 64 * 64
 """Values of the latents and of the images for which the step size is ``guidance_scale``."""
+
+TRIAL = 0.1
+"""Root mean square of the latents' move over which a decoder is taken to be linear, in units of their deviation."""
 
 
 def towards(z: Tensor, target: Tensor) -> Tensor:
@@ -78,6 +83,38 @@ def away_from_images(module: ParticleModule, decoded: Tensor) -> Tensor:
     if not len(decoded):
         return module.z[module.rows]
     return module.chunked(module.prior.encode, decoded) - module.chunked(module.prior.encode, module.x[module.rows])
+
+
+def solving_shift(module: ParticleModule, z: Tensor, correction: Tensor) -> Tensor:
+    r"""The shift :math:`\ell \nabla \frac{1}{2} \|D(z) - \mathrm{sg}[x]\|^2` whose length minimises :math:`\|D - x\|` along it.
+
+    With :math:`x` solved from :math:`D(z)` and a linear operator, :math:`r = D - x` is linear in :math:`D`. A trial shift by
+    :math:`h` gives :math:`r_h`, and :math:`\ell = h \langle r, r - r_h \rangle / \|r - r_h\|^2`, at least 0.
+
+    Args:
+        module: The method; its operators are linear.
+        z: This process's latents.
+        correction: Added to the tiny decoder's images, which makes them :math:`D(z)`.
+    """
+    if not len(z):
+        return z
+    variance = module.decoder_std**2
+    z = z.detach().requires_grad_()
+    decoded = module.decode(z, tiny=True) + correction
+    residual = decoded.detach() - module.proximal_step(decoded, variance)
+    (gradient,) = grad(decoded, z, residual)
+    with torch.no_grad():
+        trial = TRIAL * math.sqrt(z[0].numel()) / norms(gradient).clamp_min(torch.finfo(z.dtype).tiny)
+        shifted = module.decode(z - _each(trial, z) * gradient, tiny=True) + correction
+        change = residual - shifted + module.proximal_step(shifted, variance)
+        gain = (residual * change).flatten(1).sum(1) / change.square().flatten(1).sum(1).clamp_min(
+            torch.finfo(z.dtype).tiny
+        )
+    return _each(trial * gain.clamp_min(0), z) * gradient
+
+
+def _each(values: Tensor, like: Tensor) -> Tensor:
+    return values.view(-1, *[1] * (like.ndim - 1))
 
 
 @torch.no_grad()
@@ -131,11 +168,13 @@ def adam_with_decay(module: ParticleModule) -> dict:
     return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
 
-def descend(module: ParticleModule, optimizer: LightningOptimizer, loss: Tensor) -> None:
-    """One step of one of several optimizers."""
+def descend(module: ParticleModule, optimizer: LightningOptimizer, loss: Tensor) -> Tensor:
+    """One step of one of several optimizers; says whether it was taken, as mixed precision skips it where gradients overflow."""
+    before = module.z.detach().clone()
     module.manual_backward(loss)
     optimizer.step()
     optimizer.zero_grad()  # or the next optimizer's backward pass would exchange these gradients again
+    return (module.z.detach() != before).any()
 
 
 def through_decoder(loss: Tensor, z: Tensor, module: ParticleModule) -> Tensor:
