@@ -209,6 +209,7 @@ def all_runs(args: Namespace) -> Iterator[list[PhotoRun]]:
             PhotoRun("", task.config, form, (*common, *physics_options(task), *METHODS.get(form, ())), name)
             for form in forms
             for name, task in tasks.items()
+            if form in ("default", *REFERENCES) or name in args.baseline_tasks
         ]
 
 

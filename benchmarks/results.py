@@ -52,8 +52,9 @@ def command_of(part: str, args: argparse.Namespace) -> str:
     if part == "faces":
         return f"{command} --faces {args.faces}"
     command += f" --size {args.size}"
-    for name, known in (("tasks", photographs.TASK_NAMES), ("forms", photographs.FORMS)):
-        chosen = getattr(args, name)
+    tasks, forms = photographs.TASK_NAMES, photographs.FORMS
+    for name, known in (("tasks", tasks), ("forms", forms), ("baseline-tasks", tasks)):
+        chosen = getattr(args, name.replace("-", "_"))
         if list(chosen) != list(known):
             command += f" --{name} " + " ".join(f'"{each}"' if " " in each else each for each in chosen)
     return command
@@ -91,6 +92,7 @@ def parsed() -> argparse.Namespace:
     tasks, forms = photographs.TASK_NAMES, photographs.FORMS
     options.add_argument("--tasks", nargs="+", choices=tasks, default=tasks, help="tasks of the photographs")
     options.add_argument("--forms", nargs="+", choices=forms, default=forms, help="methods on the photographs")
+    options.add_argument("--baseline-tasks", nargs="+", choices=tasks, default=tasks, help="tasks of the baselines")
     options.add_argument("--validation", type=Path, default=Path("build/photographs/validation"), help="others, for tv")
     options.add_argument("--jobs", type=int, default=1 if torch.cuda.is_available() else 2, help="runs side by side")
     options.add_argument("--out", type=Path, default=Path("outputs/results"), help="folder of the runs")

@@ -99,7 +99,12 @@ def saved_samples(checkpoint: dict) -> dict[str, dict[str, Tensor]]:
 
 
 def keep_particles(checkpoint: dict, names: Iterable[str], num_particles: int) -> None:
-    """Keep the particles of the measurements ``names`` of a checkpoint, in this order, and drop the others."""
+    """Keep the particles of the measurements ``names`` of a checkpoint, in this order, and let its loop go on.
+
+    One that was saved after the last step would let the Trainer do nothing, not even write the results.
+    """
+    for counts in checkpoint.get("loops", {}).get("fit_loop", {}).get("epoch_progress", {}).values():
+        counts.update(processed=0, completed=0)
     saved = list(checkpoint["samples"])
     rows = torch.cat([saved.index(name) * num_particles + torch.arange(num_particles) for name in names])
     states = [checkpoint["state_dict"]]

@@ -1,14 +1,17 @@
 """A measurement and its operator: one inverse problem."""
 
+import copy
+from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
+import torch
 from deepinv.physics import Physics
 from PIL import Image
 from torch import Tensor
 
 from rlsd_lightning.functional.noise import measurement_key
 
-__all__ = ["Measurement", "MeasurementList", "Measurements", "Original", "SavedMeasurement"]
+__all__ = ["Measurement", "MeasurementList", "Measurements", "Original", "SavedMeasurement", "moved_to"]
 
 
 class Original(Protocol):
@@ -49,6 +52,13 @@ class Measurement(NamedTuple):
     def noise_key(self) -> int:
         """The key of the particles' noise, for :func:`~rlsd_lightning.functional.noise.keyed_normal`."""
         return measurement_key(self.series or self.name)
+
+
+def moved_to(device: torch.device, measurements: Sequence[Measurement]) -> list[Measurement]:
+    """Copies on a device: the caller's operators stay where they are, and measurements that share one go on sharing."""
+    operators = copy.deepcopy([each.physics for each in measurements])
+    moved = zip(measurements, operators, strict=True)
+    return [each._replace(y=each.y.to(device), physics=operator.to(device)) for each, operator in moved]
 
 
 class Measurements(Protocol):

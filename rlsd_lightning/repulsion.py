@@ -12,7 +12,13 @@ import torch
 from torch import Tensor
 
 from rlsd_lightning.errors import require_at_least_zero, require_one_of, require_share
-from rlsd_lightning.functional.kernels import log_density, log_density_gradient, median_bandwidth, sets_at_a_time
+from rlsd_lightning.functional.kernels import (
+    log_density,
+    log_density_gradient,
+    median_bandwidth,
+    sets_at_a_time,
+    sets_in,
+)
 from rlsd_lightning.functional.losses import at_least_float32, square_norms
 from rlsd_lightning.methods.base import ParticleModule
 
@@ -63,7 +69,7 @@ class Repulsion:
         """The gradient at this process's clean latents and their images; all processes call it, also without particles."""
         particles, z, decoded = self.particles, z.detach(), decoded.detach()
         leaf = (z if particles.features.of_latents else decoded).requires_grad_()
-        features = at_least_float32(particles.compared(z, decoded))
+        features = at_least_float32(particles.particle_features(z, decoded))
         every = particles.gather(features.detach())
         if not len(leaf):
             return DensityGradient(leaf.new_zeros(0), leaf)
@@ -115,9 +121,10 @@ def density_gradient(features: Tensor, every: Tensor, rows: slice, count: int) -
         parts = features.unflatten(0, (-1, count)).split(sets_at_a_time(features, count))
         pairs = [(part, part) for part in parts]
     else:
-        cuts = range(rows.start // count, (rows.stop - 1) // count + 1)
-        bounds = [(max(rows.start, k * count) - rows.start, min(rows.stop, (k + 1) * count) - rows.start) for k in cuts]
-        pairs = [(features[None, a:b], sets[k, None]) for k, (a, b) in zip(cuts, bounds, strict=True)]
+        first = rows.start
+        pairs = [
+            (features[None, start - first : stop - first], sets[k, None]) for k, start, stop in sets_in(rows, count)
+        ]
     values, gradients = [], []
     for mine, others in pairs:
         bandwidth = median_bandwidth(others)

@@ -272,7 +272,7 @@ class _Module:
         self.prior = SimpleNamespace(calibration=own, warnings=[], **shapes, **lossless)
         self.proximal = SimpleNamespace(mu=lambda measurement, variance: 1.0)
 
-    def compared(self, z: Tensor, images: Tensor, features: nn.Module | None) -> Tensor:
+    def particle_features(self, z: Tensor, images: Tensor, network: nn.Module | None) -> Tensor:
         return z.flatten(1)
 
 

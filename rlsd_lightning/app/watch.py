@@ -45,7 +45,7 @@ class Watch(Callback):
         pictures = None
         if time.monotonic() - self._last >= SECONDS:
             self._last = time.monotonic()
-            seen = pl_module.current_images()
+            seen = pl_module.intermediate_images()
             pictures = None if seen is None else [to_pil(image) for image in seen[1]]
             for picture in pictures or ():
                 picture.thumbnail((SIDE, SIDE))

@@ -5,6 +5,7 @@ Particles repel each other down the gradient of their own density
 """
 
 import math
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
@@ -17,6 +18,7 @@ __all__ = [
     "median_bandwidth",
     "official_repulsion",
     "sets_at_a_time",
+    "sets_in",
     "squared_distances",
     "thumbnails",
 ]
@@ -37,6 +39,12 @@ def squared_distances(features: Tensor, others: Tensor) -> Tensor:
 def sets_at_a_time(features: Tensor, count: int) -> int:
     """Number of sets of ``count`` particles whose differences are held at once; features have shape (n, D)."""
     return max(1, MOST_DIFFERENCES // (count * count * features.shape[-1]))
+
+
+def sets_in(rows: slice, count: int) -> Iterator[tuple[int, int, int]]:
+    """Every set of ``count`` particles that has some of these rows: its index, the first of the rows, and the end."""
+    for index in range(rows.start // count, -(-rows.stop // count) if rows.start < rows.stop else 0):
+        yield index, max(rows.start, index * count), min(rows.stop, (index + 1) * count)
 
 
 def _rows_at_a_time(others: Tensor) -> int:

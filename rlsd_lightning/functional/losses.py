@@ -21,6 +21,7 @@ __all__ = [
     "photon_misfit",
     "square_misfit",
     "square_norms",
+    "towards",
 ]
 
 DARKEST = 1e-4
@@ -103,3 +104,8 @@ def distillation(residual: Tensor, z: Tensor) -> Tensor:
         | https://arxiv.org/abs/2209.14988
     """
     return torch.sum(_per_particle_mean(residual.detach() * z))
+
+
+def towards(z: Tensor, target: Tensor) -> Tensor:
+    r"""The loss :math:`\frac{1}{2} \|z - \mathrm{sg}[z^*]\|^2`; a step of size 1 down its gradient puts the latents at :math:`z^*`."""
+    return 0.5 * (z - target.detach()).square().sum()

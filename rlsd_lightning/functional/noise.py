@@ -11,6 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from rlsd_lightning.functional.kernels import sets_in
+
 __all__ = ["STREAMS", "ParticleNoise", "keyed_normal", "keyed_uniform", "measurement_key"]
 
 STREAMS = {
@@ -88,14 +90,11 @@ class ParticleNoise:
         self.keys, self.num_particles, self.seed = keys, num_particles, seed
         self.antithetic = antithetic and num_particles > 1
 
-    def __call__(self, shape: tuple[int, ...], rows: slice, stream: str, step: int = 0) -> Tensor:
-        """The noise of some rows of all measurements' particles, with shape (n, ...), float32 on the CPU."""
+    def __call__(self, shape: tuple[int, ...], rows: slice | None, stream: str, step: int = 0) -> Tensor:
+        """The noise of some rows of all measurements' particles, or of all rows, with shape (n, ...), float32 on the CPU."""
         draws, count = [torch.empty(0, *shape)], self.num_particles
-        for index, key in enumerate(self.keys):
-            start, stop = max(rows.start, index * count), min(rows.stop, (index + 1) * count)
-            particles = range(start - index * count, stop - index * count)
-            if not particles:
-                continue
+        for index, start, stop in sets_in(slice(0, len(self.keys) * count) if rows is None else rows, count):
+            key, particles = self.keys[index], range(start - index * count, stop - index * count)
             drawn = range(count) if self.antithetic else particles
             noise = keyed_normal(shape, drawn, seed=self.seed, measurement=key, stream=stream, step=step)
             if self.antithetic:

@@ -18,7 +18,9 @@ __all__ = [
     "cosine_decay",
     "ddim_timesteps",
     "fresh_noise_share",
+    "image_variances",
     "prior_weight",
+    "pull_factor",
     "reverse_step",
 ]
 
@@ -31,6 +33,8 @@ PRIOR_WEIGHTS = {
     "const": torch.ones_like,
 }
 """Time weights of score distillation, as functions of the noise-to-signal ratio."""
+LATENT_SIZE, IMAGE_SIZE = 4 * 16 * 16, 3 * 64 * 64
+"""Values of the latents and of the images for which the step size is ``guidance_scale``."""
 LEAST_ALPHA = 1e-4
 """Lower bound of the signal level where it is a divisor."""
 LEAST_SIGNAL = 0.03
@@ -176,3 +180,18 @@ def prior_weight(alpha: Tensor, sigma: Tensor, kind: str = "linear") -> Tensor:
     if kind not in PRIOR_WEIGHTS:
         raise ValueError(f"kind must be one of {', '.join(PRIOR_WEIGHTS)}, got '{kind}'")
     return PRIOR_WEIGHTS[kind](sigma / alpha.clamp_min(LEAST_SIGNAL))
+
+
+def image_variances(alphas: Tensor, sigmas: Tensor, image_std: float, decoder_std: float) -> list[float]:
+    r"""Variance :math:`v_t = \mathrm{image\_std}^2 \sigma_t^2 / (\alpha_t^2 + \sigma_t^2) + \mathrm{decoder\_std}^2` of :math:`D(\hat z)` at each timestep."""
+    shares = sigmas.square() / (alphas.square() + sigmas.square())
+    return [image_std**2 * share + decoder_std**2 for share in shares.tolist()]
+
+
+def pull_factor(latent_size: int, image_size: int) -> float:
+    r"""Step size of the coupling that moves latents by the same share of their norm, whatever the size.
+
+    With a decoder that takes unit noise to images of deviation :math:`s`, the gradient of a distance has about the norm
+    :math:`s \sqrt{d_x / d_z}`, and latents have the norm :math:`\sqrt{d_z}`.
+    """
+    return latent_size / LATENT_SIZE / math.sqrt(image_size / IMAGE_SIZE)

@@ -1,6 +1,5 @@
 """The part that all particle methods share: particles, noise, networks, schedule and a safe checkpoint."""
 
-import copy
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -15,10 +14,11 @@ from rlsd_lightning.checks import check_particles, check_trainer, measured_setti
 from rlsd_lightning.distributed.shard import Shard
 from rlsd_lightning.distributed.strategy import ParticleStrategy
 from rlsd_lightning.features import Features
+from rlsd_lightning.functional.kernels import sets_in
 from rlsd_lightning.functional.noise import ParticleNoise
-from rlsd_lightning.functional.schedules import ddim_timesteps
+from rlsd_lightning.functional.schedules import add_noise, ddim_timesteps
 from rlsd_lightning.identity import CheckpointIdentity, keep_particles
-from rlsd_lightning.measurement import Measurement
+from rlsd_lightning.measurement import Measurement, moved_to
 from rlsd_lightning.operators.medical import as_seen
 from rlsd_lightning.operators.proximal import RESULT_STEPS, ProximalSteps
 from rlsd_lightning.priors import Prior
@@ -72,30 +72,31 @@ class ParticleModule(L.LightningModule):
     ) -> None:
         super().__init__()
         self.save_hyperparameters(ignore=["prior", "measurements", "features"])  # of all classes of the chain
-        self.measurements = [measurements] if isinstance(measurements, Measurement) else list(measurements)
-        self.num_particles, self.particle_chunk, self.seed = num_particles, particle_chunk, seed
         self.save_hyperparameters(measured_settings(self.hparams, prior))
-        self.decoder_std, self.has_proximal_results = self.hparams.decoder_std, self.hparams.decoder_std > 0
+        self.measurements = [measurements] if isinstance(measurements, Measurement) else list(measurements)
         check_particles(self.hparams, self.measurements, prior)
-        self.num_steps, is_warm = num_steps, self.measurements[0].start is not None
+        self._frozen = {"prior": prior, "features": features}  # a plain dict hides modules from state_dict()
+        self.num_particles, self.num_steps, self.seed = num_particles, num_steps, seed
+        self.particle_chunk, self.decoder_std = particle_chunk, self.hparams.decoder_std
+        self.has_proximal_results = self.decoder_std > 0
+        is_warm = self.measurements[0].start is not None
         self.first_step = num_steps - max(1, round(warm_share * num_steps)) if is_warm else 0
         every = ddim_timesteps(prior.num_train_timesteps, num_steps, prior.timestep_offset, self.timestep_spacing)
         self.timesteps = every[self.first_step :]
-        self._frozen = {"prior": prior, "features": features}  # a plain dict hides modules from state_dict()
-        settings = {"method": type(self).__name__, "timesteps": self.timesteps, **self.hparams, "particle_chunk": None}
-        self.identity = CheckpointIdentity(sorted(settings.items()), self._frozen, self.measurements, prior.image_shape)
         self._noise = ParticleNoise([each.noise_key for each in self.measurements], num_particles, seed, antithetic)
         if is_warm:
             z, x = (torch.cat(parts) for parts in zip(*(each.start for each in self.measurements), strict=True))
         else:
-            z, x = self.first_noise("z_init", prior.latent_shape), self.first_noise("x_init", prior.image_shape)
+            z, x = self._noise(prior.latent_shape, None, "z_init"), self._noise(prior.image_shape, None, "x_init")
         self.z, self.x = nn.Parameter(z), nn.Parameter(x, requires_grad=False)
-        self.proximal = ProximalSteps(self.measurements, self.x[0].numel(), min_mu, together=particle_chunk is None)
+        settings = {"method": type(self).__name__, "timesteps": self.timesteps, **self.hparams, "particle_chunk": None}
+        self.identity = CheckpointIdentity(sorted(settings.items()), self._frozen, self.measurements, prior.image_shape)
+        self.proximal = ProximalSteps(self.measurements, x[0].numel(), min_mu, together=particle_chunk is None)
         self.resumed_at = 0  # timesteps that were taken before this fit
         self.repulsion_ratios: list[Tensor] = []
         """Ratio of the repulsion's norm to the data gradient's in each step, summed over this process's particles / N."""
-        self._seen: tuple[Tensor, Tensor] | None = None
-        self._finished: tuple[Tensor, Tensor] | None = None
+        self.step_images: tuple[Tensor, Tensor] | None = None  # of this process's particles, see keep_images
+        self._final_images: tuple[Tensor, Tensor] | None = None
 
     @abstractmethod
     def training_step(self, batch: tuple[int, int], batch_idx: int) -> Tensor:
@@ -111,12 +112,19 @@ class ParticleModule(L.LightningModule):
         decoded = self.decode(self.z.detach()[self.rows])
         if not self.has_proximal_results:
             return (self.gather(decoded),) * 2
-        images = self.proximal_step(decoded, self.decoder_std**2, inner_steps=RESULT_STEPS)
+        pairs, variance = self.each_here(decoded), self.decoder_std**2
+        images = self.proximal(pairs, variance, inner_steps=RESULT_STEPS) if len(decoded) else decoded
         return self.gather(images), self.gather(decoded)
 
-    def proximal_step(self, decoded: Tensor, image_var: float, **settings: Any) -> Tensor:
-        """Images that explain the measurements and are nearest to this process's decoded latents, known up to a variance."""
-        return self.proximal(self.each_here(decoded), image_var, **settings) if len(decoded) else decoded
+    def solve_images(self, decoded: Tensor, image_var: float) -> Tensor:
+        r"""Set this process's images to :math:`x = \arg\min_x \mathrm{misfit}(A(x), y) + \mu \, \mathrm{mean}(x - D(z))^2`.
+
+        The variance of the decoded latents' error sets :math:`\mu` (:class:`~rlsd_lightning.operators.proximal.ProximalSteps`).
+        """
+        x = self.proximal(self.each_here(decoded), image_var) if len(decoded) else decoded
+        self.x.data[self.rows] = x
+        self.keep_images(x, decoded)
+        return x
 
     @property
     def prior(self) -> Prior:
@@ -150,32 +158,30 @@ class ParticleModule(L.LightningModule):
 
     def each_here(self, *values: Tensor) -> Iterator[tuple]:
         """Every measurement with particles on this process, with these particles' rows of this process's values."""
-        first, last = self.rows.start, self.rows.stop
-        for index, measurement in enumerate(self.measurements):
-            start, stop = max(first, index * self.num_particles), min(last, (index + 1) * self.num_particles)
-            if start < stop:
-                yield measurement, *(value[start - first : stop - first] for value in values)
+        first = self.rows.start
+        for index, start, stop in sets_in(self.rows, self.num_particles):
+            yield self.measurements[index], *(value[start - first : stop - first] for value in values)
 
     def gather(self, mine: Tensor) -> Tensor:
         """All particles' rows of a value, from this process's rows."""
         return self.shard.gather(mine, len(self.z))
 
-    def current_images(self) -> tuple[Tensor, Tensor] | None:
-        """Images and decoded latents of all particles as the last step made them; None before the first decode."""
-        return None if self._seen is None else tuple(self.gather(each) for each in self._seen)
+    def keep_images(self, images: Tensor, decoded: Tensor) -> None:
+        """Keep the images and decoded latents that a step has computed of this process's particles."""
+        self.step_images = images.detach(), decoded.detach()
 
-    def show(self, images: Tensor, decoded: Tensor) -> None:
-        """Keep what a step has made of this process's particles, for :meth:`current_images`."""
-        self._seen = images.detach(), decoded.detach()
+    def intermediate_images(self) -> tuple[Tensor, Tensor] | None:
+        """Images and decoded latents of all particles as the last step computed them; None before the first decode."""
+        return None if self.step_images is None else tuple(map(self.gather, self.step_images))
 
-    def pictures(self) -> tuple[Tensor, Tensor]:
+    def final_images(self) -> tuple[Tensor, Tensor]:
         """The reconstructions, in grey where nothing else was measured; after the last step they are computed once."""
-        if self._finished is None:
-            made = tuple(as_seen(self.each(images)) for images in self.reconstructions())
+        if self._final_images is None:
+            images = tuple(as_seen(self.each(images)) for images in self.reconstructions())
             if self.steps_done < len(self.timesteps):
-                return made
-            self._finished = made
-        return self._finished
+                return images
+            self._final_images = images
+        return self._final_images
 
     @property
     def steps_done(self) -> int:
@@ -203,7 +209,7 @@ class ParticleModule(L.LightningModule):
 
     def on_train_end(self) -> None:
         if self.steps_done == len(self.timesteps):
-            self.pictures()  # while the latents are on their device and all processes are here
+            self.final_images()  # while the latents are on their device and all processes are here
 
     def on_train_epoch_end(self) -> None:
         self.trainer.should_stop = True  # one pass over the timesteps, whatever max_epochs says
@@ -211,12 +217,7 @@ class ParticleModule(L.LightningModule):
     def on_fit_start(self) -> None:
         for module in self._frozen.values():
             module.to(self.device)
-        # copies: the caller's operators stay where they are, and measurements that share one go on sharing
-        operators = copy.deepcopy([each.physics for each in self.measurements])
-        self.measurements = [
-            each._replace(y=each.y.to(self.device), physics=operator.to(self.device))
-            for each, operator in zip(self.measurements, operators, strict=True)
-        ]
+        self.measurements = moved_to(self.device, self.measurements)
 
     def on_train_start(self) -> None:
         self.resumed_at = self.steps_done
@@ -243,22 +244,24 @@ class ParticleModule(L.LightningModule):
         parts = [checkpoint(function, *chunk, use_reentrant=False) for chunk in chunks]
         return torch.cat(parts) if isinstance(parts[0], Tensor) else tuple(map(torch.cat, zip(*parts, strict=True)))
 
-    def compared(self, z: Tensor, images: Tensor, features: nn.Module | None = None) -> Tensor:
-        """Features of particles, a chunk at a time; those of the kernel unless others are given."""
+    def particle_features(self, z: Tensor, images: Tensor, network: nn.Module | None = None) -> Tensor:
+        """Features of particles, a chunk at a time; by the kernel's network unless another is given."""
         if not len(z):  # only the network knows how many features there are
-            return self.compared(z.new_zeros(1, *z.shape[1:]), images.new_zeros(1, *images.shape[1:]), features)[:0]
-        return self.chunked(self.features if features is None else features, z, images)
+            return self.particle_features(*(each.new_zeros(1, *each.shape[1:]) for each in (z, images)), network)[:0]
+        return self.chunked(self.features if network is None else network, z, images)
 
     def noise(self, step: int, stream: str = "step", copies: tuple[int, ...] = ()) -> Tensor:
         r"""The noise of one step for this process's latents, with shape :math:`(n, \mathrm{copies}, \dots)`."""
         drawn = self._noise((*copies, *self.prior.latent_shape), self.rows, stream, self.first_step + step)
-        if self.z.is_cuda:
-            drawn = drawn.pin_memory()  # a copy from other memory waits for the device
+        drawn = drawn.pin_memory() if self.z.is_cuda else drawn  # a copy from other memory waits for the device
         return drawn.to(self.z, non_blocking=True)
 
-    def first_noise(self, stream: str, shape: tuple[int, ...]) -> Tensor:
-        """The noise of a stream before the first step, for all particles of all processes."""
-        return self._noise(shape, slice(0, len(self.measurements) * self.num_particles), stream)
+    def noisy_start(self) -> Tensor:
+        r"""Noisy latents :math:`z_T` of all particles: standard normal, or the measurements' starts with noise."""
+        z, t, prior = self.z.detach().clone(), self.timesteps[0], self.prior
+        if self.measurements[0].start is None:
+            return z
+        return add_noise(z, self._noise(prior.latent_shape, None, "z_init"), prior.alpha(t).cpu(), prior.sigma(t).cpu())
 
     def logs(self, batch_idx: int) -> bool:
         """Whether the Trainer writes this step."""
@@ -292,9 +295,6 @@ class ParticleModule(L.LightningModule):
 
     def on_load_checkpoint(self, checkpoint: dict) -> None:
         self.identity.check(checkpoint)
-        # one that was saved after the last step would let the Trainer do nothing, not even write the results
-        for counts in checkpoint.get("loops", {}).get("fit_loop", {}).get("epoch_progress", {}).values():
-            counts.update(processed=0, completed=0)
         here = len(self.measurements) / self.shard.size
         self.repulsion_ratios = [torch.tensor(ratio * here) for ratio in checkpoint["repulsion_ratios"]]
         keep_particles(checkpoint, self.identity.samples, self.num_particles)

@@ -24,7 +24,7 @@ from rlsd_lightning.functional.schedules import ddim_timesteps
 from rlsd_lightning.functional.sets.clustering import k_medoids
 from rlsd_lightning.methods.base import ParticleModule
 
-__all__ = ["Candidates", "cells"]
+__all__ = ["CandidateRuns", "cells"]
 
 ROUNDS = 4
 """Candidates of each particle."""
@@ -32,8 +32,8 @@ MANY = 64
 """Most particles among whose candidates k-medoids chooses."""
 
 
-class Candidates:
-    """The first steps of a method, which are short runs of its loop from fresh noise.
+class CandidateRuns:
+    """Short runs of a method's loop from fresh noise, in place of its first steps.
 
     Args:
         particles: The method. Its buffers ``candidates``, with shape (M N, rounds, C, H, W), and ``cell_shares``, with shape
@@ -63,33 +63,32 @@ class Candidates:
             particles.register_buffer("candidates", images)
             particles.register_buffer("cell_shares", torch.ones(len(particles.x)) / particles.num_particles)
 
-    def stretch(self, step: int) -> float:
-        """Ratio of the usual number of steps to that of the run that a step belongs to."""
+    def step_scale(self, step: int) -> float:
+        """Factor of a step's size: short runs take fewer and larger steps."""
         return self.particles.num_steps / self.length if step < self.steps else 1.0
 
-    def usual(self, step: int) -> int:
-        """The step of a run without candidates that reaches the noise level that a step reaches."""
+    def equivalent_step(self, step: int) -> int:
+        """The step of a run without candidates that ends at the same noise level."""
         if step < self.steps:
             return (step % self.length + 1) * self.particles.num_steps // self.length - 1
         return step
 
-    def end_with(self, step: int) -> bool:
+    def ends_run(self, step: int) -> bool:
         """Whether a short run ends with a step."""
         return step < self.steps and (step + 1) % self.length == 0
 
     @torch.no_grad()
-    def follow(self, step: int, images: Tensor) -> Tensor:
-        """Keep the candidates of a short run, and return the noise of what follows: another one, or the remaining steps.
+    def next_noise(self, step: int) -> Tensor:
+        """Keep the candidates of a short run, and return the noise of the next one, or of the remaining steps.
 
         All processes call it. Before the remaining steps the latents become those of the cells' means.
 
         Args:
             step: The last step of the short run.
-            images: This process's candidates, with shape (n, C, H, W).
         """
         particles, rows = self.particles, self.particles.rows
         made = (step + 1) // self.length
-        particles.candidates[rows, made - 1] = images.detach().to(particles.candidates)
+        particles.candidates[rows, made - 1] = particles.step_images[0].to(particles.candidates)
         noise = particles.noise(step, "candidates")
         if made < ROUNDS:
             t = particles.timesteps[0]

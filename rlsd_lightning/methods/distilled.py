@@ -19,21 +19,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rlsd_lightning.errors import require_at_least_zero, require_one_of, require_positive
+from rlsd_lightning.errors import require_at_least_zero
 from rlsd_lightning.features import Features
 from rlsd_lightning.functional.kernels import mean_square_difference, thumbnails
 from rlsd_lightning.functional.losses import at_least_float32, square_norms
-from rlsd_lightning.functional.schedules import PRIOR_WEIGHTS
 from rlsd_lightning.measurement import Measurement
-from rlsd_lightning.methods.base import ParticleModule
-from rlsd_lightning.methods.sampling import (
-    adam_with_decay,
-    coupling_term,
-    distillation_term,
-    distillation_weight,
-    score_residual,
-    through_decoder,
-)
+from rlsd_lightning.methods.distillation import ScoreDistillation
 from rlsd_lightning.priors import Prior
 from rlsd_lightning.repulsion import Repulsion
 
@@ -43,7 +34,7 @@ GAIN_EVERY = 10
 """Steps between two measurements of the decoder's gain, each of which costs one more backward pass."""
 
 
-class Distilled(ParticleModule):
+class Distilled(ScoreDistillation):
     r"""Particles that are distilled in every step, with fresh noise.
 
     Args:
@@ -52,10 +43,8 @@ class Distilled(ParticleModule):
         repulsion_until: Share of the steps, from the first, that have repulsion, in [0, 1].
         repulsion_saturation: Image distance at which relative repulsion saturates, in units of an image in [-1, 1]; below it,
             strength scales with (distance / saturation)^2. 0: full strength everywhere.
-        distillation_weight: Weight :math:`\lambda` of score distillation.
-        weighting: Its course :math:`w(t)`, see :func:`~rlsd_lightning.functional.schedules.prior_weight`.
-        lr_z: First step size of Adam; it falls along half a cosine to zero.
-        common: See :class:`~rlsd_lightning.methods.base.ParticleModule`, also for the positional arguments.
+        common: See :class:`~rlsd_lightning.methods.distillation.ScoreDistillation`, and
+            :class:`~rlsd_lightning.methods.base.ParticleModule`, also for the positional arguments.
 
     Raises:
         InputError: If an argument is out of range.
@@ -71,31 +60,26 @@ class Distilled(ParticleModule):
         gamma_mode: str = "relative",
         repulsion_until: float = 0.5,
         repulsion_saturation: float = 0.4,
-        distillation_weight: float = 0.05,
-        weighting: str = "log",
-        lr_z: float = 0.5,
         **common: Any,
     ) -> None:
         super().__init__(prior, measurements, features, **common)
-        require_at_least_zero(distillation_weight=distillation_weight, repulsion_saturation=repulsion_saturation)
-        require_positive(lr_z=lr_z, decoder_std=self.decoder_std)
-        require_one_of(PRIOR_WEIGHTS, weighting=weighting)
+        require_at_least_zero(repulsion_saturation=repulsion_saturation)
         self.repulsion = Repulsion(self, gamma, gamma_mode, repulsion_until)
         self.register_buffer("decoder_gain", torch.ones(len(self.z)))
 
     def training_step(self, batch: tuple[int, int], batch_idx: int) -> Tensor:
         step, t, _ = self.begin(batch, batch_idx)
         z = self.z[self.rows]
-        residual = score_residual(self, z, self.noise(step), t)
-        denoising = distillation_term(self, z, residual, t)
+        residual = self.score_residual(z, self.noise(step), t)
+        denoising = self.denoising_term(z, residual, t)
         decoded = self.decode(z)
-        coupling = coupling_term(self, decoded)
-        repulsion = distillation_weight(self, t) * self.repulsion_term(step, t, z, decoded, residual)
+        coupling = self.coupling_term(decoded)
+        repulsion = self.prior_weight(t) * self.repulsion_term(step, t, z, decoded, residual)
         repels = self.repulsion.acts(step)
         ratio = self.repulsion_ratios[-1] if repels else z.new_zeros(())
         terms = {"denoising": denoising, "coupling": coupling, "repulsion": repulsion}
         self.log_terms(terms, batch_idx, repulsion_ratio=ratio)
-        return denoising + through_decoder(coupling + repulsion, z, self)
+        return denoising + self.through_decoder(coupling + repulsion, z)
 
     def repulsion_term(self, step: int, t: int, z: Tensor, decoded: Tensor, residual: Tensor) -> Tensor:
         r"""A surrogate whose gradient in the latents is :math:`\gamma_i \nabla_z \log q(\phi_i)` over their number of elements.
@@ -130,6 +114,3 @@ class Distilled(ParticleModule):
         seen = self.gather(at_least_float32(thumbnails(decoded.detach())))
         squares = torch.cat([mean_square_difference(particles) for _, particles in self.each(seen)])
         return (squares[self.rows] / reach**2).clamp(max=1)
-
-    def configure_optimizers(self) -> dict:
-        return adam_with_decay(self)

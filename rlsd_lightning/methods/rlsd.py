@@ -30,9 +30,7 @@ The share :math:`\eta_t` of the noise is drawn anew. With :math:`\eta_t = 1` the
 the published objective less its repulsion, with fresh noise and with :math:`x` from :math:`D(z)`. It brings each particle closer to
 the measurement.
 
-**The tiny decoder.** If the prior has a tiny decoder :math:`\tilde D`, then :math:`\tilde D(z) + c` replaces :math:`D(z)` above, and
-gradients go through :math:`\tilde D`. A look, every tenth of the second half of the run and where the loop ends, sets
-:math:`c = \mathrm{sg}[D(z) - \tilde D(z)]` for each particle; :math:`c = 0` before. The results come from :math:`D`.
+A tiny decoder replaces :math:`D` in both where the prior has one (:mod:`~rlsd_lightning.methods.decoding`).
 
 **Few steps.** Below 20 steps with a tiny decoder, :math:`z \leftarrow z - \ell \, \nabla_z \tfrac{1}{2} \|\mathrm{sg}[x] - D(z)\|^2` follows each
 step with :math:`G`. Here :math:`x` is solved from :math:`D(z)`, and the length :math:`\ell` minimises the norm on this line.
@@ -50,43 +48,29 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from deepinv.physics import LinearPhysics
+from lightning.pytorch.core.optimizer import LightningOptimizer
 from torch import Tensor
 from torch.autograd import grad
-from torch.optim import SGD, Adam, Optimizer
+from torch.optim import SGD, Optimizer
 
-from rlsd_lightning.errors import require_at_least_zero, require_one_of, require_positive, require_share
+from rlsd_lightning.errors import require_at_least_zero, require_positive, require_share
 from rlsd_lightning.features import Features
-from rlsd_lightning.functional.losses import norms, square_norms
-from rlsd_lightning.functional.schedules import PRIOR_WEIGHTS, add_noise, cosine_decay, fresh_noise_share
+from rlsd_lightning.functional.losses import norms, towards
+from rlsd_lightning.functional.schedules import add_noise, fresh_noise_share, image_variances, pull_factor
 from rlsd_lightning.measurement import Measurement
-from rlsd_lightning.methods.base import ParticleModule
-from rlsd_lightning.methods.covering import Candidates
-from rlsd_lightning.methods.sampling import (
-    away_from_images,
-    coupling_term,
-    descend,
-    distillation_term,
-    fidelity_term,
-    image_variances,
-    noisy_start,
-    pull_factor,
-    score_residual,
-    solving_shift,
-    through_decoder,
-)
-from rlsd_lightning.operators.likelihood import measured
+from rlsd_lightning.methods.covering import CandidateRuns
+from rlsd_lightning.methods.decoding import UPDATES, CorrectedDecoder
+from rlsd_lightning.methods.distillation import ScoreDistillation
+from rlsd_lightning.operators.likelihood import measured, misfit
 from rlsd_lightning.priors import Prior
 from rlsd_lightning.repulsion import Repulsion
 
 __all__ = ["RLSD"]
 
-LOOKS = 10
-"""Looks at the own decoder in a whole run, of which the first half are left out; runs below twice as many steps have one."""
 TERMS = ("denoising", "coupling", "repulsion", "refine_denoising", "refine_coupling")
 
 
-class RLSD(ParticleModule):
+class RLSD(ScoreDistillation):
     r"""N interacting particles that explain a measurement under a latent diffusion prior.
 
     Args:
@@ -105,15 +89,13 @@ class RLSD(ParticleModule):
             :math:`\mu_t` (:class:`~rlsd_lightning.operators.proximal.ProximalSteps`).
         refine_share: Share of all steps, the last, that refine each particle, in [0, 1]. More of them bring particles closer
             to the measurement and make them more alike; 0 runs the loop to the end.
-        distillation_weight: Weight :math:`\lambda` of score distillation in the refinement.
-        weighting: Its time weight :math:`w(t)`, see :func:`~rlsd_lightning.functional.schedules.prior_weight`.
-        lr_z: Step size of Adam in the refinement, times the cosine decay over all steps.
         augmented: Whether the data act through :math:`x`; if not, on :math:`D(\hat z)` itself, by :math:`\|y - A D(\hat z)\|`, and by
             half the misfit in the refinement.
         cover: From sample to cover, in [0, 1]: 0 draws each particle by itself; more spends steps on candidates that particles
             continue (:mod:`~rlsd_lightning.methods.covering`).
         antithetic: See :class:`~rlsd_lightning.methods.base.ParticleModule`.
-        common: See :class:`~rlsd_lightning.methods.base.ParticleModule`, also for the positional arguments.
+        common: See :class:`~rlsd_lightning.methods.distillation.ScoreDistillation`, for the refinement, and
+            :class:`~rlsd_lightning.methods.base.ParticleModule`, also for the positional arguments.
 
     Raises:
         InputError: If an argument is out of range.
@@ -132,169 +114,170 @@ class RLSD(ParticleModule):
         eta: float = 1.0,
         image_std: float | None = None,
         refine_share: float = 0.2,
-        distillation_weight: float = 0.05,
-        weighting: str = "log",
-        lr_z: float = 0.5,
         augmented: bool = True,
         cover: float = 0.0,
         antithetic: bool = True,
         **common: Any,
     ) -> None:
         super().__init__(prior, measurements, features, antithetic=antithetic, **common)
-        require_at_least_zero(guidance_scale=guidance_scale, eta=eta, distillation_weight=distillation_weight)
-        image_std = self.hparams.image_std
-        require_positive(image_std=image_std, decoder_std=self.decoder_std, lr_z=lr_z)
+        require_at_least_zero(guidance_scale=guidance_scale, eta=eta)
+        require_positive(image_std=self.hparams.image_std)
         require_share(refine_share=refine_share, cover=cover)
-        require_one_of(PRIOR_WEIGHTS, weighting=weighting)
         self.has_proximal_results = augmented
         self.automatic_optimization = False  # SGD in the loop, Adam in the refinement
         self.repulsion = Repulsion(self, gamma, gamma_mode, repulsion_until)
         self.zeta = 100 * guidance_scale / self.num_steps * pull_factor(self.z[0].numel(), self.x[0].numel())
         # a warm start skips the first of all steps
         self.refine_from = max(0, round((1 - refine_share) * self.num_steps) - self.first_step)
-        self.candidates_of = Candidates(self, cover, self.refine_from)
+        self.candidate_runs = CandidateRuns(self, cover, self.refine_from)
+        self.decoder = CorrectedDecoder(self, self.refine_from, self.candidate_runs.equivalent_step)
+        self.solves = augmented and self.decoder.has_tiny and self.num_steps < 2 * UPDATES
+        self.image_variances = image_variances(prior.alphas, prior.sigmas, self.hparams.image_std, self.decoder_std)
         t = self.timesteps[0]
         alpha, sigma = prior.alpha(t).cpu(), prior.sigma(t).cpu()
-        self.image_variances = image_variances(prior, image_std, self.decoder_std)
-        # JPEG and phase retrieval lose by it
-        self.has_tiny = prior.has_tiny_decoder and all(isinstance(m.physics, LinearPhysics) for m in self.measurements)
-        if self.has_tiny:
-            self.register_buffer("correction", torch.zeros_like(self.x))
-        self.solves = self.has_tiny and augmented and self.num_steps < 2 * LOOKS
-        self.register_buffer("e", (noisy_start(self) - alpha * self.z.detach()) / sigma)
+        self.register_buffer("e", (self.noisy_start() - alpha * self.z.detach()) / sigma)
 
     def training_step(self, batch: tuple[int, int], batch_idx: int) -> Tensor:
-        """Follow the SDS denoising loss, the data fidelity (through x) and the kernel repulsion from t to s."""
+        """Take the particles from t to s by SDS denoising loss, data fidelity (through x) and kernel repulsion."""
         step, t, s = self.begin(batch, batch_idx)
-        s = None if self.candidates_of.end_with(step) else s
         if step >= self.refine_from:
             return self.refine(step, t)
-        zeta, pulls = self.zeta * self.candidates_of.stretch(step), s is not None and step + 1 != self.refine_from
+        guided = s is not None and step + 1 < self.refine_from
         z, e = self.z[self.rows], self.e[self.rows]
-        z_t = add_noise(z, e, self.prior.alpha(t), self.prior.sigma(t)).detach().requires_grad_(pulls)
+        z_t = add_noise(z, e, self.prior.alpha(t), self.prior.sigma(t)).detach().requires_grad_(guided)
         z_hat, eps_hat = self.denoise(z_t, t)
-        decoded = self.images(z_hat, step)  # D(z_hat)
+        decoded = self.decoder(z_hat, step)  # D(z_hat)
 
-        denoising = 0.5 * (z - z_hat.detach()).square().sum()  # SDS: its gradient is z - z_hat
-        coupling = self.coupling(decoded, t, zeta)  # zeta |x - D(z_hat)|, after the proximal step that sets x
-        gradient, repulsion = self.guidance(step, t, zeta, z_t, z_hat, decoded, coupling)  # G, gamma log sum k
-        shift = self.over_alpha(gradient, step, s, z_hat.detach(), decoded)
-        surrogate = torch.sum(shift * z)  # its gradient is G / alpha_s
+        denoising = towards(z, z_hat)  # SDS denoising loss: its gradient is z - z_hat
+        coupling = self.coupling(step, t, decoded)  # data fidelity: zeta |x - D(z_hat)|, with x from its proximal step
+        terms = {"denoising": denoising, "coupling": coupling.sum()}
+        if guided:
+            gradient, repulsion = self.guidance(step, t, z_t, z_hat, decoded, coupling)  # G; gamma log sum k
+            alpha, terms["repulsion"] = self.prior.alpha(s), repulsion.sum()
+            shift = torch.where(alpha > 0, gradient / alpha, 0.0)  # G / alpha_s
+            if self.solves:
+                shift = shift + self.decoder.solving_shift(z_hat - shift)
+        else:
+            shift = self.last_shift(s, decoded)
+        loss = denoising + torch.sum(shift * z)  # J
 
-        terms = {"repulsion": repulsion.sum()} if pulls else {}
-        self.log_all(step, denoising=denoising, coupling=coupling.sum(), **terms)
-        moved = descend(self, self.optimizers()[0], denoising + surrogate)  # z <- z_hat - G / alpha_s
-        if self.candidates_of.end_with(step):
-            self.start_again(step, self.x[self.rows] if self.hparams.augmented else decoded)
-        elif s is not None:
-            self.renew_noise(step, t, s, eps_hat, moved)
-        return denoising + surrogate
+        self.log_step(step, **terms)
+        before = self.z.detach().clone()
+        self.descend(self.optimizers()[0], loss)  # z <- z_hat - G / alpha_s
+        if s is not None:
+            self.renew_noise(step, t, s, eps_hat, moved=(self.z.detach() != before).any())
+        elif self.candidate_runs.ends_run(step):
+            self.start_next_run(step)
+        return loss
 
-    def images(self, z: Tensor, step: int) -> Tensor:
-        r"""Images :math:`\tilde D(z) + c` of the tiny decoder, corrected; :math:`D(z)` if it is not used."""
-        decoded = self.decode(z, tiny=self.has_tiny)
-        if self.has_tiny and self.looks(step):
-            with torch.no_grad():
-                self.correction[self.rows] = self.decode(z) - decoded
-        return decoded + self.correction[self.rows] if self.has_tiny else decoded
+    def begin(self, batch: tuple[int, int], batch_idx: int) -> tuple[int, int, int | None]:
+        """As of all methods; s is None in the last step of a short run too."""
+        step, t, s = super().begin(batch, batch_idx)
+        return step, t, None if self.candidate_runs.ends_run(step) else s
 
-    def looks(self, step: int) -> bool:
-        """Whether a step decodes with the own decoder too: the loop's last, and from 20 steps on the end of every later tenth."""
-        done = self.first_step + self.candidates_of.usual(step) + 1
-        is_late = self.num_steps <= 2 * done < 2 * self.num_steps and self.num_steps >= 2 * LOOKS
-        return (is_late and done % (self.num_steps // LOOKS) == 0) or step + 1 == self.refine_from
+    def start_next_run(self, step: int) -> None:
+        """After a short run: set the noise of what follows, and the latents of the remaining steps."""
+        self.e[self.rows] = self.candidate_runs.next_noise(step).to(self.e)
+        self.decoder.restart(corrected=step + 1 == self.candidate_runs.steps)
 
-    @torch.no_grad()
-    def start_again(self, step: int, images: Tensor) -> None:
-        """Set the noise, and after the last of the short runs the latents, for what follows on a short run of candidates."""
-        self.e[self.rows] = self.candidates_of.follow(step, images).to(self.e)
-        if self.has_tiny:
-            z, ends = self.z[self.rows], step + 1 == self.candidates_of.steps
-            self.correction[self.rows] = self.decode(z) - self.decode(z, tiny=True) if ends else 0
+    def step_size(self, step: int) -> float:
+        r"""The step size :math:`\zeta` of the coupling."""
+        return self.zeta * self.candidate_runs.step_scale(step)
 
-    def coupling(self, decoded: Tensor, t: int, zeta: float) -> Tensor:
+    def repels(self, step: int) -> bool:
+        """Whether a step has repulsion."""
+        return self.repulsion.acts(self.candidate_runs.equivalent_step(step))
+
+    def coupling(self, step: int, t: int, decoded: Tensor) -> Tensor:
         r"""Distances :math:`\zeta \|x - D(\hat z)\|` with shape (n,), after the proximal step that sets :math:`x`.
 
         Without the auxiliary variable they are :math:`\zeta \|y - A D(\hat z)\|`.
         """
-        if not self.hparams.augmented:
-            self.show(decoded, decoded)
+        if self.hparams.augmented:
+            distances = norms(self.solve_images(decoded, self.image_variances[t]) - decoded)
+        else:
+            self.keep_images(decoded, decoded)
             residuals = [norms(each.y - measured(each.physics, images)) for each, images in self.each_here(decoded)]
-            return zeta * torch.cat(residuals) if residuals else decoded.new_zeros(0)
-        x = self.proximal_step(decoded, self.image_variances[t])
-        self.x.data[self.rows] = x
-        self.show(x, decoded)
-        return zeta * norms(x - decoded)
+            distances = torch.cat(residuals) if residuals else decoded.new_zeros(0)
+        return self.step_size(step) * distances
 
     def guidance(
-        self, step: int, t: int, zeta: float, z_t: Tensor, z_hat: Tensor, decoded: Tensor, coupling: Tensor
+        self, step: int, t: int, z_t: Tensor, z_hat: Tensor, decoded: Tensor, coupling: Tensor
     ) -> tuple[Tensor, Tensor]:
-        r"""The gradient :math:`G` in :math:`z_t`, and the repulsion's values with shape (n,); zero in steps without gradient.
+        r"""The gradient :math:`G` in :math:`z_t`, and the repulsion's values with shape (n,).
 
         By the chain rule, from the image to the clean to the noisy latent; the repulsion's gradient is added at the image, or
         at :math:`\hat z` if its features are those of latents.
         """
-        if not z_t.requires_grad:
-            return torch.zeros_like(z_t), coupling.new_zeros(len(z_t))
-        repels = self.repulsion.acts(self.candidates_of.usual(step))
         # a collective call: processes without particles make it too
-        density = self.repulsion.gradient(z_hat, decoded) if repels else None
-        gradient, value, of_latents = torch.zeros_like(z_t), coupling.new_zeros(len(z_t)), self.features.of_latents
-        if len(z_t):
-            (gradient,) = grad(coupling.sum(), decoded)
-            if density is not None and not of_latents:
-                gradient, value = self.repulsion.added(gradient, density, t, zeta)
-            (gradient,) = grad(decoded, z_hat, gradient)
-            if density is not None and of_latents:
-                gradient, value = self.repulsion.added(gradient, density, t, zeta)
-            (gradient,) = grad(z_hat, z_t, gradient)
-        elif density is not None:
-            self.repulsion_ratios.append(value.sum())
+        density = self.repulsion.gradient(z_hat, decoded) if self.repels(step) else None
+        value, of_latents, zeta = coupling.new_zeros(len(z_t)), self.features.of_latents, self.step_size(step)
+        if not len(z_t):
+            self.repulsion_ratios += [] if density is None else [value.sum()]
+            return torch.zeros_like(z_t), value
+        (gradient,) = grad(coupling.sum(), decoded)
+        if density is not None and not of_latents:
+            gradient, value = self.repulsion.added(gradient, density, t, zeta)
+        (gradient,) = grad(decoded, z_hat, gradient)
+        if density is not None and of_latents:
+            gradient, value = self.repulsion.added(gradient, density, t, zeta)
+        (gradient,) = grad(z_hat, z_t, gradient)
         return gradient, value
 
-    def over_alpha(self, gradient: Tensor, step: int, s: int | None, z_hat: Tensor, decoded: Tensor) -> Tensor:
-        r""":math:`G / \alpha_s`; zero in the last of all steps, and before a timestep without signal.
+    @torch.no_grad()
+    def last_shift(self, s: int | None, decoded: Tensor) -> Tensor:
+        r""":math:`E(D(\hat z)) - E(x)` before the refinement, as gradients of low noise overshoot; zero in the last of all steps.
 
-        Before the refinement :math:`E(D(\hat z)) - E(x)`, as gradients of low noise overshoot; with few steps the solving step is added.
+        The autoencoder's error is in both encoded images, so that it cancels.
         """
-        if s is not None and step + 1 == self.refine_from and self.hparams.augmented:
-            return away_from_images(self, decoded.detach())
-        if s is None:
-            return gradient
-        alpha = self.prior.alpha(s)
-        shift = torch.where(alpha > 0, gradient / alpha, 0.0)
-        return shift + solving_shift(self, z_hat - shift, self.correction[self.rows]) if self.solves else shift
+        if s is None or not self.hparams.augmented or not len(decoded):
+            return torch.zeros_like(self.z[self.rows])
+        return self.chunked(self.prior.encode, decoded) - self.chunked(self.prior.encode, self.x[self.rows])
 
     @torch.no_grad()
     def renew_noise(self, step: int, t: int, s: int, eps_hat: Tensor, moved: Tensor) -> None:
-        r"""Set :math:`e` to :math:`\sqrt{1 - \eta_t^2} \, \hat\epsilon + \eta_t n` if the latents have moved."""
+        r"""Set :math:`e` to :math:`\sqrt{1 - \eta_t^2} \, \hat\epsilon + \eta_t n` if the latents have moved.
+
+        Mixed precision skips a step where gradients overflow.
+        """
         prior = self.prior
         eta = fresh_noise_share(prior.alpha(t), prior.sigma(t), prior.alpha(s), prior.sigma(s), self.hparams.eta)
         renewed = (1 - eta.square()).sqrt() * eps_hat + eta * self.noise(step)
         self.e[self.rows] = torch.where(moved, renewed.to(self.e), self.e[self.rows])
 
+    def descend(self, optimizer: LightningOptimizer, loss: Tensor) -> None:
+        """One step of one of the two optimizers."""
+        self.manual_backward(loss)
+        optimizer.step()
+        optimizer.zero_grad()  # or the other optimizer's backward pass would exchange these gradients again
+
     def refine(self, step: int, t: int) -> Tensor:
         """One step of the refinement: Adam on score distillation and coupling at D(z)."""
-        z = self.z[self.rows]
-        denoising = distillation_term(self, z, score_residual(self, z, self.noise(step), t), t)
-        decoded = self.images(z, step)
-        coupling = coupling_term(self, decoded) if self.hparams.augmented else fidelity_term(self, decoded)
-        loss = denoising + through_decoder(coupling, z, self)
-        self.log_all(step, refine_denoising=denoising, refine_coupling=coupling)
-        adam = self.optimizers()[1]
-        adam.param_groups[0]["lr"] = self.hparams.lr_z * cosine_decay(self.first_step + step, self.num_steps)
-        descend(self, adam, loss)
+        z, adam = self.z[self.rows], self.optimizers()[1]
+        denoising = self.denoising_term(z, self.score_residual(z, self.noise(step), t), t)
+        decoded = self.decoder(z, step)
+        coupling = self.coupling_term(decoded) if self.hparams.augmented else self.misfit_term(decoded)
+        loss = denoising + self.through_decoder(coupling, z)
+        self.log_step(step, refine_denoising=denoising, refine_coupling=coupling)
+        adam.param_groups[0]["lr"] = self.hparams.lr_z * self.step_size_decay(step)
+        self.descend(adam, loss)
         return loss
 
-    def log_all(self, step: int, **terms: Tensor) -> None:
-        """Log the values of all terms, zero where they don't act, and the decoders' distance from the first look on."""
+    def misfit_term(self, decoded: Tensor) -> Tensor:
+        """Half the misfit of decoded latents, summed over particles."""
+        self.keep_images(decoded, decoded)
+        terms = [
+            misfit(each.physics.noise_model, measured(each.physics, images), each.y).sum()
+            for each, images in self.each_here(decoded)
+        ]
+        return 0.5 * sum(terms, decoded.new_zeros(()))
+
+    def log_step(self, step: int, **terms: Tensor) -> None:
+        """Log the values of all terms, zero where they don't act, and the decoders' distance."""
         zero = self.z.new_zeros(())
-        repels = self.repulsion.acts(self.candidates_of.usual(step)) and "repulsion" in terms
-        figures = {"repulsion_ratio": self.repulsion_ratios[-1] if repels else zero}
-        if self.has_tiny and any(map(self.looks, range(step + 1))):
-            distances = square_norms(self.correction[self.rows]).div(self.x[0].numel()).sqrt()
-            figures["tiny_decoder_distance"] = distances.sum() / self.num_particles
-        self.log_terms({name: terms.get(name, zero) for name in TERMS}, step, **figures)
+        ratio = self.repulsion_ratios[-1] if "repulsion" in terms and self.repels(step) else zero
+        every = {name: terms.get(name, zero) for name in TERMS}
+        self.log_terms(every, step, repulsion_ratio=ratio, **self.decoder.figures(step))
 
     def configure_optimizers(self) -> list[Optimizer]:
-        return [SGD([self.z], lr=1.0), Adam([self.z], lr=self.hparams.lr_z, betas=(0.9, 0.99))]
+        return [SGD([self.z], lr=1.0), self.configure_adam()]

@@ -25,10 +25,9 @@ from rlsd_lightning.errors import InputError, require_at_least_zero, require_pos
 from rlsd_lightning.features import Features
 from rlsd_lightning.functional.kernels import official_repulsion
 from rlsd_lightning.functional.losses import coupling, distillation, gradients_of_mean, half_mean_square
-from rlsd_lightning.functional.schedules import prior_weight
+from rlsd_lightning.functional.schedules import add_noise, prior_weight
 from rlsd_lightning.measurement import Measurement
 from rlsd_lightning.methods.base import ParticleModule
-from rlsd_lightning.methods.sampling import descend, score_residual
 from rlsd_lightning.operators.likelihood import has_square_misfit, measured
 from rlsd_lightning.priors import Prior
 from rlsd_lightning.repulsion import repulsive_steps
@@ -95,15 +94,17 @@ class RLSDPaper(ParticleModule):
             decoded = self.decode(self.z[self.rows])
         image_terms = self.image_terms(decoded)
         self._descend(optimizer_x, self.x, sum(image_terms.values()))
-        self.show(self.x[self.rows], decoded)
+        self.keep_images(self.x[self.rows], decoded)
         self.log_terms(latent_terms | image_terms, batch_idx)
 
     def latent_terms(self, step: int, t: int) -> dict[str, Tensor]:
         """The terms of the latents' loss; the repulsion's is a surrogate with its gradient."""
         z = self.z[self.rows]
-        residual = score_residual(self, z, self.noise(step), t)
+        alpha, sigma, eps = self.prior.alpha(t), self.prior.sigma(t), self.noise(step)
+        with torch.no_grad():
+            residual = self.denoise(add_noise(z, eps, alpha, sigma), t)[1] - eps
         decoded = self.decode(z)
-        weight = self.hparams.distillation_weight * prior_weight(self.prior.alpha(t), self.prior.sigma(t))
+        weight = self.hparams.distillation_weight * prior_weight(alpha, sigma)
         return {
             "coupling": coupling(self.x.detach()[self.rows], decoded) / self.num_particles,
             "denoising": weight * distillation(residual, z) / self.num_particles,
@@ -115,7 +116,7 @@ class RLSDPaper(ParticleModule):
         repels = self.hparams.gamma and self.num_particles > 2
         if not repels or self.first_step + step >= repulsive_steps(self.hparams.repulsion_until, self.num_steps):
             return decoded.new_zeros(())
-        features = self.compared(z, decoded)
+        features = self.particle_features(z, decoded)
         every = self.gather(features.detach())
         push = torch.cat([official_repulsion(particles) for _, particles in self.each(every)])[self.rows]
         scale = self.hparams.gamma * self.prior.sigma(t) / (self.num_particles * self.z[0].numel())
@@ -133,7 +134,9 @@ class RLSDPaper(ParticleModule):
 
     def _descend(self, optimizer: LightningOptimizer, particles: nn.Parameter, loss: Tensor) -> None:
         (gradient,) = gradients_of_mean(loss, [particles], self.x[0].numel())
-        descend(self, optimizer, torch.sum(gradient * particles))
+        self.manual_backward(torch.sum(gradient * particles))
+        optimizer.step()
+        optimizer.zero_grad()  # or the other optimizer's backward pass would exchange these gradients again
 
     @torch.no_grad()
     def reconstructions(self) -> tuple[Tensor, Tensor]:

@@ -23,13 +23,12 @@ from torch import Tensor
 
 from rlsd_lightning.errors import InputError, require_positive, require_share
 from rlsd_lightning.features import Features
-from rlsd_lightning.functional.losses import at_least_float32, square_misfit
+from rlsd_lightning.functional.losses import at_least_float32, square_misfit, towards
 from rlsd_lightning.functional.noise import keyed_normal, keyed_uniform
 from rlsd_lightning.functional.resampling import effective_share, systematic_ancestors
 from rlsd_lightning.functional.schedules import reverse_step
 from rlsd_lightning.measurement import Measurement
 from rlsd_lightning.methods.base import ParticleModule
-from rlsd_lightning.methods.sampling import noisy_start, towards
 from rlsd_lightning.operators.likelihood import has_square_misfit, measured, misfit, noise_std
 from rlsd_lightning.operators.proximal import proximal_step
 from rlsd_lightning.priors import Prior
@@ -81,7 +80,7 @@ class TwistedFilter(ParticleModule):
         require_positive(**stds, evidence_values=evidence_values)
         if self.hparams.antithetic:
             raise InputError("antithetic must be false for TwistedFilter, which resamples independent draws")
-        self.register_buffer("z_t", noisy_start(self))
+        self.register_buffer("z_t", self.noisy_start())
         self.register_buffer("log_weights", torch.zeros(len(self.z)))
 
     def training_step(self, batch: tuple[int, int], batch_idx: int) -> Tensor:
@@ -121,7 +120,7 @@ class TwistedFilter(ParticleModule):
         r"""The shift :math:`\delta` towards the measurement, and :math:`\log g_t`, times the share that counts."""
         decoded = self.decode(clean)
         toward, log_twist = self._proximal(decoded, image_var, ys)
-        self.show(decoded + toward.to(decoded), decoded)
+        self.keep_images(decoded + toward.to(decoded), decoded)
         if not len(clean):
             return clean, log_twist
         # the difference of two encoded images: what coding loses is in both, but not what half precision rounds

@@ -104,7 +104,7 @@ def _figures(module: ParticleModule, every: list[Solved], repulsion_ratio: float
     health: list[dict[str, float | None]] = []
     ratios: list[Tensor] = []
     for solved in every:
-        features = module.compared(solved.z, solved.decoded)
+        features = module.particle_features(solved.z, solved.decoded)
         health.append(health_metrics(module, solved, features, repulsion_ratio)._asdict())
         if solved.measurement.truth is not None:
             truth = solved.measurement.truth.to(solved.images)

@@ -44,7 +44,7 @@ def moments(num_steps: int) -> list[int]:
 
 def cell_shares(module: ParticleModule) -> list[dict[str, list[float]]]:
     """Share of the candidates that each particle stands for, by measurement; nothing where there were no candidates."""
-    if not isinstance(module, RLSD) or not module.candidates_of.steps:
+    if not isinstance(module, RLSD) or not module.candidate_runs.steps:
         return [{} for _ in module.measurements]
     return [
         {"cell_shares": [round(each, 3) for each in shares.tolist()]} for _, shares in module.each(module.cell_shares)
@@ -96,7 +96,7 @@ class Results(Callback):
         if pl_module.steps_done < len(pl_module.timesteps):
             return  # stopped early: not finished
         seconds = self._mean_seconds(pl_module) / len(pl_module.measurements)
-        images, decoded = pl_module.pictures()
+        images, decoded = pl_module.final_images()
         self._repulsion = pl_module.repulsion_ratio()
         is_first = pl_module.shard.position == 0
         if self.folder is not None and not is_first:
@@ -187,7 +187,7 @@ class ImageResults(Results):
         if done not in moments(last):
             return
         repulsion = pl_module.repulsion_ratio()
-        seen = pl_module.pictures() if done == last else pl_module.current_images()
+        seen = pl_module.final_images() if done == last else pl_module.intermediate_images()
         if seen is None or (self.folder is not None and pl_module.shard.position):
             return
         every = [Solved._make(each) for each in pl_module.each(*seen, pl_module.z.detach())]
@@ -202,7 +202,7 @@ class ImageResults(Results):
         shared = estimated_error(module, solved)
         features = None if self.features is None else self.features.to(images.device)
         with torch.no_grad():
-            compared = module.compared(solved.z, aligned(images, images[:1], measurement.physics), features)
+            compared = module.particle_features(solved.z, aligned(images, images[:1], measurement.physics), features)
         metrics = health_metrics(module, solved, compared, self._repulsion)
         causes, of_prior = cause_warnings(module, solved), module.prior.warnings
         unknown = self._unknown.get(measurement.name)

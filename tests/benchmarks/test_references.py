@@ -72,8 +72,19 @@ def test_total_variation_fills_flat_areas_and_takes_noise_away(
     y = noisy(truth)
     smoothed = psnr(references.total_variation(noisy, y, 0.3), truth).item()
     assert smoothed > psnr(y, truth).item() + 8
-    best = references.best_weight(noisy, [truth], (1e-3, 0.3))
-    assert best == 0.3
+
+
+@pytest.mark.parametrize("sigma", [0.02, 0.2, 1.0])
+def test_the_best_weight_of_total_variation_is_that_of_a_search_over_all(
+    benchmarks: SimpleNamespace, monkeypatch: pytest.MonkeyPatch, sigma: float
+):
+    references, truth = benchmarks.references, blocks()[..., ::2, ::2].contiguous()
+    monkeypatch.setattr(references, "STEPS", 40)
+    noisy, weights = denoising(truth.shape[1:], sigma=sigma), (1e-3, 1e-2, 0.1, 0.3, 1.0)
+    found = references.best_weight(noisy, [truth], weights)
+    torch.manual_seed(0)
+    y = noisy(truth)
+    assert found == max(weights, key=lambda each: psnr(references.total_variation(noisy, y, each), truth).item())
 
 
 def test_the_photographs_table_has_means_over_photographs_task_by_task(benchmarks: SimpleNamespace):

@@ -293,7 +293,7 @@ def test_reconstructions_are_made_once_a_step(tiny_prior, tiny_features, measure
             made.append(self.steps_done)
             return super().reconstructions()
 
-        def current_images(self) -> None:
+        def intermediate_images(self) -> None:
             """Methods decode in their steps; the callbacks make nothing of their own."""
 
     trainer = trainer_with(tmp_path, Monitor(), results=tmp_path)

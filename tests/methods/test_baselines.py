@@ -19,8 +19,8 @@ from rlsd_lightning import (
     solve,
 )
 from rlsd_lightning.functional.metrics import mode_total_variation
+from rlsd_lightning.functional.schedules import pull_factor
 from rlsd_lightning.methods.baselines.dwgf import mixture_mean
-from rlsd_lightning.methods.sampling import pull_factor
 from rlsd_lightning.operators import inpainting, nonlinear_blur
 from rlsd_lightning.results.density import exact_posterior
 

@@ -40,7 +40,7 @@ def test_cells_of_as_many_images_are_the_images():
 def test_candidates_take_their_steps_from_the_loop(prior, cover: float, length: int):
     module, usual = (make(prior, cover=value) for value in (cover, 0.0))  # 20 steps, of which 16 are the loop
     assert len(module.timesteps) == 20
-    assert module.candidates_of.length == length
+    assert module.candidate_runs.length == length
     assert module.timesteps[4 * length :] == usual.timesteps[4 * length :]
     runs = [module.timesteps[start : start + length] for start in range(0, 4 * length, length or 1)]
     assert all(run == runs[0] and run == sorted(run, reverse=True) for run in runs if length)
@@ -48,11 +48,11 @@ def test_candidates_take_their_steps_from_the_loop(prior, cover: float, length: 
 
 
 def test_the_noise_levels_of_a_short_run_are_those_of_usual_steps(prior):
-    candidates = make(prior, cover=1.0).candidates_of
-    assert [candidates.usual(step) for step in range(4)] == [4, 9, 14, 19]
-    assert [candidates.usual(step) for step in range(4, 8)] == [4, 9, 14, 19]
-    assert [candidates.usual(step) for step in (16, 19)] == [16, 19]
-    assert (candidates.stretch(3), candidates.stretch(16)) == (5, 1)
+    candidates = make(prior, cover=1.0).candidate_runs
+    assert [candidates.equivalent_step(step) for step in range(4)] == [4, 9, 14, 19]
+    assert [candidates.equivalent_step(step) for step in range(4, 8)] == [4, 9, 14, 19]
+    assert [candidates.equivalent_step(step) for step in (16, 19)] == [16, 19]
+    assert (candidates.step_scale(3), candidates.step_scale(16)) == (5, 1)
 
 
 def test_a_short_run_starts_from_noise_and_the_refinement_from_the_cells(prior):
@@ -84,7 +84,7 @@ def test_a_run_goes_on_from_a_checkpoint(tiny_prior, measurement, tmp_path: Path
     for stopped in (2, 7):
         (file,), resumed = tmp_path.glob(f"*step={stopped}.ckpt"), module()
         L.Trainer(max_epochs=1, enable_checkpointing=False, **QUIET).fit(resumed, ckpt_path=file, weights_only=True)
-        assert torch.equal(whole.pictures()[0], resumed.pictures()[0]), stopped
+        assert torch.equal(whole.final_images()[0], resumed.final_images()[0]), stopped
 
 
 def test_a_covering_set_reaches_more_modes():
@@ -104,7 +104,7 @@ def test_a_covering_set_reaches_more_modes():
             measurement = instantiate(cfg.data)(prior.image_shape, instantiate(cfg.physics))[0]
             module = instantiate(cfg.method)(prior, measurement, instantiate(cfg.features))
             L.Trainer(max_epochs=1, enable_checkpointing=False, enable_model_summary=False, **QUIET).fit(module)
-            found += len(exact_posterior(prior, measurement).assign(module.pictures()[0]).unique())
+            found += len(exact_posterior(prior, measurement).assign(module.final_images()[0]).unique())
         return found
 
     assert modes(1.0) >= 14 > modes(0.0)  # of 5 modes by 3 seeds; independent draws reach 3.4 of 5 in the mean

@@ -36,7 +36,7 @@ def test_further_data_steps_move_latents_by_the_encoded_difference(data_steps: i
     with torch.no_grad():
         for _ in range(data_steps - 1):
             decoded = prior.decode(z)
-            z = z + prior.encode(once.proximal_step(decoded, variance)) - prior.encode(decoded)
+            z = z + prior.encode(once.solve_images(decoded, variance)) - prior.encode(decoded)
     take_step(often)
     assert not torch.allclose(z, once.z, atol=1e-3)
     torch.testing.assert_close(often.z.detach(), z, rtol=0, atol=1e-5)

@@ -122,12 +122,12 @@ def test_neighbours_under_one_operator_are_solved_for_at_once(tiny_prior, monkey
         return proximal_step(physics, y, images, *args, **settings)
 
     monkeypatch.setattr(proximal, "proximal_step", counted)
-    assert module.proximal_step(decoded, 0.01).equal(apart)
+    assert module.solve_images(decoded, 0.01).equal(apart)
     assert sizes == [4, 2, 2, 2, 2, 2, 2, 2, 2, 4]  # two measurements of photons are never equally noisy
     for processes in (3, 5, 7):
         for position in range(processes):  # a process's share begins and ends anywhere
             as_process(module, position, processes)
-            mine = module.proximal_step(decoded[module.rows], 0.01)
+            mine = module.solve_images(decoded[module.rows], 0.01)
             assert_close(mine, apart[module.rows], rtol=1e-5, atol=1e-5)
 
 
@@ -137,5 +137,5 @@ def test_where_memory_is_saved_each_measurement_is_solved_for_by_itself(tiny_pri
     module = make("rlsd", tiny_prior, measurements, num_particles=2, num_steps=4, particle_chunk=1)
     sizes = []
     monkeypatch.setattr(proximal, "proximal_step", lambda _, __, images, *args: sizes.append(len(images)) or images)
-    module.proximal_step(module.x.detach(), 0.01)
+    module.solve_images(module.x.detach(), 0.01)
     assert sizes == [2, 2, 2]

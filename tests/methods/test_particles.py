@@ -175,7 +175,7 @@ def test_a_process_without_particles_takes_part_in_the_pictures(method: type, ti
     as_process(module, 0, 2, Hollow)
     assert module.rows == slice(0, 0)
     take_step(module)
-    images, decoded = module.current_images()
+    images, decoded = module.intermediate_images()
     assert images.shape == decoded.shape == (1, *tiny_prior.image_shape)
 
 
@@ -184,9 +184,9 @@ def test_pictures_of_an_earlier_step_are_not_those_of_the_end(tiny_prior, measur
 
     class Looking(Callback):
         def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
-            seen.append(pl_module.pictures()[0].clone())
+            seen.append(pl_module.final_images()[0].clone())
 
     module = RLSD(tiny_prior, measurement, PixelFeatures(), num_particles=2, num_steps=4)
     fit(module, tmp_path, Looking())
     assert len({images.sum().item() for images in seen}) == 4
-    assert torch.equal(module.pictures()[0], seen[-1])
+    assert torch.equal(module.final_images()[0], seen[-1])

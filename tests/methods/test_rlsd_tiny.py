@@ -17,8 +17,8 @@ from rlsd_lightning.functional.losses import square_norms
 from rlsd_lightning.operators import colorization, hdr, inpainting, jpeg, phase_retrieval
 from rlsd_lightning.priors.loading import ShuffleDecoder, TinyDecoder
 
-EARLY, LOOK, BETWEEN, REFINE = 3, 11, 12, 18
-"""Steps of twenty: before the looks, one of the looks, one after it, and one of the refinement."""
+EARLY, UPDATE, BETWEEN, REFINE = 3, 11, 12, 18
+"""Steps of twenty: before the updates, one of the updates, one after it, and one of the refinement."""
 
 
 @pytest.fixture
@@ -49,18 +49,18 @@ def expected_step(module: RLSD, step: int, correction: Tensor | None) -> Tensor:
     return module.z - clean + module.zeta * back(z_t, (rough, pull)) / module.prior.alphas[module.timesteps[step + 1]]
 
 
-@pytest.mark.parametrize("step", [EARLY, LOOK])
-def test_a_step_goes_through_the_tiny_decoder_and_a_look_has_the_own_ones_images(step: int, with_tiny):
+@pytest.mark.parametrize("step", [EARLY, UPDATE])
+def test_a_step_goes_through_the_tiny_decoder_and_an_update_has_the_own_ones_images(step: int, with_tiny):
     module = make(with_tiny, operator=colorization, gamma=0.0)
-    expected = expected_step(module, step, None if step == LOOK else torch.zeros_like(module.x))
+    expected = expected_step(module, step, None if step == UPDATE else torch.zeros_like(module.x))
     torch.testing.assert_close(take_step(module, step), expected.detach(), rtol=1e-6, atol=1e-9)
 
 
 def test_a_look_corrects_the_steps_after_it(with_tiny):
     module = make(with_tiny, operator=colorization, gamma=0.0)
-    z = denoised(module, noisy(module, LOOK), LOOK).detach()
+    z = denoised(module, noisy(module, UPDATE), UPDATE).detach()
     correction = module.prior.decode(z) - module.prior.tiny(z)
-    take_step(module, LOOK)
+    take_step(module, UPDATE)
     torch.testing.assert_close(module.correction, correction)
     expected = expected_step(module, BETWEEN, correction)
     torch.testing.assert_close(take_step(module, BETWEEN), expected.detach(), rtol=1e-6, atol=1e-9)
@@ -68,26 +68,26 @@ def test_a_look_corrects_the_steps_after_it(with_tiny):
 
 
 @pytest.mark.parametrize(
-    ("num_steps", "looks"),
+    ("num_steps", "updates"),
     [(100, [49, 59, 69, 79, 89]), (25, [13, 15, 17, 19, 21, 23]), (20, [9, 11, 13, 15, 17])],
 )
-def test_looks_end_every_tenth_of_the_second_half_and_the_loop(num_steps: int, looks: list[int], with_tiny):
+def test_updates_end_every_tenth_of_the_second_half_and_the_loop(num_steps: int, updates: list[int], with_tiny):
     module = make(with_tiny, num_steps=num_steps)
-    assert [step for step in range(num_steps) if module.looks(step)] == looks
+    assert [step for step in range(num_steps) if module.decoder.updates(step)] == updates
     module = make(with_tiny, num_steps=num_steps, refine_share=0.0)
-    assert [step for step in range(num_steps) if module.looks(step)] == sorted({*looks, num_steps - 1})
+    assert [step for step in range(num_steps) if module.decoder.updates(step)] == sorted({*updates, num_steps - 1})
 
 
 @pytest.mark.parametrize(("num_steps", "end"), [(19, 14), (14, 10), (1, 0)])
-def test_few_steps_look_once(num_steps: int, end: int, with_tiny):
+def test_few_steps_update_once(num_steps: int, end: int, with_tiny):
     module = make(with_tiny, num_steps=num_steps)
-    assert [step for step in range(num_steps) if module.looks(step)] == [end]
+    assert [step for step in range(num_steps) if module.decoder.updates(step)] == [end]
     module = make(with_tiny, num_steps=num_steps, refine_share=0.0)
-    assert [step for step in range(num_steps) if module.looks(step)] == [num_steps - 1]
+    assert [step for step in range(num_steps) if module.decoder.updates(step)] == [num_steps - 1]
 
 
 def test_repulsion_goes_through_the_tiny_decoder_too(with_tiny, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(with_tiny, "decode", None)  # no step but the looks may call it
+    monkeypatch.setattr(with_tiny, "decode", None)  # no step but the updates may call it
     steps = [take_step(make(with_tiny, PixelFeatures(), gamma=gamma), EARLY) for gamma in (0.0, 0.5)]
     assert (norms(steps[1] - steps[0]) > 0).all()
 
@@ -103,16 +103,16 @@ def test_the_refinement_has_corrected_images_and_the_tiny_decoders_gradient(with
     torch.testing.assert_close(take_step(module, REFINE), (1 + mu) * back(z, (rough, pull)), rtol=1e-6, atol=1e-12)
 
 
-def test_the_distance_of_the_decoders_at_the_last_look_is_logged(with_tiny, monkeypatch: pytest.MonkeyPatch):
+def test_the_distance_of_the_decoders_at_the_last_update_is_logged(with_tiny, monkeypatch: pytest.MonkeyPatch):
     module, logged = make(with_tiny), {}
     monkeypatch.setattr(module, "log_terms", lambda terms, step, **figures: logged.update(figures))
-    take_step(module, LOOK)
+    take_step(module, UPDATE)
     expected = (square_norms(module.correction) / module.x[0].numel()).sqrt().mean()
     assert expected > 0
     torch.testing.assert_close(logged["tiny_decoder_distance"].double(), expected.double())
 
 
-@pytest.mark.parametrize("stop", [EARLY, LOOK, BETWEEN])
+@pytest.mark.parametrize("stop", [EARLY, UPDATE, BETWEEN])
 def test_the_correction_goes_on_after_a_resume(stop: int, with_tiny, tmp_path: Path):
     whole, cut, resumed = (make(with_tiny) for _ in range(3))
     fit(whole, tmp_path / "whole")
@@ -125,7 +125,7 @@ def test_the_correction_goes_on_after_a_resume(stop: int, with_tiny, tmp_path: P
     assert whole.correction.abs().min() > 0
 
 
-@pytest.mark.parametrize("step", [EARLY, LOOK, REFINE])
+@pytest.mark.parametrize("step", [EARLY, UPDATE, REFINE])
 def test_a_prior_without_a_tiny_decoder_decodes_once(
     step: int, prior: StableDiffusionPrior, monkeypatch: pytest.MonkeyPatch
 ):
@@ -138,12 +138,12 @@ def test_a_prior_without_a_tiny_decoder_decodes_once(
 
 def test_short_runs_start_without_a_correction_and_the_rest_with_that_of_the_cells(with_tiny):
     module = make(with_tiny, operator=colorization, gamma=0.0, cover=0.5)  # four short runs of two steps
-    for step in range(module.candidates_of.steps):
+    for step in range(module.candidate_runs.steps):
         module.correction += 1.0  # of a run that has ended
         take_step(module, step)
-        if not module.candidates_of.end_with(step):
+        if not module.candidate_runs.ends_run(step):
             continue
-        is_last = step + 1 == module.candidates_of.steps
+        is_last = step + 1 == module.candidate_runs.steps
         expected = (
             module.prior.decode(module.z) - module.prior.tiny(module.z) if is_last else torch.zeros_like(module.x)
         )
@@ -154,7 +154,7 @@ def test_short_runs_start_without_a_correction_and_the_rest_with_that_of_the_cel
 def test_operators_that_are_not_linear_keep_the_own_decoder(operator, prior, with_tiny):
     module, usual = (make(each, operator=operator, gamma=0.0) for each in (with_tiny, prior.double()))
     assert "correction" not in dict(module.named_buffers())
-    torch.testing.assert_close(take_step(module, LOOK), take_step(usual, LOOK), rtol=0, atol=0)
+    torch.testing.assert_close(take_step(module, UPDATE), take_step(usual, UPDATE), rtol=0, atol=0)
 
 
 @pytest.mark.parametrize(
@@ -183,7 +183,7 @@ def test_few_steps_go_on_to_the_nearest_image_along_the_decoders_gradient(step: 
 
     def residual(z: Tensor) -> Tensor:
         image = affine(z)
-        return image - solving.proximal_step(image.detach(), solving.decoder_std**2)
+        return image - solving.proximal(solving.each_here(image.detach()), solving.decoder_std**2)
 
     before = (make(with_tiny, num_steps=14).z.detach() - gradient).requires_grad_()
     along = back(before, (affine(before), residual(before).detach()))

@@ -15,7 +15,7 @@ from support.steps import take_step
 from torch._dynamo.testing import CompileCounter
 
 from rlsd_lightning import RLSD, Distilled, GaussianMixturePrior, InputError, LatentFeatures, Measurement
-from rlsd_lightning.methods.sampling import pull_factor
+from rlsd_lightning.functional.schedules import pull_factor
 from rlsd_lightning.operators import inpainting
 from rlsd_lightning.priors import (
     Prior,

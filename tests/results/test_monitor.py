@@ -243,7 +243,7 @@ def test_health_metrics_are_curves(tiny_prior, measurement, tmp_path: Path) -> N
 
 def test_a_step_that_decodes_nothing_has_no_picture(tiny_prior, measurement, tmp_path: Path) -> None:
     class Blind(RLSD):
-        def current_images(self) -> None:
+        def intermediate_images(self) -> None:
             """Decodes nothing."""
 
     module = Blind(tiny_prior, measurement, LatentFeatures(), num_steps=STEPS, num_particles=2)

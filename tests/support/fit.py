@@ -31,7 +31,7 @@ def fit(prior, measurement, folder: Path, args: argparse.Namespace, seed: int, c
     trainer.fit(module, ckpt_path=checkpoint, weights_only=True)
     mine, rank = torch.tensor([float(len(module.z[module.rows]))]), trainer.global_rank
     return {
-        "x": module.pictures()[0],
+        "x": module.final_images()[0],
         "rows": int(mine),
         "decoded": sum(decoded),
         "steps": trainer.global_step,

@@ -22,10 +22,10 @@ from torch import Tensor
 
 from rlsd_lightning.errors import InputError, require_at_least_one, require_at_least_zero, require_positive
 from rlsd_lightning.features import Features
+from rlsd_lightning.functional.losses import towards
 from rlsd_lightning.functional.schedules import add_noise
 from rlsd_lightning.measurement import Measurement
 from rlsd_lightning.methods.base import ParticleModule
-from rlsd_lightning.methods.sampling import noisy_start, towards
 from rlsd_lightning.operators.likelihood import measured, misfit, noise_std
 from rlsd_lightning.priors import Prior
 
@@ -73,7 +73,7 @@ class LatentDAPS(ParticleModule):
         require_at_least_zero(likelihood_std=likelihood_std)
         require_at_least_one(ode_steps=ode_steps, langevin_steps=langevin_steps)
         require_positive(step_size=step_size, gain=gain, latent_std=self.hparams.latent_std)
-        self.register_buffer("z_t", noisy_start(self))
+        self.register_buffer("z_t", self.noisy_start())
         self.stds = {
             measurement.name: max(noise_std(measurement.physics.noise_model, measurement.y), likelihood_std)
             for measurement in self.measurements
@@ -103,7 +103,7 @@ class LatentDAPS(ParticleModule):
     def _langevin(self, start: Tensor, step: int, t: int) -> Tensor:
         z, settings = start, self.hparams
         if not len(z):
-            self.show(self.decode(z), self.decode(z))
+            self.keep_images(self.decode(z), self.decode(z))
             return z
         alpha, sigma, variance = self.prior.alpha(t), self.prior.sigma(t), settings.latent_std**2
         posterior_var = sigma**2 * variance / (alpha**2 * variance + sigma**2)
@@ -119,7 +119,7 @@ class LatentDAPS(ParticleModule):
             (pull,) = torch.autograd.grad(self._energy(decoded), z)
             z = z.detach() - step_size * (pull + (z.detach() - start) / posterior_var)
             z = z + (2 * step_size).sqrt() * noise[:, inner]
-        self.show(decoded, decoded)
+        self.keep_images(decoded, decoded)
         return z.detach()
 
     def _energy(self, decoded: Tensor) -> Tensor:

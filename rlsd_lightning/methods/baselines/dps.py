@@ -21,11 +21,11 @@ from torch import Tensor
 
 from rlsd_lightning.errors import InputError, require_at_least_zero
 from rlsd_lightning.features import Features
-from rlsd_lightning.functional.losses import norms
+from rlsd_lightning.functional.losses import norms, towards
 from rlsd_lightning.functional.precision import full_precision
+from rlsd_lightning.functional.schedules import pull_factor, reverse_step
 from rlsd_lightning.measurement import Measurement
 from rlsd_lightning.methods.base import ParticleModule
-from rlsd_lightning.methods.sampling import ancestral_step, noisy_start, pull_factor, towards
 from rlsd_lightning.operators.likelihood import measured
 from rlsd_lightning.priors import Prior
 
@@ -40,7 +40,7 @@ class LatentDPS(ParticleModule):
 
     Args:
         guidance_scale: Step size :math:`\zeta` of the residual for images of 64x64, the same for any number of steps;
-            :func:`~rlsd_lightning.methods.sampling.pull_factor` scales it to other sizes.
+            :func:`~rlsd_lightning.functional.schedules.pull_factor` scales it to other sizes.
         gluing: Step size :math:`\gamma` of the gluing term, for linear operators only: 0 in DPS, 0.1 in PSLD.
         common: See :class:`~rlsd_lightning.methods.base.ParticleModule`, also for the positional arguments.
 
@@ -67,7 +67,7 @@ class LatentDPS(ParticleModule):
         super().__init__(prior, measurements, features, **common)
         require_at_least_zero(guidance_scale=guidance_scale, gluing=gluing)
         self.zeta = guidance_scale * pull_factor(self.z[0].numel(), self.x[0].numel())
-        self.register_buffer("z_t", noisy_start(self))
+        self.register_buffer("z_t", self.noisy_start())
         for measurement in self.measurements if gluing else []:
             if not isinstance(measurement.physics, LinearPhysics):
                 raise InputError(
@@ -87,14 +87,20 @@ class LatentDPS(ParticleModule):
         if s is None:
             z_hat = z_hat - gradient
         elif len(z_t):
-            self.z_t[self.rows] = ancestral_step(self, step, t, s, z_t.detach(), z_hat) - gradient
+            self.z_t[self.rows] = self.ancestral_draw(step, t, s, z_t.detach(), z_hat) - gradient
         self.log_terms({"guidance": distance}, batch_idx)
         return towards(self.z[self.rows], z_hat)
+
+    def ancestral_draw(self, step: int, t: int, s: int, z_t: Tensor, z_hat: Tensor) -> Tensor:
+        r"""A draw of the next timestep's noisy latents :math:`z_s` given :math:`z_t` and the clean ones."""
+        levels = (self.prior.alpha(t), self.prior.sigma(t), self.prior.alpha(s), self.prior.sigma(s))
+        from_noisy, from_clean, variance = reverse_step(*levels)
+        return from_noisy * z_t + from_clean * z_hat + variance.sqrt() * self.noise(step)
 
     def distance(self, z_hat: Tensor) -> Tensor:
         """The guidance term, summed over particles."""
         total, decoded = z_hat.new_zeros((), dtype=torch.float32), self.decode(z_hat)
-        self.show(decoded, decoded)
+        self.keep_images(decoded, decoded)
         for measurement, latents, images in self.each_here(z_hat, decoded):
             physics, y = measurement.physics, measurement.y
             residual = y - measured(physics, images)

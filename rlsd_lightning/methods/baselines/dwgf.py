@@ -15,68 +15,31 @@ References:
     | https://arxiv.org/abs/2509.19276
 """
 
-from collections.abc import Sequence
-from typing import Any
-
 import torch
 from torch import Tensor
 
-from rlsd_lightning.errors import require_at_least_zero, require_one_of, require_positive
-from rlsd_lightning.features import Features
 from rlsd_lightning.functional.kernels import squared_distances
 from rlsd_lightning.functional.losses import at_least_float32
 from rlsd_lightning.functional.precision import full_precision
-from rlsd_lightning.functional.schedules import PRIOR_WEIGHTS, add_noise
-from rlsd_lightning.measurement import Measurement
-from rlsd_lightning.methods.base import ParticleModule
-from rlsd_lightning.methods.sampling import (
-    adam_with_decay,
-    coupling_term,
-    distillation_term,
-    score_residual,
-    through_decoder,
-)
-from rlsd_lightning.priors import Prior
+from rlsd_lightning.functional.schedules import add_noise
+from rlsd_lightning.methods.distillation import ScoreDistillation
 
 __all__ = ["DWGF", "mixture_mean"]
 
 
-class DWGF(ParticleModule):
-    r"""Particles that follow the prior's score minus that of their own mixture.
+class DWGF(ScoreDistillation):
+    """Particles that follow the prior's score minus that of their own mixture.
 
-    Args:
-        distillation_weight: Weight :math:`\lambda` of score distillation.
-        weighting: Its course :math:`w(t)`, see :func:`~rlsd_lightning.functional.schedules.prior_weight`.
-        lr_z: First step size of Adam; it falls along half a cosine to zero.
-        common: See :class:`~rlsd_lightning.methods.base.ParticleModule`, also for the positional arguments.
-
-    Raises:
-        InputError: If an argument is out of range.
+    The arguments are those of :class:`~rlsd_lightning.methods.distillation.ScoreDistillation`.
     """
-
-    def __init__(
-        self,
-        prior: Prior,
-        measurements: Measurement | Sequence[Measurement],
-        features: Features,
-        *,
-        distillation_weight: float = 0.05,
-        weighting: str = "log",
-        lr_z: float = 0.5,
-        **common: Any,
-    ) -> None:
-        super().__init__(prior, measurements, features, **common)
-        require_at_least_zero(distillation_weight=distillation_weight)
-        require_positive(lr_z=lr_z, decoder_std=self.decoder_std)
-        require_one_of(PRIOR_WEIGHTS, weighting=weighting)
 
     def training_step(self, batch: tuple[int, int], batch_idx: int) -> Tensor:
         step, t, _ = self.begin(batch, batch_idx)
         z = self.z[self.rows]
-        denoising = distillation_term(self, z, self.mixture_residual(z, self.noise(step), t), t)
-        coupling = coupling_term(self, self.decode(z))
+        denoising = self.denoising_term(z, self.mixture_residual(z, self.noise(step), t), t)
+        coupling = self.coupling_term(self.decode(z))
         self.log_terms({"denoising": denoising, "coupling": coupling}, batch_idx)
-        return denoising + through_decoder(coupling, z, self)
+        return denoising + self.through_decoder(coupling, z)
 
     @torch.no_grad()
     def mixture_residual(self, z: Tensor, eps: Tensor, t: int) -> Tensor:
@@ -87,11 +50,8 @@ class DWGF(ParticleModule):
             mixture_mean(noisy, every[measurement.name], alpha, sigma)
             for measurement, noisy in self.each_here(add_noise(z, eps, alpha, sigma))
         ]
-        residual = score_residual(self, z, eps, t)
+        residual = self.score_residual(z, eps, t)
         return residual - alpha / sigma * (z - torch.cat(means)) if means else residual
-
-    def configure_optimizers(self) -> dict:
-        return adam_with_decay(self)
 
 
 def mixture_mean(z_t: Tensor, z: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:

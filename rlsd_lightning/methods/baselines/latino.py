@@ -20,10 +20,10 @@ from torch import Tensor
 
 from rlsd_lightning.errors import require_at_least_one, require_positive
 from rlsd_lightning.features import Features
-from rlsd_lightning.functional.schedules import add_noise
+from rlsd_lightning.functional.losses import towards
+from rlsd_lightning.functional.schedules import add_noise, image_variances
 from rlsd_lightning.measurement import Measurement
 from rlsd_lightning.methods.base import ParticleModule
-from rlsd_lightning.methods.sampling import image_variances, noisy_start, towards
 from rlsd_lightning.priors import Prior
 
 __all__ = ["LATINO"]
@@ -67,8 +67,8 @@ class LATINO(ParticleModule):
         require_at_least_one(data_steps=data_steps)
         image_std = self.hparams.image_std
         require_positive(image_std=image_std, decoder_std=self.decoder_std)
-        self.image_variances = image_variances(prior, image_std, self.decoder_std)
-        self.register_buffer("z_t", noisy_start(self))
+        self.image_variances = image_variances(prior.alphas, prior.sigmas, image_std, self.decoder_std)
+        self.register_buffer("z_t", self.noisy_start())
 
     def training_step(self, batch: tuple[int, int], batch_idx: int) -> Tensor:
         step, t, s = self.begin(batch, batch_idx)
@@ -83,9 +83,7 @@ class LATINO(ParticleModule):
         z, encode = self.denoise(self.z_t[self.rows], t)[0], partial(self.chunked, self.prior.encode)
         for step in range(self.hparams.data_steps):
             decoded = self.decode(z)
-            x = self.proximal_step(decoded, self.image_variances[t])
+            x = self.solve_images(decoded, self.image_variances[t])
             if len(x):
                 z = encode(x) if step == 0 else z + encode(x) - encode(decoded)
-        self.x.data[self.rows] = x
-        self.show(x, decoded)
         return z
