@@ -5,9 +5,12 @@ through :math:`\tilde D`. An update, at every tenth of the second half of the ru
 :math:`c = \mathrm{sg}[D(z) - \tilde D(z)]` for each particle; :math:`c = 0` before. The results come from :math:`D`.
 """
 
+import math
+
 import torch
 from deepinv.physics import LinearPhysics
 from torch import Tensor
+from torch.autograd import grad
 
 from rlsd_lightning.functional.losses import square_norms
 from rlsd_lightning.methods.base import ParticleModule
@@ -16,6 +19,8 @@ __all__ = ["CorrectedDecoder"]
 
 UPDATES = 10
 """Updates in a whole run, of which the first half are left out; runs below twice as many steps have one."""
+TRIAL = 0.1
+"""Root mean square of the latents' move over which a decoder is taken to be linear, in units of their deviation."""
 
 
 class CorrectedDecoder:
@@ -51,6 +56,34 @@ class CorrectedDecoder:
         done = self.particles.first_step + step + 1
         is_late = num_steps <= 2 * done < 2 * num_steps and num_steps >= 2 * UPDATES
         return (is_late and done % (num_steps // UPDATES) == 0) or step + 1 == self.loop
+
+    def solving_shift(self, z: Tensor) -> Tensor:
+        r"""The shift :math:`\ell \, \nabla \tfrac{1}{2} \|D(z) - \mathrm{sg}[x]\|^2` whose length minimises :math:`\|D - x\|` along it.
+
+        With :math:`x` solved from :math:`D(z)` and a linear operator, :math:`r = D - x` is linear in :math:`D`. A trial shift by
+        :math:`h` gives :math:`r_h`, and :math:`\ell = h \langle r, r - r_h \rangle / \|r - r_h\|^2`, at least 0.
+
+        Args:
+            z: This process's latents.
+        """
+        particles, variance = self.particles, self.particles.decoder_std**2
+        if not len(z):
+            return z
+
+        def residuals(images: Tensor) -> Tensor:
+            images = images + particles.correction[particles.rows]
+            return images - particles.proximal(particles.each_here(images), variance)
+
+        z, least = z.detach().requires_grad_(), torch.finfo(torch.float32).tiny
+        decoded = particles.decode(z, tiny=True)
+        before = residuals(decoded.detach())
+        (gradient,) = grad(decoded, z, before)
+        with torch.no_grad():
+            trial = TRIAL * math.sqrt(z[0].numel()) / square_norms(gradient).clamp_min(least).sqrt()
+            trial = trial.view(-1, *[1] * (z.ndim - 1))
+            change = before - residuals(particles.decode(z - trial * gradient, tiny=True))
+            gain = (before * change).flatten(1).sum(dim=1) / square_norms(change).clamp_min(least)
+        return gain.clamp_min(0).view_as(trial) * trial * gradient
 
     def figures(self, step: int) -> dict[str, Tensor]:
         """Root mean square of the corrections, summed over particles / N; nothing before the first update."""

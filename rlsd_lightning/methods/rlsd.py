@@ -32,6 +32,9 @@ the measurement.
 
 A tiny decoder replaces :math:`D` in both where the prior has one (:mod:`~rlsd_lightning.methods.decoding`).
 
+**Few steps.** Below 20 steps with a tiny decoder, :math:`z \leftarrow z - \ell \, \nabla_z \tfrac{1}{2} \|\mathrm{sg}[x] - D(z)\|^2` follows each
+step with :math:`G`. Here :math:`x` is solved from :math:`D(z)`, and the length :math:`\ell` minimises the norm on this line.
+
 References:
     | Repulsive Latent Score Distillation for Solving Inverse Problems (Zilberstein et al., 2025)
     | https://arxiv.org/abs/2406.16683
@@ -55,7 +58,7 @@ from rlsd_lightning.features import Features
 from rlsd_lightning.functional.losses import norms, towards
 from rlsd_lightning.functional.schedules import add_noise, fresh_noise_share, image_variances, pull_factor
 from rlsd_lightning.measurement import Measurement
-from rlsd_lightning.methods.decoding import CorrectedDecoder
+from rlsd_lightning.methods.decoding import UPDATES, CorrectedDecoder
 from rlsd_lightning.methods.distillation import ScoreDistillation
 from rlsd_lightning.operators.likelihood import measured, misfit
 from rlsd_lightning.priors import Prior
@@ -123,6 +126,7 @@ class RLSD(ScoreDistillation):
         # a warm start skips the first of all steps
         self.refine_from = max(0, round((1 - refine_share) * self.num_steps) - self.first_step)
         self.decoder = CorrectedDecoder(self, self.refine_from)
+        self.solves = augmented and self.decoder.has_tiny and self.num_steps < 2 * UPDATES
         self.image_variances = image_variances(prior.alphas, prior.sigmas, self.hparams.image_std, self.decoder_std)
         t = self.timesteps[0]
         alpha, sigma = prior.alpha(t).cpu(), prior.sigma(t).cpu()
@@ -146,6 +150,8 @@ class RLSD(ScoreDistillation):
             gradient, repulsion = self.guidance(step, t, z_t, z_hat, decoded, coupling)  # G; gamma log sum k
             alpha, terms["repulsion"] = self.prior.alpha(s), repulsion.sum()
             shift = torch.where(alpha > 0, gradient / alpha, 0.0)  # G / alpha_s
+            if self.solves:
+                shift = shift + self.decoder.solving_shift(z_hat - shift)
         else:
             shift = self.last_shift(s, decoded)
         loss = denoising + torch.sum(shift * z)  # J

@@ -1,19 +1,20 @@
 """RLSD with a tiny decoder: which decoder's values and gradient every step has."""
 
 import copy
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
-from support.problems import back, denoised, distance_gradient, make, noisy, norms
+from support.problems import back, denoised, distance_gradient, half, make, noisy, norms
 from support.steps import take_step
 from support.trainers import StopAt, StopError, fit, trainer_with
-from torch import Tensor
+from torch import Tensor, nn
 
 from rlsd_lightning import RLSD, Distilled, PixelFeatures, StableDiffusionPrior
 from rlsd_lightning.errors import InputError
 from rlsd_lightning.functional.losses import square_norms
-from rlsd_lightning.operators import colorization, hdr, jpeg, phase_retrieval
+from rlsd_lightning.operators import colorization, hdr, inpainting, jpeg, phase_retrieval
 from rlsd_lightning.priors.loading import ShuffleDecoder, TinyDecoder
 
 EARLY, UPDATE, BETWEEN, REFINE = 3, 11, 12, 18
@@ -153,3 +154,40 @@ def test_a_checkpoint_of_the_other_decoder_is_refused_with_the_cause(method: typ
     made.on_save_checkpoint(checkpoint)
     with pytest.raises(InputError, match=f"tiny decoder, but .* {remedy}"):
         other.on_load_checkpoint(checkpoint)
+
+
+@pytest.mark.parametrize("operator", [half, colorization, partial(inpainting, mask="random")])
+@pytest.mark.parametrize("step", [0, EARLY, 9])
+def test_few_steps_go_on_to_the_nearest_image_along_the_decoders_gradient(step: int, operator, with_tiny):
+    affine = nn.ConvTranspose2d(4, 3, with_tiny.stride, with_tiny.stride).double().requires_grad_(False)
+    with_tiny.tiny = affine
+    solving, plain = (make(with_tiny, operator=operator, num_steps=14) for _ in range(2))
+    plain.solves = False
+    gradient = take_step(plain, step)
+    shift = take_step(solving, step) - gradient
+    assert (norms(shift) > 0).all()
+
+    def residual(z: Tensor) -> Tensor:
+        image = affine(z)
+        return image - solving.proximal(solving.each_here(image.detach()), solving.decoder_std**2)
+
+    before = (make(with_tiny, num_steps=14).z.detach() - gradient).requires_grad_()
+    along = back(before, (affine(before), residual(before).detach()))
+    torch.testing.assert_close(shift / norms(shift).view(-1, 1, 1, 1), along / norms(along).view(-1, 1, 1, 1))
+    least = norms(residual(before - shift))
+    for length in (0.0, 0.9, 1.1):
+        assert (least < norms(residual(before - length * shift))).all()
+
+
+@pytest.mark.parametrize(
+    ("settings", "solves"),
+    [
+        ({"num_steps": 14}, True),
+        ({"num_steps": 19}, True),
+        ({"num_steps": 20}, False),
+        ({"num_steps": 14, "augmented": False}, False),
+        ({"num_steps": 14, "operator": hdr}, False),
+    ],
+)
+def test_long_runs_and_operators_that_are_not_linear_have_no_solving_step(settings: dict, solves: bool, with_tiny):
+    assert make(with_tiny, **settings).solves == solves
