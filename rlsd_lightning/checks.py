@@ -1,6 +1,6 @@
 """Checks of settings."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import lightning as L
@@ -23,6 +23,7 @@ from rlsd_lightning.priors import Calibration, Prior
 __all__ = [
     "check_particles",
     "check_trainer",
+    "listed",
     "measured_settings",
     "require_tensor",
 ]
@@ -51,6 +52,20 @@ def check_trainer(trainer: L.Trainer) -> None:
         )
     if trainer.gradient_clip_val or trainer.accumulate_grad_batches != 1:
         raise InputError("the Trainer must neither clip nor accumulate gradients; leave these arguments out")
+
+
+def listed(measurements: Measurement | Sequence[Measurement]) -> list[Measurement]:
+    """One or several measurements as a list.
+
+    Raises:
+        InputError: If anything else is among them.
+    """
+    is_lone = isinstance(measurements, Measurement) or not isinstance(measurements, Iterable)
+    several = [measurements] if is_lone else list(measurements)
+    for each in several:
+        if not isinstance(each, Measurement):
+            raise InputError(f"measurements must be a Measurement, or a list of them, got {type(each).__name__}")
+    return several
 
 
 def measured_settings(settings: Mapping[str, Any], prior: Prior) -> dict[str, float]:

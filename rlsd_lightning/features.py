@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
-from rlsd_lightning.errors import LOADING_ERRORS, InputError, first_line
+from rlsd_lightning.errors import LOADING_ERRORS, InputError, first_line, require_path
 from rlsd_lightning.functional.losses import at_least_float32
 
 __all__ = ["Features", "LPIPSFeatures", "LatentFeatures", "PixelFeatures", "VAEFeatures", "ViTFeatures", "load_lpips"]
@@ -189,6 +189,7 @@ class ViTFeatures(Features):
         gamma_scale: float = 1.0,
     ) -> None:
         super().__init__(gamma_scale)
+        require_path(pretrained=pretrained)
         # transformers takes a second to import, and pixels and latents don't need it
         from transformers import ViTModel
 

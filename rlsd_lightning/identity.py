@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Mapping
 import torch
 from torch import Tensor, nn
 
+from rlsd_lightning.distributed.shard import Shard
 from rlsd_lightning.errors import InputError
 from rlsd_lightning.measurement import Measurement
 from rlsd_lightning.operators.compose import operator_output
@@ -56,6 +57,26 @@ class CheckpointIdentity:
 
     def _has_tiny_decoder(self) -> bool:
         return any(isinstance(each, Prior) and each.has_tiny_decoder for each in self._networks.values())
+
+    def check_processes(self, shard: Shard) -> None:
+        """Compare the measurements and operators of a group's processes, which make or read them by themselves.
+
+        Raises:
+            InputError: If they differ, in every process.
+        """
+        if shard.size == 1:
+            return
+        mine = {
+            name: {part: sampled(value, 64) for part, value in parts.items()} for name, parts in self.samples.items()
+        }
+        first, *others = shard.objects(mine)
+        for rank, other in enumerate(others, 1):
+            if not all(agree(first.get(name, {}), other.get(name, {}), same_measurement) for name in first | other):
+                raise InputError(
+                    "all processes must have the same measurements and operators, but those of process "
+                    f"{rank} ({', '.join(other)}) differ from those of process 0 ({', '.join(first)}); each runs the whole "
+                    "script: draw noise and masks after torch.manual_seed, or load them from a file"
+                )
 
     def save(self, checkpoint: dict) -> None:
         """Add the identity to a checkpoint."""

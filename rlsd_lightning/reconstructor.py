@@ -71,7 +71,11 @@ class Reconstructor(deepinv.models.Reconstructor):
         **settings: Any,
     ) -> None:
         super().__init__()
-        if len(image_range) != 2 or not -math.inf < image_range[0] < image_range[1] < math.inf:
+        if (
+            not isinstance(image_range, tuple | list)
+            or len(image_range) != 2
+            or not -math.inf < image_range[0] < image_range[1] < math.inf
+        ):
             raise InputError(f"image_range must be the values of black and white, such as (0, 1), got {image_range}")
         self.prior, self.features, self.image_range = prior, features, tuple(image_range)
         self._method, self._trainer = method, dict(trainer or {})

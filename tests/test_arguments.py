@@ -1,5 +1,6 @@
 """Arguments of the Python interface that are of another type, shape or range: named, with what was expected."""
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +10,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from rlsd_lightning import InputError, Reconstructor, StableDiffusionPrior, representatives, solve
+from rlsd_lightning import RLSD, InputError, LatentFeatures, Reconstructor, StableDiffusionPrior, representatives, solve
 from rlsd_lightning.data import AnySize, ImageMeasurements, ImageSizes, MeasuredData
+from rlsd_lightning.features import ViTFeatures
 from rlsd_lightning.operators import (
     compose,
     compressed_sensing,
@@ -27,6 +29,7 @@ from rlsd_lightning.operators import (
     super_resolution,
     tomography,
 )
+from rlsd_lightning.priors import PixelPrior
 from rlsd_lightning.results.store import load_run
 
 SHAPE = (3, 32, 32)
@@ -104,6 +107,35 @@ def test_representatives_of_what_is_no_set_are_refused(particles, k, said: str):
 def test_a_run_is_read_from_a_path_of_either_kind(kind: type, tmp_path: Path):
     with pytest.raises(InputError, match="no finished measurement"):
         load_run(kind(tmp_path))
+
+
+@pytest.mark.parametrize("value", [None, 5, b"x", ["a"]])
+@pytest.mark.parametrize(
+    ("make", "name"),
+    [
+        (StableDiffusionPrior, "pretrained"),
+        (PixelPrior, "pretrained"),
+        (ViTFeatures, "pretrained"),
+        (partial(ImageMeasurements, SHAPE, denoising(SHAPE)), "images"),
+        (partial(MeasuredData, SHAPE, denoising(SHAPE)), "measurement"),
+        (load_run, "folder"),
+    ],
+)
+def test_what_is_no_path_is_refused_by_name(make, name: str, value: object):
+    with pytest.raises(InputError, match=f"^{name} must be a str or a Path, got {type(value).__name__}; give"):
+        make(value)
+
+
+@pytest.mark.parametrize("value", [None, 5, torch.zeros(1, *SHAPE), [None]])
+def test_what_is_no_measurement_is_refused_by_name(value: object, tiny_prior: StableDiffusionPrior):
+    with pytest.raises(InputError, match="measurements must be a Measurement, or a list of them, got "):
+        RLSD(tiny_prior, value, LatentFeatures())
+
+
+@pytest.mark.parametrize("value", [None, 1, "01"])
+def test_what_is_no_range_is_refused_by_name(value: object, tiny_prior: StableDiffusionPrior):
+    with pytest.raises(InputError, match="image_range must be the values of black and white"):
+        Reconstructor(tiny_prior, value)
 
 
 @pytest.mark.parametrize("shape", [(2,), (5,), (64, 64)])

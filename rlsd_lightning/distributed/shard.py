@@ -4,6 +4,7 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, distributed
@@ -114,8 +115,12 @@ class Shard:
 
     def first_text(self, mine: str | None) -> str:
         """The text of the first process that has one, after all know of a failure."""
-        texts = [mine] * self.size
+        return next(text for text in self.objects(mine) if text is not None)
+
+    def objects(self, mine: Any) -> list[Any]:
+        """Picklable values of all processes, in their order."""
+        values = [mine] * self.size
         if self.size > 1:
             with collective():
-                distributed.all_gather_object(texts, mine)
-        return next(text for text in texts if text is not None)
+                distributed.all_gather_object(values, mine)
+        return values

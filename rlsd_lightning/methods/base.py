@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.optim import SGD
 from torch.utils.checkpoint import checkpoint
 
-from rlsd_lightning.checks import check_particles, check_trainer, measured_settings
+from rlsd_lightning.checks import check_particles, check_trainer, listed, measured_settings
 from rlsd_lightning.distributed.shard import Shard
 from rlsd_lightning.distributed.strategy import ParticleStrategy
 from rlsd_lightning.features import Features
@@ -73,7 +73,7 @@ class ParticleModule(L.LightningModule):
         super().__init__()
         self.save_hyperparameters(ignore=["prior", "measurements", "features"])  # of all classes of the chain
         self.save_hyperparameters(measured_settings(self.hparams, prior))
-        self.measurements = [measurements] if isinstance(measurements, Measurement) else list(measurements)
+        self.measurements = listed(measurements)
         check_particles(self.hparams, self.measurements, prior)
         self._frozen = {"prior": prior, "features": features}  # a plain dict hides modules from state_dict()
         self.num_particles, self.num_steps, self.seed = num_particles, num_steps, seed
@@ -176,12 +176,10 @@ class ParticleModule(L.LightningModule):
 
     def final_images(self) -> tuple[Tensor, Tensor]:
         """The reconstructions, in grey where nothing else was measured; after the last step they are computed once."""
-        if self._final_images is None:
-            images = tuple(as_seen(self.each(images)) for images in self.reconstructions())
-            if self.steps_done < len(self.timesteps):
-                return images
+        images = self._final_images or tuple(as_seen(self.each(images)) for images in self.reconstructions())
+        if self.steps_done >= len(self.timesteps):
             self._final_images = images
-        return self._final_images
+        return images
 
     @property
     def steps_done(self) -> int:
@@ -199,6 +197,7 @@ class ParticleModule(L.LightningModule):
 
     def setup(self, stage: str) -> None:
         check_trainer(self.trainer)
+        self.identity.check_processes(self.shard)
 
     def configure_optimizers(self) -> Any:  # plain gradient descent, which follows ``towards`` all the way
         return SGD([self.z], lr=1.0)

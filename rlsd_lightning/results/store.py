@@ -13,7 +13,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save
 from torch import Tensor
 
-from rlsd_lightning.errors import InputError, first_line, printable
+from rlsd_lightning.errors import InputError, first_line, printable, require_path
 from rlsd_lightning.images import load_image, with_channels
 from rlsd_lightning.measurement import SavedMeasurement
 
@@ -110,6 +110,7 @@ def load_run(folder: str | Path) -> list[SavedMeasurement]:
     Raises:
         InputError: If nothing is finished, or a file is missing or damaged.
     """
+    require_path(folder=folder)
     folder = Path(folder)
     folders = finished(folder)
     if not folders:

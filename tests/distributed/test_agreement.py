@@ -3,12 +3,13 @@
 import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 
 import lightning as L
 import pytest
 import torch
 from support.faults import Fault
-from support.processes import Group, forked
+from support.processes import Group, as_process, forked
 from support.trainers import assert_same_bits, trainer_with
 
 from rlsd_lightning import RLSD, InputError, LatentFeatures, Measurement, ParticleStrategy
@@ -16,6 +17,7 @@ from rlsd_lightning.distributed.agreement import together
 from rlsd_lightning.engine.runner import run_measurements
 from rlsd_lightning.errors import FailedError, PeerError
 from rlsd_lightning.measurement import MeasurementList
+from rlsd_lightning.operators import inpainting, super_resolution
 from rlsd_lightning.results.store import read_failures
 
 FAULTS = {
@@ -148,3 +150,32 @@ def test_all_have_the_reason_of_the_first_that_fails(tmp_path: Path) -> None:
 
     expected = ["[3.0]", "ValueError: of 0", "ValueError: of 2", "ValueError: of 0", "ValueError: of 0"]
     assert forked(tmp_path, 3, work) == [expected] * 3
+
+
+@pytest.mark.parametrize("differs", ["noise", "mask", "shape", "name", None])
+def test_processes_with_different_measurements_are_told_so(differs: str | None, tiny_prior, tmp_path: Path) -> None:
+    shape = tiny_prior.image_shape
+
+    def started(group: Group) -> str:
+        own = group.shard.position if differs else 0
+        physics = inpainting(shape, "box" if differs == "mask" and own else "half", sigma=0.01)
+        if differs == "shape" and own:
+            physics = super_resolution(shape, 2)
+        torch.manual_seed(own if differs == "noise" else 0)
+        measurement = Measurement(f"face{own if differs == 'name' else ''}", physics(torch.zeros(1, *shape)), physics)
+        module = RLSD(tiny_prior, measurement, LatentFeatures(), num_steps=2, num_particles=2)
+        as_process(module, group.shard.position, 2)._trainer = SimpleNamespace(
+            strategy=None, world_size=1, gradient_clip_val=0, accumulate_grad_batches=1
+        )
+        try:
+            module.setup("fit")
+        except InputError as error:
+            return str(error)
+        return "alike"
+
+    said = forked(tmp_path, 2, started)
+    assert said[0] == said[1]
+    if differs is None:
+        assert said[0] == "alike"
+    else:
+        assert "those of process 1 (" in said[0] and "torch.manual_seed" in said[0]
