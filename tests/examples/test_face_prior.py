@@ -21,11 +21,11 @@ from rlsd_lightning.features import ViTFeatures
 SIZE = 32
 
 
-def make_faces(folder: Path, count: int, seed: int = 0) -> Path:
+def make_faces(folder: Path, count: int, seed: int = 0, size: int = SIZE) -> Path:
     """What the generator writes, with noise in place of faces."""
     rng = np.random.default_rng(seed)
     folder.mkdir(parents=True)
-    np.save(folder / "images.npy", rng.integers(0, 256, (count, SIZE, SIZE, 3), dtype=np.uint8))
+    np.save(folder / "images.npy", rng.integers(0, 256, (count, size, size, 3), dtype=np.uint8))
     attributes = [{name: str(rng.choice(values)) for name, values in ATTRIBUTES.items()} for _ in range(count)]
     for entry in attributes:
         entry["caption"] = f"a face, {entry['skin']} skin, {entry['hair']} hair"
