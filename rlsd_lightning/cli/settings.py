@@ -149,12 +149,12 @@ def check_settings(cfg: DictConfig) -> None:
     """
     if not str(cfg.output_dir).strip():
         raise HydraException("output_dir must be a folder, got an empty name; leave it out for a new one in outputs/")
-    known = {path.stem for path in CONFIGS.iterdir() if path.is_dir()} | set(read_yaml(CONFIGS / "train.yaml"))
-    known |= set(HydraConfig.get().runtime.choices) if HydraConfig.initialized() else set()  # groups of one's own
+    known = {path.stem for path in CONFIGS.iterdir() if path.is_dir()} | {*read_yaml(CONFIGS / "train.yaml"), *CHECKED}
+    known -= {"defaults", "hydra"}
     for name in cfg:
-        if name not in known:
+        if name not in known and not (HydraConfig.initialized() and name in HydraConfig.get().runtime.choices):
             near = near_miss(name, known)
-            hint = f"did you mean {near}?" if near else f"there are {', '.join(sorted(known - {'defaults', 'hydra'}))}"
+            hint = f"did you mean {near}?" if near else f"there are {', '.join(sorted(known))}"
             raise HydraException(f"there is no setting '{name}'; {hint}")
     for group in ("trainer", "callbacks", *CHECKED):
         whole = cfg.get(group)
