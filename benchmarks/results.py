@@ -3,6 +3,7 @@
 python -m examples.photo_prior.photographs --out build/photographs     # once: photographs for total variation's weights
 python benchmarks/results.py                    # everything that is missing, then the page
 python benchmarks/results.py --parts faces --faces 8
+python benchmarks/results.py --parts sets --faces 24     # needs the draws of data/faces/generator/posterior.mjs
 python benchmarks/results.py --parts photographs --size 128 --tasks denoising "super-resolution x4" --forms default tv
 python benchmarks/results.py --tables           # only write the page again, from docs/results.json
 python benchmarks/results.py --check            # whether the page, its figures, pictures and the weights belong together
@@ -21,12 +22,13 @@ from types import ModuleType
 
 import faces
 import photographs
+import sets
 import torch
 from runs import PROJECT, checksum, code_digest, hold_one_version
 from tables import page_with_tables
 
 PAGE, FIGURES = PROJECT / "docs" / "results.md", PROJECT / "docs" / "results.json"
-PARTS: dict[str, ModuleType] = {"faces": faces, "photographs": photographs}
+PARTS: dict[str, ModuleType] = {"faces": faces, "sets": sets, "photographs": photographs}
 
 
 def made_by(part: str) -> dict[str, str]:
@@ -36,7 +38,7 @@ def made_by(part: str) -> dict[str, str]:
 
 def make(part: str, args: argparse.Namespace) -> dict:
     """Makes what is missing of a part; returns its figures and what they were made by."""
-    folder = args.out.resolve() / (part if part == "faces" else f"{part}-{args.size}")
+    folder = args.out.resolve() / (f"{part}-{args.size}" if part == "photographs" else part)
     folder.mkdir(parents=True, exist_ok=True)
     here = argparse.Namespace(**{**vars(args), "out": folder})
     hold_one_version(folder, made_by(part))
@@ -49,7 +51,7 @@ def make(part: str, args: argparse.Namespace) -> dict:
 def command_of(part: str, args: argparse.Namespace) -> str:
     """The command that makes a part again."""
     command = f"python benchmarks/results.py --parts {part}"
-    if part == "faces":
+    if part != "photographs":
         return f"{command} --faces {args.faces}"
     command += f" --size {args.size}"
     tasks, forms = photographs.TASK_NAMES, photographs.FORMS
@@ -88,6 +90,7 @@ def parsed() -> argparse.Namespace:
     options = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     options.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS), help="which figures are made")
     options.add_argument("--faces", type=int, default=64, help="number of held-out faces of the default's runs")
+    options.add_argument("--draws", type=Path, default=Path("build/faces/posterior"), help="exact draws, for sets")
     options.add_argument("--size", type=int, default=256, help="side in pixels of the photographs")
     tasks, forms = photographs.TASK_NAMES, photographs.FORMS
     options.add_argument("--tasks", nargs="+", choices=tasks, default=tasks, help="tasks of the photographs")
@@ -106,6 +109,8 @@ def parsed() -> argparse.Namespace:
         options.error(
             f"tv needs photographs in '{args.validation}'; the first command of this file's text fetches them"
         )
+    if "sets" in args.parts and not (args.tables or args.check or args.draws.is_dir()):
+        options.error(f"sets need exact draws in '{args.draws}'; docs/evaluation.md has the command that makes them")
     return args
 
 

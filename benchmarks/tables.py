@@ -139,6 +139,56 @@ def faces_made_by(made: dict) -> str:
     return f"```bash\n{made['command']}\n```\n\n{made_of(made)}."
 
 
+def sets_made_by(made: dict) -> str:
+    """The command, version and weights of the sets' figures."""
+    return faces_made_by(made)
+
+
+def sets(made: dict) -> str:
+    """Sets of four against the exact posterior: means over faces, and paired differences to independent draws."""
+    runs = {form: rows for (_, form), rows in runs_of(made, "sets").items()}
+    names = {
+        "psnr_mean": "mean",
+        "psnr_best": "best of four",
+        "coverage": "coverage",
+        "precision": "precision",
+        "vendi": "Vendi score",
+        "energy_score": "energy score",
+    }
+    header = ("set", *names.values(), "Frechet distance")
+    rows = []
+    for form, found in runs.items():
+        before = runs["independent"]
+        cells = [
+            mean_and_error(values(found, name)) if form in ABSOLUTE else difference(found, before, name)
+            for name in names
+        ]
+        rows.append(
+            (f"`{form}`" if form != "exact draws" else form, *cells, f"{made['together'][form]['frechet']:.1f}")
+        )
+    return markdown(header, rows)
+
+
+def shares(made: dict) -> str:
+    """Attributes of 16 particles a face against those of the exact posterior, and the largest bin of their ranks."""
+    rows = []
+    for form in ABSOLUTE:
+        found = made["together"][form]
+        band = found["band_ranks"][1]
+        for name in ("facial_hair", "hair", "smile"):
+            ranks = found[f"{name}_ranks"]
+            rows.append(
+                (form, name.replace("_", " "), f"{found[f'{name}_error']:.3f}", f"{max(ranks):.2f}", f"{band:.2f}")
+            )
+    return markdown(("particles", "attribute", "error of shares", "largest rank", "largest of flat ranks"), rows)
+
+
+def intervals(made: dict) -> str:
+    """Coverage of conformal 90 % intervals on faces that were not used for the calibration."""
+    rows = [(NAMES[task], str(len(found)), mean_and_error(found)) for task, found in made["intervals"].items()]
+    return markdown(("task", "faces", "in 90 % intervals"), rows)
+
+
 def photographs_made_by(made: dict) -> str:
     """The command, version, weights and size of the photographs' figures."""
     return (
@@ -173,8 +223,11 @@ def photographs(made: dict) -> str:
     )
 
 
+ABSOLUTE = ("exact draws", "independent")
+"""Sets whose own figures are shown; of others the difference to independent draws."""
 TABLES: dict[str, tuple[Callable[[dict], str], ...]] = {
     "faces": (faces_made_by, tasks, methods, steps, repulsion, coverage, points),
+    "sets": (sets_made_by, sets, shares, intervals),
     "photographs": (photographs_made_by, photographs),
 }
 """Tables by the part of docs/results.json that they show."""

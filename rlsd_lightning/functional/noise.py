@@ -25,12 +25,10 @@ STREAMS = {
     "langevin": 6,
     "decoder_error": 7,
     "trial_noise": 8,
-    "candidates": 9,
     "checks": 10,
 }
 """Purposes of draws: initial latents and auxiliaries, a step's noise, resampling, the last step's noise on latents and on
-measurements, Langevin steps, simulated decoder errors, noise of simulated measurements, the start of a short run, draws of
-the checks."""
+measurements, Langevin steps, simulated decoder errors, noise of simulated measurements, draws of the checks."""
 
 
 def measurement_key(name: str) -> int:

@@ -6,7 +6,6 @@ through :math:`\tilde D`. An update, at every tenth of the second half of the ru
 """
 
 import math
-from collections.abc import Callable
 
 import torch
 from deepinv.physics import LinearPhysics
@@ -30,11 +29,10 @@ class CorrectedDecoder:
     Args:
         particles: The method. Its buffer ``correction`` is set here, so that checkpoints hold it.
         loop: The number of steps before the refinement.
-        equivalent_step: See :meth:`~rlsd_lightning.methods.covering.CandidateRuns.equivalent_step`.
     """
 
-    def __init__(self, particles: ParticleModule, loop: int, equivalent_step: Callable[[int], int]) -> None:
-        self.particles, self.loop, self.equivalent_step = particles, loop, equivalent_step
+    def __init__(self, particles: ParticleModule, loop: int) -> None:
+        self.particles, self.loop = particles, loop
         # JPEG and phase retrieval lose by it
         are_linear = all(isinstance(each.physics, LinearPhysics) for each in particles.measurements)
         self.has_tiny = particles.prior.has_tiny_decoder and are_linear
@@ -55,7 +53,7 @@ class CorrectedDecoder:
     def updates(self, step: int) -> bool:
         """Whether a step updates the correction: the loop's last, and from 20 steps on the end of every later tenth."""
         num_steps = self.particles.num_steps
-        done = self.particles.first_step + self.equivalent_step(step) + 1
+        done = self.particles.first_step + step + 1
         is_late = num_steps <= 2 * done < 2 * num_steps and num_steps >= 2 * UPDATES
         return (is_late and done % (num_steps // UPDATES) == 0) or step + 1 == self.loop
 
@@ -86,14 +84,6 @@ class CorrectedDecoder:
             change = before - residuals(particles.decode(z - trial * gradient, tiny=True))
             gain = (before * change).flatten(1).sum(dim=1) / square_norms(change).clamp_min(least)
         return gain.clamp_min(0).view_as(trial) * trial * gradient
-
-    @torch.no_grad()
-    def restart(self, corrected: bool) -> None:
-        """Set the correction to that of the particles' latents, or to zero."""
-        if self.has_tiny:
-            rows, decode = self.particles.rows, self.particles.decode
-            z = self.particles.z[rows]
-            self.particles.correction[rows] = decode(z) - decode(z, tiny=True) if corrected else 0
 
     def figures(self, step: int) -> dict[str, Tensor]:
         """Root mean square of the corrections, summed over particles / N; nothing before the first update."""

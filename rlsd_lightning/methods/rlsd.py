@@ -58,7 +58,6 @@ from rlsd_lightning.features import Features
 from rlsd_lightning.functional.losses import norms, towards
 from rlsd_lightning.functional.schedules import add_noise, fresh_noise_share, image_variances, pull_factor
 from rlsd_lightning.measurement import Measurement
-from rlsd_lightning.methods.covering import CandidateRuns
 from rlsd_lightning.methods.decoding import UPDATES, CorrectedDecoder
 from rlsd_lightning.methods.distillation import ScoreDistillation
 from rlsd_lightning.operators.likelihood import measured, misfit
@@ -91,8 +90,6 @@ class RLSD(ScoreDistillation):
             to the measurement and make them more alike; 0 runs the loop to the end.
         augmented: Whether the data act through :math:`x`; if not, on :math:`D(\hat z)` itself, by :math:`\|y - A D(\hat z)\|`, and by
             half the misfit in the refinement.
-        cover: From sample to cover, in [0, 1]: 0 draws each particle by itself; more spends steps on candidates that particles
-            continue (:mod:`~rlsd_lightning.methods.covering`).
         antithetic: See :class:`~rlsd_lightning.methods.base.ParticleModule`.
         common: See :class:`~rlsd_lightning.methods.distillation.ScoreDistillation`, for the refinement, and
             :class:`~rlsd_lightning.methods.base.ParticleModule`, also for the positional arguments.
@@ -115,22 +112,20 @@ class RLSD(ScoreDistillation):
         image_std: float | None = None,
         refine_share: float = 0.2,
         augmented: bool = True,
-        cover: float = 0.0,
         antithetic: bool = True,
         **common: Any,
     ) -> None:
         super().__init__(prior, measurements, features, antithetic=antithetic, **common)
         require_at_least_zero(guidance_scale=guidance_scale, eta=eta)
         require_positive(image_std=self.hparams.image_std)
-        require_share(refine_share=refine_share, cover=cover)
+        require_share(refine_share=refine_share)
         self.has_proximal_results = augmented
         self.automatic_optimization = False  # SGD in the loop, Adam in the refinement
         self.repulsion = Repulsion(self, gamma, gamma_mode, repulsion_until)
         self.zeta = 100 * guidance_scale / self.num_steps * pull_factor(self.z[0].numel(), self.x[0].numel())
         # a warm start skips the first of all steps
         self.refine_from = max(0, round((1 - refine_share) * self.num_steps) - self.first_step)
-        self.candidate_runs = CandidateRuns(self, cover, self.refine_from)
-        self.decoder = CorrectedDecoder(self, self.refine_from, self.candidate_runs.equivalent_step)
+        self.decoder = CorrectedDecoder(self, self.refine_from)
         self.solves = augmented and self.decoder.has_tiny and self.num_steps < 2 * UPDATES
         self.image_variances = image_variances(prior.alphas, prior.sigmas, self.hparams.image_std, self.decoder_std)
         t = self.timesteps[0]
@@ -149,7 +144,7 @@ class RLSD(ScoreDistillation):
         decoded = self.decoder(z_hat, step)  # D(z_hat)
 
         denoising = towards(z, z_hat)  # SDS denoising loss: its gradient is z - z_hat
-        coupling = self.coupling(step, t, decoded)  # data fidelity: zeta |x - D(z_hat)|, with x from its proximal step
+        coupling = self.coupling(t, decoded)  # data fidelity: zeta |x - D(z_hat)|, with x from its proximal step
         terms = {"denoising": denoising, "coupling": coupling.sum()}
         if guided:
             gradient, repulsion = self.guidance(step, t, z_t, z_hat, decoded, coupling)  # G; gamma log sum k
@@ -166,29 +161,9 @@ class RLSD(ScoreDistillation):
         self.descend(self.optimizers()[0], loss)  # z <- z_hat - G / alpha_s
         if s is not None:
             self.renew_noise(step, t, s, eps_hat, moved=(self.z.detach() != before).any())
-        elif self.candidate_runs.ends_run(step):
-            self.start_next_run(step)
         return loss
 
-    def begin(self, batch: tuple[int, int], batch_idx: int) -> tuple[int, int, int | None]:
-        """As of all methods; s is None in the last step of a short run too."""
-        step, t, s = super().begin(batch, batch_idx)
-        return step, t, None if self.candidate_runs.ends_run(step) else s
-
-    def start_next_run(self, step: int) -> None:
-        """After a short run: set the noise of what follows, and the latents of the remaining steps."""
-        self.e[self.rows] = self.candidate_runs.next_noise(step).to(self.e)
-        self.decoder.restart(corrected=step + 1 == self.candidate_runs.steps)
-
-    def step_size(self, step: int) -> float:
-        r"""The step size :math:`\zeta` of the coupling."""
-        return self.zeta * self.candidate_runs.step_scale(step)
-
-    def repels(self, step: int) -> bool:
-        """Whether a step has repulsion."""
-        return self.repulsion.acts(self.candidate_runs.equivalent_step(step))
-
-    def coupling(self, step: int, t: int, decoded: Tensor) -> Tensor:
+    def coupling(self, t: int, decoded: Tensor) -> Tensor:
         r"""Distances :math:`\zeta \|x - D(\hat z)\|` with shape (n,), after the proximal step that sets :math:`x`.
 
         Without the auxiliary variable they are :math:`\zeta \|y - A D(\hat z)\|`.
@@ -199,7 +174,7 @@ class RLSD(ScoreDistillation):
             self.keep_images(decoded, decoded)
             residuals = [norms(each.y - measured(each.physics, images)) for each, images in self.each_here(decoded)]
             distances = torch.cat(residuals) if residuals else decoded.new_zeros(0)
-        return self.step_size(step) * distances
+        return self.zeta * distances
 
     def guidance(
         self, step: int, t: int, z_t: Tensor, z_hat: Tensor, decoded: Tensor, coupling: Tensor
@@ -210,17 +185,17 @@ class RLSD(ScoreDistillation):
         at :math:`\hat z` if its features are those of latents.
         """
         # a collective call: processes without particles make it too
-        density = self.repulsion.gradient(z_hat, decoded) if self.repels(step) else None
-        value, of_latents, zeta = coupling.new_zeros(len(z_t)), self.features.of_latents, self.step_size(step)
+        density = self.repulsion.gradient(z_hat, decoded) if self.repulsion.acts(step) else None
+        value, of_latents = coupling.new_zeros(len(z_t)), self.features.of_latents
         if not len(z_t):
             self.repulsion_ratios += [] if density is None else [value.sum()]
             return torch.zeros_like(z_t), value
         (gradient,) = grad(coupling.sum(), decoded)
         if density is not None and not of_latents:
-            gradient, value = self.repulsion.added(gradient, density, t, zeta)
+            gradient, value = self.repulsion.added(gradient, density, t, self.zeta)
         (gradient,) = grad(decoded, z_hat, gradient)
         if density is not None and of_latents:
-            gradient, value = self.repulsion.added(gradient, density, t, zeta)
+            gradient, value = self.repulsion.added(gradient, density, t, self.zeta)
         (gradient,) = grad(z_hat, z_t, gradient)
         return gradient, value
 
@@ -275,7 +250,7 @@ class RLSD(ScoreDistillation):
     def log_step(self, step: int, **terms: Tensor) -> None:
         """Log the values of all terms, zero where they don't act, and the decoders' distance."""
         zero = self.z.new_zeros(())
-        ratio = self.repulsion_ratios[-1] if "repulsion" in terms and self.repels(step) else zero
+        ratio = self.repulsion_ratios[-1] if "repulsion" in terms and self.repulsion.acts(step) else zero
         every = {name: terms.get(name, zero) for name in TERMS}
         self.log_terms(every, step, repulsion_ratio=ratio, **self.decoder.figures(step))
 

@@ -21,7 +21,6 @@ from rlsd_lightning.evaluation.health import HealthMetrics, health_metrics, heal
 from rlsd_lightning.evaluation.scores import Solved, aligned, score
 from rlsd_lightning.features import load_lpips
 from rlsd_lightning.methods.base import ParticleModule
-from rlsd_lightning.methods.rlsd import RLSD
 from rlsd_lightning.operators.likelihood import data_fit
 from rlsd_lightning.results.grid import FILMSTRIP_ROWS, thumbnails
 from rlsd_lightning.results.monitor import log_moment
@@ -40,15 +39,6 @@ log = logging.getLogger(__name__)
 def moments(num_steps: int) -> list[int]:
     """Numbers of completed steps at which pictures are taken, evenly spread; the last is ``num_steps``."""
     return sorted({-(-num_steps * (index + 1) // MOMENTS) for index in range(MOMENTS)})
-
-
-def cell_shares(module: ParticleModule) -> list[dict[str, list[float]]]:
-    """Share of the candidates that each particle stands for, by measurement; nothing where there were no candidates."""
-    if not isinstance(module, RLSD) or not module.candidate_runs.steps:
-        return [{} for _ in module.measurements]
-    return [
-        {"cell_shares": [round(each, 3) for each in shares.tolist()]} for _, shares in module.each(module.cell_shares)
-    ]
 
 
 class Results(Callback):
@@ -102,10 +92,9 @@ class Results(Callback):
         if self.folder is not None and not is_first:
             return
         figures = []
-        every = map(Solved._make, pl_module.each(images, decoded, pl_module.z.detach()))
-        for solved, shares in zip(every, cell_shares(pl_module), strict=True):
+        for solved in map(Solved._make, pl_module.each(images, decoded, pl_module.z.detach())):
             made = self.result(pl_module, solved)
-            counts = {"num_particles": pl_module.num_particles, "num_steps": len(pl_module.timesteps), **shares}
+            counts = {"num_particles": pl_module.num_particles, "num_steps": len(pl_module.timesteps)}
             metrics = {"name": solved.measurement.name, **made.metrics, **counts, "seconds": round(seconds, 3)}
             made = replace(made, metrics=metrics, is_first=is_first)
             if self.folder is None:

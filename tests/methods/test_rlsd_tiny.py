@@ -136,20 +136,6 @@ def test_a_prior_without_a_tiny_decoder_decodes_once(
     assert "correction" not in module.state_dict()
 
 
-def test_short_runs_start_without_a_correction_and_the_rest_with_that_of_the_cells(with_tiny):
-    module = make(with_tiny, operator=colorization, gamma=0.0, cover=0.5)  # four short runs of two steps
-    for step in range(module.candidate_runs.steps):
-        module.correction += 1.0  # of a run that has ended
-        take_step(module, step)
-        if not module.candidate_runs.ends_run(step):
-            continue
-        is_last = step + 1 == module.candidate_runs.steps
-        expected = (
-            module.prior.decode(module.z) - module.prior.tiny(module.z) if is_last else torch.zeros_like(module.x)
-        )
-        torch.testing.assert_close(module.correction, expected.detach())
-
-
 @pytest.mark.parametrize("operator", [jpeg, phase_retrieval, hdr])
 def test_operators_that_are_not_linear_keep_the_own_decoder(operator, prior, with_tiny):
     module, usual = (make(each, operator=operator, gamma=0.0) for each in (with_tiny, prior.double()))
