@@ -41,7 +41,9 @@ METHODS = {
     "published": [],
     "rlsd": [],
     "rlsd_own_decoder": ["prior.tiny_decoder=null"],
-    "rlsd_14_steps": ["num_steps=14"],  # few steps, at about latino's operations
+    "rlsd_50_steps": ["num_steps=50"],
+    "rlsd_25_steps": ["num_steps=25"],
+    "rlsd_14_steps": ["num_steps=14"],  # at about latino's operations
     "distilled": ["method=distilled"],
     "dps": ["method=dps"],
     "daps": ["method=daps", "num_steps=20"],  # five network evaluations a step
@@ -58,9 +60,11 @@ def settings_of(prior: str, method: str, args: argparse.Namespace) -> DictConfig
     """The command line's settings of a run."""
     steps = [] if args.num_steps is None else [f"num_steps={args.num_steps}"]
     size = [f"prior.image_size={args.photo_size}"] if prior == "photos" else []
+    pictures = [] if args.pictures is None else [f"data.images='{args.pictures}'"]
     command = [
         f"task={args.task}",
         *PRIORS[prior],
+        *pictures,
         *size,
         *METHODS[method],
         *steps,
@@ -242,6 +246,7 @@ def main() -> None:
     )
     options.add_argument("--task", default="super_resolution")
     options.add_argument("--images", type=int, default=8, help="held-out images of each prior")
+    options.add_argument("--pictures", help="a file, folder or glob in place of the prior's held-out images")
     options.add_argument("--photo-size", type=int, default=256, help="height and width of photographs in pixels")
     options.add_argument("--num-particles", type=int, default=4)
     options.add_argument("--num-steps", type=int, help="each method's own if left out")

@@ -32,7 +32,7 @@ the measurement.
 
 A tiny decoder replaces :math:`D` in both where the prior has one (:mod:`~rlsd_lightning.methods.decoding`).
 
-**Few steps.** Below 20 steps with a tiny decoder, :math:`z \leftarrow z - \ell \, \nabla_z \tfrac{1}{2} \|\mathrm{sg}[x] - D(z)\|^2` follows each
+**Few steps.** Below 100 steps with a tiny decoder, :math:`z \leftarrow z - \ell \, \nabla_z \tfrac{1}{2} \|\mathrm{sg}[x] - D(z)\|^2` follows each
 step with :math:`G`. Here :math:`x` is solved from :math:`D(z)`, and the length :math:`\ell` minimises the norm on this line.
 
 References:
@@ -58,7 +58,7 @@ from rlsd_lightning.features import Features
 from rlsd_lightning.functional.losses import norms, towards
 from rlsd_lightning.functional.schedules import add_noise, fresh_noise_share, image_variances, pull_factor
 from rlsd_lightning.measurement import Measurement
-from rlsd_lightning.methods.decoding import UPDATES, CorrectedDecoder
+from rlsd_lightning.methods.decoding import CorrectedDecoder
 from rlsd_lightning.methods.distillation import ScoreDistillation
 from rlsd_lightning.operators.likelihood import measured, misfit
 from rlsd_lightning.priors import Prior
@@ -66,6 +66,8 @@ from rlsd_lightning.repulsion import Repulsion
 
 __all__ = ["RLSD"]
 
+MANY_STEPS = 100
+"""Steps from which on one gradient in each is enough."""
 TERMS = ("denoising", "coupling", "repulsion", "refine_denoising", "refine_coupling")
 
 
@@ -126,7 +128,7 @@ class RLSD(ScoreDistillation):
         # a warm start skips the first of all steps
         self.refine_from = max(0, round((1 - refine_share) * self.num_steps) - self.first_step)
         self.decoder = CorrectedDecoder(self, self.refine_from)
-        self.solves = augmented and self.decoder.has_tiny and self.num_steps < 2 * UPDATES
+        self.solves = augmented and self.decoder.has_tiny and self.num_steps < MANY_STEPS
         self.image_variances = image_variances(prior.alphas, prior.sigmas, self.hparams.image_std, self.decoder_std)
         t = self.timesteps[0]
         alpha, sigma = prior.alpha(t).cpu(), prior.sigma(t).cpu()
