@@ -57,7 +57,6 @@ METHODS = {
     "daps": ["method=daps", "num_steps=20"],  # five network evaluations a step
     "rlsd_paper": ["method=rlsd_paper"],
 }
-STEPS = {f"{steps} steps": [f"num_steps={steps}"] for steps in (25, 50)}
 GAMMAS = {f"gamma {gamma}": [f"method.gamma={gamma}"] for gamma in (0, 1, 2)}
 POINTS = {
     "distilled": ["num_particles=500"],  # what the task chooses
@@ -80,7 +79,6 @@ def all_runs(faces: int) -> list[Run]:
     runs += [Run("repulsion", "inpaint", form, (limit, *options)) for form, options in GAMMAS.items()]
     for task in COMPARED:
         runs += [Run("methods", task, form, (limit, *options)) for form, options in METHODS.items()]
-        runs += [Run("steps", task, form, (limit, *options)) for form, options in STEPS.items()]
     return runs
 
 

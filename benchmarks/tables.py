@@ -97,11 +97,6 @@ def methods(made: dict) -> str:
     return compared(made, "methods", ("psnr_mean", "psnr_best"))
 
 
-def steps(made: dict) -> str:
-    """Other numbers of steps against the default's 100."""
-    return compared(made, "steps", ("psnr_mean", "psnr_best"))
-
-
 def repulsion(made: dict) -> str:
     """Diversity and quality by the strength of the repulsion."""
     runs = {form: rows for (_, form), rows in runs_of(made, "repulsion").items()}
@@ -226,7 +221,7 @@ def photographs(made: dict) -> str:
 ABSOLUTE = ("exact draws", "independent")
 """Sets whose own figures are shown; of others the difference to independent draws."""
 TABLES: dict[str, tuple[Callable[[dict], str], ...]] = {
-    "faces": (faces_made_by, tasks, methods, steps, repulsion, coverage, points),
+    "faces": (faces_made_by, tasks, methods, repulsion, coverage, points),
     "sets": (sets_made_by, sets, shares, intervals),
     "photographs": (photographs_made_by, photographs),
 }
