@@ -220,8 +220,7 @@ def plot(rows: list[Row], path: Path) -> None:
                 arrowprops={"arrowstyle": "-", "linewidth": 0.4, "color": "grey"},
             )  # fmt: skip
         axis.margins(x=0.15)
-        axis.set(xscale="log", xlabel="10^12 operations of a run", ylabel="PSNR, dB")
-        axis.set_title(prior, pad=50)  # above the labels
+        axis.set(xscale="log", xlabel=f"{prior}: 10^12 operations of a run", ylabel="PSNR, dB")
         axis.xaxis.set_minor_formatter(NullFormatter())  # its labels overlap
         axis.legend(fontsize="small")
     figure.savefig(path, dpi=110)

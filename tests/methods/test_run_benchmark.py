@@ -33,6 +33,7 @@ def arguments() -> argparse.Namespace:
         num_steps=None,
         num_particles=2,
         images=1,
+        pictures=None,
         count=False,
         device="cpu",
         precision="32-true",
