@@ -22,6 +22,7 @@ from rlsd_lightning.reading import (
     scaled,
     split_key,
 )
+from rlsd_lightning.signatures import typed
 
 __all__ = ["Notes", "Reader", "find_images", "load_image", "to_pil", "with_channels"]
 
@@ -127,6 +128,7 @@ class Reader:
         return image.clamp(-1, 1)
 
 
+@typed
 def load_image(
     path: str | Path,
     height: int,

@@ -32,6 +32,7 @@ from rlsd_lightning.reading import (
     read_picture,
     scaled,
 )
+from rlsd_lightning.signatures import typed
 
 __all__ = ["MeasuredData", "load_measured"]
 
@@ -57,6 +58,7 @@ class MeasuredData(Sequence[Measurement]):
         InputError: If nothing is found; on access, if a file can't be read or does not fit the operator.
     """
 
+    @typed
     def __init__(
         self,
         image_shape: tuple[int, ...],
@@ -194,6 +196,7 @@ class MeasuredData(Sequence[Measurement]):
         return y[(None,) * (len(self.expected) + 1 - y.ndim)]
 
 
+@typed
 def load_measured(
     path: str | Path,
     physics: Physics,

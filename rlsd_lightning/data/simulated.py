@@ -20,6 +20,7 @@ from rlsd_lightning.measurement import Measurement
 from rlsd_lightning.operators.medical import Scan
 from rlsd_lightning.operators.pixels import PerPicture
 from rlsd_lightning.reading import Frame
+from rlsd_lightning.signatures import typed
 
 __all__ = ["ImageMeasurements", "measure"]
 
@@ -56,6 +57,7 @@ class ImageMeasurements(Sequence[Measurement]):
             image can't be read.
     """
 
+    @typed
     def __init__(
         self,
         image_shape: tuple[int, ...],

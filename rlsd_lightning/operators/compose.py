@@ -19,6 +19,7 @@ from rlsd_lightning.operators.noise import check_noise, make_noise
 from rlsd_lightning.operators.pixels import PerPicture
 from rlsd_lightning.operators.proximal import has_own_step, proximal_step
 from rlsd_lightning.reading import Frame
+from rlsd_lightning.signatures import typed
 
 __all__ = [
     "as_physics",
@@ -54,6 +55,7 @@ _PASSED: WeakKeyDictionary[Physics, tuple[int, ...]] = WeakKeyDictionary()
 """Operators that were tried, and the shape of the images: an operator may serve thousands of measurements."""
 
 
+@typed
 def make_physics(factory: Callable[..., Physics], image_shape: tuple[int, ...], frame: Frame | None = None) -> Physics:
     """Makes an operator for images of one shape, and tries it on one.
 
@@ -172,6 +174,7 @@ def operator_output(physics: Physics, image_shape: tuple[int, ...], like: Tensor
     return y
 
 
+@typed
 def probe_operator(physics: Physics, image_shape: tuple[int, ...], like: Tensor | None = None) -> None:
     """Tries an operator once on an image: its output, its noise, and a proximal step of two particles.
 
@@ -232,11 +235,13 @@ def _check_adjoint(physics: LinearPhysics, image_shape: tuple[int, ...], y: Tens
         )
 
 
+@typed
 def as_physics(operator: Physics | Callable[[Tensor], Tensor]) -> Physics:
     """Noiseless operator from a plain function of images; operators are returned unchanged."""
     return operator if isinstance(operator, Physics) else Physics(A=lambda x, **kwargs: operator(x))
 
 
+@typed
 def custom(
     image_shape: tuple[int, ...],
     function: str,
@@ -267,6 +272,7 @@ def custom(
     return Physics(A=lambda x, **kwargs: called(x), noise_model=noise_model)
 
 
+@typed
 def compose(
     image_shape: tuple[int, ...],
     operators: Sequence[Physics | Callable[..., Physics]],

@@ -30,6 +30,7 @@ from rlsd_lightning.priors.loading import (
 )
 from rlsd_lightning.priors.measured.prediction import try_networks
 from rlsd_lightning.priors.tiles import LEAST_TILE
+from rlsd_lightning.signatures import typed
 
 __all__ = ["PipelinePrior", "text_and_pooled"]
 
@@ -89,21 +90,22 @@ class PipelinePrior(Prior):
     packing = 1
     """Side of the squares of latents whose values are the channels of one token of the network."""
 
+    @typed
     def __init__(
         self,
-        pretrained: str | DiffusionPipeline,
+        pretrained: str | Path | DiffusionPipeline,
         prompt: str = "",
         negative_prompt: str = "",
         guidance_scale: float = 1.0,
         image_size: int | Sequence[int] | None = None,
-        lora: str | None = None,
+        lora: str | Path | None = None,
         variant: str | None = None,
         weights: str = "float32",
         tile: int | str | None = "auto",
         decoder_checkpointing: bool = False,
         local_files_only: bool = False,
         allow_pickle: bool = False,
-        tiny_decoder: str | None = "auto",
+        tiny_decoder: str | Path | None = "auto",
     ) -> None:
         loaded = pretrained
         if not isinstance(pretrained, DiffusionPipeline):

@@ -19,6 +19,7 @@ from rlsd_lightning.priors.loading import (
 )
 from rlsd_lightning.priors.measured.prediction import try_networks
 from rlsd_lightning.priors.tiles import LEAST_TILE
+from rlsd_lightning.signatures import typed
 
 __all__ = ["PixelPrior"]
 
@@ -40,9 +41,10 @@ class PixelPrior(Prior):
         | https://arxiv.org/abs/2006.11239
     """
 
+    @typed
     def __init__(
         self,
-        pretrained: str,
+        pretrained: str | Path,
         image_size: int | Sequence[int] | None = None,
         variant: str | None = None,
         weights: str = "float32",

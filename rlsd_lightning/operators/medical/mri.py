@@ -8,6 +8,7 @@ the mask :math:`M` of measured frequencies and the coils' sensitivities :math:`S
 import functools
 import logging
 import math
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -30,6 +31,7 @@ from rlsd_lightning.operators.medical.scans import (
 )
 from rlsd_lightning.operators.noise import make_noise
 from rlsd_lightning.reading import check_finite
+from rlsd_lightning.signatures import typed
 
 __all__ = ["CoilMRI", "RealMRI", "mri"]
 
@@ -207,12 +209,13 @@ class RealMRI(CoilMRI):
         return 0.5 * (mask + mask.flip(-2, -1).roll((1, 1), dims=(-2, -1)))[..., : mask.shape[-1] // 2 + 1]
 
 
+@typed
 def mri(
-    image_shape: tuple[int, ...],
+    image_shape: tuple[int, int, int],
     acceleration: int = 4,
     operator_seed: int = 0,
-    mask: str | None = None,
-    coil_maps: str | None = None,
+    mask: str | Path | None = None,
+    coil_maps: str | Path | None = None,
     grey: bool = False,
     white: float | None = None,
     sigma: float = 0.001,

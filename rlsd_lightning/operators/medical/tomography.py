@@ -10,6 +10,8 @@ import copy
 import functools
 import logging
 import math
+from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -28,6 +30,7 @@ from rlsd_lightning.operators.medical.scans import (
 )
 from rlsd_lightning.operators.noise import make_noise
 from rlsd_lightning.reading import check_finite
+from rlsd_lightning.signatures import typed
 
 __all__ = ["Projections", "tomography"]
 
@@ -186,9 +189,10 @@ class _BackProjection(torch.autograd.Function):
         return ctx.physics.project(gradient), None
 
 
+@typed
 def tomography(
-    image_shape: tuple[int, ...],
-    angles: int | str | list[float] = 20,
+    image_shape: tuple[int, int, int],
+    angles: int | str | Path | Sequence[float] = 20,
     angular_range: float | None = None,
     geometry: str = "parallel",
     n_detector_pixels: int | None = None,
