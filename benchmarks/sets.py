@@ -10,7 +10,7 @@ from runs import PROJECT, Run, rows_of, run_folder
 from torch import Tensor
 
 from rlsd_lightning import embedded, representatives
-from rlsd_lightning.evaluation.checks.intervals import calibrated, fewest, interval
+from rlsd_lightning.evaluation.checks.intervals import conformal_calibration, fewest, interval
 from rlsd_lightning.evaluation.judge import Judge, load_judge
 from rlsd_lightning.measurement import SavedMeasurement
 from rlsd_lightning.results.store import load_run
@@ -57,7 +57,7 @@ def left_out(saved: Sequence[SavedMeasurement]) -> list[float]:
     if len(saved) <= fewest(LEVEL):
         return []
     others = [[*saved[:index], *saved[index + 1 :]] for index in range(len(saved))]
-    return [interval(one, calibrated(rest, LEVEL)).coverage for one, rest in zip(saved, others, strict=True)]
+    return [interval(one, conformal_calibration(rest, LEVEL)).coverage for one, rest in zip(saved, others, strict=True)]
 
 
 def make(args: Namespace) -> dict[str, object]:

@@ -11,17 +11,11 @@ from PIL import Image
 from torch import Tensor
 
 from rlsd_lightning.errors import InputError, printable
-from rlsd_lightning.reading import (
-    Frame,
-    Range,
-    Stack,
-    as_range,
-    check_axes,
-    find_images,
-    picture_range,
-    scaled,
-    split_key,
-)
+from rlsd_lightning.reading.frames import Frame
+from rlsd_lightning.reading.paths import find_images, split_key
+from rlsd_lightning.reading.shapes import check_axes
+from rlsd_lightning.reading.stacks import Stack
+from rlsd_lightning.reading.values import Range, as_range, picture_range, scaled
 from rlsd_lightning.signatures import typed
 
 __all__ = ["Notes", "Reader", "find_images", "load_image", "to_pil", "with_channels"]
@@ -58,7 +52,7 @@ class Reader:
         self._last: Stack | None = None
 
     def stack(self, path: Path, key: str | None = None, expected: tuple[int, ...] | None = None) -> Stack:
-        """Pictures of a file, see :class:`~rlsd_lightning.reading.Stack`; the last file is kept for its next picture.
+        """Pictures of a file, see :class:`~rlsd_lightning.reading.stacks.Stack`; the last file is kept for its next picture.
 
         Raises:
             InputError: If an array can't be read, or its axes are not clear.

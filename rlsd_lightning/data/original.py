@@ -9,7 +9,7 @@ from PIL import Image
 
 from rlsd_lightning.images import Reader
 from rlsd_lightning.operators.pixels import seen_pixels
-from rlsd_lightning.reading import Frame
+from rlsd_lightning.reading.frames import Frame
 
 __all__ = ["FilePicture"]
 

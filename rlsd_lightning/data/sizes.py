@@ -11,7 +11,7 @@ from deepinv.physics import Decolorize, Demosaicing, Downsampling, Physics
 from rlsd_lightning.errors import InputError, require_one_of
 from rlsd_lightning.operators import colorization, compose, demosaicing, super_resolution
 from rlsd_lightning.operators.compose import make_physics, multiple_of, takes_frame, untried
-from rlsd_lightning.reading import FITS, Frame
+from rlsd_lightning.reading.frames import FITS, Frame
 
 __all__ = ["AnySize", "ImageSizes", "OneSize"]
 

@@ -6,8 +6,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from rlsd_lightning.errors import InputError, printable
-from rlsd_lightning.reading import find_images, split_key
-from rlsd_lightning.reading.paths import name_of
+from rlsd_lightning.reading.paths import find_images, name_of, split_key
 
 __all__ = ["Source", "find_sources"]
 

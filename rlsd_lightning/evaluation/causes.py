@@ -18,11 +18,11 @@ from torch import Tensor
 from rlsd_lightning.evaluation.scores import Solved
 from rlsd_lightning.functional.losses import at_least_float32
 from rlsd_lightning.methods.base import ParticleModule
-from rlsd_lightning.operators.likelihood import MASKED, measured, noise_std
+from rlsd_lightning.operators.likelihood import measured, noise_std, seen_values
 from rlsd_lightning.operators.noise import PoissonNoise
 from rlsd_lightning.priors.measured.prediction import not_finite
 
-__all__ = ["cause_warnings", "noise_estimate", "non_finite_cause", "quantization_step", "seen_values"]
+__all__ = ["cause_warnings", "noise_estimate", "non_finite_cause", "quantization_step"]
 
 MIXING = (CompressedSensing, SinglePixelCamera, StructuredRandom)
 """Operators whose measured values have no neighbours; their residual is looked at in the image."""
@@ -100,13 +100,6 @@ def _neighbours_alike(residual: Tensor, seen: Tensor) -> float:
             scale = (first.square().sum() * second.square().sum()).sqrt()
             found.append(((first * second).sum() / scale).item() if scale > 0 else 0.0)
     return max(found, key=abs)
-
-
-def seen_values(physics: Physics, y: Tensor) -> Tensor:
-    """Which values were measured, with the shape of y."""
-    if isinstance(physics, MASKED) and physics.mask is not None:
-        return (physics.mask > 0).expand(y.shape)
-    return torch.ones_like(y, dtype=torch.bool)
 
 
 def quantization_step(values: Tensor) -> float | None:

@@ -14,11 +14,10 @@ import torch
 from deepinv.physics import Physics
 from torch import Tensor
 
-from rlsd_lightning.evaluation.causes import seen_values
 from rlsd_lightning.functional.losses import at_least_float32
 from rlsd_lightning.measurement import Measurement
 from rlsd_lightning.operators import NullOperator
-from rlsd_lightning.operators.likelihood import measured, noise_std
+from rlsd_lightning.operators.likelihood import measured, noise_std, seen_values
 from rlsd_lightning.priors import Prior
 from rlsd_lightning.priors.measured import reconstruction_error
 from rlsd_lightning.resources import embedded

@@ -18,7 +18,7 @@ from rlsd_lightning.operators.medical import Scan
 from rlsd_lightning.operators.noise import check_noise, make_noise
 from rlsd_lightning.operators.pixels import PerPicture
 from rlsd_lightning.operators.proximal import has_own_step, proximal_step
-from rlsd_lightning.reading import Frame
+from rlsd_lightning.reading.frames import Frame
 from rlsd_lightning.signatures import typed
 
 __all__ = [

@@ -18,8 +18,9 @@ from rlsd_lightning.errors import (
     require_positive,
 )
 from rlsd_lightning.operators.noise import make_noise
-from rlsd_lightning.reading import is_array, load_array, open_upright, read_picture, split_key
-from rlsd_lightning.reading.pictures import alpha_of
+from rlsd_lightning.reading.arrays import load_array
+from rlsd_lightning.reading.paths import is_array, split_key
+from rlsd_lightning.reading.pictures import alpha_of, open_upright, read_picture
 from rlsd_lightning.signatures import typed
 
 __all__ = ["blur", "draw_motion_kernel", "gaussian_blur", "load_kernel", "motion_blur", "super_resolution"]

@@ -18,7 +18,7 @@ from rlsd_lightning.errors import (
 )
 from rlsd_lightning.operators.filters import gaussian_blur, motion_blur
 from rlsd_lightning.operators.noise import make_noise
-from rlsd_lightning.reading import load_array
+from rlsd_lightning.reading.arrays import load_array
 from rlsd_lightning.signatures import typed
 
 __all__ = [

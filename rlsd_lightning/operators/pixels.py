@@ -25,8 +25,9 @@ from torch import Tensor
 
 from rlsd_lightning.errors import InputError
 from rlsd_lightning.operators.noise import make_noise
-from rlsd_lightning.reading import Frame, find_images, read_mask, read_whole_mask, split_key
-from rlsd_lightning.reading.paths import name_of
+from rlsd_lightning.reading.frames import Frame
+from rlsd_lightning.reading.masks import read_mask, read_whole_mask
+from rlsd_lightning.reading.paths import find_images, name_of, split_key
 from rlsd_lightning.signatures import typed
 
 __all__ = [
@@ -89,7 +90,7 @@ _NAMED = {"half": half_mask, "box": box_mask, "free": free_form_mask, "random": 
 
 @typed
 def load_mask(mask: str | Path, height: int, width: int) -> Tensor:
-    """Mask ``half``, ``box``, ``free`` or ``random``, or of a file, see :func:`~rlsd_lightning.reading.read_mask`.
+    """Mask ``half``, ``box``, ``free`` or ``random``, or of a file, see :func:`~rlsd_lightning.reading.masks.read_mask`.
 
     Raises:
         InputError: If the file is missing, no mask, or hides everything.

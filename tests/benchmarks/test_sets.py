@@ -10,7 +10,7 @@ from types import ModuleType
 import pytest
 import torch
 
-from rlsd_lightning.evaluation.checks.intervals import calibrated
+from rlsd_lightning.evaluation.checks.intervals import conformal_calibration
 from rlsd_lightning.measurement import SavedMeasurement
 
 MODULES = ("sets", "posterior", "runs", "tables")
@@ -36,7 +36,7 @@ def saved(count: int, spread: float = 1.0) -> list[SavedMeasurement]:
 def test_intervals_of_images_that_a_calibration_has_not_seen(modules: dict[str, ModuleType], spread: float):
     found = modules["sets"].left_out(saved(20, spread))
     assert len(found) == 20
-    assert fmean(found) == pytest.approx(calibrated(saved(20, spread), 0.9).left_out, abs=1e-3)
+    assert fmean(found) == pytest.approx(conformal_calibration(saved(20, spread), 0.9).left_out, abs=1e-3)
     assert 0.88 < fmean(found) < 0.97  # whatever the particles' own spread is
 
 

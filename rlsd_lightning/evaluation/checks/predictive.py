@@ -23,14 +23,14 @@ import torch
 from deepinv.physics import GaussianNoise, LinearPhysics
 from torch import Tensor
 
-from rlsd_lightning.evaluation.causes import MIXING, seen_values
+from rlsd_lightning.evaluation.causes import MIXING
 from rlsd_lightning.evaluation.checks.draws import Draws
 from rlsd_lightning.evaluation.checks.whiteness import Whiteness, whiteness
 from rlsd_lightning.evaluation.scores import Solved
 from rlsd_lightning.functional.losses import at_least_float32
 from rlsd_lightning.measurement import Measurement
 from rlsd_lightning.methods.base import ParticleModule
-from rlsd_lightning.operators.likelihood import measured, noise_std
+from rlsd_lightning.operators.likelihood import measured, noise_std, seen_values
 from rlsd_lightning.operators.noise import PoissonNoise
 from rlsd_lightning.operators.proximal import RESULT_STEPS, proximal_step
 

@@ -4,7 +4,6 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from rlsd_lightning.evaluation.causes import seen_values
 from rlsd_lightning.evaluation.checks.draws import Draws
 from rlsd_lightning.evaluation.checks.predictive import predictive_check
 from rlsd_lightning.evaluation.checks.stein import stein_check
@@ -19,7 +18,7 @@ from rlsd_lightning.evaluation.scores import Solved
 from rlsd_lightning.functional.losses import at_least_float32
 from rlsd_lightning.methods.base import ParticleModule
 from rlsd_lightning.operators import NullOperator
-from rlsd_lightning.operators.likelihood import has_square_misfit, measured, noise_std
+from rlsd_lightning.operators.likelihood import has_square_misfit, measured, noise_std, seen_values
 
 __all__ = ["Check", "truth_free_checks"]
 

@@ -9,7 +9,10 @@ from torch import Tensor
 
 from rlsd_lightning.errors import InputError
 from rlsd_lightning.operators.medical.scans import shape_text
-from rlsd_lightning.reading import check_finite, is_array, load_array, read_mask, split_key
+from rlsd_lightning.reading.arrays import load_array
+from rlsd_lightning.reading.masks import read_mask
+from rlsd_lightning.reading.paths import is_array, split_key
+from rlsd_lightning.reading.values import check_finite
 
 __all__ = ["check_centre", "complex_kspace", "load_coil_maps", "load_frequencies"]
 
@@ -121,7 +124,7 @@ def load_frequencies(mask: str | Path, rows: int, columns: int) -> Tensor:
 
     Args:
         mask: An array of two values, of which the larger is measured, with shape ``(row, column)`` or of the columns alone;
-            or a picture that is white where a frequency is measured, see :func:`~rlsd_lightning.reading.read_mask`.
+            or a picture that is white where a frequency is measured, see :func:`~rlsd_lightning.reading.masks.read_mask`.
 
     Returns:
         Zeros and ones, with shape :math:`(H, W)`.

@@ -5,7 +5,6 @@ the mask :math:`M` of measured frequencies and the coils' sensitivities :math:`S
 :math:`H // 2` and column :math:`W // 2`.
 """
 
-import functools
 import logging
 import math
 from pathlib import Path
@@ -30,7 +29,7 @@ from rlsd_lightning.operators.medical.scans import (
     log_noise_unit,
 )
 from rlsd_lightning.operators.noise import make_noise
-from rlsd_lightning.reading import check_finite
+from rlsd_lightning.reading.values import check_finite
 from rlsd_lightning.signatures import typed
 
 __all__ = ["CoilMRI", "RealMRI", "mri"]
@@ -105,12 +104,7 @@ class CoilMRI(Scan):
         grey = y.shape[1] == 2
         if self.drawn:
             return self._changed(grey, (y != 0).flatten(0, -3).any(dim=0))
-        return self._in_grey if grey and not self.grey else self
-
-    @functools.cached_property
-    def _in_grey(self) -> "CoilMRI":
-        """The operator of the mean of the channels: one for all measurements, which can then be solved together."""
-        return self._changed(True, self.mask[0, 0])
+        return self.in_grey if grey and not self.grey else self
 
     def _changed(self, grey: bool, seen: Tensor) -> "CoilMRI":
         maps = None if self.coils is None else self.complex.coil_maps[0]

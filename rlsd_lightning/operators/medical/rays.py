@@ -16,7 +16,7 @@ from rlsd_lightning.errors import (
     require_at_least_one,
     require_positive,
 )
-from rlsd_lightning.reading import load_array
+from rlsd_lightning.reading.arrays import load_array
 
 __all__ = ["Fan", "detector_positions", "directions", "fan_of", "points_along_rays"]
 

@@ -6,8 +6,6 @@ The rotation axis passes through the pixel in row :math:`H // 2` and column :mat
 the image. The operator is divided by its norm.
 """
 
-import copy
-import functools
 import logging
 import math
 from collections.abc import Sequence
@@ -29,7 +27,7 @@ from rlsd_lightning.operators.medical.scans import (
     shape_text,
 )
 from rlsd_lightning.operators.noise import make_noise
-from rlsd_lightning.reading import check_finite
+from rlsd_lightning.reading.values import check_finite
 from rlsd_lightning.signatures import typed
 
 __all__ = ["Projections", "tomography"]
@@ -135,14 +133,7 @@ class Projections(Scan):
 
     def for_measurement(self, y: Tensor) -> Physics:
         """The operator of a measurement: that of grey for one channel."""
-        return self._in_grey if y.shape[1] == 1 and not self.grey else self
-
-    @functools.cached_property
-    def _in_grey(self) -> "Projections":
-        """The operator of the mean of the channels: one for all measurements, which can then be solved together."""
-        other = copy.deepcopy(self)
-        other.grey = True
-        return other
+        return self.in_grey if y.shape[1] == 1 and not self.grey else self
 
     def _remedy(self, values: np.ndarray) -> str:
         """What to do with a sinogram of another shape."""
