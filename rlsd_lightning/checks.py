@@ -21,7 +21,7 @@ from rlsd_lightning.operators.compose import probe_operator
 from rlsd_lightning.priors import Calibration, Prior
 from rlsd_lightning.signatures import require_types
 
-__all__ = ["check_particles", "check_trainer", "check_types", "listed", "measured_settings"]
+__all__ = ["calibrated_settings", "check_particles", "check_trainer", "check_types", "listed"]
 
 
 def check_types(method: type, values: Mapping[str, Any]) -> None:
@@ -66,7 +66,7 @@ def listed(measurements: Measurement | Sequence[Measurement]) -> list[Measuremen
     return several
 
 
-def measured_settings(settings: Mapping[str, Any], prior: Prior) -> dict[str, float]:
+def calibrated_settings(settings: Mapping[str, Any], prior: Prior) -> dict[str, float]:
     """Settings that are None and are measured of a prior, with its values; it is not measured if there are none."""
     names = [name for name in Calibration._fields if name in settings and settings[name] is None]
     values = prior.calibration._asdict() if names else {}

@@ -10,7 +10,7 @@ from deepinv.physics import Decolorize, Demosaicing, Downsampling, Physics
 
 from rlsd_lightning.errors import InputError, require_one_of
 from rlsd_lightning.operators import colorization, compose, demosaicing, super_resolution
-from rlsd_lightning.operators.compose import make_physics, multiple_of, takes_frame, untried
+from rlsd_lightning.operators.compose import build_physics, make_physics, multiple_of, takes_frame
 from rlsd_lightning.reading.frames import FITS, Frame
 
 __all__ = ["AnySize", "ImageSizes", "OneSize"]
@@ -113,7 +113,7 @@ class AnySize:
         factor = factory.keywords.get("factor") if isinstance(factory, partial) else None
         side = 4 * factor if isinstance(factor, int) else sizes.trained or min(sizes.image_shape[-2:])
         try:
-            return untried(factory, (*sizes.image_shape[:-2], side, side))
+            return build_physics(factory, (*sizes.image_shape[:-2], side, side))
         except InputError:  # it is raised again for the size of a picture
             return Physics()
 

@@ -86,10 +86,10 @@ def noise_estimate(physics: Physics, y: Tensor, decoded: Tensor, decoder_std: fl
     if isinstance(physics, MIXING) and isinstance(physics, LinearPhysics):
         mean = physics.A_adjoint(mean)
         seen = torch.ones_like(mean, dtype=torch.bool)
-    return level, energy.sqrt().item(), _neighbours_alike(mean, seen)
+    return level, energy.sqrt().item(), _neighbour_correlation(mean, seen)
 
 
-def _neighbours_alike(residual: Tensor, seen: Tensor) -> float:
+def _neighbour_correlation(residual: Tensor, seen: Tensor) -> float:
     """Largest correlation of a residual's neighbours along its last two axes; 0 without neighbours."""
     found = [0.0]
     for dim in range(max(1, residual.ndim - 2), residual.ndim):

@@ -95,7 +95,7 @@ class TwistedFilter(ParticleModule):
         clean, _ = self.denoise(z_t, t)
         shift, log_twist = self._guide(clean, self._spreads(t)[1], self._measured())
         self.log_weights[self.rows] += log_twist
-        shares = self._select(step, last, z_t, clean, shift, log_twist)
+        shares = self._resample(step, last, z_t, clean, shift, log_twist)
         if last:
             clean, shift = self._last_draw(clean, shift, step, t)
         else:
@@ -140,13 +140,13 @@ class TwistedFilter(ParticleModule):
             envelope = error + mu * square_misfit(x, images)
             log_twist = -0.5 * x[0].numel() / (mu * image_var) * envelope
             toward.append(x - images)
-            log_twists.append(self._counted(measurement) * log_twist)
+            log_twists.append(self._tempering(measurement) * log_twist)
         return torch.cat(toward), torch.cat(log_twists)
 
-    def _counted(self, measurement: Measurement) -> float:
+    def _tempering(self, measurement: Measurement) -> float:
         return min(1.0, self.hparams.evidence_values / measurement.y[0].numel())
 
-    def _select(self, step: int, last: bool, *values: Tensor) -> Tensor:
+    def _resample(self, step: int, last: bool, *values: Tensor) -> Tensor:
         """Draw particles anew in place where their weights are too unequal and return the shares that were effective."""
         weights = self.gather(self.log_weights[self.rows])
         shares = torch.stack([effective_share(each) for _, each in self.each(weights)])
@@ -178,7 +178,7 @@ class TwistedFilter(ParticleModule):
         self.z_t[self.rows] = from_noisy * z_t + from_clean * clean + guided + noise
         unguided = (noise.square() - (noise + guided).square()).flatten(1).sum(dim=1) / (2 * variance)
         for measurement, weights, twist, ratio in self.each_here(self.log_weights[self.rows], log_twist, unguided):
-            weights += self._counted(measurement) * ratio - twist
+            weights += self._tempering(measurement) * ratio - twist
 
     def _last_draw(self, clean: Tensor, shift: Tensor, step: int, t: int) -> tuple[Tensor, Tensor]:
         r"""A draw of :math:`z_0` given :math:`z_t` and y where the latents decode exactly, else its mean.

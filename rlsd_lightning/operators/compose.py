@@ -23,6 +23,7 @@ from rlsd_lightning.signatures import typed
 
 __all__ = [
     "as_physics",
+    "build_physics",
     "compose",
     "custom",
     "make_physics",
@@ -30,7 +31,6 @@ __all__ = [
     "operator_output",
     "probe_operator",
     "takes_frame",
-    "untried",
 ]
 
 INSTEAD = {
@@ -71,7 +71,7 @@ def make_physics(factory: Callable[..., Physics], image_shape: tuple[int, ...], 
         InputError: If the arguments do not fit the factory, the result is no operator, or :func:`probe_operator` finds
             that it can't be used.
     """
-    physics = untried(factory, image_shape, frame)
+    physics = build_physics(factory, image_shape, frame)
     if not isinstance(physics, PerPicture):  # each picture's own is tried later
         probe_operator(physics, image_shape)
     return physics
@@ -91,7 +91,7 @@ def multiple_of(physics: Physics) -> int:
     return 2 if isinstance(physics, Demosaicing) else 1
 
 
-def untried(factory: Callable[..., Physics], image_shape: tuple[int, ...], frame: Frame | None = None) -> Physics:
+def build_physics(factory: Callable[..., Physics], image_shape: tuple[int, ...], frame: Frame | None = None) -> Physics:
     """The operator of :func:`make_physics`, without its trial."""
     if isinstance(factory, Physics):
         return factory
@@ -291,7 +291,7 @@ def compose(
         raise InputError("operators must list at least one operator, got none")
     shape, composed = tuple(image_shape), None
     for factory in operators:
-        physics = untried(factory, shape)
+        physics = build_physics(factory, shape)
         shape = tuple(operator_output(physics, shape).shape[1:])
         composed = physics if composed is None else physics * composed
     composed.noise_model = make_noise(noise, sigma)

@@ -11,8 +11,8 @@ from torch import Tensor
 from rlsd_lightning.priors.base import Prior
 from rlsd_lightning.priors.loading import (
     check_conditions,
+    checked_image_size,
     ddim_levels,
-    image_and_unit,
     load_pipeline,
     pair,
     tile_size,
@@ -58,7 +58,7 @@ class PixelPrior(Prior):
         unet = pipeline.unet
         check_conditions(unet, UNet2DModel)
         stride = 2 ** (len(unet.config.block_out_channels) - 1)
-        shape = (unet.config.in_channels, *image_and_unit(image_size, unet.config.sample_size, 1, stride))
+        shape = (unet.config.in_channels, *checked_image_size(image_size, unet.config.sample_size, 1, stride))
         levels, prediction_type, offset = ddim_levels(pipeline.scheduler)
         super().__init__(*levels, shape, shape, prediction_type, offset)
         self.origin = Path(pretrained)

@@ -120,7 +120,7 @@ class CoilMRI(Scan):
         scan = torch.view_as_real(kspace).movedim(-1, 1).flatten(0, 1)[None]
         of_white = physics.A(torch.ones(1, self.channels, *self.mask.shape[-2:]))
         y = in_image_units(scan, of_white, self.white)
-        physics.check_size(y)
+        physics.check_magnitude(y)
         physics.warn_of_unexplained(y, y if self.white is None else y + of_white)
         return y
 
@@ -149,7 +149,7 @@ class CoilMRI(Scan):
             log.warning("k-space: mask hides %.1f %% of the frequencies, which have values", share - within)
         return seen
 
-    def check_size(self, y: Tensor) -> None:
+    def check_magnitude(self, y: Tensor) -> None:
         """Checks that images in [-1, 1] give values of this size.
 
         Raises:
