@@ -67,7 +67,7 @@ def listed(measurements: Measurement | Sequence[Measurement]) -> list[Measuremen
 
 
 def calibrated_settings(settings: Mapping[str, Any], prior: Prior) -> dict[str, float]:
-    """Settings that are None and are measured of a prior, with its values; it is not measured if there are none."""
+    """Values of the prior's calibration for the settings that are None; it is not measured if there are none."""
     names = [name for name in Calibration._fields if name in settings and settings[name] is None]
     values = prior.calibration._asdict() if names else {}
     return {name: values[name] for name in names}

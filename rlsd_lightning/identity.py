@@ -124,9 +124,9 @@ def saved_samples(checkpoint: dict) -> dict[str, dict[str, Tensor]]:
 
 
 def keep_particles(checkpoint: dict, names: Iterable[str], num_particles: int) -> None:
-    """Keep the particles of the measurements ``names`` of a checkpoint, in this order, and let its loop go on.
+    """Reduce a checkpoint to the particles of some measurements, in this order, and reopen its training loop.
 
-    One that was saved after the last step would let the Trainer do nothing, not even write the results.
+    Else the Trainer would do nothing after the last step, not even write the results.
     """
     for counts in checkpoint.get("loops", {}).get("fit_loop", {}).get("epoch_progress", {}).values():
         counts.update(processed=0, completed=0)

@@ -24,7 +24,7 @@ log = logging.getLogger(__name__)
 
 
 class Notes:
-    """Lines of the log about files, each for the first file that it holds for."""
+    """Logs what was inferred about files; what holds for several is logged once, with the name of the first."""
 
     def __init__(self) -> None:
         self._noted: set[str] = set()

@@ -87,8 +87,8 @@ def decoder_error(
         seed: The run's seed.
         key: The measurement's key, of :func:`~rlsd_lightning.functional.noise.keyed_normal`.
         at_once: Simulations that are solved side by side; all if left out.
-        largest_var: Largest :math:`v`. Latents that do not fit the measurement move :math:`x_i` further than an
-            autoencoder's error does; the rest of that distance is theirs.
+        largest_var: Upper bound of :math:`v`. Latents that do not fit the measurement move :math:`x_i` too, which must not
+            count as reconstruction error.
 
     Returns:
         The estimate, a mean over equivalent forms of an image; None if nothing is measured, the noise is not simulated,

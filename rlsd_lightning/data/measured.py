@@ -72,7 +72,7 @@ class MeasuredData(FileMeasurements):
         self.find(measurement, "measurement", self._count)
 
     def _try_operator(self) -> None:
-        """What the operator measures: images, of which sizes, or anything else."""
+        """Find out by trial whether the operator measures images, and of which shape."""
         self.physics, shape = self.operators.physics(), self.operators.typical_shape
         if isinstance(self.physics, PerPicture):
             return

@@ -16,9 +16,9 @@ from rlsd_lightning.reading.frames import FITS, Frame
 __all__ = ["AnySize", "ImageSizes", "OneSize"]
 
 OF_SOME_SIZES = (super_resolution, demosaicing, colorization, compose, Downsampling, Demosaicing, Decolorize)
-"""Operators whose kind tells which sizes they take, or that measured pictures may be reduced."""
+"""Operators that are made once on trial: they tell which sizes they take, and whether measured pictures may be reduced."""
 KEPT = 16
-"""Operators of other sizes that are kept for the next picture of their size."""
+"""Sizes of images whose operators stay in memory."""
 
 
 class ImageSizes(NamedTuple):

@@ -95,8 +95,8 @@ class _Run:
     ) -> None:
         self.data, self.make_module, self.make_trainer, self.folder = data, make_module, make_trainer, folder
         self.processes = processes
-        self.batches, self.particles_at_once, self.forced = 1, 1, {}
-        """Batches left; particles that networks saw at a time in the last fit; settings that a full memory has forced."""
+        self.batches, self.particles_at_once = 1, 1  # batches left; the last fit's particle_chunk
+        self.forced = {}  # settings of the method after a full memory
         self.particle_steps = 0
         """Steps of this process, each times its particles; in the end those of all processes."""
         self.start = time.perf_counter()

@@ -1,4 +1,4 @@
-r"""Whether a prior knows a picture: its autoencoder reconstructs what it was trained on, and little else.
+r"""Out-of-distribution check of a picture: a prior's autoencoder reconstructs what it was trained on, and little else.
 
 The figure is the error of :math:`v = D(E(u))`, compared with the same of pictures that the prior knows
 (:class:`~rlsd_lightning.priors.Calibration`): :math:`\mathrm{rms}(v - u)` for a known picture :math:`u`. For measured data
@@ -32,7 +32,7 @@ SMALL = 0.05
 
 @torch.no_grad()
 def unknown_picture(prior: Prior, measurement: Measurement, images: Tensor | None = None) -> str | None:
-    """Warning of a picture that a prior does not know, with the remedy; None for others.
+    """Warning of a picture that is out of a prior's distribution, with the remedy; None for others.
 
     Args:
         prior: The prior.

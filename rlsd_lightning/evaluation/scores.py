@@ -105,7 +105,7 @@ def proper_scores(images: Tensor, truth: Tensor, region: Tensor | None = None) -
 
 
 def _comparisons(truth: Tensor, images: Tensor, lpips: nn.Module | None) -> dict[str, float]:
-    """Figures of aligned particles that compare them with the truth."""
+    """Figures that compare aligned particles with the truth."""
     each = psnr(images, truth)
     figures = {"psnr_mean": each.mean(), "psnr_best": each.max()}
     figures["psnr_of_mean"] = psnr(images.mean(dim=0, keepdim=True), truth)

@@ -92,7 +92,7 @@ def multiple_of(physics: Physics) -> int:
 
 
 def build_physics(factory: Callable[..., Physics], image_shape: tuple[int, ...], frame: Frame | None = None) -> Physics:
-    """The operator of :func:`make_physics`, without its trial."""
+    """The operator of :func:`make_physics`, not yet tried."""
     if isinstance(factory, Physics):
         return factory
     target = factory.func if isinstance(factory, partial) else factory

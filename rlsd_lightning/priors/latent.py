@@ -84,9 +84,13 @@ class PipelinePrior(Prior):
     """
 
     pipeline: type[DiffusionPipeline]
+    """Class of the pipeline."""
     parts: tuple[str, ...]
+    """Subfolders that a pipeline's folder must have."""
     left_out: ClassVar[dict[str, Any]] = {}
+    """Arguments of ``from_pretrained`` that leave out parts, such as a safety checker."""
     network_class: type[ModelMixin] = UNet2DConditionModel
+    """Class of the denoiser."""
     packing = 1
     """Side of the squares of latents whose values are the channels of one token of the network."""
 

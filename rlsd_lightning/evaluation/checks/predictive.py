@@ -8,7 +8,8 @@ noise. A draw is
 .. math:: u_i = x_i + \mathrm{prox}(D(z_i) + e, \; y + n) - \mathrm{prox}(D(z_i), y)
 
 with errors :math:`e` of the decoder's variance and noise :math:`n`. It is exact for linear operators, Gaussian noise and
-white errors. Other draws are :math:`\mathrm{prox}(D(z_i) + e, \; y + n)`, which is nearly the same. Photon counts become standard normal by their distribution function, randomised within each count.
+white errors. Other draws are :math:`\mathrm{prox}(D(z_i) + e, \; y + n)`, which is nearly the same. Photon counts become
+standard normal by their distribution function, randomised within each count.
 
 References:
     | Bayesian model assessment using pivotal quantities (Johnson, 2007)

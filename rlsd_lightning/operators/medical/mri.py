@@ -54,7 +54,7 @@ class CoilMRI(Scan):
         mask: Mask of measured frequencies, with shape :math:`(H, W)`.
         coil_maps: Complex sensitivities of the coils, with shape :math:`(K, H, W)`; None for an even one.
         channels: As in :class:`~rlsd_lightning.operators.medical.Scan`, like ``noise_model``, ``white`` and ``grey``.
-        drawn: Whether the mask was drawn, so that a measured k-space has another.
+        drawn: Whether the mask is a random one. That of a measured k-space is then where its values are not zero.
     """
 
     def __init__(

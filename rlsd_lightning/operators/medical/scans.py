@@ -40,8 +40,8 @@ class Scan(LinearPhysics, ABC):
 
     Args:
         noise_model: Noise of the measured values.
-        steps: Conjugate gradient steps of a proximal step. They are always taken: if a tolerance ended them, the images of a
-            batch would depend on each other.
+        steps: Conjugate gradient steps of a proximal step. A tolerance in place of a fixed number would make the images of
+            a batch depend on each other.
         channels: Number :math:`C` of the images' channels.
         white: Value of scanned images that is white; None for scans of images in [-1, 1].
         grey: Whether the mean of the channels is measured, instead of every channel.

@@ -27,7 +27,7 @@ AUTOENCODERS = (AutoencoderKL, AutoencoderTiny, VQModel, AutoencoderDC)
 
 
 def checked_image_size(size: int | Sequence[int] | None, own_size: Any, scale: int, unit: int) -> tuple[int, int]:
-    """Height and width of images.
+    """Height and width of images in pixels: those that are asked for, or the checkpoint's own.
 
     Args:
         size: Height and width in pixels, or one number for both; None takes the checkpoint's own.
