@@ -18,7 +18,7 @@ from rlsd_lightning.errors import InputError
 from rlsd_lightning.measurement import Measurement
 from rlsd_lightning.operators.likelihood import MASKED, noise_std
 from rlsd_lightning.operators.medical import Scan
-from rlsd_lightning.operators.pixels import PerPicture, seen_pixels
+from rlsd_lightning.operators.pixels import PerPicture, observed_in_picture
 from rlsd_lightning.reading.arrays import TakesArrays, read_array
 from rlsd_lightning.reading.frames import Frame
 from rlsd_lightning.reading.paths import is_array
@@ -215,7 +215,7 @@ def _seen(physics: Physics, size: tuple[int, ...]) -> Tensor | None:
 
 def _seen_in_picture(physics: Physics, frame: Frame) -> Tensor | None:
     """Pixels of a picture that are measured, with shape :math:`(1, H, W)`; None if all are."""
-    seen = seen_pixels(physics, frame)
+    seen = observed_in_picture(physics, frame)
     if seen is None:
         return None
     whole = Image.new("L", frame.own[::-1])

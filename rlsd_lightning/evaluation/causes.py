@@ -18,7 +18,7 @@ from torch import Tensor
 from rlsd_lightning.evaluation.scores import Solved
 from rlsd_lightning.functional.losses import at_least_float32
 from rlsd_lightning.methods.base import ParticleModule
-from rlsd_lightning.operators.likelihood import measured, noise_std, seen_values
+from rlsd_lightning.operators.likelihood import measured, noise_std, observed_values
 from rlsd_lightning.operators.noise import PoissonNoise
 from rlsd_lightning.priors.measured.prediction import not_finite
 
@@ -49,7 +49,7 @@ def cause_warnings(module: ParticleModule, solved: Solved) -> list[str]:
     if isinstance(physics.noise_model, PoissonNoise) or y.is_complex() or y.numel() < FEWEST_VALUES:
         return []
     declared = noise_std(physics.noise_model, y)
-    step = quantization_step(y[seen_values(physics, y)]) if isinstance(physics, LinearPhysics) else None
+    step = quantization_step(y[observed_values(physics, y)]) if isinstance(physics, LinearPhysics) else None
     rounding = (step or 0.0) / math.sqrt(12)
     if rounding > LARGEST_ROUNDING * declared:
         rounded = f"the measurement is quantised in steps of {step:.2g}, with a rounding error of {rounding:.2g}"
@@ -58,7 +58,7 @@ def cause_warnings(module: ParticleModule, solved: Solved) -> list[str]:
     if declared and residual < TOO_LARGE * declared:
         return [f"the noise looks like {residual:.2g} at most, not {declared:.2g}: set physics.sigma={residual:.2g}"]
     decoder_part = math.sqrt(max(residual**2 - level**2, 0.0))
-    most = y[seen_values(physics, y)].std().item()  # larger residuals are those of poor images
+    most = y[observed_values(physics, y)].std().item()  # larger residuals are those of poor images
     is_white = abs(correlation) < (WHITE / 3 if isinstance(physics, MIXING) else WHITE)
     if is_white and max(TOO_SMALL * declared, decoder_part) < level < most:
         return [f"the noise looks like {level:.2g}, not {declared:.2g}: set physics.sigma={level:.2g}"]
@@ -74,7 +74,7 @@ def noise_estimate(physics: Physics, y: Tensor, decoded: Tensor, decoder_std: fl
         decoded: Decoded latents in [-1, 1], with shape (N, C, H, W).
         decoder_std: Standard deviation of the decoder's error.
     """
-    decoded, seen = at_least_float32(decoded), seen_values(physics, y)
+    decoded, seen = at_least_float32(decoded), observed_values(physics, y)
     at_decoded = measured(physics, decoded)
     signs = torch.randn(decoded.shape, generator=torch.Generator().manual_seed(0)).sign().to(decoded)
     shifted = measured(physics, decoded + decoder_std * signs) - at_decoded

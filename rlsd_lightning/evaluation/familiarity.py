@@ -17,7 +17,7 @@ from torch import Tensor
 from rlsd_lightning.functional.losses import at_least_float32
 from rlsd_lightning.measurement import Measurement
 from rlsd_lightning.operators import NullOperator
-from rlsd_lightning.operators.likelihood import measured, noise_std, seen_values
+from rlsd_lightning.operators.likelihood import measured, noise_std, observed_values
 from rlsd_lightning.priors import Prior
 from rlsd_lightning.priors.measured import reconstruction_error
 from rlsd_lightning.resources import embedded
@@ -60,7 +60,7 @@ def _seen_error(physics: Physics, y: Tensor, image: Tensor) -> float | None:
         return None
     image = at_least_float32(image)
     signs = torch.randn(image.shape, generator=torch.Generator().manual_seed(0)).sign().to(image)
-    seen, at_image = seen_values(physics, y), measured(physics, image)
+    seen, at_image = observed_values(physics, y), measured(physics, image)
     gain = ((measured(physics, image + SMALL * signs) - at_image)[seen] / SMALL).square().mean()
     excess = (y - at_image)[seen].square().mean() - noise_std(physics.noise_model, y) ** 2
     return (excess.clamp_min(0) / gain).sqrt().item() if gain > 0 else None

@@ -42,7 +42,7 @@ __all__ = [
     "misfit",
     "noise_std",
     "observed_pixels",
-    "seen_values",
+    "observed_values",
 ]
 
 MASKED = (Inpainting, CoilMRI, MaskedSinglePixelCamera)
@@ -118,7 +118,7 @@ def observed_pixels(physics: Physics, image_shape: tuple[int, ...]) -> Tensor | 
     return (physics.mask[0] > 0).expand(image_shape)
 
 
-def seen_values(physics: Physics, y: Tensor) -> Tensor:
+def observed_values(physics: Physics, y: Tensor) -> Tensor:
     """Which values of a measurement were measured: boolean, with the shape of ``y``."""
     if isinstance(physics, MASKED) and physics.mask is not None:
         return (physics.mask > 0).expand(y.shape)
@@ -139,7 +139,7 @@ def data_fit(physics: Physics, images: Tensor, y: Tensor) -> dict[str, float | N
         :math:`s^2` is its mean variance. None where no noise is known.
     """
     at_particles = measured(physics, images).expand(len(images), *y.shape[1:])
-    seen = seen_values(physics, y)[0]
+    seen = observed_values(physics, y)[0]
     at_particles, y = at_particles[:, seen], y[:, seen]
     std = noise_std(physics.noise_model, y) if y.numel() else 0.0
     if not std:

@@ -44,8 +44,8 @@ __all__ = [
     "half_mask",
     "inpainting",
     "load_mask",
+    "observed_in_picture",
     "random_mask",
-    "seen_pixels",
 ]
 
 
@@ -195,7 +195,7 @@ def inpainting(
     return MaskedPixels(image_shape, mask, noise_model, frame)
 
 
-def seen_pixels(physics: Physics, frame: Frame) -> Image.Image | None:
+def observed_in_picture(physics: Physics, frame: Frame) -> Image.Image | None:
     """Pixels of a picture that an inpainting operator observes.
 
     Args:

@@ -31,7 +31,7 @@ from rlsd_lightning.evaluation.scores import Solved
 from rlsd_lightning.functional.losses import at_least_float32
 from rlsd_lightning.measurement import Measurement
 from rlsd_lightning.methods.base import ParticleModule
-from rlsd_lightning.operators.likelihood import measured, noise_std, seen_values
+from rlsd_lightning.operators.likelihood import measured, noise_std, observed_values
 from rlsd_lightning.operators.noise import PoissonNoise
 from rlsd_lightning.operators.proximal import RESULT_STEPS, proximal_step
 
@@ -50,7 +50,7 @@ def predictive_check(module: ParticleModule, solved: Solved) -> Whiteness | None
         return None
     draws = Draws(module, solved.measurement, len(solved.images), FIRST_DRAW)
     residuals = standard_residuals(solved.measurement, posterior_draws(module, solved, draws), draws)
-    seen = seen_values(physics, y)
+    seen = observed_values(physics, y)
     planes = [_planes(value) for value in (residuals * seen, seen.to(residuals))]
     return whiteness(planes[0], planes[1][0] > 0, neighbours=not isinstance(physics, MIXING))
 
@@ -62,7 +62,7 @@ def posterior_draws(module: ParticleModule, solved: Solved, draws: Draws) -> Ten
     if not module.has_proximal_results:
         return images
     weight, errors = module.proximal.mu(measurement, variance), math.sqrt(variance) * draws(decoded)
-    noise = draws(y.expand(len(images), *y.shape[1:])) * seen_values(physics, y)
+    noise = draws(y.expand(len(images), *y.shape[1:])) * observed_values(physics, y)
     if not isinstance(physics.noise_model, PoissonNoise):
         noise = noise * noise_std(physics.noise_model, y)
         if isinstance(physics, LinearPhysics):  # the step is linear in both arguments
