@@ -34,6 +34,7 @@ TYPES = {
 REMEDIES = {"Path": "give the name of a file or folder", "Tensor": "make it one by torch.as_tensor"}
 """What to do about a value that is not of a type."""
 ARRAYS = ("Tensor", "ndarray")
+"""Types of values in memory, which may be given where a file is expected."""
 
 Arguments = ParamSpec("Arguments")
 Returned = TypeVar("Returned")

@@ -33,7 +33,7 @@ MAX_SHARPNESS_TO_DECODED = 1.5
 MIN_SHARPNESS_TO_TRUTH = 0.5
 """Reconstructions with less than half of the truth's gradient energy look blurred."""
 LATENT_NORM = (0.8, 1.25)
-"""Range of :attr:`HealthMetrics.latent_norm` for latents of the prior's distribution."""
+"""Range of ``latent_norm`` for latents of the prior's distribution."""
 MAX_REPULSION = 1.0
 """Above it the particles follow each other more than the data or the prior."""
 MAX_COUPLING = 2.0
