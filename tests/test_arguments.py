@@ -31,6 +31,7 @@ from rlsd_lightning.methods.base import ParticleModule
 from rlsd_lightning.operators import (
     compose,
     compressed_sensing,
+    custom,
     denoising,
     first_coordinate,
     gaussian_blur,
@@ -186,6 +187,12 @@ def test_operators_are_composed_as_they_are_or_by_their_factories():
     composed: Tensor = compose(SHAPE, [hides, super_resolution], sigma=0).A(image)
     assert composed.shape == (1, 3, 8, 8)
     assert torch.equal(compose(SHAPE, [hides, shrinks], sigma=0).A(image), shrinks.A(hides.A(image)))
+
+
+@pytest.mark.parametrize("function", ["torch.sin", torch.sin, lambda images: images.sin()])
+def test_a_function_of_the_users_own_is_given_by_its_name_or_itself(function: object):
+    image = torch.rand(1, *SHAPE)
+    assert torch.equal(custom(SHAPE, function, sigma=0).A(image), image.sin())
 
 
 @pytest.mark.parametrize("array", [torch.ones(1, 32, 32), np.ones((32, 32))])

@@ -244,7 +244,7 @@ def as_physics(operator: Physics | Callable[[Tensor], Tensor]) -> Physics:
 @typed
 def custom(
     image_shape: tuple[int, ...],
-    function: str,
+    function: str | Callable[[Tensor], Tensor],
     linear: bool = False,
     sigma: float = 0.001,
     noise: str = "gaussian",
@@ -252,7 +252,7 @@ def custom(
     """Operator from a function.
 
     Args:
-        function: Dotted path of the function, such as ``my_module.my_function``; called with images in [-1, 1] of shape
+        function: The function, or its dotted path such as ``my_module.my_function``; called with images in [-1, 1] of shape
             :math:`(N, C, H, W)`, it returns their measurements, differentiably.
         linear: Whether it is linear; the proximal step uses conjugate gradients for linear operators and Adam for others.
 
@@ -260,7 +260,7 @@ def custom(
         InputError: If the function can't be imported.
     """
     try:
-        called = pkgutil.resolve_name(function)
+        called = pkgutil.resolve_name(function) if isinstance(function, str) else function
     except (ImportError, AttributeError, ValueError) as error:
         raise InputError(
             f"function must be the dotted path of a function, such as my_module.my_function, got '{function}' "

@@ -108,6 +108,7 @@ class Result:
         """One sentence for each problem, with remedies; empty for a healthy result."""
         return self.metrics.get("warnings", [])
 
+    @typed
     def save(self, folder: str | Path) -> None:
         """Write the files that the command writes for a measurement, without TensorBoard events and checkpoints.
 
