@@ -11,6 +11,9 @@ from pictures import table_of_images
 from runs import PROJECT, Run, rows_of, run_folder
 from tables import NAMES
 
+from rlsd_lightning.evaluation.checks.intervals import left_out_coverage
+from rlsd_lightning.results.store import load_run
+
 __all__ = ["PICTURES", "PRIOR", "draw", "make"]
 
 PRIOR = PROJECT / "data" / "priors" / "faces"
@@ -102,7 +105,8 @@ def make(args: Namespace) -> dict[str, dict]:
     runs = all_runs(args.faces)
     with ThreadPoolExecutor(args.jobs) as pool:
         found = dict(zip((run.key for run in runs), pool.map(figures, runs), strict=True))
-    return {"faces": args.faces, "runs": found, "coverage": coverage(args.out)}
+    intervals = {task: left_out_coverage(load_run(run_folder(default(task), args.out))) for task in TASKS}
+    return {"faces": args.faces, "runs": found, "coverage": coverage(args.out), "intervals": intervals}
 
 
 def draw(args: Namespace) -> None:

@@ -1,4 +1,4 @@
-"""The tables of docs/results.md on sets of particles: against the exact posterior of half-faces, and their intervals."""
+"""The tables of docs/results.md on sets of particles, against the exact posterior of half-faces."""
 
 from argparse import Namespace
 from collections.abc import Sequence
@@ -10,9 +10,7 @@ from runs import PROJECT, Run, rows_of, run_folder
 from torch import Tensor
 
 from rlsd_lightning import embedded, representatives
-from rlsd_lightning.evaluation.checks.intervals import conformal_calibration, fewest, interval
 from rlsd_lightning.evaluation.judge import Judge, load_judge
-from rlsd_lightning.measurement import SavedMeasurement
 from rlsd_lightning.results.store import load_run
 
 __all__ = ["PICTURES", "PRIOR", "draw", "make"]
@@ -25,8 +23,6 @@ FORMS = {
     "independent": ["method=independent", f"num_particles={MANY}"],
     "default": [],
 }
-LEVEL = 0.9
-"""Expected coverage of the conformal intervals."""
 Figures = dict[str, float | list[float]]
 
 
@@ -52,14 +48,6 @@ def figures_of(images: Sequence[Tensor], draws: Sequence[Tensor], judge: Judge) 
     return rows, together
 
 
-def left_out(saved: Sequence[SavedMeasurement]) -> list[float]:
-    """Coverage of each image's intervals by a calibration on the others; empty for too few images."""
-    if len(saved) <= fewest(LEVEL):
-        return []
-    others = [[*saved[:index], *saved[index + 1 :]] for index in range(len(saved))]
-    return [interval(one, conformal_calibration(rest, LEVEL)).coverage for one, rest in zip(saved, others, strict=True)]
-
-
 def make(args: Namespace) -> dict[str, object]:
     """Figures of all runs, which are made if they are not there, and of as many exact draws."""
     judge, draws = load_judge(embedded("features/judge")), load_draws(args.draws)[: args.faces]
@@ -76,7 +64,6 @@ def make(args: Namespace) -> dict[str, object]:
         "faces": len(draws),
         "runs": {f"sets/inpaint/{form}": rows for form, (rows, _) in found.items()},
         "together": {form: together for form, (_, together) in found.items()},
-        "intervals": {"inpaint": left_out(saved["default"])},
     }
 
 

@@ -110,13 +110,14 @@ def repulsion(made: dict) -> str:
 
 
 def coverage(made: dict) -> str:
-    """Coverage of the uncertainty map's intervals."""
-    header = ("task", "in 50 % intervals", "in 90 % intervals", "deviation / error")
+    """Coverage of the uncertainty map's intervals, and of conformal ones that were calibrated on the other faces."""
+    header = ("task", "in 50 % intervals", "in 90 % intervals", "deviation / error", "in conformal 90 % intervals")
     rows = [
         (
             NAMES[task],
             *("-" if figures[key] is None else f"{100 * figures[key]:.0f} %" for key in list(figures)[:2]),
             "-" if figures["total_spread_to_error"] is None else f"{figures['total_spread_to_error']:.2f}",
+            mean_and_error(made["intervals"][task]),
         )
         for task, figures in made["coverage"].items()
     ]
@@ -178,12 +179,6 @@ def shares(made: dict) -> str:
     return markdown(("particles", "attribute", "error of shares", "largest rank", "largest of flat ranks"), rows)
 
 
-def intervals(made: dict) -> str:
-    """Coverage of conformal 90 % intervals on faces that were not used for the calibration."""
-    rows = [(NAMES[task], str(len(found)), mean_and_error(found)) for task, found in made["intervals"].items()]
-    return markdown(("task", "faces", "in 90 % intervals"), rows)
-
-
 def photographs_made_by(made: dict) -> str:
     """The command, version, weights and size of the photographs' figures."""
     return (
@@ -222,7 +217,7 @@ ABSOLUTE = ("exact draws", "independent")
 """Sets whose own figures are shown; of others the difference to independent draws."""
 TABLES: dict[str, tuple[Callable[[dict], str], ...]] = {
     "faces": (faces_made_by, tasks, methods, repulsion, coverage, points),
-    "sets": (sets_made_by, sets, shares, intervals),
+    "sets": (sets_made_by, sets, shares),
     "photographs": (photographs_made_by, photographs),
 }
 """Tables by the part of docs/results.json that they show."""

@@ -81,7 +81,7 @@ class FlowAutoencoder(L.LightningModule):
         latent_channels: int = 16,
         noise: float = 0.05,
         lr: float = 2e-3,
-        max_steps: int = 6000,
+        max_steps: int = 4000,
     ) -> None:
         super().__init__()
         self.save_hyperparameters()
@@ -128,7 +128,7 @@ class FlowMatching(L.LightningModule):
         heads: int = 6,
         layers: int = 6,
         lr: float = 1e-3,
-        max_steps: int = 20_000,
+        max_steps: int = 6000,
     ) -> None:
         super().__init__()
         self.save_hyperparameters(ignore=["text", "mask"])
@@ -198,8 +198,8 @@ def encode_faces(vae: AutoencoderDC, faces: Faces) -> Tensor:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    options = parser(__doc__.splitlines()[0], steps=20_000, batch_size=32, out="tests/priors/flow")
-    options.add_argument("--autoencoder-steps", type=int, default=6000, help="optimiser steps of the autoencoder")
+    options = parser(__doc__.splitlines()[0], steps=6000, batch_size=32, out="tests/priors/flow")
+    options.add_argument("--autoencoder-steps", type=int, default=4000, help="optimiser steps of the autoencoder")
     args = options.parse_args(arguments)
     L.seed_everything(args.seed)
     faces, work = Faces(args.faces), args.work / "flow"

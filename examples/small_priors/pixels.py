@@ -47,7 +47,7 @@ class PixelDiffusion(L.LightningModule):
         | https://arxiv.org/abs/2006.11239
     """
 
-    def __init__(self, channels: tuple[int, ...] = (32, 64, 80), lr: float = 1e-3, max_steps: int = 10_000) -> None:
+    def __init__(self, channels: tuple[int, ...] = (32, 64, 80), lr: float = 1e-3, max_steps: int = 2600) -> None:
         super().__init__()
         self.save_hyperparameters()
         self.unet = make_network(tuple(channels))
@@ -66,7 +66,7 @@ class PixelDiffusion(L.LightningModule):
 
 
 def main(arguments: list[str] | None = None) -> None:
-    options = parser(__doc__.splitlines()[0], steps=10_000, batch_size=32, out="tests/priors/pixels")
+    options = parser(__doc__.splitlines()[0], steps=2600, batch_size=32, out="tests/priors/pixels")
     args = options.parse_args(arguments)
     L.seed_everything(args.seed)
     module = PixelDiffusion(max_steps=args.steps)

@@ -3,7 +3,30 @@ r"""Weights of a population of particles, and how a weighted population becomes 
 import torch
 from torch import Tensor
 
-__all__ = ["effective_share", "systematic_ancestors"]
+__all__ = ["ancestors_of_outliers", "effective_share", "systematic_ancestors"]
+
+
+def ancestors_of_outliers(distances: Tensor, ratio: float, uniform: Tensor) -> Tensor:
+    r"""Ancestors of M sets of N particles: outliers have :math:`d_i > r \min_j d_j`, and all others are their own ancestors.
+
+    The ancestors of a set's outliers follow each other among those that are none, from one that is drawn.
+
+    Args:
+        distances: At least 0, with shape :math:`(M, N)`.
+        ratio: The ratio :math:`r`, at least 1.
+        uniform: One draw from :math:`[0, 1)` for each set, with shape :math:`(M,)`.
+
+    Returns:
+        Indices of rows from 0 to :math:`M N - 1`, with shape :math:`(M N,)`.
+    """
+    is_outlier = distances > ratio * distances.amin(dim=1, keepdim=True)
+    others_first = is_outlier.byte().argsort(dim=1, stable=True)
+    count = (~is_outlier).sum(dim=1, keepdim=True).clamp_min(1)  # no number is least beside NaN
+    first = (uniform.unsqueeze(1) * count).long()
+    following = others_first.gather(1, (first + is_outlier.cumsum(dim=1) - 1) % count)
+    own = torch.arange(distances.shape[1], device=distances.device)
+    starts = torch.arange(len(distances), device=distances.device).unsqueeze(1) * distances.shape[1]
+    return (starts + torch.where(is_outlier, following, own)).flatten()
 
 
 def effective_share(log_weights: Tensor) -> Tensor:

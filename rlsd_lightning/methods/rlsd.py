@@ -53,13 +53,14 @@ from torch import Tensor
 from torch.autograd import grad
 from torch.optim import SGD, Optimizer
 
-from rlsd_lightning.errors import require_at_least_zero, require_positive, require_share
+from rlsd_lightning.errors import require, require_at_least_zero, require_positive, require_share
 from rlsd_lightning.features import Features
 from rlsd_lightning.functional.losses import norms, towards
 from rlsd_lightning.functional.schedules import add_noise, fresh_noise_share, image_variances, pull_factor
 from rlsd_lightning.measurement import Measurement
 from rlsd_lightning.methods.decoding import CorrectedDecoder
 from rlsd_lightning.methods.distillation import ScoreDistillation
+from rlsd_lightning.methods.selection import Selection
 from rlsd_lightning.operators.likelihood import measured, misfit
 from rlsd_lightning.priors import Prior
 from rlsd_lightning.repulsion import Repulsion
@@ -90,6 +91,8 @@ class RLSD(ScoreDistillation):
             :math:`\mu_t` (:class:`~rlsd_lightning.operators.proximal.ProximalSteps`).
         refine_share: Share of all steps, the last, that refine each particle, in [0, 1]. More of them bring particles closer
             to the measurement and make them more alike; 0 runs the loop to the end.
+        outlier_ratio: Ratio of a particle's distance :math:`\|x - D(\hat z)\|` to the least of its measurement, at least 1, above which
+            it goes on from another particle (:mod:`~rlsd_lightning.methods.selection`); None: never.
         augmented: Whether the data act through :math:`x`; if not, on :math:`D(\hat z)` itself, by :math:`\|y - A D(\hat z)\|`, and by
             half the misfit in the refinement.
         antithetic: See :class:`~rlsd_lightning.methods.base.ParticleModule`.
@@ -113,6 +116,7 @@ class RLSD(ScoreDistillation):
         eta: float = 1.0,
         image_std: float | None = None,
         refine_share: float = 0.2,
+        outlier_ratio: float | None = 1.2,
         augmented: bool = True,
         antithetic: bool = True,
         **common: Any,
@@ -121,6 +125,7 @@ class RLSD(ScoreDistillation):
         require_at_least_zero(guidance_scale=guidance_scale, eta=eta)
         require_positive(image_std=self.hparams.image_std)
         require_share(refine_share=refine_share)
+        require(lambda value: value is None or value >= 1, "at least 1, or None", outlier_ratio=outlier_ratio)
         self.has_proximal_results = augmented
         self.automatic_optimization = False  # SGD in the loop, Adam in the refinement
         self.repulsion = Repulsion(self, gamma, gamma_mode, repulsion_until)
@@ -128,6 +133,7 @@ class RLSD(ScoreDistillation):
         # a warm start skips the first of all steps
         self.refine_from = max(0, round((1 - refine_share) * self.num_steps) - self.first_step)
         self.decoder = CorrectedDecoder(self, self.refine_from)
+        self.selection = Selection(self, outlier_ratio, self.refine_from)
         self.solves = augmented and self.decoder.has_tiny and self.num_steps < MANY_STEPS
         self.image_variances = image_variances(prior.alphas, prior.sigmas, self.hparams.image_std, self.decoder_std)
         t = self.timesteps[0]
@@ -161,6 +167,8 @@ class RLSD(ScoreDistillation):
         self.log_step(step, **terms)
         before = self.z.detach().clone()
         self.descend(self.optimizers()[0], loss)  # z <- z_hat - G / alpha_s
+        if step in self.selection.steps:
+            self.selection(step, coupling)
         if s is not None:
             self.renew_noise(step, t, s, eps_hat, moved=(self.z.detach() != before).any())
         return loss

@@ -10,7 +10,13 @@ from torch import Tensor
 
 from rlsd_lightning.cli.subcommands import conformal
 from rlsd_lightning.errors import InputError
-from rlsd_lightning.evaluation.checks.intervals import Conformal, conformal_calibration, fewest, interval
+from rlsd_lightning.evaluation.checks.intervals import (
+    Conformal,
+    conformal_calibration,
+    fewest,
+    interval,
+    left_out_coverage,
+)
 from rlsd_lightning.functional.calibration import risk_controlled_factor
 from rlsd_lightning.images import to_pil
 from rlsd_lightning.measurement import SavedMeasurement
@@ -65,6 +71,15 @@ def test_unused_images_are_covered_whether_particles_are_too_alike_or_too_wide(s
     nominal = [interval(one, found._replace(factor=1.0)).coverage for one in measurements(60, spread, first=500)]
     assert (sum(nominal) / len(nominal) < 0.8) == (spread < 1)
     assert (found.factor > 1.5) == (spread < 1)
+
+
+@pytest.mark.parametrize("left_out", [0, 7, 19])
+def test_left_out_coverage_is_that_of_a_calibration_on_the_others(left_out: int) -> None:
+    saved = measurements(20, 0.5)
+    found = interval(saved[left_out], conformal_calibration(saved[:left_out] + saved[left_out + 1 :]))
+    assert left_out_coverage(saved)[left_out] == pytest.approx(found.coverage, abs=1e-3)
+    assert conformal_calibration(saved).left_out == pytest.approx(sum(left_out_coverage(saved)) / 20)
+    assert left_out_coverage(saved[: fewest(0.9)]) == []
 
 
 def test_only_hidden_values_count() -> None:

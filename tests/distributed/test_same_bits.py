@@ -22,6 +22,7 @@ CASES: dict[str, tuple[int, list[str]]] = {
     # one process has no particle at all
     "empty": (3, [*TOGETHER, "num_particles=2", "method=distilled", "method.repulsion_saturation=3"]),
     "fresh": (3, [*TOGETHER, "method.eta=inf", "method.refine_share=0"]),
+    "selection": (2, [*TOGETHER, "method.outlier_ratio=1"]),
     "paper": (2, [*TOGETHER, *VIT, "method=rlsd_paper"]),
     "batch": (3, [*BATCH, "method=distilled", "method.repulsion_saturation=3"]),
     "bf16": (2, [*TOGETHER, "trainer.precision=bf16-mixed"]),

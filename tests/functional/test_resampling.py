@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from rlsd_lightning.functional.noise import keyed_uniform
-from rlsd_lightning.functional.resampling import effective_share, systematic_ancestors
+from rlsd_lightning.functional.resampling import ancestors_of_outliers, effective_share, systematic_ancestors
 from rlsd_lightning.functional.schedules import reverse_step
 
 WEIGHTS = torch.tensor([0.5, 0.05, 0.25, 0.2])
@@ -33,6 +33,30 @@ def test_heirs_are_right_on_average():
     points = (torch.arange(1000) + 0.5) / 1000
     counts = sum(torch.bincount(systematic_ancestors(WEIGHTS.log(), u.item()), minlength=4) for u in points)
     torch.testing.assert_close(counts / 4000, WEIGHTS, atol=1e-3, rtol=0)
+
+
+@pytest.mark.parametrize("uniform", [0.0, 0.5, 0.999])
+def test_outliers_descend_from_particles_of_their_set_that_are_none(uniform: float):
+    distances = torch.tensor([[1.0, 1.1, 3.0, 2.0, 9.0], [5.0, 5.5, 4.9, 5.2, 5.1], [2.0, 9.0, 9.0, 9.0, 9.0]])
+    ancestors = ancestors_of_outliers(distances, 1.2, torch.full((3,), uniform)).view(3, 5)
+    first = int(2 * uniform)
+    assert ancestors[0].tolist() == [0, 1, first, 1 - first, first]  # one after the other
+    assert ancestors[1].tolist() == [5, 6, 7, 8, 9]
+    assert ancestors[2].tolist() == [10] * 5
+
+
+@pytest.mark.parametrize("scale", [1e-20, 1.0, 1e20])
+def test_outliers_are_the_same_in_any_unit(scale: float):
+    distances = torch.tensor([[1.0, 1.19, 1.21, 4.0]])
+    expected = ancestors_of_outliers(distances, 1.2, torch.zeros(1))
+    assert expected.tolist() == [0, 1, 0, 1]
+    assert torch.equal(ancestors_of_outliers(scale * distances, 1.2, torch.zeros(1)), expected)
+
+
+@pytest.mark.parametrize("distances", [[0.0, 0.0, 0.0], [1.0, 1.0, 1.0], [float("nan"), 1.0, 2.0]])
+def test_particles_that_cannot_be_told_apart_all_stay(distances: list[float]):
+    ancestors = ancestors_of_outliers(torch.tensor([distances]), 1.2, torch.full((1,), 0.7))
+    assert ancestors.tolist() == [0, 1, 2]
 
 
 def test_shared_draws_are_uniform_and_keyed():

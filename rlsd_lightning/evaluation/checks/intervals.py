@@ -16,7 +16,7 @@ from rlsd_lightning.errors import InputError
 from rlsd_lightning.functional.calibration import half_widths, risk_controlled_factor
 from rlsd_lightning.measurement import SavedMeasurement
 
-__all__ = ["Conformal", "Interval", "conformal_calibration", "fewest", "interval"]
+__all__ = ["Conformal", "Interval", "conformal_calibration", "fewest", "interval", "left_out_coverage"]
 
 ROUNDING = 1 / 255
 """Largest rounding error of an 8-bit truth in [-1, 1]; intervals are never narrower."""
@@ -30,8 +30,7 @@ class Conformal(NamedTuple):
         level: Expected coverage that is guaranteed, in (0, 1).
         images: Number of images of the calibration.
         region: ``unobserved`` or ``all``: the values that the guarantee is for.
-        left_out: Mean coverage of each image by a calibration on the others: what a further image can expect. None for too
-            few images.
+        left_out: Mean of :func:`left_out_coverage`; None for too few images.
     """
 
     factor: float
@@ -82,7 +81,8 @@ def conformal_calibration(saved: Sequence[SavedMeasurement], level: float = 0.9)
     if factor == float("inf"):
         raise InputError(f"a level of {level:g} takes {fewest(level)} images at least, got {len(saved)}")
     region = "all" if saved[0].observed is None else "unobserved"
-    return Conformal(factor, level, len(saved), region, _left_out(every, level))
+    left_out = _left_out(every, level)
+    return Conformal(factor, level, len(saved), region, sum(left_out) / len(left_out) if left_out else None)
 
 
 def fewest(level: float) -> int:
@@ -90,19 +90,25 @@ def fewest(level: float) -> int:
     return math.ceil(level / (1 - level) - 1e-9)
 
 
+def left_out_coverage(saved: Sequence[SavedMeasurement], level: float = 0.9) -> list[float]:
+    """Share of each image's values in intervals that are calibrated on the other images: what a further image can expect.
+
+    Empty if the others are too few for the level.
+    """
+    return _left_out([_ratios(one, level) for one in saved], level)
+
+
+def _left_out(every: list[Tensor], level: float) -> list[float]:
+    if len(every) <= fewest(level):
+        return []
+    factors = [risk_controlled_factor(every[:index] + every[index + 1 :], level) for index in range(len(every))]
+    return [(own <= factor).cpu().double().mean().item() for own, factor in zip(every, factors, strict=True)]
+
+
 def _ratios(one: SavedMeasurement, level: float) -> Tensor:
     """Distances of the truth's values from the mean over the half widths, in the region."""
     mean, half = _mean_and_half(one, level)
     return (((one.truth[0] - mean).abs() - ROUNDING).clamp_min(0) / half)[_region(one)]
-
-
-def _left_out(every: list[Tensor], level: float) -> float | None:
-    """Mean share of each image's values in intervals that were calibrated on the other images."""
-    if len(every) <= fewest(level):
-        return None
-    factors = [risk_controlled_factor(every[:index] + every[index + 1 :], level) for index in range(len(every))]
-    shares = [(own <= factor).cpu().double().mean().item() for own, factor in zip(every, factors, strict=True)]
-    return sum(shares) / len(shares)
 
 
 def interval(one: SavedMeasurement, conformal: Conformal) -> Interval:

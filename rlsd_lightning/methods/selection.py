@@ -1,0 +1,61 @@
+r"""Selection: particles that explain a measurement badly go on from those that explain it well.
+
+The distance :math:`d_i = \|x_i - D(\hat z_i)\|` says how far a particle's clean image is from one that explains the measurement.
+At 30, 50 and 70 % of the loop a particle with :math:`d_i > r \min_j d_j` takes the clean latent of one whose distance is not
+above that, and keeps its own noise: the copies differ from the next step on.
+
+This is the selection of a particle filter, without its weights: distances of thousands of correlated values would leave one
+particle. Where the data leave much open, distances are alike and nothing is replaced.
+
+References:
+    | Feynman-Kac Formulae (Del Moral, 2004)
+    | https://doi.org/10.1007/978-1-4684-9393-1
+    | A General Framework for Inference-time Scaling and Steering of Diffusion Models (Singhal et al., 2025)
+    | https://arxiv.org/abs/2501.06848
+"""
+
+import math
+
+import torch
+from torch import Tensor
+
+from rlsd_lightning.functional.noise import keyed_uniform
+from rlsd_lightning.functional.resampling import ancestors_of_outliers
+from rlsd_lightning.methods.base import ParticleModule
+
+__all__ = ["Selection"]
+
+SHARES = (0.3, 0.5, 0.7)
+"""Shares of the loop after which particles are replaced: the layout is known, and enough steps remain for copies to differ."""
+
+
+class Selection:
+    """Replaces the clean latents of a method's outliers, measurement by measurement.
+
+    Args:
+        particles: The method; its buffer ``correction``, if there is one, belongs to the clean latents.
+        ratio: The ratio :math:`r`, at least 1; None: nothing is replaced.
+        loop: The number of steps of the loop.
+    """
+
+    def __init__(self, particles: ParticleModule, ratio: float | None, loop: int) -> None:
+        self.particles, self.ratio = particles, ratio
+        is_off = ratio is None or particles.num_particles == 1
+        self.steps = frozenset() if is_off else frozenset(math.ceil(share * loop) - 1 for share in SHARES)
+
+    @torch.no_grad()
+    def __call__(self, step: int, distances: Tensor) -> None:
+        """Replace after a step, by the distances of this process's particles; a collective call."""
+        particles = self.particles
+        distances = particles.gather(distances).view(-1, particles.num_particles)
+        draws = [
+            keyed_uniform(
+                seed=particles.seed, measurement=each.noise_key, stream="resample", step=particles.first_step + step
+            )
+            for each in particles.measurements
+        ]
+        ancestors = ancestors_of_outliers(distances, self.ratio, torch.tensor(draws).to(distances))
+        particles.z.copy_(particles.z[ancestors])
+        if "correction" in dict(particles.named_buffers(recurse=False)):
+            rows = particles.rows
+            particles.correction[rows] = particles.gather(particles.correction[rows])[ancestors[rows]]
