@@ -74,7 +74,7 @@ class RandomStableDiffusion(StableDiffusionPrior):
         self.tiny = TinyDecoder(AutoencoderTiny()) if tiny else None
         self.freeze()
 
-    def name_left_out(self, *_, **__) -> None:
+    def warn_of_long_prompts(self, *_, **__) -> None:
         """There is no tokenizer."""
 
     def schedule(self, pipeline: StableDiffusionPipeline, tokens: int) -> tuple[tuple[Tensor, Tensor], str, int]:

@@ -18,7 +18,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from rlsd_lightning.images import Reader
-from rlsd_lightning.reading import Frame
+from rlsd_lightning.reading.frames import Frame
 
 SIZE = 64
 FRAME = partial(Frame.cropped, size=(SIZE, SIZE))

@@ -1,10 +1,10 @@
 """Checks of settings."""
 
+import inspect
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import lightning as L
-from torch import Tensor
 
 from rlsd_lightning.distributed.strategy import ParticleStrategy
 from rlsd_lightning.errors import (
@@ -19,23 +19,20 @@ from rlsd_lightning.errors import (
 from rlsd_lightning.measurement import Measurement
 from rlsd_lightning.operators.compose import probe_operator
 from rlsd_lightning.priors import Calibration, Prior
+from rlsd_lightning.signatures import require_types
 
-__all__ = [
-    "check_particles",
-    "check_trainer",
-    "listed",
-    "measured_settings",
-    "require_tensor",
-]
+__all__ = ["calibrated_settings", "check_particles", "check_trainer", "check_types", "listed"]
 
 
-def require_tensor(**values: Tensor) -> None:
-    """Raise an InputError for a value that is no tensor."""
-    for name, value in values.items():
-        if not isinstance(value, Tensor):
-            raise InputError(
-                f"{name} must be a torch.Tensor, got {type(value).__name__}; make it one by torch.as_tensor"
-            )
+def check_types(method: type, values: Mapping[str, Any]) -> None:
+    """Check a method's arguments by the annotations of its constructor and of those that it hands arguments on to.
+
+    Raises:
+        InputError: If one is of another type.
+    """
+    # a wrapper of the constructors, as typed() is, would hide them from save_hyperparameters()
+    for each in method.__mro__:
+        require_types(inspect.signature(each.__init__).parameters, values)
 
 
 def check_trainer(trainer: L.Trainer) -> None:
@@ -65,13 +62,12 @@ def listed(measurements: Measurement | Sequence[Measurement]) -> list[Measuremen
     for each in several:
         if not isinstance(each, Measurement):
             raise InputError(f"measurements must be a Measurement, or a list of them, got {type(each).__name__}")
+        require_types(inspect.signature(Measurement).parameters, each._asdict())
     return several
 
 
-def measured_settings(settings: Mapping[str, Any], prior: Prior) -> dict[str, float]:
-    """Settings that are None and are measured of a prior, with its values; it is not measured if there are none."""
-    if not isinstance(prior, Prior):
-        raise InputError(f"prior must be a Prior, such as StableDiffusionPrior(folder), got {type(prior).__name__}")
+def calibrated_settings(settings: Mapping[str, Any], prior: Prior) -> dict[str, float]:
+    """Values of the prior's calibration for the settings that are None; it is not measured if there are none."""
     names = [name for name in Calibration._fields if name in settings and settings[name] is None]
     values = prior.calibration._asdict() if names else {}
     return {name: values[name] for name in names}

@@ -172,15 +172,6 @@ def require_part(**settings: float) -> None:
     require(lambda value: 0 < value <= 1, "above 0 and at most 1", **settings)
 
 
-def require_path(**settings: str | Path) -> None:
-    """Raise an InputError for a setting that is neither a text nor a path."""
-    for name, value in settings.items():
-        if not isinstance(value, str | Path):
-            raise InputError(
-                f"{name} must be a str or a Path, got {type(value).__name__}; give the name of a file or folder"
-            )
-
-
 def require_one_of(choices: Iterable[str], **settings: str) -> None:
     """Raise an InputError for a setting that is none of the choices."""
     require(lambda value: value in choices, f"one of {', '.join(choices)}", **settings)

@@ -13,8 +13,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
-from rlsd_lightning.errors import LOADING_ERRORS, InputError, first_line, require_path
+from rlsd_lightning.errors import LOADING_ERRORS, InputError, first_line
 from rlsd_lightning.functional.losses import at_least_float32
+from rlsd_lightning.signatures import typed
 
 __all__ = ["Features", "LPIPSFeatures", "LatentFeatures", "PixelFeatures", "VAEFeatures", "ViTFeatures", "load_lpips"]
 
@@ -47,6 +48,7 @@ class Features(nn.Module):
     of_latents = False
     """Whether these are features of the latents instead of the decoded images."""
 
+    @typed
     def __init__(self, gamma_scale: float = 1.0) -> None:
         super().__init__()
         self.gamma_scale = gamma_scale
@@ -59,6 +61,7 @@ class Features(nn.Module):
 class PixelFeatures(Features):
     """The decoded image itself, flattened."""
 
+    @typed
     def __init__(self, gamma_scale: float = 0.1) -> None:
         super().__init__(gamma_scale)
 
@@ -71,6 +74,7 @@ class LatentFeatures(Features):
 
     of_latents = True
 
+    @typed
     def __init__(self, gamma_scale: float = 0.1) -> None:
         super().__init__(gamma_scale)
 
@@ -94,8 +98,13 @@ class VAEFeatures(Features):
         InputError: If there is no such network.
     """
 
+    @typed
     def __init__(
-        self, pretrained: str, variant: str | None = None, local_files_only: bool = False, gamma_scale: float = 0.3
+        self,
+        pretrained: str | Path,
+        variant: str | None = None,
+        local_files_only: bool = False,
+        gamma_scale: float = 0.3,
     ) -> None:
         super().__init__(gamma_scale)
         from diffusers import AutoencoderKL  # takes seconds to import, and pixels and latents don't need it
@@ -142,6 +151,7 @@ class LPIPSFeatures(Features):
         | https://arxiv.org/abs/1801.03924
     """
 
+    @typed
     def __init__(self, local_files_only: bool = False, gamma_scale: float = 0.3) -> None:
         super().__init__(gamma_scale)
         try:
@@ -181,15 +191,15 @@ class ViTFeatures(Features):
         | https://arxiv.org/abs/2104.14294
     """
 
+    @typed
     def __init__(
         self,
-        pretrained: str,
+        pretrained: str | Path,
         image_size: int | None = None,
         local_files_only: bool = False,
         gamma_scale: float = 1.0,
     ) -> None:
         super().__init__(gamma_scale)
-        require_path(pretrained=pretrained)
         # transformers takes a second to import, and pixels and latents don't need it
         from transformers import ViTModel
 

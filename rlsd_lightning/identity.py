@@ -13,7 +13,7 @@ from rlsd_lightning.measurement import Measurement
 from rlsd_lightning.operators.compose import operator_output
 from rlsd_lightning.priors import Prior
 
-__all__ = ["CheckpointIdentity", "agree", "keep_particles", "same_output", "samples", "saved_samples"]
+__all__ = ["CheckpointIdentity", "keep_particles", "same_output", "same_tensors", "samples", "saved_samples"]
 
 
 class CheckpointIdentity:
@@ -71,7 +71,9 @@ class CheckpointIdentity:
         }
         first, *others = shard.objects(mine)
         for rank, other in enumerate(others, 1):
-            if not all(agree(first.get(name, {}), other.get(name, {}), same_measurement) for name in first | other):
+            if not all(
+                same_tensors(first.get(name, {}), other.get(name, {}), same_measurement) for name in first | other
+            ):
                 raise InputError(
                     "all processes must have the same measurements and operators, but those of process "
                     f"{rank} ({', '.join(other)}) differ from those of process 0 ({', '.join(first)}); each runs the whole "
@@ -96,8 +98,10 @@ class CheckpointIdentity:
                 f"the checkpoint was made {made} a tiny decoder, but the prior was loaded {now} one; "
                 + ("set tiny_decoder=null" if here else "fetch it, or set tiny_decoder to its folder")
             )
-        alike = all(name in saved and agree(saved[name], here, same_measurement) for name, here in self.samples.items())
-        alike = alike and agree(checkpoint["computed"], self._computed(), same_output)
+        alike = all(
+            name in saved and same_tensors(saved[name], here, same_measurement) for name, here in self.samples.items()
+        )
+        alike = alike and same_tensors(checkpoint["computed"], self._computed(), same_output)
         if checkpoint["identity"] != self.digest or not alike:
             raise InputError(
                 f"the checkpoint belongs to measurement '{', '.join(saved)}' of a run with another measurement, "
@@ -120,9 +124,9 @@ def saved_samples(checkpoint: dict) -> dict[str, dict[str, Tensor]]:
 
 
 def keep_particles(checkpoint: dict, names: Iterable[str], num_particles: int) -> None:
-    """Keep the particles of the measurements ``names`` of a checkpoint, in this order, and let its loop go on.
+    """Reduce a checkpoint to the particles of some measurements, in this order, and reopen its training loop.
 
-    One that was saved after the last step would let the Trainer do nothing, not even write the results.
+    Else the Trainer would do nothing after the last step, not even write the results.
     """
     for counts in checkpoint.get("loops", {}).get("fit_loop", {}).get("epoch_progress", {}).values():
         counts.update(processed=0, completed=0)
@@ -166,7 +170,7 @@ def same_output(saved: Tensor, here: Tensor) -> bool:
     return bool(torch.dist(saved, here) <= share * here.norm())
 
 
-def agree(saved: dict[str, Tensor], here: dict[str, Tensor], same: Callable[[Tensor, Tensor], bool]) -> bool:
+def same_tensors(saved: dict[str, Tensor], here: dict[str, Tensor], same: Callable[[Tensor, Tensor], bool]) -> bool:
     """Whether two sets of tensors have the same names and shapes, and each pair is the same."""
     return saved.keys() == here.keys() and all(
         saved[name].shape == value.shape and same(saved[name], value) for name, value in here.items()

@@ -11,17 +11,12 @@ from PIL import Image
 from torch import Tensor
 
 from rlsd_lightning.errors import InputError, printable
-from rlsd_lightning.reading import (
-    Frame,
-    Range,
-    Stack,
-    as_range,
-    check_axes,
-    find_images,
-    picture_range,
-    scaled,
-    split_key,
-)
+from rlsd_lightning.reading.frames import Frame
+from rlsd_lightning.reading.paths import find_images, split_key
+from rlsd_lightning.reading.shapes import check_axes
+from rlsd_lightning.reading.stacks import Stack
+from rlsd_lightning.reading.values import Range, as_range, picture_range, scaled
+from rlsd_lightning.signatures import typed
 
 __all__ = ["Notes", "Reader", "find_images", "load_image", "to_pil", "with_channels"]
 
@@ -29,7 +24,7 @@ log = logging.getLogger(__name__)
 
 
 class Notes:
-    """Lines of the log about files, each for the first file that it holds for."""
+    """Logs what was inferred about files; what holds for several is logged once, with the name of the first."""
 
     def __init__(self) -> None:
         self._noted: set[str] = set()
@@ -57,7 +52,7 @@ class Reader:
         self._last: Stack | None = None
 
     def stack(self, path: Path, key: str | None = None, expected: tuple[int, ...] | None = None) -> Stack:
-        """Pictures of a file, see :class:`~rlsd_lightning.reading.Stack`; the last file is kept for its next picture.
+        """Pictures of a file, see :class:`~rlsd_lightning.reading.stacks.Stack`; the last file is kept for its next picture.
 
         Raises:
             InputError: If an array can't be read, or its axes are not clear.
@@ -127,6 +122,7 @@ class Reader:
         return image.clamp(-1, 1)
 
 
+@typed
 def load_image(
     path: str | Path,
     height: int,

@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Sequence
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import torch
 from deepinv.physics import Physics
@@ -14,6 +14,7 @@ from rlsd_lightning.functional.noise import measurement_key
 __all__ = ["Measurement", "MeasurementList", "Measurements", "Original", "SavedMeasurement", "moved_to"]
 
 
+@runtime_checkable
 class Original(Protocol):
     """The picture of a measurement at its own size, which is not that of the image that is solved."""
 

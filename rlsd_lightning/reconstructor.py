@@ -13,7 +13,6 @@ import torch
 from deepinv.physics import GaussianNoise, LaplaceNoise, LinearPhysics, NoiseModel, Physics
 from torch import Tensor
 
-from rlsd_lightning.checks import require_tensor
 from rlsd_lightning.errors import InputError
 from rlsd_lightning.features import Features
 from rlsd_lightning.measurement import Measurement
@@ -22,6 +21,7 @@ from rlsd_lightning.methods.rlsd import RLSD
 from rlsd_lightning.operators import PoissonNoise, as_physics
 from rlsd_lightning.priors import Prior
 from rlsd_lightning.results.result import Result
+from rlsd_lightning.signatures import typed
 from rlsd_lightning.solving import solve_together
 
 __all__ = ["Reconstructor"]
@@ -57,6 +57,7 @@ class Reconstructor(deepinv.models.Reconstructor):
         InputError: If ``image_range`` is not two rising numbers. In a call: if the operator does not fit the prior.
     """
 
+    @typed
     def __init__(
         self,
         prior: Prior,
@@ -71,11 +72,7 @@ class Reconstructor(deepinv.models.Reconstructor):
         **settings: Any,
     ) -> None:
         super().__init__()
-        if (
-            not isinstance(image_range, tuple | list)
-            or len(image_range) != 2
-            or not -math.inf < image_range[0] < image_range[1] < math.inf
-        ):
+        if not -math.inf < image_range[0] < image_range[1] < math.inf:
             raise InputError(f"image_range must be the values of black and white, such as (0, 1), got {image_range}")
         self.prior, self.features, self.image_range = prior, features, tuple(image_range)
         self._method, self._trainer = method, dict(trainer or {})
@@ -109,12 +106,12 @@ class Reconstructor(deepinv.models.Reconstructor):
         low, high = self.image_range
         return ((images + 1) * ((high - low) / 2) + low).to(y.device)
 
+    @typed
     def results(self, y: Tensor, physics: Physics | Callable[[Tensor], Tensor]) -> list[Result]:
         """Results with uncertainty, figures and warnings, one a measurement; arguments are those of :meth:`forward`.
 
         Images of a result are in [-1, 1], whatever ``image_range`` is.
         """
-        require_tensor(y=y)
         with torch.inference_mode(False), _quiet():  # a model is called without gradients, and so are operators here
             place = {"accelerator": y.device.type, "devices": [y.device.index or 0] if y.is_cuda else 1}
             trainer = {"enable_progress_bar": False, **place, **self._trainer}

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from rlsd_lightning.errors import InputError
+from rlsd_lightning.signatures import typed
 
 __all__ = ["CONFIGS", "PROJECT", "embedded"]
 
@@ -12,6 +13,7 @@ PROJECT = installed if (installed := _PACKAGE / "_project").is_dir() else _PACKA
 CONFIGS = PROJECT / "configs"
 
 
+@typed
 def embedded(name: str) -> Path:
     """Path of an embedded file or folder, such as ``priors/faces``, ``faces/heldout/000.png`` or ``photos``.
 

@@ -8,9 +8,8 @@ import lightning as L
 import torch
 from deepinv.physics import Physics
 from lightning.pytorch.callbacks import Callback
-from torch import Tensor, nn
+from torch import Tensor
 
-from rlsd_lightning.checks import require_tensor
 from rlsd_lightning.distributed.environment import cluster_environment, is_one_device
 from rlsd_lightning.distributed.strategy import ParticleStrategy
 from rlsd_lightning.engine.callbacks import FiniteGuard
@@ -23,6 +22,7 @@ from rlsd_lightning.operators import as_physics
 from rlsd_lightning.priors import Prior
 from rlsd_lightning.results.result import Result
 from rlsd_lightning.results.writer import ImageResults, PointResults
+from rlsd_lightning.signatures import typed
 
 __all__ = ["solve", "solve_together"]
 
@@ -32,6 +32,7 @@ MOST = 2.0
 """Largest absolute value of a true image: filters exceed [-1, 1], but by less than that."""
 
 
+@typed
 def solve(
     y: Tensor,
     physics: Physics | Callable[[Tensor], Tensor],
@@ -78,7 +79,6 @@ def solve(
         NonFiniteError: If particles become infinite or not a number.
         LostError: If another process ends or is silent.
     """
-    require_tensor(y=y)
     if truth is not None:
         _check_truth(truth, prior)
     settings |= {"num_particles": num_particles, "num_steps": num_steps, "seed": seed}
@@ -96,10 +96,6 @@ def solve_together(
     settings: dict[str, Any],
 ) -> list[Result]:
     """Draw particles for several measurements side by side; arguments and errors are those of :func:`solve`."""
-    if features is not None and not isinstance(features, nn.Module):
-        raise InputError(f"features must be a network, such as LatentFeatures(), got {type(features).__name__}")
-    if not callable(method):
-        raise InputError(f"method must be a class, such as RLSD, got {method!r}")
     options = {
         "accelerator": "auto",
         "devices": 1,
@@ -131,7 +127,6 @@ def solve_together(
 
 
 def _check_truth(truth: Tensor, prior: Prior) -> None:
-    require_tensor(truth=truth)
     expected = (1, *prior.image_shape)
     if truth.shape != expected:
         raise InputError(f"truth must have shape {expected}, as the prior's images, got {tuple(truth.shape)}")

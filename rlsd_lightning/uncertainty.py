@@ -87,8 +87,8 @@ def decoder_error(
         seed: The run's seed.
         key: The measurement's key, of :func:`~rlsd_lightning.functional.noise.keyed_normal`.
         at_once: Simulations that are solved side by side; all if left out.
-        largest_var: Largest :math:`v`. Latents that do not fit the measurement move :math:`x_i` further than an
-            autoencoder's error does; the rest of that distance is theirs.
+        largest_var: Upper bound of :math:`v`. Latents that do not fit the measurement move :math:`x_i` too, which must not
+            count as reconstruction error.
 
     Returns:
         The estimate, a mean over equivalent forms of an image; None if nothing is measured, the noise is not simulated,
@@ -99,26 +99,55 @@ def decoder_error(
         return None
     images, decoded = at_least_float32(images), at_least_float32(decoded)
     simulate = _Simulation(measurement, decoded, weight, seed, key, at_once)
-    by_noise, left_by_noise = simulate(0.0)
-    by_errors, following = _mean((images - decoded).square()).item() - by_noise, min(image_var, largest_var)
+    found = _matching_variance(simulate, _mean((images - decoded).square()).item(), image_var, largest_var)
+    if found is None:
+        return None
+    variance, remaining = found
+    forms = equivalent_forms(physics, remaining[None])
+    return DecoderError(variance**0.5, remaining if forms is None else forms.mean(dim=0)[0])
+
+
+def _matching_variance(
+    simulate: "_Simulation", moved: float, image_var: float, largest_var: float
+) -> tuple[float, Tensor] | None:
+    r"""The variance :math:`v` whose simulations move images as far from :math:`D(z)` as the run did, and :math:`V`.
+
+    What errors move is proportional to their variance for a linear operator, so that the second guess is right.
+
+    Args:
+        simulate: The simulation.
+        moved: Mean square :math:`\overline{(x - D)^2}` of the run.
+        image_var: First guess of the variance.
+        largest_var: Largest variance.
+
+    Returns:
+        None if errors do not move images.
+    """
+    noise, following = simulate(0.0), min(image_var, largest_var)
     for _ in range(PASSES):
         variance = following
-        answered, left = simulate(variance)
-        if answered <= by_noise:
+        errors = simulate(variance)
+        if errors.moved <= noise.moved:
             return None
-        ratio = by_errors / (answered - by_noise)
-        if ratio <= 0:
-            variance, left = 0.0, left_by_noise
-            break
-        if abs(ratio - 1) < CLOSE:
-            break
-        if variance == largest_var and ratio > 1:
-            break
+        ratio = (moved - noise.moved) / (errors.moved - noise.moved)
+        if ratio <= 0:  # the noise alone moves images further than the run did
+            return 0.0, noise.remaining
         following = min(variance * ratio, largest_var)
-    forms = equivalent_forms(physics, left[None])
-    if forms is not None:
-        left = forms.mean(dim=0)[0]
-    return DecoderError(variance**0.5, left)
+        if abs(ratio - 1) < CLOSE or following == variance:
+            break
+    return variance, errors.remaining
+
+
+class _Simulated(NamedTuple):
+    """What simulated truths :math:`u` and their solutions :math:`x'` show.
+
+    Attributes:
+        moved: Mean square of :math:`x' - D(z)`.
+        remaining: Mean square of :math:`u - x'` over the truths, with shape :math:`(C, H, W)`.
+    """
+
+    moved: float
+    remaining: Tensor
 
 
 class _Simulation:
@@ -133,9 +162,9 @@ class _Simulation:
         self.numbers = torch.arange(DRAWS if has_own_step(self.physics) else SLOW_DRAWS)
         self.at_once = at_once or len(self.numbers)
 
-    def __call__(self, variance: float) -> tuple[float, Tensor]:
-        """Mean square of x' - D(z) for errors of a variance, and mean square of u - x' for every value."""
-        answered, left = torch.zeros_like(self.decoded[0]), torch.zeros_like(self.decoded[0])
+    def __call__(self, variance: float) -> _Simulated:
+        """Simulate with reconstruction errors of a variance."""
+        moved, remaining = torch.zeros_like(self.decoded[0]), torch.zeros_like(self.decoded[0])
         for numbers in self.numbers.split(self.at_once):
             particles = numbers.to(self.decoded.device) % len(self.decoded)
             starts = self.decoded[particles]
@@ -145,9 +174,9 @@ class _Simulation:
             truths = (starts + (variance * self.detail[particles]).sqrt() * errors).clamp(-1, 1)
             ys = measured(self.physics, truths) + self.noise * self._draw(self.y, numbers, "trial_noise")
             solved = proximal_step(self.physics, ys, starts, self.weight, inner_steps=SLOW_STEPS)
-            answered += (solved - starts).square().sum(dim=0) / len(self.numbers)
-            left += (truths - solved).square().sum(dim=0) / len(self.numbers)
-        return _mean(answered).item(), left
+            moved += (solved - starts).square().sum(dim=0) / len(self.numbers)
+            remaining += (truths - solved).square().sum(dim=0) / len(self.numbers)
+        return _Simulated(_mean(moved).item(), remaining)
 
     def _draw(self, like: Tensor, numbers: Tensor, stream: str) -> Tensor:
         shape, key = tuple(like.shape[1:]), {"seed": self.seed, "measurement": self.key}

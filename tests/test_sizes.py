@@ -22,7 +22,7 @@ from rlsd_lightning.operators import (
     tomography,
 )
 from rlsd_lightning.priors import StableDiffusionPrior
-from rlsd_lightning.reading import Frame
+from rlsd_lightning.reading.frames import Frame
 
 SIZES = ImageSizes((3, 64, 64), multiple=4, trained=32)
 PHOTO = Path(__file__).resolve().parents[1] / "data" / "photos" / "china.jpg"

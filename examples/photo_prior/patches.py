@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from rlsd_lightning.images import find_images
-from rlsd_lightning.reading import open_picture
+from rlsd_lightning.reading.pictures import open_picture
 
 __all__ = ["Patches", "augment", "pyramid"]
 

@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 from PIL import Image
 
-from rlsd_lightning.reading import open_picture
+from rlsd_lightning.reading.pictures import open_picture
 
 __all__ = ["Photograph", "read_table"]
 

@@ -11,7 +11,7 @@ from rlsd_lightning.app import view
 from rlsd_lightning.app.choices import PAINTED, PHOTOS, PRIORS, TASKS, Choice, checkpoint_settings
 from rlsd_lightning.app.examples import EXAMPLES, Example
 from rlsd_lightning.app.layout import CSS, NOTHING_YET, THEME, Layout
-from rlsd_lightning.app.runs import Line, Solve, State
+from rlsd_lightning.app.runs import Queue, Solve, State
 from rlsd_lightning.app.tabs import Tab, Tabs
 from rlsd_lightning.errors import InputError
 
@@ -46,8 +46,8 @@ class Page:
 
     def __init__(self, solver: Solver, root: Path, is_local: bool = True) -> None:
         self.solver, self.is_local = solver, is_local
-        self.line = Line(solver)
-        self.tabs = Tabs(root, Path(os.environ["GRADIO_TEMP_DIR"]), self.line)
+        self.queue = Queue(solver)
+        self.tabs = Tabs(root, Path(os.environ["GRADIO_TEMP_DIR"]), self.queue)
         self.priors = {**({STARTED_WITH: solver.prior} if solver.prior else {}), **PRIORS}
         with gr.Blocks(title="rlsd-lightning", analytics_enabled=False) as self.blocks:
             self.layout = Layout([*self.priors, *([CHECKPOINT] if is_local else [])])
@@ -128,7 +128,7 @@ class Page:
         seed: int,
         request: gr.Request,
     ) -> list[Any]:
-        """Put a run into the line, and show it."""
+        """Put a run into the queue, and show it."""
         tab = self._tab(request)
         try:
             choice = Choice(
@@ -145,7 +145,7 @@ class Page:
                 seed=int(seed or 0),
             )
             layers = ((painted or {}).get("layers") or []) if task == PAINTED else None
-            tab.ask(self.line, choice, layers)
+            tab.ask(self.queue, choice, layers)
         except InputError as error:
             return [gr.skip(), view.error_line(str(error)), *[gr.skip()] * 10]
         return self._results(tab)
@@ -170,7 +170,7 @@ class Page:
 
     def _version(self, tab: Tab) -> tuple:
         states = tuple(run.state for run in tab.runs)
-        return tab.chosen, tab.chosen and tab.chosen.version, tab.chosen and self.line.ahead(tab.chosen), states
+        return tab.chosen, tab.chosen and tab.chosen.version, tab.chosen and self.queue.ahead(tab.chosen), states
 
     def _results(self, tab: Tab) -> list[Any]:
         """All that is shown of the chosen run, and the list of runs."""
@@ -191,7 +191,7 @@ class Page:
             ]
         return [
             gr.update(choices=titles, value=tab.runs.index(run), visible=len(titles) > 1),
-            view.status(run, self.line.ahead(run)),
+            view.status(run, self.queue.ahead(run)),
             gr.update(visible=not run.has_ended),
             gr.update(interactive=run.state is State.RUNNING and run.step > 0 and not run.stop.is_set()),
             view.gallery(run),
@@ -209,7 +209,7 @@ class Page:
 
     def _cancel(self, request: gr.Request) -> list[Any]:
         tab = self._tab(request)
-        self.line.cancel([tab.chosen])
+        self.queue.cancel([tab.chosen])
         return self._results(tab)
 
     def _close(self, request: gr.Request) -> None:
@@ -252,4 +252,4 @@ def serve(solver: Solver, root: Path, host: str, port: int) -> None:
     try:
         page.blocks.block_thread()
     finally:
-        page.line.close()
+        page.queue.close()

@@ -18,7 +18,7 @@ from rlsd_lightning.app.watch import Watch
 from rlsd_lightning.engine.callbacks import EndEarly
 from rlsd_lightning.errors import InputError, StoppedError, first_line
 
-__all__ = ["MOST_WAITING", "Line", "Run", "Solve", "State"]
+__all__ = ["MOST_WAITING", "Queue", "Run", "Solve", "State"]
 
 log = logging.getLogger(__name__)
 
@@ -103,7 +103,7 @@ class Run:
         self.version += 1
 
 
-class Line:
+class Queue:
     """Runs that wait for the device, and the thread that solves them.
 
     Whoever was served last is last in turn, so that a browser with ten runs does not make another one wait for all ten.
@@ -124,10 +124,10 @@ class Line:
         self._thread.start()
 
     def submit(self, run: Run) -> None:
-        """Put a run into the line.
+        """Put a run into the queue.
 
         Raises:
-            InputError: If the line is full.
+            InputError: If the queue is full.
         """
         with self._changed:
             if len(self._waiting) >= MOST_WAITING:
@@ -144,7 +144,7 @@ class Line:
             return order.index(run) + (self._running is not None) if run in order else 0
 
     def cancel(self, runs: Sequence[Run]) -> None:
-        """Take waiting runs out of the line, and end a running one after its step."""
+        """Take waiting runs out of the queue, and end a running one after its step."""
         with self._changed:
             for run in runs:
                 run.cancel.set()
@@ -180,7 +180,7 @@ class Line:
         return [run for _, run in sorted(zip(turns, self._waiting, strict=True), key=lambda turn: turn[0])]
 
     def _next(self) -> Run | None:
-        """The run whose turn it is, once there is one; None: the line is closed."""
+        """The run whose turn it is, once there is one; None: the queue is closed."""
         with self._changed:
             self._running = None
             afterwards, self._afterwards = self._afterwards, []

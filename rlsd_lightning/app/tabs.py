@@ -12,7 +12,7 @@ from PIL import Image
 
 from rlsd_lightning.app.choices import Choice
 from rlsd_lightning.app.pictures import preview, write_mask
-from rlsd_lightning.app.runs import Line, Run
+from rlsd_lightning.app.runs import Queue, Run
 from rlsd_lightning.errors import InputError
 
 __all__ = ["Tab", "Tabs"]
@@ -58,16 +58,16 @@ class Tab:
         self.picture = own
         return shown
 
-    def ask(self, line: Line, choice: Choice, layers: list[Image.Image] | None) -> Run:
-        """Put a run into the line, with copies of its files.
+    def ask(self, queue: Queue, choice: Choice, layers: list[Image.Image] | None) -> Run:
+        """Put a run into the queue, with copies of its files.
 
         Args:
-            line: The line.
+            queue: The queue.
             choice: What was chosen; its files are the tab's own.
             layers: What was painted, for a task with a mask.
 
         Raises:
-            InputError: If there is no picture or no mask, or the line is full.
+            InputError: If there is no picture or no mask, or the queue is full.
         """
         if self.picture is None:
             raise InputError("a picture is expected, got none; choose an example, or drop one")
@@ -80,7 +80,7 @@ class Tab:
             write_mask(choice.mask, layers, self.size)
         shutil.copyfile(self.picture, choice.picture)
         run = Run(self.name, folder, choice, choice.title(number))
-        line.submit(run)
+        queue.submit(run)
         self.runs.append(run)
         self.chosen = run
         return run
@@ -92,11 +92,11 @@ class Tabs:
     Args:
         root: Folder of everything that tabs upload and make; gradio's cache is in it.
         cache: Gradio's cache of uploads and of pictures that were shown.
-        line: The line that the tabs' runs are in.
+        queue: The queue that the tabs' runs are in.
     """
 
-    def __init__(self, root: Path, cache: Path, line: Line) -> None:
-        self._root, self._cache, self._line = root, cache, line
+    def __init__(self, root: Path, cache: Path, queue: Queue) -> None:
+        self._root, self._cache, self._queue = root, cache, queue
         self._tabs: dict[str, Tab] = {}
         self._lock = threading.Lock()
         self._own: set[Path] = set()
@@ -117,7 +117,7 @@ class Tabs:
             tab = self._tabs.pop(name, None)
             oldest = min((each.since for each in self._tabs.values()), default=float("inf"))
         if tab is not None:
-            self._line.forget(tab.runs, partial(shutil.rmtree, tab.folder))
+            self._queue.forget(tab.runs, partial(shutil.rmtree, tab.folder))
         for file in self._cache.rglob("*"):
             if file not in self._own and file.is_file() and file.stat().st_ctime < oldest:
                 file.unlink(missing_ok=True)

@@ -37,6 +37,8 @@ REMOVED = {
 ORIGINS = {"priors": "prior", "features": "features", "operators": "physics"}
 ORIGINS |= dict.fromkeys(("data", "images", "reading"), "data")
 """The configuration group of each part of the package; that of all others is ``method``."""
+CHECKS = ([], ["errors"], ["signatures"])
+"""Parts of the package that check the arguments of others."""
 NAMED = re.compile(r"(?<![\w.'/`])[a-z]\w*(?= must\b|=|: )")
 """An argument in a message: ``gamma must be``, ``gamma=1`` or ``gamma: ``."""
 
@@ -124,7 +126,7 @@ def _hint(name: str, reason: BaseException | None) -> str:
 def _origin(error: BaseException) -> str:
     """The configuration group of the package's part that raised an error."""
     modules = [frame.f_globals["__name__"].split(".") for frame, _ in traceback.walk_tb(error.__traceback__)]
-    own = [module[1] for module in modules if module[0] == "rlsd_lightning" and module[1:] not in ([], ["errors"])]
+    own = [module[1] for module in modules if module[0] == "rlsd_lightning" and module[1:] not in CHECKS]
     return ORIGINS.get(own[-1] if own else "", "method")
 
 

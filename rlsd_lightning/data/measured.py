@@ -1,7 +1,6 @@
 """Measured data without a truth."""
 
 import logging
-import operator
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -12,33 +11,28 @@ from deepinv.physics import Physics
 from PIL import Image
 from torch import Tensor
 
-from rlsd_lightning.data.original import FilePicture
-from rlsd_lightning.data.sizes import AnySize, OneSize
-from rlsd_lightning.data.sources import Source, find_sources
-from rlsd_lightning.errors import InputError, require_at_least_one
-from rlsd_lightning.images import Reader
+from rlsd_lightning.data.files import FileMeasurements
+from rlsd_lightning.data.sizes import AnySize
+from rlsd_lightning.data.sources import Source
+from rlsd_lightning.errors import InputError
 from rlsd_lightning.measurement import Measurement
 from rlsd_lightning.operators.likelihood import MASKED, noise_std
 from rlsd_lightning.operators.medical import Scan
-from rlsd_lightning.operators.pixels import PerPicture, seen_pixels
-from rlsd_lightning.reading import (
-    Frame,
-    Stack,
-    TakesArrays,
-    check_finite,
-    is_array,
-    measured_range,
-    read_array,
-    read_picture,
-    scaled,
-)
+from rlsd_lightning.operators.pixels import PerPicture, observed_in_picture
+from rlsd_lightning.reading.arrays import TakesArrays, read_array
+from rlsd_lightning.reading.frames import Frame
+from rlsd_lightning.reading.paths import is_array
+from rlsd_lightning.reading.pictures import read_picture
+from rlsd_lightning.reading.stacks import Stack
+from rlsd_lightning.reading.values import check_finite, measured_range, scaled
+from rlsd_lightning.signatures import typed
 
 __all__ = ["MeasuredData", "load_measured"]
 
 log = logging.getLogger(__name__)
 
 
-class MeasuredData(Sequence[Measurement]):
+class MeasuredData(FileMeasurements):
     """Measured files, read on access: pictures and arrays of pictures if the operator measures images, else its arrays.
 
     Args:
@@ -57,6 +51,7 @@ class MeasuredData(Sequence[Measurement]):
         InputError: If nothing is found; on access, if a file can't be read or does not fit the operator.
     """
 
+    @typed
     def __init__(
         self,
         image_shape: tuple[int, ...],
@@ -67,21 +62,17 @@ class MeasuredData(Sequence[Measurement]):
         range: str | Sequence[float] | None = None,
         axes: str | None = None,
     ) -> None:
-        require_at_least_one(limit=limit)
-        self.image_shape, self.sequence = tuple(image_shape), sequence
-        self.operators = physics if isinstance(physics, AnySize) else OneSize(image_shape, physics)
-        self._reader = Reader(range, axes)
+        super().__init__(image_shape, physics, limit, sequence, range, axes)
         self._arrays: tuple[Path, str | None, Tensor | np.ndarray] | None = None
         self.physics, self.expected, self.factor, self.of_images = None, self.image_shape, 1, True
         if not self.operators.takes_frame:
             self._try_operator()
         if not self.of_images and (range or axes):
             raise InputError("range and axes are of images, which this operator does not measure; leave both out")
-        self.sources = find_sources(measurement, "measurement", self._count)
-        self.names, self.available = [source.name for source in self.sources][:limit], len(self.sources)
+        self.find(measurement, "measurement", self._count)
 
     def _try_operator(self) -> None:
-        """What the operator measures: images, of which sizes, or anything else."""
+        """Find out by trial whether the operator measures images, and of which shape."""
         self.physics, shape = self.operators.physics(), self.operators.typical_shape
         if isinstance(self.physics, PerPicture):
             return
@@ -92,20 +83,13 @@ class MeasuredData(Sequence[Measurement]):
             factor = factors.pop()
             self.factor = int(factor) if not factors and factor == int(factor) else None
 
-    def __len__(self) -> int:
-        return len(self.names)
-
     def __getitem__(self, index: int) -> Measurement:
-        source = self.sources[: len(self)][operator.index(index)]
-        series = "sequence" if self.sequence else None
+        source = self.source(index)
         if not self.of_images:
-            return Measurement(source.name, *self._values(source), series=series, image_shape=self.image_shape)
+            return Measurement(source.name, *self._values(source), series=self.series, image_shape=self.image_shape)
         y, physics, frame = self._image(source)
-        original = None
-        if not frame.is_trivial:
-            original = FilePicture(self._reader, source.path, source.key, source.page, frame, self.factor)
-        shape = (self.image_shape[0], *frame.size)
-        return Measurement(source.name, y, physics, series=series, image_shape=shape, original=original)
+        shape, original = (self.image_shape[0], *frame.size), self.original(source, frame, self.factor)
+        return Measurement(source.name, y, physics, series=self.series, image_shape=shape, original=original)
 
     def _count(self, path: Path, key: str | None) -> int:
         return len(self._stack(path, key) if self.of_images else self._of_instrument(path, key))
@@ -118,9 +102,7 @@ class MeasuredData(Sequence[Measurement]):
         stack = self._stack(source.path, source.key)
         values = np.asarray(stack.page(source.page))
         frame = self._frame(source, values.shape[:2])
-        physics = self.operators.physics(frame)
-        if isinstance(physics, PerPicture):
-            physics = physics.for_picture([source.name, source.stem], frame)
+        physics = self.physics_of(source, frame)
         seen = _seen(physics, frame.size)
         counted = seen if frame.is_trivial else _seen_in_picture(physics, frame)
         decide = partial(
@@ -194,6 +176,7 @@ class MeasuredData(Sequence[Measurement]):
         return y[(None,) * (len(self.expected) + 1 - y.ndim)]
 
 
+@typed
 def load_measured(
     path: str | Path,
     physics: Physics,
@@ -232,7 +215,7 @@ def _seen(physics: Physics, size: tuple[int, ...]) -> Tensor | None:
 
 def _seen_in_picture(physics: Physics, frame: Frame) -> Tensor | None:
     """Pixels of a picture that are measured, with shape :math:`(1, H, W)`; None if all are."""
-    seen = seen_pixels(physics, frame)
+    seen = observed_in_picture(physics, frame)
     if seen is None:
         return None
     whole = Image.new("L", frame.own[::-1])

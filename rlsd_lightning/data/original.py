@@ -8,8 +8,8 @@ from deepinv.physics import Decolorize, Physics
 from PIL import Image
 
 from rlsd_lightning.images import Reader
-from rlsd_lightning.operators.pixels import seen_pixels
-from rlsd_lightning.reading import Frame
+from rlsd_lightning.operators.pixels import observed_in_picture
+from rlsd_lightning.reading.frames import Frame
 
 __all__ = ["FilePicture"]
 
@@ -44,7 +44,7 @@ class FilePicture:
         """
         if self._factor != 1:
             return [self._frame.to_picture(image) for image in images]
-        seen = seen_pixels(physics, self._frame)
+        seen = observed_in_picture(physics, self._frame)
         if seen is None and not isinstance(physics, Decolorize):
             return [self._frame.to_picture(image) for image in images]
         own = self._reader.picture(*self._place)

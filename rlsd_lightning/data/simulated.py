@@ -1,7 +1,6 @@
 """Clean images with simulated measurements."""
 
 import logging
-import operator
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -10,16 +9,15 @@ import torch
 from deepinv.physics import Physics
 from torch import Tensor
 
-from rlsd_lightning.data.original import FilePicture
-from rlsd_lightning.data.sizes import AnySize, OneSize
-from rlsd_lightning.data.sources import find_sources
-from rlsd_lightning.errors import InputError, require_at_least_one
+from rlsd_lightning.data.files import FileMeasurements
+from rlsd_lightning.data.sizes import AnySize
+from rlsd_lightning.errors import InputError
 from rlsd_lightning.functional.noise import measurement_key
-from rlsd_lightning.images import Reader, with_channels
+from rlsd_lightning.images import with_channels
 from rlsd_lightning.measurement import Measurement
 from rlsd_lightning.operators.medical import Scan
-from rlsd_lightning.operators.pixels import PerPicture
-from rlsd_lightning.reading import Frame
+from rlsd_lightning.reading.frames import Frame
+from rlsd_lightning.signatures import typed
 
 __all__ = ["ImageMeasurements", "measure"]
 
@@ -33,7 +31,7 @@ def measure(physics: Physics, image: Tensor, seed: int) -> Tensor:
         return physics(image)
 
 
-class ImageMeasurements(Sequence[Measurement]):
+class ImageMeasurements(FileMeasurements):
     r"""Clean images with simulated measurements, read on access.
 
     Args:
@@ -56,6 +54,7 @@ class ImageMeasurements(Sequence[Measurement]):
             image can't be read.
     """
 
+    @typed
     def __init__(
         self,
         image_shape: tuple[int, ...],
@@ -68,37 +67,23 @@ class ImageMeasurements(Sequence[Measurement]):
         range: str | Sequence[float] | None = None,
         axes: str | None = None,
     ) -> None:
-        self.operators = physics if isinstance(physics, AnySize) else OneSize(image_shape, physics)
-        self.image_shape, self.seed, self.sequence = tuple(image_shape), seed, sequence
-        self.tile, size = tile, self.image_shape[-2:]
+        super().__init__(image_shape, physics, limit, sequence, range, axes)
+        self.seed, self.tile, size = seed, tile, self.image_shape[-2:]
         if tile is not None and (tile < 1 or any(length % tile for length in size)):
             raise InputError(f"tile must divide the image's height and width {size}, got {tile}")
-        require_at_least_one(limit=limit)
-        self._reader = Reader(range, axes)
-        # names are keys of the noise; they depend on all files, not on the limit
-        self.sources = find_sources(images, "images", lambda path, key: len(self._reader.stack(path, key)))
-        self.names, self.available = [source.name for source in self.sources][:limit], len(self.sources)
-        self.operators.physics(
-            None if tile else self._first_frame()
-        )  # what is wrong with it is known before the first step
-
-    def __len__(self) -> int:
-        return len(self.names)
+        self.find(images, "images", lambda path, key: len(self._reader.stack(path, key)))
+        # what is wrong with the operator is known before the first step
+        self.operators.physics(None if tile else self._first_frame())
 
     def __getitem__(self, index: int) -> Measurement:
-        source = self.sources[: len(self)][operator.index(index)]
+        source = self.source(index)
         truth, frame = self._picture(index % len(self))
-        physics = self.operators.physics(frame)
-        if isinstance(physics, PerPicture):
-            physics = physics.for_picture([source.name, source.stem], frame)
+        physics = self.physics_of(source, frame)
         y = measure(physics, truth, self.seed + measurement_key(source.name))
         if isinstance(physics, Scan):
             truth = physics.as_seen(truth)
-        original = None
-        if frame is not None and not frame.is_trivial:
-            original = FilePicture(self._reader, source.path, source.key, source.page, frame)
-        series = "sequence" if self.sequence else None
-        return Measurement(source.name, y, physics, truth, series, None, tuple(truth.shape[1:]), original)
+        image_shape, original = tuple(truth.shape[1:]), self.original(source, frame)
+        return Measurement(source.name, y, physics, truth, self.series, None, image_shape, original)
 
     def _first_frame(self) -> Frame | None:
         """Where the first picture lies in its image; None if it can't be read, which is reported when it is its turn."""

@@ -10,15 +10,15 @@ from deepinv.physics import Decolorize, Demosaicing, Downsampling, Physics
 
 from rlsd_lightning.errors import InputError, require_one_of
 from rlsd_lightning.operators import colorization, compose, demosaicing, super_resolution
-from rlsd_lightning.operators.compose import make_physics, multiple_of, takes_frame, untried
-from rlsd_lightning.reading import FITS, Frame
+from rlsd_lightning.operators.compose import build_physics, make_physics, multiple_of, takes_frame
+from rlsd_lightning.reading.frames import FITS, Frame
 
 __all__ = ["AnySize", "ImageSizes", "OneSize"]
 
 OF_SOME_SIZES = (super_resolution, demosaicing, colorization, compose, Downsampling, Demosaicing, Decolorize)
-"""Operators whose kind tells which sizes they take, or that measured pictures may be reduced."""
+"""Operators that are made once on trial: they tell which sizes they take, and whether measured pictures may be reduced."""
 KEPT = 16
-"""Operators of other sizes that are kept for the next picture of their size."""
+"""Sizes of images whose operators stay in memory."""
 
 
 class ImageSizes(NamedTuple):
@@ -113,7 +113,7 @@ class AnySize:
         factor = factory.keywords.get("factor") if isinstance(factory, partial) else None
         side = 4 * factor if isinstance(factor, int) else sizes.trained or min(sizes.image_shape[-2:])
         try:
-            return untried(factory, (*sizes.image_shape[:-2], side, side))
+            return build_physics(factory, (*sizes.image_shape[:-2], side, side))
         except InputError:  # it is raised again for the size of a picture
             return Physics()
 

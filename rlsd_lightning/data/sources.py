@@ -5,9 +5,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
-from rlsd_lightning.errors import InputError, printable, require_path
-from rlsd_lightning.reading import find_images, split_key
-from rlsd_lightning.reading.paths import name_of
+from rlsd_lightning.errors import InputError, printable
+from rlsd_lightning.reading.paths import find_images, name_of, split_key
 
 __all__ = ["Source", "find_sources"]
 
@@ -44,7 +43,6 @@ def find_sources(where: str | Path, what: str, count: Callable[[Path, str | None
     Raises:
         InputError: If nothing is found, or the only file can't be read.
     """
-    require_path(**{what: where})
     file, key = split_key(where)
     files = find_images(where if key is None else file, what)
     sources: list[Source] = []

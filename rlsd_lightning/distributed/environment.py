@@ -1,4 +1,4 @@
-"""Who started this process: a scheduler, a launcher, or a user alone."""
+"""The cluster environment of this process: a scheduler's, a launcher's, or none."""
 
 import logging
 import os

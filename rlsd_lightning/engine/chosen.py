@@ -1,4 +1,4 @@
-"""What a run has chosen by its device and memory: kept in its folder, so that a resumed run computes the same."""
+"""Automatic choices of a run (precision, batch size, ...): kept in its folder, so that a resumed run computes the same."""
 
 import json
 from pathlib import Path

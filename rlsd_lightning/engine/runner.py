@@ -95,8 +95,8 @@ class _Run:
     ) -> None:
         self.data, self.make_module, self.make_trainer, self.folder = data, make_module, make_trainer, folder
         self.processes = processes
-        self.batches, self.particles_at_once, self.forced = 1, 1, {}
-        """Batches left; particles that networks saw at a time in the last fit; settings that a full memory has forced."""
+        self.batches, self.particles_at_once = 1, 1  # batches left; the last fit's particle_chunk
+        self.forced = {}  # settings of the method after a full memory
         self.particle_steps = 0
         """Steps of this process, each times its particles; in the end those of all processes."""
         self.start = time.perf_counter()
@@ -180,7 +180,7 @@ class _Run:
                 self.solve(part, own, self.folder / own / "checkpoints" / LAST)
             return
         try:
-            self._together(partial(self._solve, measurements, label, checkpoint), self.folder)
+            self._together(partial(self._fit_batch, measurements, label, checkpoint), self.folder)
             return
         except FailedError as error:
             failure = error
@@ -208,7 +208,8 @@ class _Run:
         if self.processes.shard.position == 0:
             keep_chosen(self.folder, "particle_chunk", chunk)
 
-    def _solve(self, measurements: list[Measurement], label: str, checkpoint: Path) -> None:
+    def _fit_batch(self, measurements: list[Measurement], label: str, checkpoint: Path) -> None:
+        """Fit the measurements that the checkpoint holds from there, and the others from the start."""
         alone = [m.name for m in measurements] == [label]
         known = {label} if alone else set()  # a lone one's must be its own
         if not alone:
@@ -217,7 +218,7 @@ class _Run:
         self._fit_finite([m for m in measurements if m.name not in known], label, None)
 
     def _fit_finite(self, measurements: list[Measurement], label: str, checkpoint: Path | None) -> None:
-        """Fit measurements together, again without those that diverge."""
+        """Fit measurements together; without those that diverge, the others are fitted again from their checkpoint."""
         (self.folder / label).mkdir(exist_ok=True)
         while measurements:
             ends = dict.fromkeys(str(self.data.names.index(measurements[i].name) + 1) for i in (0, -1))

@@ -18,11 +18,11 @@ from torch import Tensor
 from rlsd_lightning.evaluation.scores import Solved
 from rlsd_lightning.functional.losses import at_least_float32
 from rlsd_lightning.methods.base import ParticleModule
-from rlsd_lightning.operators.likelihood import MASKED, measured, noise_std
+from rlsd_lightning.operators.likelihood import measured, noise_std, observed_values
 from rlsd_lightning.operators.noise import PoissonNoise
 from rlsd_lightning.priors.measured.prediction import not_finite
 
-__all__ = ["cause_warnings", "noise_estimate", "non_finite_cause", "quantization_step", "seen_values"]
+__all__ = ["cause_warnings", "noise_estimate", "non_finite_cause", "quantization_step"]
 
 MIXING = (CompressedSensing, SinglePixelCamera, StructuredRandom)
 """Operators whose measured values have no neighbours; their residual is looked at in the image."""
@@ -49,7 +49,7 @@ def cause_warnings(module: ParticleModule, solved: Solved) -> list[str]:
     if isinstance(physics.noise_model, PoissonNoise) or y.is_complex() or y.numel() < FEWEST_VALUES:
         return []
     declared = noise_std(physics.noise_model, y)
-    step = quantization_step(y[seen_values(physics, y)]) if isinstance(physics, LinearPhysics) else None
+    step = quantization_step(y[observed_values(physics, y)]) if isinstance(physics, LinearPhysics) else None
     rounding = (step or 0.0) / math.sqrt(12)
     if rounding > LARGEST_ROUNDING * declared:
         rounded = f"the measurement is quantised in steps of {step:.2g}, with a rounding error of {rounding:.2g}"
@@ -58,7 +58,7 @@ def cause_warnings(module: ParticleModule, solved: Solved) -> list[str]:
     if declared and residual < TOO_LARGE * declared:
         return [f"the noise looks like {residual:.2g} at most, not {declared:.2g}: set physics.sigma={residual:.2g}"]
     decoder_part = math.sqrt(max(residual**2 - level**2, 0.0))
-    most = y[seen_values(physics, y)].std().item()  # larger residuals are those of poor images
+    most = y[observed_values(physics, y)].std().item()  # larger residuals are those of poor images
     is_white = abs(correlation) < (WHITE / 3 if isinstance(physics, MIXING) else WHITE)
     if is_white and max(TOO_SMALL * declared, decoder_part) < level < most:
         return [f"the noise looks like {level:.2g}, not {declared:.2g}: set physics.sigma={level:.2g}"]
@@ -74,7 +74,7 @@ def noise_estimate(physics: Physics, y: Tensor, decoded: Tensor, decoder_std: fl
         decoded: Decoded latents in [-1, 1], with shape (N, C, H, W).
         decoder_std: Standard deviation of the decoder's error.
     """
-    decoded, seen = at_least_float32(decoded), seen_values(physics, y)
+    decoded, seen = at_least_float32(decoded), observed_values(physics, y)
     at_decoded = measured(physics, decoded)
     signs = torch.randn(decoded.shape, generator=torch.Generator().manual_seed(0)).sign().to(decoded)
     shifted = measured(physics, decoded + decoder_std * signs) - at_decoded
@@ -86,10 +86,10 @@ def noise_estimate(physics: Physics, y: Tensor, decoded: Tensor, decoder_std: fl
     if isinstance(physics, MIXING) and isinstance(physics, LinearPhysics):
         mean = physics.A_adjoint(mean)
         seen = torch.ones_like(mean, dtype=torch.bool)
-    return level, energy.sqrt().item(), _neighbours_alike(mean, seen)
+    return level, energy.sqrt().item(), _neighbour_correlation(mean, seen)
 
 
-def _neighbours_alike(residual: Tensor, seen: Tensor) -> float:
+def _neighbour_correlation(residual: Tensor, seen: Tensor) -> float:
     """Largest correlation of a residual's neighbours along its last two axes; 0 without neighbours."""
     found = [0.0]
     for dim in range(max(1, residual.ndim - 2), residual.ndim):
@@ -100,13 +100,6 @@ def _neighbours_alike(residual: Tensor, seen: Tensor) -> float:
             scale = (first.square().sum() * second.square().sum()).sqrt()
             found.append(((first * second).sum() / scale).item() if scale > 0 else 0.0)
     return max(found, key=abs)
-
-
-def seen_values(physics: Physics, y: Tensor) -> Tensor:
-    """Which values were measured, with the shape of y."""
-    if isinstance(physics, MASKED) and physics.mask is not None:
-        return (physics.mask > 0).expand(y.shape)
-    return torch.ones_like(y, dtype=torch.bool)
 
 
 def quantization_step(values: Tensor) -> float | None:

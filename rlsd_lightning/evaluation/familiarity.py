@@ -1,4 +1,4 @@
-r"""Whether a prior knows a picture: its autoencoder reconstructs what it was trained on, and little else.
+r"""Out-of-distribution check of a picture: a prior's autoencoder reconstructs what it was trained on, and little else.
 
 The figure is the error of :math:`v = D(E(u))`, compared with the same of pictures that the prior knows
 (:class:`~rlsd_lightning.priors.Calibration`): :math:`\mathrm{rms}(v - u)` for a known picture :math:`u`. For measured data
@@ -14,11 +14,10 @@ import torch
 from deepinv.physics import Physics
 from torch import Tensor
 
-from rlsd_lightning.evaluation.causes import seen_values
 from rlsd_lightning.functional.losses import at_least_float32
 from rlsd_lightning.measurement import Measurement
 from rlsd_lightning.operators import NullOperator
-from rlsd_lightning.operators.likelihood import measured, noise_std
+from rlsd_lightning.operators.likelihood import measured, noise_std, observed_values
 from rlsd_lightning.priors import Prior
 from rlsd_lightning.priors.measured import reconstruction_error
 from rlsd_lightning.resources import embedded
@@ -33,7 +32,7 @@ SMALL = 0.05
 
 @torch.no_grad()
 def unknown_picture(prior: Prior, measurement: Measurement, images: Tensor | None = None) -> str | None:
-    """Warning of a picture that a prior does not know, with the remedy; None for others.
+    """Warning of a picture that is out of a prior's distribution, with the remedy; None for others.
 
     Args:
         prior: The prior.
@@ -61,7 +60,7 @@ def _seen_error(physics: Physics, y: Tensor, image: Tensor) -> float | None:
         return None
     image = at_least_float32(image)
     signs = torch.randn(image.shape, generator=torch.Generator().manual_seed(0)).sign().to(image)
-    seen, at_image = seen_values(physics, y), measured(physics, image)
+    seen, at_image = observed_values(physics, y), measured(physics, image)
     gain = ((measured(physics, image + SMALL * signs) - at_image)[seen] / SMALL).square().mean()
     excess = (y - at_image)[seen].square().mean() - noise_std(physics.noise_model, y) ** 2
     return (excess.clamp_min(0) / gain).sqrt().item() if gain > 0 else None

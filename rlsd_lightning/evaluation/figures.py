@@ -159,7 +159,7 @@ def attribute_figures(images: Tensor, truth: Tensor | None, judge: Judge) -> dic
     return figures
 
 
-def _unit(images: Tensor) -> Tensor:
+def _in_unit_range(images: Tensor) -> Tensor:
     """Images in [0, 1]."""
     return images.clamp(-1, 1) / 2 + 0.5
 
@@ -174,7 +174,7 @@ def paper_image_figures(saved: SavedMeasurement, networks: Networks) -> dict[str
     Returns:
         ``paper_psnr_max``, ``paper_lpips_min`` (None without weights) and ``paper_diversity_<network>``.
     """
-    unit, truth = _unit(saved.images), _unit(saved.truth)
+    unit, truth = _in_unit_range(saved.images), _in_unit_range(saved.truth)
     lpips = None if networks.lpips is None else _lpips_each(networks.lpips, unit, truth).min().item()
     return {
         "particles": len(unit),
@@ -190,7 +190,9 @@ def paper_set_figures(saved: list[SavedMeasurement], reference: Tensor, networks
     if networks.lpips is None:
         chosen, end = [one.images[0] for one in saved], "one_particle"
     else:
-        best = [_lpips_each(networks.lpips, _unit(one.images), _unit(one.truth)).argmin() for one in saved]
+        best = [
+            _lpips_each(networks.lpips, _in_unit_range(one.images), _in_unit_range(one.truth)).argmin() for one in saved
+        ]
         chosen, end = [one.images[index] for one, index in zip(saved, best, strict=True)], "best_lpips"
     known = min(len(chosen), len(reference)) > 1
     value = frechet_distance(networks.sets, reference, torch.stack(chosen)) if known else None

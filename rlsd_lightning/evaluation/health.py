@@ -33,7 +33,7 @@ MAX_SHARPNESS_TO_DECODED = 1.5
 MIN_SHARPNESS_TO_TRUTH = 0.5
 """Reconstructions with less than half of the truth's gradient energy look blurred."""
 LATENT_NORM = (0.8, 1.25)
-"""Beyond the range of pictures that the prior knows by this factor, latents are none of its own."""
+"""Range of ``latent_norm`` for latents of the prior's distribution."""
 MAX_REPULSION = 1.0
 """Above it the particles follow each other more than the data or the prior."""
 MAX_COUPLING = 2.0
@@ -116,21 +116,23 @@ def health_metrics(
         null_space_energy=energy,
         null_space_spread=spread,
         residual_sigmas=data_fit(physics, images, measurement.y)["residual_sigmas"] if gaussian else None,
-        sharpness_to_decoded=_beyond_autoencoder(module.prior, images, decoded),
+        sharpness_to_decoded=_sharpness_to_decoded(module.prior, images, decoded),
         sharpness_to_truth=None if truth is None else _sharpness(images, truth.to(images)),
-        latent_norm=None if module.prior.latent_shape == module.prior.image_shape else _against_own(module.prior, z),
+        latent_norm=None
+        if module.prior.latent_shape == module.prior.image_shape
+        else _latent_norm_ratio(module.prior, z),
         repulsion_ratio=repulsion_ratio,
         coupling=(images - decoded).square().mean().sqrt().item() / module.decoder_std if module.decoder_std else None,
     )
 
 
-def _against_own(prior: Prior, z: Tensor) -> float:
+def _latent_norm_ratio(prior: Prior, z: Tensor) -> float:
     """Ratio of the latents' root mean square to the nearest of pictures that the prior knows; 1 within their range."""
     norm, (low, high) = z.float().square().flatten(1).mean(dim=1).sqrt().mean().item(), prior.calibration.latent_rms
     return norm / min(max(norm, low), high)
 
 
-def _beyond_autoencoder(prior: Prior, images: Tensor, decoded: Tensor) -> float | None:
+def _sharpness_to_decoded(prior: Prior, images: Tensor, decoded: Tensor) -> float | None:
     """Ratio of gradient energies; an autoencoder may lose fine detail of a picture that it knows."""
     ratio, first = _sharpness(images, decoded), images[:1]
     error, reconstructed = reconstruction_error(prior, first.to(prior.alphas))
@@ -170,7 +172,7 @@ def health_warnings(
 
 def problems(metrics: HealthMetrics, prior_diversity: float | None = None) -> list[Problem]:
     """All problems with all their remedies; arguments as in :func:`health_warnings`."""
-    return [*_collapse(metrics, prior_diversity), *_misfit(metrics), *_repulsion(metrics)]
+    return [*_collapse(metrics, prior_diversity), *_poor_fit(metrics), *_repulsion(metrics)]
 
 
 def has_collapsed(metrics: HealthMetrics, prior_diversity: float | None = None) -> bool:
@@ -190,7 +192,7 @@ def _collapse(metrics: HealthMetrics, prior_diversity: float | None) -> list[Pro
     return [(problem, {"gamma": "raise gamma", "features": "compare other features (features=pixels)"})]
 
 
-def _misfit(metrics: HealthMetrics) -> list[Problem]:
+def _poor_fit(metrics: HealthMetrics) -> list[Problem]:
     """Images that do not fit the measurement, the latents or the truth, and latents that do not fit the prior."""
     found: list[Problem] = []
     steps = {"num_steps": "take more num_steps"}

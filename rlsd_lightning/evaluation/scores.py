@@ -89,7 +89,7 @@ def score(solved: Solved, features: Tensor, lpips: nn.Module | None) -> dict[str
     scores |= data_fit(physics, images, y)
     if solved.measurement.truth is not None:
         truth = solved.measurement.truth.to(images)
-        scores |= _against(truth, aligned(images, truth, physics), lpips)
+        scores |= _comparisons(truth, aligned(images, truth, physics), lpips)
         without_prior = pseudo_inverse(physics, y)
         if without_prior is not None:
             scores["psnr_pseudo_inverse"] = psnr(without_prior, truth).item()
@@ -104,8 +104,8 @@ def proper_scores(images: Tensor, truth: Tensor, region: Tensor | None = None) -
     return {"crps": crps(images, truth).mean(), "energy_score": energy_score(images, truth) / per_value}
 
 
-def _against(truth: Tensor, images: Tensor, lpips: nn.Module | None) -> dict[str, float]:
-    """Figures of aligned particles that compare them with the truth."""
+def _comparisons(truth: Tensor, images: Tensor, lpips: nn.Module | None) -> dict[str, float]:
+    """Figures that compare aligned particles with the truth."""
     each = psnr(images, truth)
     figures = {"psnr_mean": each.mean(), "psnr_best": each.max()}
     figures["psnr_of_mean"] = psnr(images.mean(dim=0, keepdim=True), truth)

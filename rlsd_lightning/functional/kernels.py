@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn.functional import adaptive_avg_pool2d
 
 __all__ = [
+    "coarse_pixels",
     "log_density",
     "log_density_gradient",
     "mean_square_difference",
@@ -20,7 +21,6 @@ __all__ = [
     "sets_at_a_time",
     "sets_in",
     "squared_distances",
-    "thumbnails",
 ]
 
 MOST_DIFFERENCES = 2**24
@@ -139,7 +139,7 @@ def official_repulsion(features: Tensor) -> Tensor:
     return (share[..., None] * 2 * difference / h[..., None]).sum(dim=1)
 
 
-def thumbnails(images: Tensor, side: int = 32) -> Tensor:
+def coarse_pixels(images: Tensor, side: int = 32) -> Tensor:
     r"""Images with shape :math:`(N, C, H, W)` averaged down to ``side`` pixels a side, flattened; others only flattened."""
     if images.ndim == 4:
         images = adaptive_avg_pool2d(images, [min(length, side) for length in images.shape[-2:]])

@@ -38,7 +38,10 @@ def _per_particle_mean(value: Tensor) -> Tensor:
 
 
 def gradients_of_mean(loss: Tensor, inputs: Sequence[Tensor], count: int) -> list[Tensor]:
-    """Gradients of a mean over ``count`` elements, at a power-of-two scale so that half precision does not underflow."""
+    """Gradients of a loss that is a mean over ``count`` elements, each with the shape of its input.
+
+    The backward pass is scaled by a power of two, so that half precision does not underflow.
+    """
     scale = 2.0 ** math.floor(math.log2(count))  # a power of two rounds nothing
     with full_precision(loss.device):  # what ran in full precision goes back in it
         return [gradient / scale for gradient in torch.autograd.grad(scale * loss, inputs)]

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.optim import SGD
 from torch.utils.checkpoint import checkpoint
 
-from rlsd_lightning.checks import check_particles, check_trainer, listed, measured_settings
+from rlsd_lightning.checks import calibrated_settings, check_particles, check_trainer, check_types, listed
 from rlsd_lightning.distributed.shard import Shard
 from rlsd_lightning.distributed.strategy import ParticleStrategy
 from rlsd_lightning.features import Features
@@ -72,7 +72,8 @@ class ParticleModule(L.LightningModule):
     ) -> None:
         super().__init__()
         self.save_hyperparameters(ignore=["prior", "measurements", "features"])  # of all classes of the chain
-        self.save_hyperparameters(measured_settings(self.hparams, prior))
+        check_types(type(self), {"prior": prior, "features": features, **self.hparams})
+        self.save_hyperparameters(calibrated_settings(self.hparams, prior))
         self.measurements = listed(measurements)
         check_particles(self.hparams, self.measurements, prior)
         self._frozen = {"prior": prior, "features": features}  # a plain dict hides modules from state_dict()

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from rlsd_lightning.errors import require_at_least_zero
 from rlsd_lightning.features import Features
-from rlsd_lightning.functional.kernels import mean_square_difference, thumbnails
+from rlsd_lightning.functional.kernels import coarse_pixels, mean_square_difference
 from rlsd_lightning.functional.losses import at_least_float32, square_norms
 from rlsd_lightning.measurement import Measurement
 from rlsd_lightning.methods.distillation import ScoreDistillation
@@ -111,6 +111,6 @@ class Distilled(ScoreDistillation):
         if not reach or not self.repulsion.relative:
             return 1.0
         # every process sums over all particles: sums over some would be rounded differently
-        seen = self.gather(at_least_float32(thumbnails(decoded.detach())))
+        seen = self.gather(at_least_float32(coarse_pixels(decoded.detach())))
         squares = torch.cat([mean_square_difference(particles) for _, particles in self.each(seen)])
         return (squares[self.rows] / reach**2).clamp(max=1)

@@ -45,10 +45,9 @@ class TwistedFilter(ParticleModule):
         latent_std: Standard deviation :math:`\sqrt{v}` of the prior's clean latents; None: the prior's.
         image_std: Standard deviation of its images about their mean, over all pixels; that of the latents where they are
             the images.
-        resample_below: Particles are drawn anew where the effective share of the particles is below this; 0: only at
-            the end.
-        evidence_values: Tempers the likelihood to an effective number of measured values, as a few particles can't represent
-            thousands; fewer values count in full.
+        resample_below: Effective sample size over N below which particles are resampled, in [0, 1]; 0: only at the end.
+        evidence_values: Number of measured values to which the likelihood is tempered, above 0: a few particles can't
+            represent the evidence of thousands. A measurement of fewer values is not tempered.
         common: See :class:`~rlsd_lightning.methods.base.ParticleModule`, also for the positional arguments. With
             ``decoder_std=0`` the results are draws with all their noise, and ``min_mu`` is in effect the least noise.
 
@@ -95,7 +94,7 @@ class TwistedFilter(ParticleModule):
         clean, _ = self.denoise(z_t, t)
         shift, log_twist = self._guide(clean, self._spreads(t)[1], self._measured())
         self.log_weights[self.rows] += log_twist
-        shares = self._select(step, last, z_t, clean, shift, log_twist)
+        shares = self._resample(step, last, z_t, clean, shift, log_twist)
         if last:
             clean, shift = self._last_draw(clean, shift, step, t)
         else:
@@ -105,7 +104,7 @@ class TwistedFilter(ParticleModule):
         return clean + shift
 
     def _spreads(self, t: int) -> tuple[Tensor, Tensor]:
-        """What noise leaves open: the variance of a clean latent and of its decoded image."""
+        """Variances of a clean latent and of its decoded image, given the noisy latent."""
         alpha, sigma = self.prior.alpha(t), self.prior.sigma(t)
         variance = self.hparams.latent_std**2
         share = sigma**2 / (alpha**2 * variance + sigma**2)
@@ -117,7 +116,7 @@ class TwistedFilter(ParticleModule):
 
     @torch.no_grad()
     def _guide(self, clean: Tensor, image_var: Tensor, ys: list[Tensor]) -> tuple[Tensor, Tensor]:
-        r"""The shift :math:`\delta` towards the measurement, and :math:`\log g_t`, times the share that counts."""
+        r"""The shift :math:`\delta` towards the measurement, and the tempered :math:`\log g_t`."""
         decoded = self.decode(clean)
         toward, log_twist = self._proximal(decoded, image_var, ys)
         self.keep_images(decoded + toward.to(decoded), decoded)
@@ -129,7 +128,7 @@ class TwistedFilter(ParticleModule):
             return moved - still, log_twist
 
     def _proximal(self, decoded: Tensor, image_var: Tensor, ys: list[Tensor]) -> tuple[Tensor, Tensor]:
-        r""":math:`x^* - D(\hat z)`, and :math:`-J(x^*)` times the share that counts, of this process's particles."""
+        r""":math:`x^* - D(\hat z)`, and the tempered :math:`-J(x^*)`, of this process's particles."""
         toward, log_twists = [], []
         if not len(decoded):
             return decoded, self.log_weights[:0]
@@ -140,14 +139,15 @@ class TwistedFilter(ParticleModule):
             envelope = error + mu * square_misfit(x, images)
             log_twist = -0.5 * x[0].numel() / (mu * image_var) * envelope
             toward.append(x - images)
-            log_twists.append(self._counted(measurement) * log_twist)
+            log_twists.append(self._tempering(measurement) * log_twist)
         return torch.cat(toward), torch.cat(log_twists)
 
-    def _counted(self, measurement: Measurement) -> float:
+    def _tempering(self, measurement: Measurement) -> float:
+        """The exponent of the likelihood, in (0, 1]."""
         return min(1.0, self.hparams.evidence_values / measurement.y[0].numel())
 
-    def _select(self, step: int, last: bool, *values: Tensor) -> Tensor:
-        """Draw particles anew in place where their weights are too unequal and return the shares that were effective."""
+    def _resample(self, step: int, last: bool, *values: Tensor) -> Tensor:
+        """Resample the particles and these values in place; returns each measurement's effective sample size over N, as it was before."""
         weights = self.gather(self.log_weights[self.rows])
         shares = torch.stack([effective_share(each) for _, each in self.each(weights)])
         if self.num_particles == 1 or not (last or (shares < self.hparams.resample_below).any()):
@@ -178,7 +178,7 @@ class TwistedFilter(ParticleModule):
         self.z_t[self.rows] = from_noisy * z_t + from_clean * clean + guided + noise
         unguided = (noise.square() - (noise + guided).square()).flatten(1).sum(dim=1) / (2 * variance)
         for measurement, weights, twist, ratio in self.each_here(self.log_weights[self.rows], log_twist, unguided):
-            weights += self._counted(measurement) * ratio - twist
+            weights += self._tempering(measurement) * ratio - twist
 
     def _last_draw(self, clean: Tensor, shift: Tensor, step: int, t: int) -> tuple[Tensor, Tensor]:
         r"""A draw of :math:`z_0` given :math:`z_t` and y where the latents decode exactly, else its mean.

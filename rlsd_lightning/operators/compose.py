@@ -18,10 +18,12 @@ from rlsd_lightning.operators.medical import Scan
 from rlsd_lightning.operators.noise import check_noise, make_noise
 from rlsd_lightning.operators.pixels import PerPicture
 from rlsd_lightning.operators.proximal import has_own_step, proximal_step
-from rlsd_lightning.reading import Frame
+from rlsd_lightning.reading.frames import Frame
+from rlsd_lightning.signatures import typed
 
 __all__ = [
     "as_physics",
+    "build_physics",
     "compose",
     "custom",
     "make_physics",
@@ -29,7 +31,6 @@ __all__ = [
     "operator_output",
     "probe_operator",
     "takes_frame",
-    "untried",
 ]
 
 INSTEAD = {
@@ -54,6 +55,7 @@ _PASSED: WeakKeyDictionary[Physics, tuple[int, ...]] = WeakKeyDictionary()
 """Operators that were tried, and the shape of the images: an operator may serve thousands of measurements."""
 
 
+@typed
 def make_physics(factory: Callable[..., Physics], image_shape: tuple[int, ...], frame: Frame | None = None) -> Physics:
     """Makes an operator for images of one shape, and tries it on one.
 
@@ -69,7 +71,7 @@ def make_physics(factory: Callable[..., Physics], image_shape: tuple[int, ...], 
         InputError: If the arguments do not fit the factory, the result is no operator, or :func:`probe_operator` finds
             that it can't be used.
     """
-    physics = untried(factory, image_shape, frame)
+    physics = build_physics(factory, image_shape, frame)
     if not isinstance(physics, PerPicture):  # each picture's own is tried later
         probe_operator(physics, image_shape)
     return physics
@@ -89,8 +91,8 @@ def multiple_of(physics: Physics) -> int:
     return 2 if isinstance(physics, Demosaicing) else 1
 
 
-def untried(factory: Callable[..., Physics], image_shape: tuple[int, ...], frame: Frame | None = None) -> Physics:
-    """The operator of :func:`make_physics`, without its trial."""
+def build_physics(factory: Callable[..., Physics], image_shape: tuple[int, ...], frame: Frame | None = None) -> Physics:
+    """The operator of :func:`make_physics`, not yet tried."""
     if isinstance(factory, Physics):
         return factory
     target = factory.func if isinstance(factory, partial) else factory
@@ -172,6 +174,7 @@ def operator_output(physics: Physics, image_shape: tuple[int, ...], like: Tensor
     return y
 
 
+@typed
 def probe_operator(physics: Physics, image_shape: tuple[int, ...], like: Tensor | None = None) -> None:
     """Tries an operator once on an image: its output, its noise, and a proximal step of two particles.
 
@@ -232,14 +235,16 @@ def _check_adjoint(physics: LinearPhysics, image_shape: tuple[int, ...], y: Tens
         )
 
 
+@typed
 def as_physics(operator: Physics | Callable[[Tensor], Tensor]) -> Physics:
     """Noiseless operator from a plain function of images; operators are returned unchanged."""
     return operator if isinstance(operator, Physics) else Physics(A=lambda x, **kwargs: operator(x))
 
 
+@typed
 def custom(
     image_shape: tuple[int, ...],
-    function: str,
+    function: str | Callable[[Tensor], Tensor],
     linear: bool = False,
     sigma: float = 0.001,
     noise: str = "gaussian",
@@ -247,7 +252,7 @@ def custom(
     """Operator from a function.
 
     Args:
-        function: Dotted path of the function, such as ``my_module.my_function``; called with images in [-1, 1] of shape
+        function: The function, or its dotted path such as ``my_module.my_function``; called with images in [-1, 1] of shape
             :math:`(N, C, H, W)`, it returns their measurements, differentiably.
         linear: Whether it is linear; the proximal step uses conjugate gradients for linear operators and Adam for others.
 
@@ -255,7 +260,7 @@ def custom(
         InputError: If the function can't be imported.
     """
     try:
-        called = pkgutil.resolve_name(function)
+        called = pkgutil.resolve_name(function) if isinstance(function, str) else function
     except (ImportError, AttributeError, ValueError) as error:
         raise InputError(
             f"function must be the dotted path of a function, such as my_module.my_function, got '{function}' "
@@ -267,6 +272,7 @@ def custom(
     return Physics(A=lambda x, **kwargs: called(x), noise_model=noise_model)
 
 
+@typed
 def compose(
     image_shape: tuple[int, ...],
     operators: Sequence[Physics | Callable[..., Physics]],
@@ -285,7 +291,7 @@ def compose(
         raise InputError("operators must list at least one operator, got none")
     shape, composed = tuple(image_shape), None
     for factory in operators:
-        physics = untried(factory, shape)
+        physics = build_physics(factory, shape)
         shape = tuple(operator_output(physics, shape).shape[1:])
         composed = physics if composed is None else physics * composed
     composed.noise_model = make_noise(noise, sigma)

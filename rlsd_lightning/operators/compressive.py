@@ -9,6 +9,7 @@ from torch import Tensor
 
 from rlsd_lightning.errors import InputError, require_part
 from rlsd_lightning.operators.noise import make_noise
+from rlsd_lightning.signatures import typed
 
 __all__ = ["MaskedSinglePixelCamera", "compressed_sensing", "single_pixel"]
 
@@ -20,8 +21,9 @@ class MaskedSinglePixelCamera(SinglePixelCamera):
         return super().noise(x, **kwargs) * self.mask
 
 
+@typed
 def compressed_sensing(
-    image_shape: tuple[int, ...],
+    image_shape: tuple[int, int, int],
     ratio: float = 0.25,
     operator_seed: int = 0,
     sigma: float = 0.001,
@@ -51,8 +53,9 @@ def compressed_sensing(
     )
 
 
+@typed
 def single_pixel(
-    image_shape: tuple[int, ...], ratio: float = 0.25, sigma: float = 0.001, noise: str = "gaussian"
+    image_shape: tuple[int, int, int], ratio: float = 0.25, sigma: float = 0.001, noise: str = "gaussian"
 ) -> MaskedSinglePixelCamera:
     """Single-pixel camera with Hadamard patterns, ordered by their number of sign changes.
 

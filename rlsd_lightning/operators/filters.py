@@ -18,8 +18,10 @@ from rlsd_lightning.errors import (
     require_positive,
 )
 from rlsd_lightning.operators.noise import make_noise
-from rlsd_lightning.reading import is_array, load_array, open_upright, read_picture, split_key
-from rlsd_lightning.reading.pictures import alpha_of
+from rlsd_lightning.reading.arrays import load_array
+from rlsd_lightning.reading.paths import is_array, split_key
+from rlsd_lightning.reading.pictures import alpha_of, open_upright, read_picture
+from rlsd_lightning.signatures import typed
 
 __all__ = ["blur", "draw_motion_kernel", "gaussian_blur", "load_kernel", "motion_blur", "super_resolution"]
 
@@ -28,8 +30,9 @@ LARGEST_MOTION = 61
 """Largest default size of a motion kernel in pixels, the usual one at 256x256 and 512x512."""
 
 
+@typed
 def super_resolution(
-    image_shape: tuple[int, ...],
+    image_shape: tuple[int, int, int],
     factor: int | None = None,
     filter: str = "bicubic",
     sigma: float = 0.001,
@@ -60,7 +63,10 @@ def super_resolution(
     )
 
 
-def blur(image_shape: tuple[int, ...], kernel: str, sigma: float = 0.001, noise: str = "gaussian") -> BlurFFT:
+@typed
+def blur(
+    image_shape: tuple[int, int, int], kernel: str | Path, sigma: float = 0.001, noise: str = "gaussian"
+) -> BlurFFT:
     """Convolution with a kernel from a file; see :func:`load_kernel`.
 
     Raises:
@@ -69,8 +75,9 @@ def blur(image_shape: tuple[int, ...], kernel: str, sigma: float = 0.001, noise:
     return _blur(image_shape, load_kernel(kernel), f"'{kernel}'", sigma, noise)
 
 
+@typed
 def gaussian_blur(
-    image_shape: tuple[int, ...], std: float | None = None, sigma: float = 0.001, noise: str = "gaussian"
+    image_shape: tuple[int, int, int], std: float | None = None, sigma: float = 0.001, noise: str = "gaussian"
 ) -> BlurFFT:
     """Convolution with a Gaussian.
 
@@ -85,9 +92,10 @@ def gaussian_blur(
     return _blur(image_shape, gaussian_kernel(sigma=float(std)), f"std={std:g}", sigma, noise)
 
 
+@typed
 def motion_blur(
-    image_shape: tuple[int, ...],
-    kernel: str | None = None,
+    image_shape: tuple[int, int, int],
+    kernel: str | Path | None = None,
     size: int | None = None,
     kernel_seed: int = 0,
     sigma: float = 0.001,
@@ -116,6 +124,7 @@ def draw_motion_kernel(size: int, seed: int) -> Tensor:
     return MotionBlurGenerator((size, size), rng=torch.Generator().manual_seed(seed)).step()["filter"]
 
 
+@typed
 def load_kernel(path: str | Path) -> Tensor:
     """Blur kernel from an array or a grey picture, with sum one and shape :math:`(1, 1, h, w)`.
 

@@ -9,6 +9,7 @@ Everything is in units of a squared error: the misfit of a particle is
 import math
 from typing import Protocol, runtime_checkable
 
+import torch
 from deepinv.physics import (
     Demosaicing,
     GaussianNoise,
@@ -41,6 +42,7 @@ __all__ = [
     "misfit",
     "noise_std",
     "observed_pixels",
+    "observed_values",
 ]
 
 MASKED = (Inpainting, CoilMRI, MaskedSinglePixelCamera)
@@ -116,6 +118,13 @@ def observed_pixels(physics: Physics, image_shape: tuple[int, ...]) -> Tensor | 
     return (physics.mask[0] > 0).expand(image_shape)
 
 
+def observed_values(physics: Physics, y: Tensor) -> Tensor:
+    """Which values of a measurement were measured: boolean, with the shape of ``y``."""
+    if isinstance(physics, MASKED) and physics.mask is not None:
+        return (physics.mask > 0).expand(y.shape)
+    return torch.ones_like(y, dtype=torch.bool)
+
+
 def data_fit(physics: Physics, images: Tensor, y: Tensor) -> dict[str, float | None]:
     r"""Residuals of the particles in units of the noise's standard deviation.
 
@@ -130,9 +139,8 @@ def data_fit(physics: Physics, images: Tensor, y: Tensor) -> dict[str, float | N
         :math:`s^2` is its mean variance. None where no noise is known.
     """
     at_particles = measured(physics, images).expand(len(images), *y.shape[1:])
-    if isinstance(physics, MASKED) and physics.mask is not None:
-        seen = (physics.mask > 0).expand(y.shape)[0]
-        at_particles, y = at_particles[:, seen], y[:, seen]
+    seen = observed_values(physics, y)[0]
+    at_particles, y = at_particles[:, seen], y[:, seen]
     std = noise_std(physics.noise_model, y) if y.numel() else 0.0
     if not std:
         return {"residual_sigmas": None, "within_3_sigmas": None}

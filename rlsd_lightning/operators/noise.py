@@ -7,7 +7,8 @@ import torch
 from deepinv.physics import GaussianNoise, LaplaceNoise, NoiseModel, ZeroNoise
 from torch import Tensor
 
-from rlsd_lightning.errors import InputError, require, require_at_least_zero, require_one_of
+from rlsd_lightning.errors import InputError, require, require_at_least_zero, require_one_of, require_positive
+from rlsd_lightning.signatures import typed
 
 __all__ = ["NOISES", "PoissonNoise", "check_noise", "make_noise"]
 
@@ -19,8 +20,10 @@ class PoissonNoise(NoiseModel):
     :math:`2 g \, \mathrm{Poisson}(u / g) - 1`: the standard deviation is :math:`s > 0` at white and zero at black.
     """
 
+    @typed
     def __init__(self, sigma: float) -> None:
         super().__init__()
+        require_positive(sigma=sigma)
         self.register_buffer("gain", torch.tensor(float(sigma) ** 2 / 4))
 
     def forward(self, x: Tensor, **kwargs) -> Tensor:
@@ -35,6 +38,7 @@ NOISES = {
 }
 
 
+@typed
 def make_noise(noise: str, sigma: float, of_images: bool = True) -> NoiseModel:
     """A noise model by name.
 

@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from pathlib import Path
 
 import torch
 from deepinv.physics import BlurFFT, Physics
@@ -17,7 +18,8 @@ from rlsd_lightning.errors import (
 )
 from rlsd_lightning.operators.filters import gaussian_blur, motion_blur
 from rlsd_lightning.operators.noise import make_noise
-from rlsd_lightning.reading import load_array
+from rlsd_lightning.reading.arrays import load_array
+from rlsd_lightning.signatures import typed
 
 __all__ = [
     "FourierMagnitude",
@@ -61,8 +63,9 @@ class FourierMagnitude(Physics):
         return torch.where(which, turned, images)
 
 
+@typed
 def phase_retrieval(
-    image_shape: tuple[int, ...], oversampling: float = 2.0, sigma: float = 0.001, noise: str = "gaussian"
+    image_shape: tuple[int, int, int], oversampling: float = 2.0, sigma: float = 0.001, noise: str = "gaussian"
 ) -> FourierMagnitude:
     """The magnitude of the padded image's Fourier transform; see :class:`FourierMagnitude`.
 
@@ -98,7 +101,10 @@ class Saturation(Physics):
         return candidates.gather(0, costs.argmin(dim=0, keepdim=True))[0]
 
 
-def hdr(image_shape: tuple[int, ...], scale: float = 2.0, sigma: float = 0.001, noise: str = "gaussian") -> Saturation:
+@typed
+def hdr(
+    image_shape: tuple[int, int, int], scale: float = 2.0, sigma: float = 0.001, noise: str = "gaussian"
+) -> Saturation:
     """High dynamic range: bright and dark values saturate; see :class:`Saturation`.
 
     Raises:
@@ -136,12 +142,13 @@ class _Network(torch.nn.Module):
         return 2 * self.network((x + 1) / 2, *inputs) - 1
 
 
+@typed
 def nonlinear_blur(
-    image_shape: tuple[int, ...],
-    kernel: str | None = None,
+    image_shape: tuple[int, int, int],
+    kernel: str | Path | None = None,
     exposure: float = 1.5,
-    network: str | None = None,
-    code: str | None = None,
+    network: str | Path | None = None,
+    code: str | Path | None = None,
     sigma: float = 0.001,
     noise: str = "gaussian",
 ) -> Physics:
@@ -174,7 +181,7 @@ def nonlinear_blur(
     return Physics(A=_Camera(light, exposure), noise_model=noise_model)
 
 
-def _load_script(path: str) -> torch.jit.ScriptModule:
+def _load_script(path: str | Path) -> torch.jit.ScriptModule:
     try:
         return torch.jit.load(path, map_location="cpu")
     except (RuntimeError, ValueError, OSError) as error:
@@ -222,8 +229,9 @@ class _Jpeg(torch.nn.Module):
         return _straight_through(x, stored.to(x) / 127.5 - 1)
 
 
+@typed
 def quantization(
-    image_shape: tuple[int, ...], levels: int = 4, sigma: float = 0.0, noise: str = "gaussian"
+    image_shape: tuple[int, int, int], levels: int = 4, sigma: float = 0.0, noise: str = "gaussian"
 ) -> Quantization:
     """Rounding to a few levels; see :class:`Quantization`.
 
@@ -235,7 +243,8 @@ def quantization(
     return Quantization(levels, make_noise(noise, sigma))
 
 
-def jpeg(image_shape: tuple[int, ...], quality: int = 10, sigma: float = 0.0, noise: str = "gaussian") -> Physics:
+@typed
+def jpeg(image_shape: tuple[int, int, int], quality: int = 10, sigma: float = 0.0, noise: str = "gaussian") -> Physics:
     """JPEG compression with a quality from 1 to 100, straight-through gradients, and noise after decompression.
 
     Raises:

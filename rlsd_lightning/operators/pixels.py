@@ -25,8 +25,10 @@ from torch import Tensor
 
 from rlsd_lightning.errors import InputError
 from rlsd_lightning.operators.noise import make_noise
-from rlsd_lightning.reading import Frame, find_images, read_mask, read_whole_mask, split_key
-from rlsd_lightning.reading.paths import name_of
+from rlsd_lightning.reading.frames import Frame
+from rlsd_lightning.reading.masks import read_mask, read_whole_mask
+from rlsd_lightning.reading.paths import find_images, name_of, split_key
+from rlsd_lightning.signatures import typed
 
 __all__ = [
     "MaskedPixels",
@@ -42,8 +44,8 @@ __all__ = [
     "half_mask",
     "inpainting",
     "load_mask",
+    "observed_in_picture",
     "random_mask",
-    "seen_pixels",
 ]
 
 
@@ -86,8 +88,9 @@ def random_mask(height: int, width: int) -> Tensor:
 _NAMED = {"half": half_mask, "box": box_mask, "free": free_form_mask, "random": random_mask}
 
 
+@typed
 def load_mask(mask: str | Path, height: int, width: int) -> Tensor:
-    """Mask ``half``, ``box``, ``free`` or ``random``, or of a file, see :func:`~rlsd_lightning.reading.read_mask`.
+    """Mask ``half``, ``box``, ``free`` or ``random``, or of a file, see :func:`~rlsd_lightning.reading.masks.read_mask`.
 
     Raises:
         InputError: If the file is missing, no mask, or hides everything.
@@ -171,9 +174,10 @@ class MasksOfPictures(Physics):
         return MaskedPixels(self.image_shape, file, self.noise_model, frame).for_picture(names, frame)
 
 
+@typed
 def inpainting(
-    image_shape: tuple[int, ...],
-    mask: str,
+    image_shape: tuple[int, int, int],
+    mask: str | Path,
     sigma: float = 0.001,
     noise: str = "gaussian",
     frame: Frame | None = None,
@@ -182,11 +186,6 @@ def inpainting(
 
     A mask of the picture's own size needs ``frame``, where the picture lies in the image.
     """
-    if not isinstance(mask, str | Path):
-        raise InputError(
-            f"mask must be a name or a file, got {type(mask).__name__}; a tensor is for "
-            "deepinv.physics.Inpainting(image_shape, mask=tensor)"
-        )
     noise_model = make_noise(noise, sigma)
     if str(mask) in _NAMED:
         pixels = load_mask(mask, *image_shape[-2:])
@@ -196,7 +195,7 @@ def inpainting(
     return MaskedPixels(image_shape, mask, noise_model, frame)
 
 
-def seen_pixels(physics: Physics, frame: Frame) -> Image.Image | None:
+def observed_in_picture(physics: Physics, frame: Frame) -> Image.Image | None:
     """Pixels of a picture that an inpainting operator observes.
 
     Args:
@@ -215,17 +214,20 @@ def seen_pixels(physics: Physics, frame: Frame) -> Image.Image | None:
     return frame.to_picture(Image.fromarray(np.where(solved, 255, 0).astype(np.uint8)), Image.Resampling.NEAREST)
 
 
+@typed
 def denoising(image_shape: tuple[int, ...], sigma: float = 0.2, noise: str = "gaussian") -> Denoising:
     """Identity with noise."""
     return Denoising(noise_model=make_noise(noise, sigma))
 
 
-def colorization(image_shape: tuple[int, ...], sigma: float = 0.001, noise: str = "gaussian") -> Decolorize:
+@typed
+def colorization(image_shape: tuple[int, int, int], sigma: float = 0.001, noise: str = "gaussian") -> Decolorize:
     """Mean of the channels (brightness)."""
     return Decolorize(channels=image_shape[0], srf="flat", noise_model=make_noise(noise, sigma))
 
 
-def demosaicing(image_shape: tuple[int, ...], sigma: float = 0.001, noise: str = "gaussian") -> Demosaicing:
+@typed
+def demosaicing(image_shape: tuple[int, int, int], sigma: float = 0.001, noise: str = "gaussian") -> Demosaicing:
     """Bayer filter: one colour at each pixel.
 
     Raises:
@@ -236,6 +238,7 @@ def demosaicing(image_shape: tuple[int, ...], sigma: float = 0.001, noise: str =
     return Demosaicing(image_shape, pattern="bayer", noise_model=make_noise(noise, sigma))
 
 
+@typed
 def first_coordinate(image_shape: tuple[int, ...], sigma: float = 0.1) -> Inpainting:
     """Observes the first coordinate of a point with shape :math:`(d,)`."""
     mask = torch.zeros(image_shape)
@@ -246,6 +249,7 @@ def first_coordinate(image_shape: tuple[int, ...], sigma: float = 0.1) -> Inpain
 class NullOperator(LinearPhysics):
     """The operator that measures nothing: its output is one zero for any image."""
 
+    @typed
     def __init__(self, image_shape: tuple[int, ...]) -> None:
         super().__init__()
         self.image_shape = tuple(image_shape)

@@ -15,7 +15,7 @@ from rlsd_lightning.operators.likelihood import has_square_misfit, misfit, noise
 from rlsd_lightning.operators.medical import RealMRI
 from rlsd_lightning.operators.pixels import NullOperator
 
-__all__ = ["RESULT_STEPS", "ProximalSteps", "has_own_step", "noise_share", "proximal_step", "solves_apart"]
+__all__ = ["RESULT_STEPS", "ProximalSteps", "has_own_step", "is_batch_independent", "noise_share", "proximal_step"]
 
 RESULT_STEPS = 200
 """Inner steps of the final images' proximal step where it has no closed form."""
@@ -42,7 +42,7 @@ def has_own_step(physics: Physics) -> bool:
     return isinstance(physics, HasProx) and has_square_misfit(physics.noise_model)
 
 
-def solves_apart(physics: Physics) -> bool:
+def is_batch_independent(physics: Physics) -> bool:
     """Whether the solution is independent of the batch.
 
     Closed forms and Adam are independent. Conjugate gradients stop for all images of a batch at once.
@@ -120,7 +120,7 @@ class ProximalSteps:
         def kind(pair: tuple[Measurement, Tensor]) -> tuple:
             measurement = pair[0]
             alike = (id(measurement.physics), self.mu(measurement, image_var), measurement.y.shape)
-            return alike if self._together and solves_apart(measurement.physics) else (measurement.name,)
+            return alike if self._together and is_batch_independent(measurement.physics) else (measurement.name,)
 
         solved = []
         for _, group in groupby(pairs, kind):

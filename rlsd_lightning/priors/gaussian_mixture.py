@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from rlsd_lightning.errors import InputError
 from rlsd_lightning.priors.base import Prior
+from rlsd_lightning.signatures import typed
 
 __all__ = ["GaussianMixture", "GaussianMixturePrior"]
 
@@ -29,6 +30,7 @@ class GaussianMixture(nn.Module):
         InputError: If the shapes don't fit together or a weight is not positive.
     """
 
+    @typed
     def __init__(self, weights: Tensor, means: Tensor, covariances: Tensor) -> None:
         super().__init__()
         if means.ndim != 2 or weights.shape != means.shape[:1] or covariances.shape != (*means.shape, means.shape[1]):
@@ -117,6 +119,7 @@ class GaussianMixturePrior(Prior):
         InputError: If the shapes don't fit together.
     """
 
+    @typed
     def __init__(
         self,
         means: Sequence[Sequence[float]] | Tensor,

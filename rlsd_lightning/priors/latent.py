@@ -18,10 +18,10 @@ from rlsd_lightning.priors.loading import (
     add_lora,
     check_channels,
     check_conditions,
+    checked_image_size,
     ddim_levels,
     encoded_latents,
     find_tiny,
-    image_and_unit,
     latent_scale,
     latent_stride,
     load_pipeline,
@@ -30,6 +30,7 @@ from rlsd_lightning.priors.loading import (
 )
 from rlsd_lightning.priors.measured.prediction import try_networks
 from rlsd_lightning.priors.tiles import LEAST_TILE
+from rlsd_lightning.signatures import typed
 
 __all__ = ["PipelinePrior", "text_and_pooled"]
 
@@ -83,27 +84,32 @@ class PipelinePrior(Prior):
     """
 
     pipeline: type[DiffusionPipeline]
+    """Class of the pipeline."""
     parts: tuple[str, ...]
+    """Subfolders that a pipeline's folder must have."""
     left_out: ClassVar[dict[str, Any]] = {}
+    """Arguments of ``from_pretrained`` that leave out parts, such as a safety checker."""
     network_class: type[ModelMixin] = UNet2DConditionModel
+    """Class of the denoiser."""
     packing = 1
     """Side of the squares of latents whose values are the channels of one token of the network."""
 
+    @typed
     def __init__(
         self,
-        pretrained: str | DiffusionPipeline,
+        pretrained: str | Path | DiffusionPipeline,
         prompt: str = "",
         negative_prompt: str = "",
         guidance_scale: float = 1.0,
         image_size: int | Sequence[int] | None = None,
-        lora: str | None = None,
+        lora: str | Path | None = None,
         variant: str | None = None,
         weights: str = "float32",
         tile: int | str | None = "auto",
         decoder_checkpointing: bool = False,
         local_files_only: bool = False,
         allow_pickle: bool = False,
-        tiny_decoder: str | None = "auto",
+        tiny_decoder: str | Path | None = "auto",
     ) -> None:
         loaded = pretrained
         if not isinstance(pretrained, DiffusionPipeline):
@@ -116,7 +122,7 @@ class PipelinePrior(Prior):
         check_channels(network, vae, self.packing**2)
         stride, own_size = latent_stride(vae), self.own_size(loaded)
         unit = stride * self.packing * network.config.get("patch_size", 1)
-        height, width = image_and_unit(image_size, own_size, stride, unit)
+        height, width = checked_image_size(image_size, own_size, stride, unit)
         levels, prediction_type, offset = self.schedule(loaded, (height // unit) * (width // unit))
         latent_shape = (network.config.in_channels // self.packing**2, height // stride, width // stride)
         super().__init__(*levels, latent_shape, (vae.config.in_channels, height, width), prediction_type, offset)
@@ -136,7 +142,7 @@ class PipelinePrior(Prior):
             self.register_buffer(name, value.detach())
         self.denoiser = network
         self.freeze()
-        self.name_left_out(loaded, prompt=prompt, negative_prompt=negative_prompt if guidance_scale != 1 else "")
+        self.warn_of_long_prompts(loaded, prompt=prompt, negative_prompt=negative_prompt if guidance_scale != 1 else "")
         large = sum(parameter.numel() for parameter in network.parameters()) > LARGE
         tried = [min(length, TRIED // 2 if large else TRIED) for length in latent_shape[1:]]
         try_networks(self, (latent_shape[0], *tried))
@@ -153,7 +159,7 @@ class PipelinePrior(Prior):
             else:
                 setattr(self, name, value)
 
-    def name_left_out(self, pipeline: DiffusionPipeline, **prompts: str) -> None:
+    def warn_of_long_prompts(self, pipeline: DiffusionPipeline, **prompts: str) -> None:
         """Warns of prompts that are longer than the text encoder takes, with the words that are left out."""
         for name, prompt in prompts.items():
             left_out = words_left_out(*self.tokenizer_of(pipeline), prompt) if prompt else ""

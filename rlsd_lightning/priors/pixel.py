@@ -11,14 +11,15 @@ from torch import Tensor
 from rlsd_lightning.priors.base import Prior
 from rlsd_lightning.priors.loading import (
     check_conditions,
+    checked_image_size,
     ddim_levels,
-    image_and_unit,
     load_pipeline,
     pair,
     tile_size,
 )
 from rlsd_lightning.priors.measured.prediction import try_networks
 from rlsd_lightning.priors.tiles import LEAST_TILE
+from rlsd_lightning.signatures import typed
 
 __all__ = ["PixelPrior"]
 
@@ -40,9 +41,10 @@ class PixelPrior(Prior):
         | https://arxiv.org/abs/2006.11239
     """
 
+    @typed
     def __init__(
         self,
-        pretrained: str,
+        pretrained: str | Path,
         image_size: int | Sequence[int] | None = None,
         variant: str | None = None,
         weights: str = "float32",
@@ -56,7 +58,7 @@ class PixelPrior(Prior):
         unet = pipeline.unet
         check_conditions(unet, UNet2DModel)
         stride = 2 ** (len(unet.config.block_out_channels) - 1)
-        shape = (unet.config.in_channels, *image_and_unit(image_size, unet.config.sample_size, 1, stride))
+        shape = (unet.config.in_channels, *checked_image_size(image_size, unet.config.sample_size, 1, stride))
         levels, prediction_type, offset = ddim_levels(pipeline.scheduler)
         super().__init__(*levels, shape, shape, prediction_type, offset)
         self.origin = Path(pretrained)

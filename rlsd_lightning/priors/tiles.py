@@ -29,12 +29,11 @@ from torch.utils.checkpoint import checkpoint
 __all__ = ["LEAST_TILE", "in_tiles"]
 
 OVERLAP = 4
-"""A tile's length over the least overlap of two tiles."""
+"""Two tiles overlap by at least their length over this number."""
 MARGIN = 3 / 32
-"""Share of a tile next to an inner border that counts nothing there, as networks do not see beyond: of twice that, most of
-the overlap, a network may see."""
+"""Width of the strip along a tile's inner borders that has weight zero, over the tile's length: a network lacks context there."""
 GRID = 8
-"""A tile's length over the distance of places where tiles start, as strided convolutions see shifted tiles differently."""
+"""Tiles start at multiples of their length over this number, as the outputs of strided convolutions depend on the shift."""
 PASSES = 2
 """Passes that find the mean and variance of the normalisations, each with the cost of the network without a gradient."""
 LEAST_TILE = 16

@@ -12,7 +12,7 @@ from deepinv.physics import Physics
 from PIL import Image
 from torch import Tensor
 
-from rlsd_lightning.checks import require_at_least_one, require_tensor
+from rlsd_lightning.checks import require_at_least_one
 from rlsd_lightning.errors import InputError
 from rlsd_lightning.evaluation.checks import principal_directions
 from rlsd_lightning.evaluation.scores import Solved, aligned, pseudo_inverse
@@ -22,6 +22,7 @@ from rlsd_lightning.measurement import Measurement
 from rlsd_lightning.operators.likelihood import NOT_PICTURES, HasEquivalents, observed_pixels
 from rlsd_lightning.results.grid import write_directions, write_evolution, write_grid
 from rlsd_lightning.results.store import in_short, write_metrics, write_particles
+from rlsd_lightning.signatures import typed
 
 log = logging.getLogger(__name__)
 
@@ -107,6 +108,7 @@ class Result:
         """One sentence for each problem, with remedies; empty for a healthy result."""
         return self.metrics.get("warnings", [])
 
+    @typed
     def save(self, folder: str | Path) -> None:
         """Write the files that the command writes for a measurement, without TensorBoard events and checkpoints.
 
@@ -162,6 +164,7 @@ class Result:
         return "\n".join([*lines, *(f"warning: {sentence}" for sentence in self.warnings)])
 
 
+@typed
 def representatives(particles: Tensor | Result, k: int = 4) -> list[Representative]:
     r"""Particles that stand for all, those of most particles first: k-medoids of squared distances of images.
 
@@ -175,7 +178,6 @@ def representatives(particles: Tensor | Result, k: int = 4) -> list[Representati
     require_at_least_one(k=k)
     if isinstance(particles, Result):
         particles = particles.particles if particles.alike is None else particles.alike
-    require_tensor(particles=particles)
     if not len(particles):
         raise InputError("particles must hold at least one, got none")
     points = particles.detach().cpu().double().flatten(1)

@@ -13,9 +13,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save
 from torch import Tensor
 
-from rlsd_lightning.errors import InputError, first_line, printable, require_path
+from rlsd_lightning.errors import InputError, first_line, printable
 from rlsd_lightning.images import load_image, with_channels
 from rlsd_lightning.measurement import SavedMeasurement
+from rlsd_lightning.signatures import typed
 
 __all__ = [
     "METRICS_FILE",
@@ -101,6 +102,7 @@ def finished(folder: Path) -> list[Path]:
     return own or sorted(path.parent for path in folder.glob(f"*/{METRICS_FILE}"))
 
 
+@typed
 def load_run(folder: str | Path) -> list[SavedMeasurement]:
     """Load the finished measurements of a run, or one measurement.
 
@@ -110,7 +112,6 @@ def load_run(folder: str | Path) -> list[SavedMeasurement]:
     Raises:
         InputError: If nothing is finished, or a file is missing or damaged.
     """
-    require_path(folder=folder)
     folder = Path(folder)
     folders = finished(folder)
     if not folders:

@@ -65,7 +65,7 @@ def server(tmp_path_factory: pytest.TempPathFactory, tiny_prior_folder: Path) ->
         made.page = Page(Solver(["prior=photos", f"prior.pretrained={tiny_prior_folder}", "prior.image_size=32"]), root)
         made.address = made.page.launch("127.0.0.1", free_port())
         yield made
-        made.page.line.close()
+        made.page.queue.close()
         made.page.blocks.close()
 
 

@@ -20,7 +20,7 @@ from support.app import Scripted, choice_of, picture_file, run_of
 
 from rlsd_lightning.app import pictures, view
 from rlsd_lightning.app.examples import EXAMPLES
-from rlsd_lightning.app.runs import Line, State
+from rlsd_lightning.app.runs import Queue, State
 from rlsd_lightning.app.tabs import Tabs
 from rlsd_lightning.cli.subcommands import app
 from rlsd_lightning.errors import InputError
@@ -105,15 +105,15 @@ def test_a_line_says_how_many_runs_are_before(tmp_path: Path):
 def test_a_tab_has_copies_and_leaves_nothing(tmp_path: Path):
     root, cache = tmp_path / "root", tmp_path / "cache"
     solve = Scripted()
-    line = Line(solve)
+    queue = Queue(solve)
     root.mkdir()
     own = picture_file(cache, "of_the_page.png")
-    tabs = Tabs(root, cache, line)
+    tabs = Tabs(root, cache, queue)
     tabs.keep_cached()
     first = tabs["first"]
     uploaded = picture_file(cache, "first.png")
     first.take(uploaded)
-    run = first.ask(line, choice_of(), None)
+    run = first.ask(queue, choice_of(), None)
     assert run.choice.picture.read_bytes() == uploaded.read_bytes()
     time.sleep(0.02)
     second = tabs["second"]
@@ -121,7 +121,7 @@ def test_a_tab_has_copies_and_leaves_nothing(tmp_path: Path):
     other = picture_file(cache, "second.png")
     second.take(other)
     tabs.close("first")
-    line.close()
+    queue.close()
     assert run.state is State.CANCELLED
     assert not first.folder.exists() and not uploaded.exists()
     assert second.folder.exists() and other.exists()
@@ -132,7 +132,7 @@ def test_a_tab_has_copies_and_leaves_nothing(tmp_path: Path):
 @pytest.mark.parametrize("content", [b"", b"no picture", b"\x89PNG\r\n\x1a\n"])
 def test_a_bad_upload_is_named_without_its_folder(tmp_path: Path, content: bytes):
     (tmp_path / "bad.png").write_bytes(content)
-    tab = Tabs(tmp_path, tmp_path / "cache", Line(Scripted()))["a"]
+    tab = Tabs(tmp_path, tmp_path / "cache", Queue(Scripted()))["a"]
     with pytest.raises(InputError, match=r"'bad\.png'") as caught:
         tab.take(tmp_path / "bad.png")
     assert str(tab.folder) not in str(caught.value) and tab.picture is None

@@ -10,7 +10,13 @@ from torch import Tensor
 
 from rlsd_lightning.cli.subcommands import conformal
 from rlsd_lightning.errors import InputError
-from rlsd_lightning.evaluation.checks.intervals import Conformal, calibrated, fewest, interval, left_out_coverage
+from rlsd_lightning.evaluation.checks.intervals import (
+    Conformal,
+    conformal_calibration,
+    fewest,
+    interval,
+    left_out_coverage,
+)
 from rlsd_lightning.functional.calibration import risk_controlled_factor
 from rlsd_lightning.images import to_pil
 from rlsd_lightning.measurement import SavedMeasurement
@@ -53,12 +59,12 @@ def test_factor_is_the_least_that_controls_the_risk(level: float, count: int) ->
 def test_too_few_images_guarantee_nothing(level: float) -> None:
     assert risk_controlled_factor([normal(9).abs()] * (fewest(level) - 1), level) == float("inf")
     with pytest.raises(InputError, match=f"takes {fewest(level)} images"):
-        calibrated(measurements(fewest(level) - 1, 1.0), level)
+        conformal_calibration(measurements(fewest(level) - 1, 1.0), level)
 
 
 @pytest.mark.parametrize("spread", [0.2, 1.0, 4.0])
 def test_unused_images_are_covered_whether_particles_are_too_alike_or_too_wide(spread: float) -> None:
-    found = calibrated(measurements(60, spread))
+    found = conformal_calibration(measurements(60, spread))
     coverage = [interval(one, found).coverage for one in measurements(60, spread, first=500)]
     assert 0.88 <= sum(coverage) / len(coverage) <= 0.94
     assert 0.9 <= found.left_out <= 0.93
@@ -70,9 +76,9 @@ def test_unused_images_are_covered_whether_particles_are_too_alike_or_too_wide(s
 @pytest.mark.parametrize("left_out", [0, 7, 19])
 def test_left_out_coverage_is_that_of_a_calibration_on_the_others(left_out: int) -> None:
     saved = measurements(20, 0.5)
-    found = interval(saved[left_out], calibrated(saved[:left_out] + saved[left_out + 1 :]))
+    found = interval(saved[left_out], conformal_calibration(saved[:left_out] + saved[left_out + 1 :]))
     assert left_out_coverage(saved)[left_out] == pytest.approx(found.coverage, abs=1e-3)
-    assert calibrated(saved).left_out == pytest.approx(sum(left_out_coverage(saved)) / 20)
+    assert conformal_calibration(saved).left_out == pytest.approx(sum(left_out_coverage(saved)) / 20)
     assert left_out_coverage(saved[: fewest(0.9)]) == []
 
 
@@ -83,9 +89,12 @@ def test_only_hidden_values_count() -> None:
         one._replace(truth=torch.where(observed, one.images.mean(dim=0, keepdim=True), one.truth), observed=observed)
         for one in measurements(40, 0.5)
     ]
-    assert calibrated(exact).region == "unobserved"
-    assert "hidden values" in calibrated(exact).guarantee
-    assert calibrated(exact).factor > 1.2 * calibrated([one._replace(observed=None) for one in exact]).factor
+    assert conformal_calibration(exact).region == "unobserved"
+    assert "hidden values" in conformal_calibration(exact).guarantee
+    assert (
+        conformal_calibration(exact).factor
+        > 1.2 * conformal_calibration([one._replace(observed=None) for one in exact]).factor
+    )
 
 
 def run(folder: Path, saved: list[SavedMeasurement], truths: bool = True, **settings: int) -> Path:

@@ -22,7 +22,7 @@ from rlsd_lightning import (
 )
 from rlsd_lightning.engine.signals import StopOnSignal
 from rlsd_lightning.errors import StoppedError
-from rlsd_lightning.identity import agree, same_output
+from rlsd_lightning.identity import same_output, same_tensors
 from rlsd_lightning.methods.base import ParticleModule
 
 
@@ -162,9 +162,9 @@ def test_a_checkpoint_of_another_machine_goes_on_and_one_of_another_prompt_does_
 @pytest.mark.parametrize(("dtype", "accepted"), [(torch.float32, 1e-6), (torch.float16, 1e-3), (torch.bfloat16, 8e-3)])
 def test_computed_tensors_agree_up_to_their_types_rounding(dtype: torch.dtype, accepted: float) -> None:
     one = {"prompt": torch.randn(1000, generator=torch.Generator().manual_seed(0)).to(dtype)}
-    assert agree(one, {"prompt": (one["prompt"].double() * (1 + accepted)).to(dtype)}, same_output)
-    assert not agree(one, {"prompt": one["prompt"] * 1.2}, same_output)
-    assert not agree(one, {}, same_output)
+    assert same_tensors(one, {"prompt": (one["prompt"].double() * (1 + accepted)).to(dtype)}, same_output)
+    assert not same_tensors(one, {"prompt": one["prompt"] * 1.2}, same_output)
+    assert not same_tensors(one, {}, same_output)
 
 
 def test_a_checkpoint_of_another_feature_network_is_refused(tiny_prior, tiny_features, measurement) -> None:

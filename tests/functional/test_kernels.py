@@ -8,13 +8,13 @@ from torch import Tensor
 
 from rlsd_lightning.functional import kernels
 from rlsd_lightning.functional.kernels import (
+    coarse_pixels,
     log_density,
     log_density_gradient,
     mean_square_difference,
     median_bandwidth,
     official_repulsion,
     squared_distances,
-    thumbnails,
 )
 
 
@@ -208,7 +208,7 @@ def test_a_lone_particle_differs_from_nothing() -> None:
 def test_thumbnails_are_means_of_squares_of_pixels_and_no_larger_than_the_image() -> None:
     images = torch.randn(2, 3, 64, 96)
     expected = images.unfold(2, 2, 2).unfold(3, 3, 3).mean(dim=(4, 5))
-    torch.testing.assert_close(thumbnails(images), expected.flatten(1))
-    assert torch.equal(thumbnails(images[..., :20, :20]), images[..., :20, :20].flatten(1))
+    torch.testing.assert_close(coarse_pixels(images), expected.flatten(1))
+    assert torch.equal(coarse_pixels(images[..., :20, :20]), images[..., :20, :20].flatten(1))
     points = torch.randn(4, 5)
-    assert torch.equal(thumbnails(points), points)
+    assert torch.equal(coarse_pixels(points), points)

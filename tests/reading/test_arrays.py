@@ -11,7 +11,7 @@ from rlsd_lightning import InputError
 from rlsd_lightning.data import ImageMeasurements
 from rlsd_lightning.images import load_image
 from rlsd_lightning.operators import denoising
-from rlsd_lightning.reading import load_array
+from rlsd_lightning.reading.arrays import load_array
 
 SHAPE = (3, 8, 8)
 Y = np.arange(64, dtype=np.float32).reshape(8, 8) / 63

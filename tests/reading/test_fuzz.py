@@ -14,7 +14,8 @@ from rlsd_lightning import InputError
 from rlsd_lightning.data import measurements
 from rlsd_lightning.measurement import Measurement
 from rlsd_lightning.operators import blur, colorization, denoising, inpainting, mri, super_resolution
-from rlsd_lightning.reading import FITS, load_array
+from rlsd_lightning.reading.arrays import load_array
+from rlsd_lightning.reading.frames import FITS
 
 SHAPE = (3, 16, 16)
 COMBINATIONS = 1000

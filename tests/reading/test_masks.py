@@ -11,7 +11,7 @@ from rlsd_lightning import InputError
 from rlsd_lightning.data import measurements
 from rlsd_lightning.operators import compose, denoising, inpainting
 from rlsd_lightning.operators.pixels import load_mask
-from rlsd_lightning.reading import read_mask
+from rlsd_lightning.reading.masks import read_mask
 
 SHAPE = (3, 16, 16)
 SEEN = np.zeros((16, 16), dtype=bool)

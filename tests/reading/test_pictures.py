@@ -14,7 +14,7 @@ from rlsd_lightning import InputError
 from rlsd_lightning.data import ImageMeasurements
 from rlsd_lightning.images import find_images, load_image
 from rlsd_lightning.operators import denoising
-from rlsd_lightning.reading import frames_of, open_picture
+from rlsd_lightning.reading.pictures import frames_of, open_picture
 
 SHAPE = (3, 16, 16)
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from rlsd_lightning import InputError
-from rlsd_lightning.reading import as_pages, check_axes
+from rlsd_lightning.reading.shapes import as_pages, check_axes
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from rlsd_lightning import InputError
-from rlsd_lightning.reading import as_range, check_finite, measured_range, picture_range, scaled
+from rlsd_lightning.reading.values import as_range, check_finite, measured_range, picture_range, scaled
 
 RAMP = np.linspace(0, 1, 101)
 

@@ -13,7 +13,7 @@ from support.command import train
 from rlsd_lightning import RLSD, Distilled, InputError, LatentFeatures, Measurement
 from rlsd_lightning.data import ImageMeasurements
 from rlsd_lightning.operators import denoising
-from rlsd_lightning.reading import Frame
+from rlsd_lightning.reading.frames import Frame
 from rlsd_lightning.results.video import write_sequence
 
 STEPS = 8

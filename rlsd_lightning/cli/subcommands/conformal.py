@@ -16,7 +16,7 @@ from omegaconf import OmegaConf
 from rlsd_lightning.cli.settings import read_settings
 from rlsd_lightning.cli.subcommands.parser import Parser, in_one_line
 from rlsd_lightning.errors import InputError
-from rlsd_lightning.evaluation.checks.intervals import Conformal, calibrated, interval
+from rlsd_lightning.evaluation.checks.intervals import Conformal, conformal_calibration, interval
 from rlsd_lightning.images import to_pil
 from rlsd_lightning.results.report import write_report
 from rlsd_lightning.results.store import (
@@ -28,20 +28,20 @@ from rlsd_lightning.results.store import (
     write_metrics,
 )
 
-__all__ = ["calibrate_run", "give_intervals", "main"]
+__all__ = ["calibrate_intervals", "give_intervals", "main"]
 
 FILE = "conformal.json"
 ALIKE = ("physics", "prior", "method", "features", "num_particles", "num_steps")
 """Settings that a calibration holds for."""
 
 
-def calibrate_run(folder: Path, level: float) -> Conformal:
+def calibrate_intervals(folder: Path, level: float) -> Conformal:
     """Calibrate on a run's measurements, and keep what was found in the run's folder.
 
     Raises:
         InputError: If nothing is finished, a truth is missing, or there are too few images.
     """
-    found = calibrated(load_run(folder), level)
+    found = conformal_calibration(load_run(folder), level)
     written = found._asdict() | {"guarantee": found.guarantee, "settings": _settings(folder)}
     write_atomically(folder / FILE, json.dumps(written, indent=2) + "\n")
     return found
@@ -97,7 +97,7 @@ def main(arguments: list[str] | None = None) -> int:
     args = options.parse_args(arguments)
     for run in args.runs:
         check_alike(args.calibration, run)
-    found = calibrate_run(args.calibration, args.level)
+    found = calibrate_intervals(args.calibration, args.level)
     print(f"factor {found.factor:.4g}, kept in {args.calibration / FILE}\n{found.guarantee}")
     if found.left_out is not None:
         print(f"mean coverage of an image by a calibration on the others: {found.left_out:.1%}")

@@ -16,7 +16,7 @@ from rlsd_lightning.errors import InputError
 from rlsd_lightning.functional.calibration import half_widths, risk_controlled_factor
 from rlsd_lightning.measurement import SavedMeasurement
 
-__all__ = ["Conformal", "Interval", "calibrated", "fewest", "interval", "left_out_coverage"]
+__all__ = ["Conformal", "Interval", "conformal_calibration", "fewest", "interval", "left_out_coverage"]
 
 ROUNDING = 1 / 255
 """Largest rounding error of an 8-bit truth in [-1, 1]; intervals are never narrower."""
@@ -65,7 +65,7 @@ class Interval(NamedTuple):
     coverage: float | None
 
 
-def calibrated(saved: Sequence[SavedMeasurement], level: float = 0.9) -> Conformal:
+def conformal_calibration(saved: Sequence[SavedMeasurement], level: float = 0.9) -> Conformal:
     """Calibrate intervals on measurements with a truth, all of one task and one setting.
 
     Raises:

@@ -8,7 +8,8 @@ noise. A draw is
 .. math:: u_i = x_i + \mathrm{prox}(D(z_i) + e, \; y + n) - \mathrm{prox}(D(z_i), y)
 
 with errors :math:`e` of the decoder's variance and noise :math:`n`. It is exact for linear operators, Gaussian noise and
-white errors. Other draws are :math:`\mathrm{prox}(D(z_i) + e, \; y + n)`, which is nearly the same. Photon counts become standard normal by their distribution function, randomised within each count.
+white errors. Other draws are :math:`\mathrm{prox}(D(z_i) + e, \; y + n)`, which is nearly the same. Photon counts become
+standard normal by their distribution function, randomised within each count.
 
 References:
     | Bayesian model assessment using pivotal quantities (Johnson, 2007)
@@ -23,14 +24,14 @@ import torch
 from deepinv.physics import GaussianNoise, LinearPhysics
 from torch import Tensor
 
-from rlsd_lightning.evaluation.causes import MIXING, seen_values
+from rlsd_lightning.evaluation.causes import MIXING
 from rlsd_lightning.evaluation.checks.draws import Draws
 from rlsd_lightning.evaluation.checks.whiteness import Whiteness, whiteness
 from rlsd_lightning.evaluation.scores import Solved
 from rlsd_lightning.functional.losses import at_least_float32
 from rlsd_lightning.measurement import Measurement
 from rlsd_lightning.methods.base import ParticleModule
-from rlsd_lightning.operators.likelihood import measured, noise_std
+from rlsd_lightning.operators.likelihood import measured, noise_std, observed_values
 from rlsd_lightning.operators.noise import PoissonNoise
 from rlsd_lightning.operators.proximal import RESULT_STEPS, proximal_step
 
@@ -49,7 +50,7 @@ def predictive_check(module: ParticleModule, solved: Solved) -> Whiteness | None
         return None
     draws = Draws(module, solved.measurement, len(solved.images), FIRST_DRAW)
     residuals = standard_residuals(solved.measurement, posterior_draws(module, solved, draws), draws)
-    seen = seen_values(physics, y)
+    seen = observed_values(physics, y)
     planes = [_planes(value) for value in (residuals * seen, seen.to(residuals))]
     return whiteness(planes[0], planes[1][0] > 0, neighbours=not isinstance(physics, MIXING))
 
@@ -61,7 +62,7 @@ def posterior_draws(module: ParticleModule, solved: Solved, draws: Draws) -> Ten
     if not module.has_proximal_results:
         return images
     weight, errors = module.proximal.mu(measurement, variance), math.sqrt(variance) * draws(decoded)
-    noise = draws(y.expand(len(images), *y.shape[1:])) * seen_values(physics, y)
+    noise = draws(y.expand(len(images), *y.shape[1:])) * observed_values(physics, y)
     if not isinstance(physics.noise_model, PoissonNoise):
         noise = noise * noise_std(physics.noise_model, y)
         if isinstance(physics, LinearPhysics):  # the step is linear in both arguments

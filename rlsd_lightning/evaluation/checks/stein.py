@@ -37,7 +37,6 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from rlsd_lightning.evaluation.causes import seen_values
 from rlsd_lightning.evaluation.checks.draws import Draws
 from rlsd_lightning.evaluation.scores import Solved
 from rlsd_lightning.functional.losses import square_norms
@@ -45,7 +44,7 @@ from rlsd_lightning.functional.schedules import add_noise
 from rlsd_lightning.measurement import Measurement
 from rlsd_lightning.methods.base import ParticleModule
 from rlsd_lightning.operators import NullOperator
-from rlsd_lightning.operators.likelihood import has_square_misfit, measured, noise_std
+from rlsd_lightning.operators.likelihood import has_square_misfit, measured, noise_std, observed_values
 from rlsd_lightning.operators.proximal import proximal_step
 from rlsd_lightning.priors import Prior
 
@@ -163,7 +162,7 @@ def _simulated(module: ParticleModule, measurement: Measurement, decoded: Tensor
     """A measurement that each particle predicts, with an error of its decoder."""
     physics, draws = measurement.physics, Draws(module, measurement, len(decoded))
     y = measured(physics, decoded + module.decoder_std * draws(decoded))
-    return y + std * draws(y) * seen_values(physics, measurement.y)
+    return y + std * draws(y) * observed_values(physics, measurement.y)
 
 
 @torch.no_grad()

@@ -4,7 +4,6 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from rlsd_lightning.evaluation.causes import seen_values
 from rlsd_lightning.evaluation.checks.draws import Draws
 from rlsd_lightning.evaluation.checks.predictive import predictive_check
 from rlsd_lightning.evaluation.checks.stein import stein_check
@@ -19,7 +18,7 @@ from rlsd_lightning.evaluation.scores import Solved
 from rlsd_lightning.functional.losses import at_least_float32
 from rlsd_lightning.methods.base import ParticleModule
 from rlsd_lightning.operators import NullOperator
-from rlsd_lightning.operators.likelihood import has_square_misfit, measured, noise_std
+from rlsd_lightning.operators.likelihood import has_square_misfit, measured, noise_std, observed_values
 
 __all__ = ["Check", "truth_free_checks"]
 
@@ -152,7 +151,7 @@ def _latent_residual(module: ParticleModule, solved: Solved) -> float | None:
     physics, y, decoded = solved.measurement.physics, solved.measurement.y, at_least_float32(solved.decoded)
     if isinstance(physics, NullOperator) or not module.decoder_std or not has_square_misfit(physics.noise_model):
         return None
-    seen, at_decoded = seen_values(physics, y), measured(physics, decoded)
+    seen, at_decoded = observed_values(physics, y), measured(physics, decoded)
     errors = Draws(module, solved.measurement, len(decoded), first=FIRST_DRAW)(decoded)
     moved = measured(physics, decoded + module.decoder_std * errors) - at_decoded
     explained = (moved * seen).abs().square().sum() / len(moved) + noise_std(physics.noise_model, y) ** 2 * seen.sum()

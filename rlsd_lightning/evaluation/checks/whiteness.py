@@ -76,7 +76,7 @@ def whiteness(residuals: Tensor, seen: Tensor, neighbours: bool = True) -> White
     both = torch.cat([_squares(correlations, simulated), _squares(powers, simulated)], dim=1).sum(dim=1)
     return Whiteness(
         size[own],
-        2 * _above(chi_square.abs()),
+        2 * _upper_tail(chi_square.abs()),
         _largest(correlations[own]),
         torch.maximum(ratios, 1 / ratios.clamp_min(1e-300)).amax(dim=1) if ratios.shape[1] else torch.ones(len(ratios)),
         _p_value(both, own, simulated) if ratios.shape[1] or correlations.shape[1] else torch.ones(len(ratios)),
@@ -95,7 +95,7 @@ def twice_median(p_values: Tensor) -> float:
     return min(1.0, 2 * p_values.median().item())
 
 
-def _above(z: Tensor) -> Tensor:
+def _upper_tail(z: Tensor) -> Tensor:
     """Probability of a standard normal value above z."""
     return 0.5 * torch.erfc(z / math.sqrt(2))
 
@@ -103,7 +103,7 @@ def _above(z: Tensor) -> Tensor:
 def _p_value(statistic: Tensor, own: slice, simulated: slice) -> Tensor:
     """p-values of large statistics, by a normal approximation of the simulated ones' cube roots."""
     roots = statistic.clamp_min(0).pow(1 / 3)
-    return _above((roots[own] - roots[simulated].mean()) / roots[simulated].std())
+    return _upper_tail((roots[own] - roots[simulated].mean()) / roots[simulated].std())
 
 
 def _squares(values: Tensor, simulated: slice) -> Tensor:
@@ -151,6 +151,6 @@ def _powers(scaled: Tensor) -> Tensor:
 def _distances(values: Tensor) -> Tensor:
     """Kolmogorov-Smirnov distances from the standard normal distribution, with shape (n,)."""
     count = values.shape[1]
-    below = 1 - _above(values.sort(dim=1).values)
+    below = 1 - _upper_tail(values.sort(dim=1).values)
     steps = torch.arange(count + 1, dtype=values.dtype) / count
     return torch.maximum(steps[1:] - below, below - steps[:-1]).amax(dim=1)

@@ -83,14 +83,14 @@ class LatentDAPS(ParticleModule):
 
     def training_step(self, batch: tuple[int, int], batch_idx: int) -> Tensor:
         step, t, s = self.begin(batch, batch_idx)
-        start = self._integrated(self.z_t[self.rows].detach(), t)
+        start = self._ode_solution(self.z_t[self.rows].detach(), t)
         z = self._langevin(start, step, t)
         if s is not None:
             self.z_t[self.rows] = add_noise(z, self.noise(step), self.prior.alpha(s), self.prior.sigma(s))
         return towards(self.z[self.rows], z)
 
     @torch.no_grad()
-    def _integrated(self, z_t: Tensor, t: int) -> Tensor:
+    def _ode_solution(self, z_t: Tensor, t: int) -> Tensor:
         """Clean latents, by deterministic steps over evenly spaced timesteps."""
         count = self.hparams.ode_steps
         levels = sorted({t - k * t // count for k in range(count)}, reverse=True)

@@ -9,7 +9,10 @@ from torch import Tensor
 
 from rlsd_lightning.errors import InputError
 from rlsd_lightning.operators.medical.scans import shape_text
-from rlsd_lightning.reading import check_finite, is_array, load_array, read_mask, split_key
+from rlsd_lightning.reading.arrays import load_array
+from rlsd_lightning.reading.masks import read_mask
+from rlsd_lightning.reading.paths import is_array, split_key
+from rlsd_lightning.reading.values import check_finite
 
 __all__ = ["check_centre", "complex_kspace", "load_coil_maps", "load_frequencies"]
 
@@ -42,7 +45,7 @@ def complex_kspace(values: Tensor, channels: int, coils: int, rows: int, columns
                 return _complex(values.reshape(-1, channels, 2, *scan), 2)
     kspace = values if values.is_complex() else _complex(values, _pairs_axis(values, scan))
     if not _fits(kspace.shape, scan):
-        raise _misfit(values, scan, _remedy(kspace.shape, *scan))
+        raise _shape_error(values, scan, _remedy(kspace.shape, *scan))
     return kspace.reshape(-1, 1, *scan).to(torch.complex64)
 
 
@@ -64,15 +67,15 @@ def _pairs_axis(values: Tensor, scan: tuple[int, int, int]) -> int:
     axes = range(values.ndim)
     found = [axis for axis in axes if values.shape[axis] == 2 and _fits(values.select(axis, 0).shape, scan)]
     if len(found) > 1:
-        raise _misfit(values, scan, "two of its axes may be real and imaginary parts: save it as a complex array")
+        raise _shape_error(values, scan, "two of its axes may be real and imaginary parts: save it as a complex array")
     if not found:
         parts_missing = _fits(values.shape, scan)
         remedy = "" if parts_missing or 2 in values.shape else _remedy(values.shape, *scan)
-        raise _misfit(values, scan, remedy or "save it as a complex array")
+        raise _shape_error(values, scan, remedy or "save it as a complex array")
     return found[0]
 
 
-def _misfit(values: Tensor, scan: tuple[int, int, int], remedy: str) -> InputError:
+def _shape_error(values: Tensor, scan: tuple[int, int, int], remedy: str) -> InputError:
     axes = dict(zip(("coil", "row", "column"), scan, strict=True))
     if scan[0] == 1:
         del axes["coil"]
@@ -121,7 +124,7 @@ def load_frequencies(mask: str | Path, rows: int, columns: int) -> Tensor:
 
     Args:
         mask: An array of two values, of which the larger is measured, with shape ``(row, column)`` or of the columns alone;
-            or a picture that is white where a frequency is measured, see :func:`~rlsd_lightning.reading.read_mask`.
+            or a picture that is white where a frequency is measured, see :func:`~rlsd_lightning.reading.masks.read_mask`.
 
     Returns:
         Zeros and ones, with shape :math:`(H, W)`.

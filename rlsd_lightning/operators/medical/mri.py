@@ -5,9 +5,9 @@ the mask :math:`M` of measured frequencies and the coils' sensitivities :math:`S
 :math:`H // 2` and column :math:`W // 2`.
 """
 
-import functools
 import logging
 import math
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -29,7 +29,8 @@ from rlsd_lightning.operators.medical.scans import (
     log_noise_unit,
 )
 from rlsd_lightning.operators.noise import make_noise
-from rlsd_lightning.reading import check_finite
+from rlsd_lightning.reading.values import check_finite
+from rlsd_lightning.signatures import typed
 
 __all__ = ["CoilMRI", "RealMRI", "mri"]
 
@@ -53,7 +54,7 @@ class CoilMRI(Scan):
         mask: Mask of measured frequencies, with shape :math:`(H, W)`.
         coil_maps: Complex sensitivities of the coils, with shape :math:`(K, H, W)`; None for an even one.
         channels: As in :class:`~rlsd_lightning.operators.medical.Scan`, like ``noise_model``, ``white`` and ``grey``.
-        drawn: Whether the mask was drawn, so that a measured k-space has another.
+        drawn: Whether the mask is a random one. That of a measured k-space is then where its values are not zero.
     """
 
     def __init__(
@@ -103,12 +104,7 @@ class CoilMRI(Scan):
         grey = y.shape[1] == 2
         if self.drawn:
             return self._changed(grey, (y != 0).flatten(0, -3).any(dim=0))
-        return self._in_grey if grey and not self.grey else self
-
-    @functools.cached_property
-    def _in_grey(self) -> "CoilMRI":
-        """The operator of the mean of the channels: one for all measurements, which can then be solved together."""
-        return self._changed(True, self.mask[0, 0])
+        return self.in_grey if grey and not self.grey else self
 
     def _changed(self, grey: bool, seen: Tensor) -> "CoilMRI":
         maps = None if self.coils is None else self.complex.coil_maps[0]
@@ -124,7 +120,7 @@ class CoilMRI(Scan):
         scan = torch.view_as_real(kspace).movedim(-1, 1).flatten(0, 1)[None]
         of_white = physics.A(torch.ones(1, self.channels, *self.mask.shape[-2:]))
         y = in_image_units(scan, of_white, self.white)
-        physics.check_size(y)
+        physics.check_magnitude(y)
         physics.warn_of_unexplained(y, y if self.white is None else y + of_white)
         return y
 
@@ -153,7 +149,7 @@ class CoilMRI(Scan):
             log.warning("k-space: mask hides %.1f %% of the frequencies, which have values", share - within)
         return seen
 
-    def check_size(self, y: Tensor) -> None:
+    def check_magnitude(self, y: Tensor) -> None:
         """Checks that images in [-1, 1] give values of this size.
 
         Raises:
@@ -207,12 +203,13 @@ class RealMRI(CoilMRI):
         return 0.5 * (mask + mask.flip(-2, -1).roll((1, 1), dims=(-2, -1)))[..., : mask.shape[-1] // 2 + 1]
 
 
+@typed
 def mri(
-    image_shape: tuple[int, ...],
+    image_shape: tuple[int, int, int],
     acceleration: int = 4,
     operator_seed: int = 0,
-    mask: str | None = None,
-    coil_maps: str | None = None,
+    mask: str | Path | None = None,
+    coil_maps: str | Path | None = None,
     grey: bool = False,
     white: float | None = None,
     sigma: float = 0.001,

@@ -2,7 +2,8 @@
 
 import logging
 import math
-from collections.abc import Iterable
+from collections.abc import Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -15,7 +16,7 @@ from rlsd_lightning.errors import (
     require_at_least_one,
     require_positive,
 )
-from rlsd_lightning.reading import load_array
+from rlsd_lightning.reading.arrays import load_array
 
 __all__ = ["Fan", "detector_positions", "directions", "fan_of", "points_along_rays"]
 
@@ -74,7 +75,7 @@ def points_along_rays(
     return torch.stack((columns, rows), dim=-1), lengths
 
 
-def directions(angles: int | str | Iterable[float], angular_range: float) -> Tensor:
+def directions(angles: int | str | Path | Sequence[float], angular_range: float) -> Tensor:
     """Directions in degrees, of a number, a file or a list."""
     expected = "a number of directions, a list of degrees or a .npy file of them"
     if isinstance(angles, int):
@@ -82,7 +83,7 @@ def directions(angles: int | str | Iterable[float], angular_range: float) -> Ten
             raise InputError(f"angles must be at least 1 over some degrees, got {angles} over {angular_range}")
         return torch.arange(angles, dtype=torch.float64) * (angular_range / angles)
     try:
-        values = load_array(angles).copy() if isinstance(angles, str) else list(angles)
+        values = load_array(angles).copy() if isinstance(angles, str | Path) else list(angles)
         degrees = torch.as_tensor(values, dtype=torch.float64).flatten()
     except (TypeError, ValueError) as error:
         raise InputError(f"angles must be {expected}, got {angles!r} ({first_line(error)})") from error

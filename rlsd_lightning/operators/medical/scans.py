@@ -6,10 +6,13 @@ nothing measures, are left to the prior. With the value :math:`w` that is white,
 scan :math:`A(g)` becomes the measurement :math:`y = 2 A(g) / w - A(1)`.
 """
 
+import copy
+import functools
 import logging
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
+from typing import Self
 
 import torch
 from deepinv.physics import LinearPhysics, Physics
@@ -37,8 +40,8 @@ class Scan(LinearPhysics, ABC):
 
     Args:
         noise_model: Noise of the measured values.
-        steps: Conjugate gradient steps of a proximal step. They are always taken: if a tolerance ended them, the images of a
-            batch would depend on each other.
+        steps: Conjugate gradient steps of a proximal step. A tolerance in place of a fixed number would make the images of
+            a batch depend on each other.
         channels: Number :math:`C` of the images' channels.
         white: Value of scanned images that is white; None for scans of images in [-1, 1].
         grey: Whether the mean of the channels is measured, instead of every channel.
@@ -47,6 +50,13 @@ class Scan(LinearPhysics, ABC):
     def __init__(self, noise_model: nn.Module, steps: int, channels: int, white: float | None, grey: bool) -> None:
         super().__init__(noise_model=noise_model, implicit_backward_solver=False)
         self.steps, self.channels, self.white, self.grey = steps, channels, white, grey
+
+    @functools.cached_property
+    def in_grey(self) -> Self:
+        """The operator of the mean of the channels: one for all measurements, which can then be solved together."""
+        other = copy.deepcopy(self)
+        other.grey = True
+        return other
 
     def as_seen(self, images: Tensor) -> Tensor:
         """Images in grey if nothing else is measured, with shape :math:`(N, C, H, W)`; else unchanged."""

@@ -6,10 +6,10 @@ The rotation axis passes through the pixel in row :math:`H // 2` and column :mat
 the image. The operator is divided by its norm.
 """
 
-import copy
-import functools
 import logging
 import math
+from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -27,7 +27,8 @@ from rlsd_lightning.operators.medical.scans import (
     shape_text,
 )
 from rlsd_lightning.operators.noise import make_noise
-from rlsd_lightning.reading import check_finite
+from rlsd_lightning.reading.values import check_finite
+from rlsd_lightning.signatures import typed
 
 __all__ = ["Projections", "tomography"]
 
@@ -110,7 +111,7 @@ class Projections(Scan):
         check_finite(scans.numpy(), "sinogram")
         of_white = self.project(torch.ones(1, 1, *self.image_shape[1:]))
         y = in_image_units(scans if self.white is None else scans / self.scale, of_white, self.white)
-        self._check_size(y, of_white)
+        self._check_magnitude(y, of_white)
         return y
 
     def _scans(self, values: np.ndarray) -> Tensor:
@@ -132,39 +133,32 @@ class Projections(Scan):
 
     def for_measurement(self, y: Tensor) -> Physics:
         """The operator of a measurement: that of grey for one channel."""
-        return self._in_grey if y.shape[1] == 1 and not self.grey else self
-
-    @functools.cached_property
-    def _in_grey(self) -> "Projections":
-        """The operator of the mean of the channels: one for all measurements, which can then be solved together."""
-        other = copy.deepcopy(self)
-        other.grey = True
-        return other
+        return self.in_grey if y.shape[1] == 1 and not self.grey else self
 
     def _remedy(self, values: np.ndarray) -> str:
         """What to do with a sinogram of another shape."""
-        lengths = list(values.shape[-2:])
-        for length, other in (lengths, lengths[::-1]) if len(lengths) == 2 else ():
+        *_, first, last = (0, 0, *values.shape)
+        for length, other in ((first, last), (last, first)):
             if length == self.angles:
                 return f"set n_detector_pixels={other}"
             if length == self.detectors:
                 return f"set angles to the {other} directions in degrees, or to their number"
         return f"set n_detector_pixels and angles (now {self.detectors} and {self.angles}) to those of the scan"
 
-    def _check_size(self, y: Tensor, of_white: Tensor) -> None:
+    def _check_magnitude(self, y: Tensor, of_white: Tensor) -> None:
         """Checks that images in [-1, 1] give such values: a ray's integral is largest for a white image."""
-        if (y.abs() > of_white + SLACK * of_white.max()).any():
-            found, most = y.abs().max().item(), of_white.max().item()
+        if (y.abs() <= of_white + SLACK * of_white.max()).all():
+            return
+        remedy = f"set white (now {self.white}) to the largest attenuation per pixel"
+        if self.white is None:
             remedy = (
                 f"divide line integrals in pixels by the norm {self.scale.item():.5g}, or set white to the attenuation per "
                 "pixel that is white"
-                if self.white is None
-                else f"set white (now {self.white}) to the largest attenuation per pixel"
             )
-            raise InputError(
-                f"a sinogram up to {most:.4g} is expected, that of images in [-1, 1] under an operator of norm one, got "
-                f"{found:.4g}; {remedy}"
-            )
+        raise InputError(
+            f"a sinogram up to {of_white.max().item():.4g} is expected, that of images in [-1, 1] under an operator of norm "
+            f"one, got {y.abs().max().item():.4g}; {remedy}"
+        )
 
 
 class _BackProjection(torch.autograd.Function):
@@ -176,9 +170,10 @@ class _BackProjection(torch.autograd.Function):
         weighted = (y * (physics.lengths / physics.scale)).flatten(2)[:, :, None]
         grid = physics.grid.expand(len(y), -1, -1, -1)
         image = y.new_zeros(*y.shape[:2], *physics.image_shape[1:])
-        bilinear, zeros = 0, 0
+        # the transpose of grid_sample is its own backward pass, for which torch has no public name
+        bilinear, zeros, align_corners, of_image_only = 0, 0, False, [True, False]
         return torch.ops.aten.grid_sampler_2d_backward(
-            weighted.expand(-1, -1, grid.shape[1], -1), image, grid, bilinear, zeros, False, [True, False]
+            weighted.expand(-1, -1, grid.shape[1], -1), image, grid, bilinear, zeros, align_corners, of_image_only
         )[0]
 
     @staticmethod
@@ -186,9 +181,10 @@ class _BackProjection(torch.autograd.Function):
         return ctx.physics.project(gradient), None
 
 
+@typed
 def tomography(
-    image_shape: tuple[int, ...],
-    angles: int | str | list[float] = 20,
+    image_shape: tuple[int, int, int],
+    angles: int | str | Path | Sequence[float] = 20,
     angular_range: float | None = None,
     geometry: str = "parallel",
     n_detector_pixels: int | None = None,

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -40,7 +41,7 @@ class LatentDiffusionPrior(PipelinePrior):
 
     def __init__(
         self,
-        pretrained: str | LDMPipeline,
+        pretrained: str | Path | LDMPipeline,
         image_size: int | Sequence[int] | None = None,
         variant: str | None = None,
         weights: str = "float32",
@@ -48,7 +49,7 @@ class LatentDiffusionPrior(PipelinePrior):
         decoder_checkpointing: bool = False,
         local_files_only: bool = False,
         allow_pickle: bool = False,
-        tiny_decoder: str | None = "auto",
+        tiny_decoder: str | Path | None = "auto",
     ) -> None:
         super().__init__(
             pretrained,

@@ -1,5 +1,6 @@
 """Stable Diffusion 3, a flow-matching model, as a prior."""
 
+from pathlib import Path
 from typing import Any
 
 from diffusers import SD3Transformer2DModel, StableDiffusion3Pipeline
@@ -7,6 +8,7 @@ from torch import Tensor
 
 from rlsd_lightning.priors.latent import PipelinePrior, text_and_pooled
 from rlsd_lightning.priors.loading import flow_levels
+from rlsd_lightning.signatures import typed
 
 __all__ = ["StableDiffusion3Prior"]
 
@@ -30,7 +32,8 @@ class StableDiffusion3Prior(PipelinePrior):
     parts = ("scheduler", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2", "transformer", "vae")
     network_class = SD3Transformer2DModel
 
-    def __init__(self, pretrained: str, t5: bool = False, **settings: Any) -> None:
+    @typed
+    def __init__(self, pretrained: str | Path | StableDiffusion3Pipeline, t5: bool = False, **settings: Any) -> None:
         self.left_out = {} if t5 else {"text_encoder_3": None, "tokenizer_3": None}
         super().__init__(pretrained, **settings)
 

@@ -8,7 +8,7 @@ from diffusers import DiffusionPipeline
 from diffusers.utils import is_peft_available
 from torch import nn
 
-from rlsd_lightning.errors import InputError, first_line, require_path
+from rlsd_lightning.errors import InputError, first_line
 
 __all__ = ["add_lora"]
 
@@ -16,7 +16,7 @@ NAME = "lora"
 """Name of the adaptation while it is added."""
 
 
-def add_lora(pipeline: DiffusionPipeline, lora: str, local_files_only: bool = False) -> None:
+def add_lora(pipeline: DiffusionPipeline, lora: str | Path, local_files_only: bool = False) -> None:
     """Adds LoRA weights to a pipeline's own, as diffusers does.
 
     Args:
@@ -33,7 +33,6 @@ def add_lora(pipeline: DiffusionPipeline, lora: str, local_files_only: bool = Fa
         )
     from peft import get_peft_model_state_dict  # an extra
 
-    require_path(lora=lora)
     file = Path(lora)
     where = {"weight_name": file.name} if file.is_file() else {}
     source, options = (

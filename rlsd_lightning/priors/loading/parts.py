@@ -13,8 +13,8 @@ from rlsd_lightning.errors import InputError
 __all__ = [
     "check_channels",
     "check_conditions",
+    "checked_image_size",
     "encoded_latents",
-    "image_and_unit",
     "latent_scale",
     "latent_stride",
     "pair",
@@ -26,8 +26,8 @@ AUTO_TILE = 512
 AUTOENCODERS = (AutoencoderKL, AutoencoderTiny, VQModel, AutoencoderDC)
 
 
-def image_and_unit(size: int | Sequence[int] | None, own_size: Any, scale: int, unit: int) -> tuple[int, int]:
-    """Height and width of images.
+def checked_image_size(size: int | Sequence[int] | None, own_size: Any, scale: int, unit: int) -> tuple[int, int]:
+    """Height and width of images in pixels: those that are asked for, or the checkpoint's own.
 
     Args:
         size: Height and width in pixels, or one number for both; None takes the checkpoint's own.

@@ -11,7 +11,7 @@ from diffusers.loaders import FromSingleFileMixin
 from safetensors import SafetensorError, safe_open
 from torch import nn
 
-from rlsd_lightning.errors import InputError, first_line, require_path
+from rlsd_lightning.errors import InputError, first_line
 from rlsd_lightning.priors.loading.folders import (
     INDEX,
     ONE_FILE,
@@ -55,7 +55,6 @@ def load_pipeline(
     if weights not in WEIGHT_TYPES:
         raise InputError(f"weights must be one of {', '.join(WEIGHT_TYPES)}, got '{weights}'")
     options |= {"torch_dtype": WEIGHT_TYPES[weights], "local_files_only": local_files_only}
-    require_path(pretrained=pretrained)
     given = Path(pretrained)
     with warnings.catch_warnings():
         # the only name of it that all supported versions of diffusers know

@@ -38,9 +38,9 @@ MOST_SAMPLES = 1024
 SAMPLING_STEPS = 20
 """Steps of DDIM of an own sample."""
 DETAIL_OF_PICTURES = 3.5
-"""Reconstruction error of pictures over that of own samples, which the decoder has made itself."""
+"""Ratio of reconstruction errors: pictures have details that the prior's own samples, outputs of its decoder, lack."""
 EXACT_DECODER_STD = 0.08
-"""Distance of a latent from the image where decoding is exact: what a method's last latent lacks."""
+"""``decoder_std`` of a prior that decodes exactly, such as one in pixels: the error of a method's last latents."""
 WEIGHTS = (".safetensors", ".bin", ".ckpt")
 TINY_DECODER = "tiny_decoder"
 """Folder of a decoder that is not measured."""
