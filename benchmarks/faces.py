@@ -56,9 +56,9 @@ SIDE = 128
 """Side in pixels at which the pictures show a face."""
 METHODS = {
     "independent": ["method=independent"],
-    "dps": ["method=dps"],
+    "dps": ["method=dps", "num_steps=100"],
     "daps": ["method=daps", "num_steps=20"],  # five network evaluations a step
-    "rlsd_paper": ["method=rlsd_paper"],
+    "rlsd_paper": ["method=rlsd_paper", "num_steps=100"],
 }
 GAMMAS = {f"gamma {gamma}": [f"method.gamma={gamma}"] for gamma in (0, 1, 2)}
 POINTS = {

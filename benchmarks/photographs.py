@@ -35,9 +35,9 @@ PICTURES = (PICTURE,)
 METHODS = {
     "default": [],
     "independent": ["method=independent"],
-    "dps": ["method=dps"],
-    "distilled": ["method=distilled"],
-    "sds": ["method=sds"],
+    "dps": ["method=dps", "num_steps=100"],
+    "distilled": ["method=distilled", "num_steps=100"],
+    "sds": ["method=sds", "num_steps=100"],
 }
 REFERENCES = ("bicubic", "tv")
 FORMS = ("default", *REFERENCES, *list(METHODS)[1:])

@@ -41,11 +41,12 @@ METHODS = {
     "published": [],
     "rlsd": [],
     "rlsd_own_decoder": ["prior.tiny_decoder=null"],
-    "rlsd_50_steps": ["num_steps=50"],
+    "rlsd_no_selection": ["method.outlier_ratio=null"],
+    "rlsd_100_steps": ["num_steps=100"],
     "rlsd_25_steps": ["num_steps=25"],
     "rlsd_14_steps": ["num_steps=14"],  # at about latino's operations
-    "distilled": ["method=distilled"],
-    "dps": ["method=dps"],
+    "distilled": ["method=distilled", "num_steps=100"],
+    "dps": ["method=dps", "num_steps=100"],
     "daps": ["method=daps", "num_steps=20"],  # five network evaluations a step
     "latino": ["method=latino", "num_steps=8"],
 }

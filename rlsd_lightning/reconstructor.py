@@ -64,7 +64,7 @@ class Reconstructor(deepinv.models.Reconstructor):
         image_range: tuple[float, float] = (-1, 1),
         *,
         num_particles: int = 4,
-        num_steps: int = 100,
+        num_steps: int = 50,
         seed: int = 0,
         features: Features | None = None,
         method: Callable[..., ParticleModule] = RLSD,

@@ -40,7 +40,7 @@ def solve(
     *,
     truth: Tensor | None = None,
     num_particles: int = 4,
-    num_steps: int = 100,
+    num_steps: int = 50,
     seed: int = 0,
     features: Features | None = None,
     method: Callable[..., ParticleModule] = RLSD,

@@ -80,7 +80,7 @@ QUIET = {"accelerator": "cpu", "enable_progress_bar": False}
             "truth must be a torch.Tensor or None, got ndarray; make it one by torch.as_tensor",
         ),
         ({"truth": Y + 255}, r"truth must be an image in \[-1, 1\], got values from 255 to 255"),
-        ({"num_steps": 2.5}, "num_steps must be an integer, got 2.5; leave it out for 100"),
+        ({"num_steps": 2.5}, "num_steps must be an integer, got 2.5; leave it out for 50"),
         ({"num_steps": "2"}, "num_steps must be an integer, got '2'"),
         ({"num_particles": 2.0}, "num_particles must be an integer, got 2.0"),
         ({"seed": None}, "seed must be an integer, got None; leave it out for 0"),

@@ -24,7 +24,7 @@ __all__ = ["REQUEUE", "Formatter", "explain", "failure"]
 REQUEUE = 75
 """Exit code of a run that a signal stopped: start it again."""
 REMOVED = {
-    "preset": "set num_steps=50 (fast), 100 (balanced) or 999 (paper) instead",
+    "preset": "set num_steps=14 (fast), 50 (balanced) or 999 (paper) instead",
     "method.sampling_share": "set method.refine_share instead, which is one minus it",
     "method.zeta": "set method.guidance_scale instead",
     "method.sigma_break": "set method.repulsion_until instead, a share of the steps: a thousandth of it",

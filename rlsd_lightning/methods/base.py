@@ -62,7 +62,7 @@ class ParticleModule(L.LightningModule):
         features: Features,
         *,
         num_particles: int = 4,
-        num_steps: int = 100,
+        num_steps: int = 50,
         seed: int = 0,
         warm_share: float = 0.5,
         antithetic: bool = False,

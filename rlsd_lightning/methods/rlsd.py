@@ -30,10 +30,14 @@ The share :math:`\eta_t` of the noise is drawn anew. With :math:`\eta_t = 1` the
 the published objective less its repulsion, with fresh noise and with :math:`x` from :math:`D(z)`. It brings each particle closer to
 the measurement.
 
-A tiny decoder replaces :math:`D` in both where the prior has one (:mod:`~rlsd_lightning.methods.decoding`).
+**The tiny decoder.** Where the prior has one and the operator is linear, it replaces :math:`D` in both
+(:mod:`~rlsd_lightning.methods.decoding`), and a solving step follows each step with :math:`G`:
 
-**Few steps.** Below 100 steps with a tiny decoder, :math:`z \leftarrow z - \ell \, \nabla_z \tfrac{1}{2} \|\mathrm{sg}[x] - D(z)\|^2` follows each
-step with :math:`G`. Here :math:`x` is solved from :math:`D(z)`, and the length :math:`\ell` minimises the norm on this line.
+.. math:: z \leftarrow z - \ell \, \nabla_z \tfrac{1}{2} \|\mathrm{sg}[x] - D(z)\|^2,
+
+where :math:`x` is solved from :math:`D(z)`, and the length :math:`\ell` minimises the norm on this line.
+
+**Selection.** Three times in the loop particles far from the data go on from others (:mod:`~rlsd_lightning.methods.selection`).
 
 References:
     | Repulsive Latent Score Distillation for Solving Inverse Problems (Zilberstein et al., 2025)
@@ -67,8 +71,6 @@ from rlsd_lightning.repulsion import Repulsion
 
 __all__ = ["RLSD"]
 
-MANY_STEPS = 100
-"""Steps from which on one gradient in each is enough."""
 TERMS = ("denoising", "coupling", "repulsion", "refine_denoising", "refine_coupling")
 
 
@@ -134,7 +136,7 @@ class RLSD(ScoreDistillation):
         self.refine_from = max(0, round((1 - refine_share) * self.num_steps) - self.first_step)
         self.decoder = CorrectedDecoder(self, self.refine_from)
         self.selection = Selection(self, outlier_ratio, self.refine_from)
-        self.solves = augmented and self.decoder.has_tiny and self.num_steps < MANY_STEPS
+        self.solves = augmented and self.decoder.has_tiny
         self.image_variances = image_variances(prior.alphas, prior.sigmas, self.hparams.image_std, self.decoder_std)
         t = self.timesteps[0]
         alpha, sigma = prior.alpha(t).cpu(), prior.sigma(t).cpu()

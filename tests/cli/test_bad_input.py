@@ -168,7 +168,7 @@ BAD_COMMANDS = [
     (["seed=luck"], ["error: seed must be int, got 'luck'"]),
     (["data.images=[a,b]"], ["data.images", "a"]),
     (["task=toy=2"], ["'='"]),
-    (["preset=fast"], ["preset", "num_steps=50"]),
+    (["preset=fast"], ["preset", "num_steps=14"]),
     (["method.zeta=2"], ["method.zeta", "set method.guidance_scale"]),
     (["method=mixture"], ["method=mixture", "choose method=dwgf"]),
     (["task=super_resolution", "data.mask=half"], ["there is no setting 'physics.mask'", "factor, filter"]),

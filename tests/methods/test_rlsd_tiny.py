@@ -165,7 +165,7 @@ def test_a_checkpoint_of_the_other_decoder_is_refused_with_the_cause(method: typ
 
 @pytest.mark.parametrize("operator", [half, colorization, partial(inpainting, mask="random")])
 @pytest.mark.parametrize("step", [0, EARLY, 9])
-def test_few_steps_go_on_to_the_nearest_image_along_the_decoders_gradient(step: int, operator, with_tiny):
+def test_steps_go_on_to_the_nearest_image_along_the_decoders_gradient(step: int, operator, with_tiny):
     affine = nn.ConvTranspose2d(4, 3, with_tiny.stride, with_tiny.stride).double().requires_grad_(False)
     with_tiny.tiny = affine
     solving, plain = (make(with_tiny, operator=operator, num_steps=14) for _ in range(2))
@@ -190,11 +190,10 @@ def test_few_steps_go_on_to_the_nearest_image_along_the_decoders_gradient(step: 
     ("settings", "solves"),
     [
         ({"num_steps": 14}, True),
-        ({"num_steps": 99}, True),
-        ({"num_steps": 100}, False),
+        ({"num_steps": 100}, True),
         ({"num_steps": 14, "augmented": False}, False),
         ({"num_steps": 14, "operator": hdr}, False),
     ],
 )
-def test_long_runs_and_operators_that_are_not_linear_have_no_solving_step(settings: dict, solves: bool, with_tiny):
+def test_operators_that_are_not_linear_have_no_solving_step(settings: dict, solves: bool, with_tiny):
     assert make(with_tiny, **settings).solves == solves

@@ -74,13 +74,13 @@ def test_rows_are_null_where_nothing_was_measured(
         """["method", "default", "prior", "image_size", "num_particles", "num_steps", "tflop", "seconds", "device",
         "psnr_mean", "psnr_best", "psnr_of_mean", "diversity"]"""
     )
-    assert (row["default"], row["num_steps"], row["tflop"]) == (True, 100, 0.5)
+    assert (row["default"], row["num_steps"], row["tflop"]) == (True, 50, 0.5)
     assert [row[name] for name in measured] == (list(measured.values()) if timed else [None] * 5)
     page = tmp_path / "page.md"
     page.write_text("# Page\n\n<!-- runs -->\nold\n<!-- end -->\nrest\n")
     run.write_table([row], page)
     cells = "2 | 20 | 20 | 20 | 20" if timed else " |  |  |  | "
-    assert f"| faces | rlsd | 100 | 0.5 | {cells} |" in page.read_text()
+    assert f"| faces | rlsd | 50 | 0.5 | {cells} |" in page.read_text()
     assert page.read_text().endswith("<!-- end -->\nrest\n") and "old" not in page.read_text()
 
 

@@ -81,7 +81,7 @@ def test_a_single_particle_and_none_without_a_ratio_are_never_replaced(prior: St
     assert not make(prior, outlier_ratio=None).selection.steps
 
 
-@pytest.mark.parametrize("ratio", [0.99, -1.0, float("nan"), "often"])
+@pytest.mark.parametrize("ratio", [0.99, -1.0, float("nan")])
 def test_a_ratio_below_one_is_refused(ratio, prior: StableDiffusionPrior):
     with pytest.raises(InputError, match="outlier_ratio must be at least 1"):
         make(prior, outlier_ratio=ratio)
