@@ -18,9 +18,12 @@ from rlsd_lightning.reading.stacks import Stack
 from rlsd_lightning.reading.values import Range, as_range, picture_range, scaled
 from rlsd_lightning.signatures import typed
 
-__all__ = ["Notes", "Reader", "find_images", "load_image", "to_pil", "with_channels"]
+__all__ = ["ROUNDING", "Notes", "Reader", "find_images", "load_image", "to_pil", "with_channels"]
 
 log = logging.getLogger(__name__)
+
+ROUNDING = 1 / 255
+"""Largest rounding error of a picture of 8 bits, in units of an image in [-1, 1]."""
 
 
 class Notes:

@@ -18,6 +18,7 @@ from rlsd_lightning.functional.calibration import calibration, total_calibration
 from rlsd_lightning.functional.metrics import diversity, mode_total_variation, pixel_std, psnr
 from rlsd_lightning.functional.sets.coverage import vendi_score
 from rlsd_lightning.functional.sets.proper_scores import brier_score
+from rlsd_lightning.images import ROUNDING
 from rlsd_lightning.measurement import SavedMeasurement
 
 __all__ = [
@@ -30,8 +31,6 @@ __all__ = [
     "set_figures",
 ]
 
-ROUNDING = 1 / 255
-"""Largest rounding error of an 8-bit truth in [-1, 1]."""
 FROM_THE_RUN = ("residual", "residual_sigmas", "within_3_sigmas", "seconds")
 """Figures that are copied from metrics.json."""
 

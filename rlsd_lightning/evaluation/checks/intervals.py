@@ -14,12 +14,10 @@ from torch import Tensor
 
 from rlsd_lightning.errors import InputError
 from rlsd_lightning.functional.calibration import half_widths, risk_controlled_factor
+from rlsd_lightning.images import ROUNDING
 from rlsd_lightning.measurement import SavedMeasurement
 
 __all__ = ["Conformal", "Interval", "conformal_calibration", "fewest", "interval", "left_out_coverage"]
-
-ROUNDING = 1 / 255
-"""Largest rounding error of an 8-bit truth in [-1, 1]; intervals are never narrower."""
 
 
 class Conformal(NamedTuple):
@@ -127,7 +125,7 @@ def _mean_and_half(one: SavedMeasurement, level: float) -> tuple[Tensor, Tensor]
     images = (one.images if one.aligned is None else one.aligned).clamp(-1, 1)
     variance = images.var(dim=0) if len(images) > 1 else torch.zeros_like(images[0])
     half = half_widths(variance, one.shared_variance, level, len(images))
-    return images.mean(dim=0), half.clamp_min(ROUNDING)
+    return images.mean(dim=0), half.clamp_min(ROUNDING)  # no interval is narrower than the truth is known
 
 
 def _region(one: SavedMeasurement) -> Tensor:
