@@ -149,7 +149,7 @@ def _require_type(name: str, value: Any, parameter: inspect.Parameter) -> None:
 
 def _is_plain(value: Any) -> bool:
     """Whether a value's ``repr`` is short and says what it is."""
-    return isinstance(value, int | float | str) or (isinstance(value, tuple) and 0 < len(value) < 9)
+    return isinstance(value, int | float | str) or (isinstance(value, tuple | list) and 0 < len(value) < 9)
 
 
 def _members(annotation: Any) -> tuple:

@@ -136,7 +136,7 @@ def test_a_run_is_read_from_a_path_of_either_kind(kind: type, tmp_path: Path):
         load_run(kind(tmp_path))
 
 
-@pytest.mark.parametrize(("value", "got"), [(None, "None"), (5, "5"), (b"x", "bytes"), (["a"], "list")])
+@pytest.mark.parametrize(("value", "got"), [(None, "None"), (5, "5"), (b"x", "bytes"), (["a"], r"\['a'\]")])
 @pytest.mark.parametrize(
     ("make", "name"),
     [

@@ -513,7 +513,10 @@ def test_a_file_of_a_scan_that_does_not_fit_is_refused(
         ({"geometry": "cone"}, "geometry must be one of parallel, fan, fanbeam, got 'cone'"),
         ({"angles": []}, "angles must be a number of directions, a list of degrees"),
         ({"angles": "many"}, "angles must be a number of directions, a list of degrees .* got 'many'"),
-        ({"angles": ["a"]}, "angles must be a number"),
+        (
+            {"angles": ["a"]},
+            r"angles must be an integer, a str, a Path or a list of numbers, got \['a'\]; give the name",
+        ),
         ({"angles": [0, float("nan")]}, "angles must be a number"),
         ({"angular_range": 0}, "angles must be at least 1 over some degrees, got 20 over 0"),
         ({"n_detector_pixels": 0}, "n_detector_pixels must be at least 1, got 0"),
