@@ -74,11 +74,11 @@ def default(task: str, options: tuple[str, ...] = ()) -> Run:
 
 
 def all_runs(faces: int) -> list[Run]:
-    """The runs of all tables, the most important first; comparisons take half of the faces."""
+    """The runs of all tables, the most important first; comparisons take a quarter of the faces."""
     limit = f"data.limit={faces}"
     runs = [default(task, (limit,)) for task in TASKS]
     runs += [Run("points", "toy", form, tuple(options)) for form, options in POINTS.items()]
-    limit = f"data.limit={max(1, faces // 2)}"
+    limit = f"data.limit={max(2, faces // 4)}"
     runs += [Run("repulsion", "inpaint", form, (limit, *options)) for form, options in GAMMAS.items()]
     for task in COMPARED:
         runs += [Run("methods", task, form, (limit, *options)) for form, options in METHODS.items()]

@@ -39,11 +39,11 @@ show([truth[0], y[0]], ["ground truth", "measurement"])
 # Four particles
 # --------------
 # ``solve`` draws the particles. The truth is used for metrics only. The repulsion compares particles by the features of a small
-# vision transformer, which is part of the package too. 50 steps are half of the default.
+# vision transformer, which is part of the package too.
 
 features = ViTFeatures(embedded("features/faces"))
 quiet = {"enable_progress_bar": False}
-result = solve(y, physics, prior, truth=truth, features=features, num_steps=50, trainer=quiet)
+result = solve(y, physics, prior, truth=truth, features=features, trainer=quiet)
 print(result)
 
 # %%

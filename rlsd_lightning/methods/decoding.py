@@ -85,6 +85,12 @@ class CorrectedDecoder:
             gain = (before * change).flatten(1).sum(dim=1) / square_norms(change).clamp_min(least)
         return gain.clamp_min(0).view_as(trial) * trial * gradient
 
+    def follow(self, ancestors: Tensor) -> None:
+        """Take the corrections of the particles whose latents were taken, by all particles' ancestors; a collective call."""
+        if self.has_tiny:
+            correction, rows = self.particles.correction, self.particles.rows
+            correction[rows] = self.particles.gather(correction[rows])[ancestors[rows]]
+
     def figures(self, step: int) -> dict[str, Tensor]:
         """Root mean square of the corrections, summed over particles / N; nothing before the first update."""
         if not self.has_tiny or not any(map(self.updates, range(step + 1))):

@@ -135,7 +135,7 @@ class RLSD(ScoreDistillation):
         # a warm start skips the first of all steps
         self.refine_from = max(0, round((1 - refine_share) * self.num_steps) - self.first_step)
         self.decoder = CorrectedDecoder(self, self.refine_from)
-        self.selection = Selection(self, outlier_ratio, self.refine_from)
+        self.selection = Selection(self, self.decoder, outlier_ratio, self.refine_from)
         self.solves = augmented and self.decoder.has_tiny
         self.image_variances = image_variances(prior.alphas, prior.sigmas, self.hparams.image_std, self.decoder_std)
         t = self.timesteps[0]

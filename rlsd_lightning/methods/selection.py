@@ -22,6 +22,7 @@ from torch import Tensor
 from rlsd_lightning.functional.noise import keyed_uniform
 from rlsd_lightning.functional.resampling import ancestors_of_outliers
 from rlsd_lightning.methods.base import ParticleModule
+from rlsd_lightning.methods.decoding import CorrectedDecoder
 
 __all__ = ["Selection"]
 
@@ -33,13 +34,14 @@ class Selection:
     """Replaces the clean latents of a method's outliers, measurement by measurement.
 
     Args:
-        particles: The method; its buffer ``correction``, if there is one, belongs to the clean latents.
+        particles: The method.
+        decoder: Its decoder, whose corrections belong to the clean latents.
         ratio: The ratio :math:`r`, at least 1; None: nothing is replaced.
         loop: The number of steps of the loop.
     """
 
-    def __init__(self, particles: ParticleModule, ratio: float | None, loop: int) -> None:
-        self.particles, self.ratio = particles, ratio
+    def __init__(self, particles: ParticleModule, decoder: CorrectedDecoder, ratio: float | None, loop: int) -> None:
+        self.particles, self.decoder, self.ratio = particles, decoder, ratio
         is_off = ratio is None or particles.num_particles == 1
         self.steps = frozenset() if is_off else frozenset(math.ceil(share * loop) - 1 for share in SHARES)
 
@@ -56,6 +58,4 @@ class Selection:
         ]
         ancestors = ancestors_of_outliers(distances, self.ratio, torch.tensor(draws).to(distances))
         particles.z.copy_(particles.z[ancestors])
-        if "correction" in dict(particles.named_buffers(recurse=False)):
-            rows = particles.rows
-            particles.correction[rows] = particles.gather(particles.correction[rows])[ancestors[rows]]
+        self.decoder.follow(ancestors)

@@ -71,9 +71,10 @@ def test_measurements_side_by_side_select_as_they_would_alone(prior: StableDiffu
 
 def test_the_tiny_decoders_correction_goes_with_the_latent(prior: StableDiffusionPrior):
     module = make(prior, outlier_ratio=1.0)
-    module.register_buffer("correction", torch.arange(3.0).view(3, 1, 1, 1).expand_as(module.x).clone())
+    module.decoder.has_tiny = True
+    module.register_buffer("correction", 1e-3 * torch.arange(3.0).view(3, 1, 1, 1).expand_as(module.x).double())
     take_step(module, STEPS[0])
-    assert module.correction.unique().tolist() == [float(distances(module).argmin())]
+    assert module.correction.unique().tolist() == [1e-3 * distances(module).argmin()]
 
 
 def test_a_single_particle_and_none_without_a_ratio_are_never_replaced(prior: StableDiffusionPrior):
