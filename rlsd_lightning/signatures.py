@@ -198,6 +198,8 @@ def _described(kind: Any) -> str:
         return TYPES.get(_name(kind), f"a {_name(kind)}")
     first, *others = get_args(kind)
     elements = {int: "integers", float: "numbers"}.get(first)
+    if (first, others) == (int, [int]):
+        return "[height, width]"
     if others and others[0] is not Ellipsis:
         return f"{len(others) + 1} {elements or 'elements'}{' such as (3, 64, 64)' if others == [int, int] else ''}"
     return f"a list of {elements}" if elements else "a list"

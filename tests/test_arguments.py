@@ -58,7 +58,7 @@ QUIET = {"accelerator": "cpu", "enable_progress_bar": False}
     ("changed", "said"),
     [
         ({"y": np.zeros((1, 3, 32, 32))}, "y must be a torch.Tensor, got ndarray"),
-        ({"y": [0.0]}, "y must be a torch.Tensor, got list"),
+        ({"y": [0.0]}, r"y must be a torch.Tensor, got \[0.0\]; make it one by torch.as_tensor"),
         ({"y": None}, "y must be a torch.Tensor, got None; make it one by torch.as_tensor"),
         ({"y": Y.to(torch.uint8)}, "real or complex numbers .* torch.uint8; .* y / 127.5 - 1"),
         ({"y": Y.long()}, "real or complex numbers .* torch.int64"),

@@ -101,7 +101,7 @@ class PipelinePrior(Prior):
         prompt: str = "",
         negative_prompt: str = "",
         guidance_scale: float = 1.0,
-        image_size: int | Sequence[int] | None = None,
+        image_size: int | tuple[int, int] | None = None,
         lora: str | Path | None = None,
         variant: str | None = None,
         weights: str = "float32",

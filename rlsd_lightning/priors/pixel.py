@@ -1,6 +1,5 @@
 """Diffusion in pixels as a prior: the latent is the image."""
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +44,7 @@ class PixelPrior(Prior):
     def __init__(
         self,
         pretrained: str | Path,
-        image_size: int | Sequence[int] | None = None,
+        image_size: int | tuple[int, int] | None = None,
         variant: str | None = None,
         weights: str = "float32",
         tile: int | str | None = "auto",

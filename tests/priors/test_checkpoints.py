@@ -179,7 +179,7 @@ def test_pixel_priors_of_odd_sizes_say_which_size_fits(size: int | tuple, fittin
 @pytest.mark.parametrize("size", [[32], "32x32", [32, 32, 3], 32.5, [32, None]])
 def test_a_size_that_is_none_is_refused(size, tmp_path: Path):
     folder = pixel_folder(tmp_path / "p", sample_size=32, blocks=2)
-    assert "image_size must be [height, width] in pixels" in refused(folder, PixelPrior, image_size=size)
+    assert "image_size must be an integer, [height, width] or None, got" in refused(folder, PixelPrior, image_size=size)
 
 
 def test_a_network_of_another_family_is_named(tiny_prior_folder: Path):

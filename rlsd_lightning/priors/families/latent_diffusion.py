@@ -1,7 +1,6 @@
 """Unconditional latent diffusion, as a prior."""
 
 import logging
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +41,7 @@ class LatentDiffusionPrior(PipelinePrior):
     def __init__(
         self,
         pretrained: str | Path | LDMPipeline,
-        image_size: int | Sequence[int] | None = None,
+        image_size: int | tuple[int, int] | None = None,
         variant: str | None = None,
         weights: str = "float32",
         tile: int | str | None = "auto",
