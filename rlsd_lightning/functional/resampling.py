@@ -7,9 +7,10 @@ __all__ = ["ancestors_of_outliers", "effective_share", "systematic_ancestors"]
 
 
 def ancestors_of_outliers(distances: Tensor, ratio: float, uniform: Tensor) -> Tensor:
-    r"""Ancestors of M sets of N particles: outliers have :math:`d_i > r \min_j d_j`, and all others are their own ancestors.
+    r"""Ancestors of M sets of N particles: outliers have :math:`d_i > r q`, and all others are their own ancestors.
 
-    The ancestors of a set's outliers follow each other among those that are none, from one that is drawn.
+    The lower quartile :math:`q` of a set's distances is the least of up to four, as interpolation would mix it with outliers. The
+    ancestors of a set's outliers follow each other among those that are none, from one that is drawn.
 
     Args:
         distances: At least 0, with shape :math:`(M, N)`.
@@ -19,9 +20,10 @@ def ancestors_of_outliers(distances: Tensor, ratio: float, uniform: Tensor) -> T
     Returns:
         Indices of rows from 0 to :math:`M N - 1`, with shape :math:`(M N,)`.
     """
-    is_outlier = distances > ratio * distances.amin(dim=1, keepdim=True)
+    quartile = distances.sort(dim=1).values[:, [(distances.shape[1] - 1) // 4]]
+    is_outlier = distances > ratio * quartile
     others_first = is_outlier.byte().argsort(dim=1, stable=True)
-    count = (~is_outlier).sum(dim=1, keepdim=True).clamp_min(1)  # no number is least beside NaN
+    count = (~is_outlier).sum(dim=1, keepdim=True)
     first = (uniform.unsqueeze(1) * count).long()
     following = others_first.gather(1, (first + is_outlier.cumsum(dim=1) - 1) % count)
     own = torch.arange(distances.shape[1], device=distances.device)

@@ -93,8 +93,8 @@ class RLSD(ScoreDistillation):
             :math:`\mu_t` (:class:`~rlsd_lightning.operators.proximal.ProximalSteps`).
         refine_share: Share of all steps, the last, that refine each particle, in [0, 1]. More of them bring particles closer
             to the measurement and make them more alike; 0 runs the loop to the end.
-        outlier_ratio: Ratio of a particle's distance :math:`\|x - D(\hat z)\|` to the least of its measurement, at least 1, above which
-            it goes on from another particle (:mod:`~rlsd_lightning.methods.selection`); None: never.
+        outlier_ratio: Ratio of a particle's distance :math:`\|x - D(\hat z)\|` to the lower quartile of its measurement's, at least 1,
+            above which it goes on from another particle (:mod:`~rlsd_lightning.methods.selection`); None: never.
         augmented: Whether the data act through :math:`x`; if not, on :math:`D(\hat z)` itself, by :math:`\|y - A D(\hat z)\|`, and by
             half the misfit in the refinement.
         antithetic: See :class:`~rlsd_lightning.methods.base.ParticleModule`.
@@ -169,10 +169,11 @@ class RLSD(ScoreDistillation):
         self.log_step(step, **terms)
         before = self.z.detach().clone()
         self.descend(self.optimizers()[0], loss)  # z <- z_hat - G / alpha_s
+        moved = (self.z.detach() != before).any()
         if step in self.selection.steps:
             self.selection(step, coupling)
         if s is not None:
-            self.renew_noise(step, t, s, eps_hat, moved=(self.z.detach() != before).any())
+            self.renew_noise(step, t, s, eps_hat, moved)
         return loss
 
     def coupling(self, t: int, decoded: Tensor) -> Tensor:

@@ -1,11 +1,12 @@
 r"""Selection: particles that explain a measurement badly go on from those that explain it well.
 
 The distance :math:`d_i = \|x_i - D(\hat z_i)\|` says how far a particle's clean image is from one that explains the measurement.
-At 30, 50 and 70 % of the loop a particle with :math:`d_i > r \min_j d_j` takes the clean latent of one whose distance is not
-above that, and keeps its own noise: the copies differ from the next step on.
+At 30, 50 and 70 % of the loop a particle with :math:`d_i > r q` takes the clean latent of one that is not as far. Here :math:`q` is
+the lower quartile of a measurement's distances, the least of up to four. The particle keeps its own noise: the copies differ from
+the next step on.
 
 This is the selection of a particle filter, without its weights: distances of thousands of correlated values would leave one
-particle. Where the data leave much open, distances are alike and nothing is replaced.
+particle. Where the data leave much open, distances are more alike and fewer particles are replaced.
 
 References:
     | Feynman-Kac Formulae (Del Moral, 2004)

@@ -37,12 +37,17 @@ def test_heirs_are_right_on_average():
 
 @pytest.mark.parametrize("uniform", [0.0, 0.5, 0.999])
 def test_outliers_descend_from_particles_of_their_set_that_are_none(uniform: float):
-    distances = torch.tensor([[1.0, 1.1, 3.0, 2.0, 9.0], [5.0, 5.5, 4.9, 5.2, 5.1], [2.0, 9.0, 9.0, 9.0, 9.0]])
-    ancestors = ancestors_of_outliers(distances, 1.2, torch.full((3,), uniform)).view(3, 5)
+    distances = torch.tensor([[1.0, 1.1, 3.0, 2.0], [5.0, 5.5, 4.9, 5.2], [2.0, 9.0, 9.0, 9.0]])
+    ancestors = ancestors_of_outliers(distances, 1.2, torch.full((3,), uniform)).view(3, 4)
     first = int(2 * uniform)
-    assert ancestors[0].tolist() == [0, 1, first, 1 - first, first]  # one after the other
-    assert ancestors[1].tolist() == [5, 6, 7, 8, 9]
-    assert ancestors[2].tolist() == [10] * 5
+    assert ancestors[0].tolist() == [0, 1, first, 1 - first]  # one after the other
+    assert ancestors[1].tolist() == [4, 5, 6, 7]
+    assert ancestors[2].tolist() == [8] * 4
+
+
+def test_a_single_lucky_particle_of_many_makes_no_outliers_of_the_others():
+    distances = torch.tensor([[0.1, 9.0, 3.0, 3.1, 3.2, 3.3, 3.4, 9.0]])
+    assert ancestors_of_outliers(distances, 1.2, torch.zeros(1)).tolist() == [0, 0, 2, 3, 4, 5, 6, 2]
 
 
 @pytest.mark.parametrize("scale", [1e-20, 1.0, 1e20])
@@ -53,7 +58,7 @@ def test_outliers_are_the_same_in_any_unit(scale: float):
     assert torch.equal(ancestors_of_outliers(scale * distances, 1.2, torch.zeros(1)), expected)
 
 
-@pytest.mark.parametrize("distances", [[0.0, 0.0, 0.0], [1.0, 1.0, 1.0], [float("nan"), 1.0, 2.0]])
+@pytest.mark.parametrize("distances", [[0.0, 0.0, 0.0], [1.0, 1.0, 1.0], [float("nan")] * 3])
 def test_particles_that_cannot_be_told_apart_all_stay(distances: list[float]):
     ancestors = ancestors_of_outliers(torch.tensor([distances]), 1.2, torch.full((1,), 0.7))
     assert ancestors.tolist() == [0, 1, 2]

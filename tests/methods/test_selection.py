@@ -69,6 +69,13 @@ def test_measurements_side_by_side_select_as_they_would_alone(prior: StableDiffu
     torch.testing.assert_close(together.z, torch.cat([module.z for module in alone]), rtol=1e-9, atol=1e-12)
 
 
+def test_a_step_that_mixed_precision_skips_keeps_its_noise(prior: StableDiffusionPrior):
+    module = make(prior, outlier_ratio=1.0)
+    noise = module.e.clone()
+    take_step(module, STEPS[0], skip=True)
+    assert torch.equal(module.e, noise)
+
+
 def test_the_tiny_decoders_correction_goes_with_the_latent(prior: StableDiffusionPrior):
     module = make(prior, outlier_ratio=1.0)
     module.decoder.has_tiny = True
