@@ -24,7 +24,7 @@ from rlsd_lightning.evaluation.scores import ssim_each
 from rlsd_lightning.features import load_lpips
 from rlsd_lightning.functional.calibration import total_calibration
 from rlsd_lightning.functional.metrics import pixel_std, psnr
-from rlsd_lightning.images import find_images, load_image, to_pil
+from rlsd_lightning.images import ROUNDING, find_images, load_image, to_pil
 from rlsd_lightning.priors import StableDiffusionPrior
 from rlsd_lightning.results.store import load_run
 
@@ -54,8 +54,6 @@ TASK_NAMES = (
 )
 BOX = 32
 """Side in pixels of the box that is missing."""
-ROUNDING = 1 / 255
-"""Largest rounding error of an 8-bit truth in [-1, 1]."""
 COLUMNS = {
     "ground truth": "truth.png",
     "measurement": "measurement.png",
