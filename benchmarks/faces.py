@@ -4,11 +4,10 @@ import json
 import subprocess
 import sys
 from argparse import Namespace
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from pictures import table_of_images
-from runs import PROJECT, Run, rows_of, run_folder
+from runs import PROJECT, Run, kept_figures, run_folder
 from tables import NAMES
 
 from rlsd_lightning.evaluation.checks.intervals import left_out_coverage
@@ -19,19 +18,6 @@ __all__ = ["PICTURES", "PRIOR", "draw", "make"]
 PRIOR = PROJECT / "data" / "priors" / "faces"
 TASKS_PICTURE, FACES_PICTURE = PROJECT / "docs" / "tasks.png", PROJECT / "docs" / "half_face.png"
 PICTURES = (TASKS_PICTURE, FACES_PICTURE)
-KEPT = (
-    "psnr_pseudo_inverse",
-    "psnr_mean",
-    "psnr_best",
-    "psnr_of_mean",
-    "ssim_mean",
-    "vendi",
-    "crps",
-    "residual_sigmas",
-    "mode_total_variation",
-    "seconds",
-)
-"""Columns of summary.csv that docs/results.json keeps."""
 COVERAGE = ("total_coverage_50", "total_coverage_90", "total_spread_to_error")
 """Figures of ``evaluate`` for the default's runs."""
 TASKS = (
@@ -97,14 +83,7 @@ def coverage(out: Path) -> dict[str, dict[str, float]]:
 
 def make(args: Namespace) -> dict[str, dict]:
     """Figures of all runs, which are made if they are not there."""
-
-    def figures(run: Run) -> list[dict]:
-        rows = rows_of(run, args)
-        return [{"name": row["name"], **{key: float(row[key]) for key in KEPT if row.get(key)}} for row in rows]
-
-    runs = all_runs(args.faces)
-    with ThreadPoolExecutor(args.jobs) as pool:
-        found = dict(zip((run.key for run in runs), pool.map(figures, runs), strict=True))
+    found = kept_figures(all_runs(args.faces), args)
     intervals = {task: left_out_coverage(load_run(run_folder(default(task), args.out))) for task in TASKS}
     return {"faces": args.faces, "runs": found, "coverage": coverage(args.out), "intervals": intervals}
 

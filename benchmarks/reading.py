@@ -21,7 +21,7 @@ from rlsd_lightning.images import Reader
 from rlsd_lightning.reading.frames import Frame
 
 SIZE = 64
-FRAME = partial(Frame.cropped, size=(SIZE, SIZE))
+FRAME = partial(Frame.cropped, image_size=(SIZE, SIZE))
 
 
 def plainly(path: Path) -> Tensor:

@@ -4,6 +4,7 @@ python -m examples.photo_prior.photographs --out build/photographs     # once: p
 python benchmarks/results.py                    # everything that is missing, then the page
 python benchmarks/results.py --parts faces --faces 8
 python benchmarks/results.py --parts sets --faces 24     # needs the draws of data/faces/generator/posterior.mjs
+python benchmarks/results.py --parts priors --faces 64   # small priors of tests/priors, a quarter of the faces
 python benchmarks/results.py --parts photographs --size 128 --tasks denoising "super-resolution x4" --forms default tv
 python benchmarks/results.py --tables           # only write the page again, from docs/results.json
 python benchmarks/results.py --check            # whether the page, its figures, pictures and the weights belong together
@@ -22,13 +23,14 @@ from types import ModuleType
 
 import faces
 import photographs
+import priors
 import sets
 import torch
 from runs import PROJECT, checksum, code_digest, hold_one_version
 from tables import page_with_tables
 
 PAGE, FIGURES = PROJECT / "docs" / "results.md", PROJECT / "docs" / "results.json"
-PARTS: dict[str, ModuleType] = {"faces": faces, "sets": sets, "photographs": photographs}
+PARTS: dict[str, ModuleType] = {"faces": faces, "sets": sets, "priors": priors, "photographs": photographs}
 
 
 def made_by(part: str) -> dict[str, str]:

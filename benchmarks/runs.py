@@ -7,16 +7,41 @@ import os
 import subprocess
 import sys
 from argparse import Namespace
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 import yaml
 
-__all__ = ["PROJECT", "Run", "checksum", "code_digest", "hold_one_version", "rows_of", "run_folder", "threads"]
+__all__ = [
+    "PROJECT",
+    "Run",
+    "checksum",
+    "code_digest",
+    "hold_one_version",
+    "kept_figures",
+    "rows_of",
+    "run_folder",
+    "threads",
+]
 
 PROJECT = Path(__file__).resolve().parents[1]
 DIGITS = 12
 """Digits of a checksum that are kept."""
+KEPT = (
+    "psnr_pseudo_inverse",
+    "psnr_mean",
+    "psnr_best",
+    "psnr_of_mean",
+    "ssim_mean",
+    "vendi",
+    "crps",
+    "residual_sigmas",
+    "mode_total_variation",
+    "seconds",
+)
+"""Columns of summary.csv that docs/results.json keeps."""
 
 
 @dataclass(frozen=True)
@@ -62,6 +87,17 @@ def rows_of(run: Run, args: Namespace) -> list[dict[str, str]]:
         if done.returncode:
             raise SystemExit(f"{' '.join(command)}\nended with {done.returncode}; see {file}")
     return list(csv.DictReader((folder / "summary.csv").open()))[:-1]  # the last is the mean
+
+
+def kept_figures(runs: Sequence[Run], args: Namespace) -> dict[str, list[dict]]:
+    """Figures of each image of all runs by the runs' keys; ``args.jobs`` runs are made side by side."""
+
+    def figures(run: Run) -> list[dict]:
+        rows = rows_of(run, args)
+        return [{"name": row["name"], **{key: float(row[key]) for key in KEPT if row.get(key)}} for row in rows]
+
+    with ThreadPoolExecutor(args.jobs) as pool:
+        return dict(zip((run.key for run in runs), pool.map(figures, runs), strict=True))
 
 
 def checksum(path: Path) -> str:

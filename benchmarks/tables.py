@@ -77,24 +77,28 @@ def tasks(made: dict) -> str:
     return markdown(header, rows)
 
 
-def compared(made: dict, table: str, figures: tuple[str, ...]) -> str:
-    """Differences to the default by form and task."""
-    default, runs = defaults(made), runs_of(made, table)
+def compared(runs: dict[tuple[str, str], list[dict]], default: dict[str, list[dict]]) -> list[tuple[str, ...]]:
+    """Rows of a table of forms by tasks: the default's own figures, and paired differences to them."""
     names = list(dict.fromkeys(task for task, _ in runs))
     forms = list(dict.fromkeys(form for _, form in runs))
-    rows = []
-    for form in forms:
-        for figure in figures:
-            cells = [
-                difference(runs[task, form], default[task], figure) if (task, form) in runs else "" for task in names
-            ]
-            rows.append((f"`{form}`", figure.removeprefix("psnr_").replace("best", "best of four"), *cells))
-    return markdown(("form", "PSNR", *(NAMES[task] for task in names)), rows)
+
+    def cell(task: str, form: str, figure: str) -> str:
+        if form == "default":
+            return mean_and_error(values(runs[task, form], figure))
+        return difference(runs[task, form], default[task], figure)
+
+    return [
+        (f"`{form}`", title, *(cell(task, form, figure) if (task, form) in runs else "" for task in names))
+        for form in forms
+        for figure, title in (("psnr_mean", "mean"), ("psnr_best", "best of four"))
+    ]
 
 
 def methods(made: dict) -> str:
     """Other methods against the default."""
-    return compared(made, "methods", ("psnr_mean", "psnr_best"))
+    runs = runs_of(made, "methods")
+    names = dict.fromkeys(NAMES[task] for task, _ in runs)
+    return markdown(("form", "PSNR", *names), compared(runs, defaults(made)))
 
 
 def repulsion(made: dict) -> str:
@@ -179,6 +183,23 @@ def shares(made: dict) -> str:
     return markdown(("particles", "attribute", "error of shares", "largest rank", "largest of flat ranks"), rows)
 
 
+def priors_made_by(made: dict) -> str:
+    """The command, version and weights of the small priors' figures."""
+    return faces_made_by(made)
+
+
+def priors(made: dict) -> str:
+    """Methods on each small prior."""
+    split = [(*key.split("/"), rows) for key, rows in made["runs"].items()]
+    names = dict.fromkeys(NAMES[task] for _, task, _, _ in split)
+    rows = []
+    for prior in dict.fromkeys(prior for prior, *_ in split):
+        runs = runs_of(made, prior)
+        default = {task: found for (task, form), found in runs.items() if form == "default"}
+        rows += [(f"`{prior}`", *cells) for cells in compared(runs, default)]
+    return markdown(("prior", "form", "PSNR", *names), rows)
+
+
 def photographs_made_by(made: dict) -> str:
     """The command, version, weights and size of the photographs' figures."""
     return (
@@ -218,6 +239,7 @@ ABSOLUTE = ("exact draws", "independent")
 TABLES: dict[str, tuple[Callable[[dict], str], ...]] = {
     "faces": (faces_made_by, tasks, methods, repulsion, coverage, points),
     "sets": (sets_made_by, sets, shares),
+    "priors": (priors_made_by, priors),
     "photographs": (photographs_made_by, photographs),
 }
 """Tables by the part of docs/results.json that they show."""

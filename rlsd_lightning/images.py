@@ -151,7 +151,7 @@ def load_image(
         InputError: If the file is missing or can't be read, or the meaning of its values or axes is not clear.
     """
     file, key = split_key(path)
-    return Reader(range, axes).image(file, partial(Frame.cropped, size=(height, width)), key, page)[0]
+    return Reader(range, axes).image(file, partial(Frame.cropped, image_size=(height, width)), key, page)[0]
 
 
 def to_pil(image: Tensor) -> Image.Image:

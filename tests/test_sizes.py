@@ -47,14 +47,14 @@ def test_the_middle_is_what_pillow_fits(own: tuple[int, int], size: tuple[int, i
 
 @pytest.mark.parametrize("frame", [Frame.whole((90, 70), (45, 35), (48, 40)), Frame.extended((30, 50), 16)])
 def test_padding_continues_a_picture_and_is_taken_off_again(frame: Frame) -> None:
-    picture = Image.open(PHOTO).convert("RGB").resize(frame.own[::-1])
+    picture = Image.open(PHOTO).convert("RGB").resize(frame.picture_size[::-1])
     image = frame.of_picture(picture)
-    pixels, (height, width) = np.asarray(image), frame.inner
-    assert pixels.shape[:2] == frame.size
+    pixels, (height, width) = np.asarray(image), frame.fitted_size
+    assert pixels.shape[:2] == frame.image_size
     assert np.array_equal(pixels[height], pixels[height - 1]) and np.array_equal(pixels[:, width], pixels[:, width - 1])
     back = np.asarray(frame.to_picture(image), dtype=float)
-    assert back.shape[:2] == frame.own
-    assert np.abs(back - np.asarray(picture)).mean() < (12 if frame.inner != frame.own else 1e-9)
+    assert back.shape[:2] == frame.picture_size
+    assert np.abs(back - np.asarray(picture)).mean() < (12 if frame.fitted_size != frame.picture_size else 1e-9)
 
 
 # --- sizes of images ------------------------------------------------------------------------------------------------

@@ -88,7 +88,7 @@ class MeasuredData(FileMeasurements):
         if not self.of_images:
             return Measurement(source.name, *self._values(source), series=self.series, image_shape=self.image_shape)
         y, physics, frame = self._image(source)
-        shape, original = (self.image_shape[0], *frame.size), self.original(source, frame, self.factor)
+        shape, original = (self.image_shape[0], *frame.image_size), self.original(source, frame, self.factor)
         return Measurement(source.name, y, physics, series=self.series, image_shape=shape, original=original)
 
     def _count(self, path: Path, key: str | None) -> int:
@@ -103,7 +103,7 @@ class MeasuredData(FileMeasurements):
         values = np.asarray(stack.page(source.page))
         frame = self._frame(source, values.shape[:2])
         physics = self.physics_of(source, frame)
-        seen = _seen(physics, frame.size)
+        seen = _seen(physics, frame.image_size)
         counted = seen if frame.is_trivial else _seen_in_picture(physics, frame)
         decide = partial(
             measured_range,
@@ -113,7 +113,7 @@ class MeasuredData(FileMeasurements):
         )
         limits = stack.limits(decide, values, None if counted is None else _seen_values(counted, values.shape[-1]))
         self._reader.notes(source.path, limits.note)
-        if frame.inner != frame.own:
+        if frame.fitted_size != frame.picture_size:
             self._reader.notes(source.path, frame.describe())
         y = torch.from_numpy(scaled(values, limits)).movedim(-1, 0)[None]
         y = self._with_channels(y, source)
@@ -218,16 +218,16 @@ def _seen_in_picture(physics: Physics, frame: Frame) -> Tensor | None:
     seen = observed_in_picture(physics, frame)
     if seen is None:
         return None
-    whole = Image.new("L", frame.own[::-1])
+    whole = Image.new("L", frame.picture_size[::-1])
     whole.paste(seen, frame.pixel_box)
     return torch.from_numpy(np.array(whole) > 0)[None]
 
 
 def _in_image(y: Tensor, seen: Tensor | None, frame: Frame) -> Tensor:
     """A measured picture at the size of the image; where it is reduced, the mean of the pixels that are seen."""
-    if frame.inner == frame.own:
+    if frame.fitted_size == frame.picture_size:
         return frame.of_values(y)
-    seen = torch.ones(1, *frame.own) if seen is None else seen.float()
+    seen = torch.ones(1, *frame.picture_size) if seen is None else seen.float()
 
     def mean(values: Tensor) -> Tensor:
         return torch.from_numpy(np.array(frame.of_picture(Image.fromarray(values.numpy()), Image.Resampling.BOX)))

@@ -99,7 +99,7 @@ class ImageMeasurements(FileMeasurements):
         if self.tile is None:
             return self._read(index, self.operators.frame)
         rows, columns = (length // self.tile for length in self.image_shape[-2:])
-        square = partial(Frame.cropped, size=(self.tile, self.tile))
+        square = partial(Frame.cropped, image_size=(self.tile, self.tile))
         tiles = [self._read(index + place, square)[0] for place in range(rows * columns)]
         lines = [torch.cat(tiles[row * columns : (row + 1) * columns], dim=-1) for row in range(rows)]
         return torch.cat(lines, dim=-2), None

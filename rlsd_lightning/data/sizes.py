@@ -46,17 +46,17 @@ class OneSize:
     def __init__(self, image_shape: tuple[int, ...], physics: Physics) -> None:
         self.typical_shape, self._physics = tuple(image_shape), physics
 
-    def frame(self, own: tuple[int, int]) -> Frame:
+    def frame(self, picture_size: tuple[int, int]) -> Frame:
         """Where a picture of some height and width lies in the image."""
-        return Frame.cropped(own, self.typical_shape[-2:])
+        return Frame.cropped(picture_size, self.typical_shape[-2:])
 
-    def measured_frame(self, own: tuple[int, int]) -> Frame:
+    def measured_frame(self, picture_size: tuple[int, int]) -> Frame:
         """Where a measured picture lies in the image.
 
         Raises:
             InputError: If it has another size.
         """
-        return _only(own, self.typical_shape[-2:])
+        return _only(picture_size, self.typical_shape[-2:])
 
     def physics(self, frame: Frame | None = None) -> Physics:
         """The operator."""
@@ -117,45 +117,47 @@ class AnySize:
         except InputError:  # it is raised again for the size of a picture
             return Physics()
 
-    def frame(self, own: tuple[int, int]) -> Frame:
+    def frame(self, picture_size: tuple[int, int]) -> Frame:
         """Where a picture of some height and width lies in the image."""
         if self._fit == "crop":
-            return Frame.cropped(own, self._largest)
-        fitting = min(most / length for most, length in zip(self._largest, own, strict=True))
-        scale = min(fitting, max(1.0, (self._trained or 1) / max(own)))
+            return Frame.cropped(picture_size, self._largest)
+        fitting = min(most / length for most, length in zip(self._largest, picture_size, strict=True))
+        scale = min(fitting, max(1.0, (self._trained or 1) / max(picture_size)))
         if self._fit == "pad":
-            return Frame.whole(own, tuple(max(1, round(scale * length)) for length in own), self._largest)
+            return Frame.whole(
+                picture_size, tuple(max(1, round(scale * length)) for length in picture_size), self._largest
+            )
         size = [
             min(max(1, round(scale * length / self._multiple)) * self._multiple, most)
-            for length, most in zip(own, self._largest, strict=True)
+            for length, most in zip(picture_size, self._largest, strict=True)
         ]
-        return Frame.whole(own, tuple(size))
+        return Frame.whole(picture_size, tuple(size))
 
-    def measured_frame(self, own: tuple[int, int]) -> Frame:
+    def measured_frame(self, picture_size: tuple[int, int]) -> Frame:
         """Where a measured picture lies in the image: as it is, continued to the next multiples, or reduced if it may be.
 
         Raises:
             InputError: If the prior takes images of one size only, and this is another.
         """
         if self._one_size:
-            return _only(own, self.typical_shape[-2:])
-        if self._reducible and any(length > most for length, most in zip(own, self._largest, strict=True)):
-            return self.frame(own)
-        return Frame.extended(own, self._multiple)
+            return _only(picture_size, self.typical_shape[-2:])
+        if self._reducible and any(length > most for length, most in zip(picture_size, self._largest, strict=True)):
+            return self.frame(picture_size)
+        return Frame.extended(picture_size, self._multiple)
 
     def physics(self, frame: Frame | None = None) -> Physics:
         """The operator for an image; for one of ``typical_shape`` if left out."""
-        size = self.typical_shape[-2:] if frame is None else frame.size
+        size = self.typical_shape[-2:] if frame is None else frame.image_size
         return self._made((self.typical_shape[0], *size), frame if self.takes_frame else None)
 
 
-def _only(own: tuple[int, int], size: tuple[int, int]) -> Frame:
-    if tuple(own) != tuple(size):
+def _only(picture_size: tuple[int, int], size: tuple[int, int]) -> Frame:
+    if tuple(picture_size) != tuple(size):
         raise InputError(
             f"a measurement of an image of {size[1]}x{size[0]} pixels is expected, the only size that is solved here, got one "
-            f"of {own[1]}x{own[0]}; crop and resize it"
+            f"of {picture_size[1]}x{picture_size[0]}; crop and resize it"
         )
-    return Frame.whole(own, own)
+    return Frame.whole(picture_size, picture_size)
 
 
 def _function(factory: Callable[..., Physics]) -> Callable[..., Physics]:

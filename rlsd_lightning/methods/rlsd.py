@@ -261,11 +261,11 @@ class RLSD(ScoreDistillation):
         return 0.5 * sum(terms, decoded.new_zeros(()))
 
     def log_step(self, step: int, **terms: Tensor) -> None:
-        """Log the values of all terms, zero where they don't act, and the decoders' distance."""
+        """Log the values of all terms, zero where they don't act, the decoders' distance and the number of replacements."""
         zero = self.z.new_zeros(())
         ratio = self.repulsion_ratios[-1] if "repulsion" in terms and self.repulsion.acts(step) else zero
         every = {name: terms.get(name, zero) for name in TERMS}
-        self.log_terms(every, step, repulsion_ratio=ratio, **self.decoder.figures(step))
+        self.log_terms(every, step, repulsion_ratio=ratio, **self.decoder.figures(step), **self.selection.figures())
 
     def configure_optimizers(self) -> list[Optimizer]:
         return [SGD([self.z], lr=1.0), self.configure_adam()]

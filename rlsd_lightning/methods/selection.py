@@ -35,7 +35,7 @@ class Selection:
     """Replaces the clean latents of a method's outliers, measurement by measurement.
 
     Args:
-        particles: The method.
+        particles: The method. Its buffer ``replaced`` is set here, so that checkpoints hold it: how often each particle was replaced.
         decoder: Its decoder, whose corrections belong to the clean latents.
         ratio: The ratio :math:`r`, at least 1; None: nothing is replaced.
         loop: The number of steps of the loop.
@@ -44,6 +44,8 @@ class Selection:
     def __init__(self, particles: ParticleModule, decoder: CorrectedDecoder, ratio: float | None, loop: int) -> None:
         self.particles, self.decoder, self.ratio = particles, decoder, ratio
         is_off = ratio is None or particles.num_particles == 1
+        if not is_off:
+            particles.register_buffer("replaced", torch.zeros(len(particles.z), dtype=torch.long))
         self.steps = frozenset() if is_off else frozenset(math.ceil(share * loop) - 1 for share in SHARES)
 
     @torch.no_grad()
@@ -59,4 +61,9 @@ class Selection:
         ]
         ancestors = ancestors_of_outliers(distances, self.ratio, torch.tensor(draws).to(distances))
         particles.z.copy_(particles.z[ancestors])
+        particles.replaced += ancestors != torch.arange(len(ancestors), device=ancestors.device)
         self.decoder.follow(ancestors)
+
+    def figures(self) -> dict[str, Tensor]:
+        """Number of replacements of this process's particles so far; nothing without selection."""
+        return {"replaced": self.particles.replaced[self.particles.rows].sum()} if self.steps else {}

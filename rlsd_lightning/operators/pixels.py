@@ -145,7 +145,7 @@ class MaskedPixels(Inpainting):
 
     def for_picture(self, names: Sequence[str], frame: Frame | None) -> Physics:
         """The same operator, if its mask has the picture's own size, or that of the image."""
-        fitted, own = tuple(self.mask.shape[-2:]), frame and frame.own
+        fitted, own = tuple(self.mask.shape[-2:]), frame and frame.picture_size
         if self.mask_size not in (fitted, own):
             other = "" if own in (None, fitted) else f", or of {own[1]}x{own[0]}, the size of '{names[0]}'"
             raise InputError(
@@ -207,7 +207,7 @@ def observed_in_picture(physics: Physics, frame: Frame) -> Image.Image | None:
     """
     if not isinstance(physics, Inpainting):
         return None
-    if isinstance(physics, MaskedPixels) and physics.mask_size == frame.own:
+    if isinstance(physics, MaskedPixels) and physics.mask_size == frame.picture_size:
         seen, _ = read_whole_mask(physics.source)
         return Image.fromarray(np.where(seen, 255, 0).astype(np.uint8)).crop(frame.pixel_box)
     solved = (physics.mask[0] > 0).all(dim=0).cpu().numpy()

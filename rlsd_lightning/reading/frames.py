@@ -21,54 +21,56 @@ class Frame(NamedTuple):
     """Where a picture lies in the image that is solved: a part of it is resized, and continued by its mirror image.
 
     Attributes:
-        own: The picture's height and width.
-        part: Height and width of the part in the middle that is taken, in the picture's pixels.
-        inner: Height and width of this part in the image.
-        size: The image's height and width.
+        picture_size: The picture's height and width.
+        part_size: Height and width of the part in the middle that is taken, in the picture's pixels.
+        fitted_size: Height and width of this part in the image.
+        image_size: The image's height and width.
     """
 
-    own: tuple[int, int]
-    part: tuple[float, float]
-    inner: tuple[int, int]
-    size: tuple[int, int]
+    picture_size: tuple[int, int]
+    part_size: tuple[float, float]
+    fitted_size: tuple[int, int]
+    image_size: tuple[int, int]
 
     @classmethod
-    def whole(cls, own: tuple[int, int], inner: tuple[int, int], size: tuple[int, int] | None = None) -> Self:
+    def whole(
+        cls, picture_size: tuple[int, int], fitted_size: tuple[int, int], image_size: tuple[int, int] | None = None
+    ) -> Self:
         """The whole picture, resized and continued to a size."""
-        return cls(tuple(own), own, inner, size or inner)
+        return cls(tuple(picture_size), picture_size, fitted_size, image_size or fitted_size)
 
     @classmethod
-    def cropped(cls, own: tuple[int, int], size: tuple[int, int]) -> Self:
+    def cropped(cls, picture_size: tuple[int, int], image_size: tuple[int, int]) -> Self:
         """The largest part with an image's aspect ratio."""
-        (rows, columns), (height, width) = own, size
-        part = own
+        (rows, columns), (height, width) = picture_size, image_size
+        part_size = picture_size
         if columns / rows > width / height:
-            part = (rows, width / height * rows)
+            part_size = (rows, width / height * rows)
         elif columns / rows < width / height:
-            part = (columns / (width / height), columns)
-        return cls(tuple(own), tuple(part), tuple(size), tuple(size))
+            part_size = (columns / (width / height), columns)
+        return cls(tuple(picture_size), tuple(part_size), tuple(image_size), tuple(image_size))
 
     @classmethod
-    def extended(cls, own: tuple[int, int], multiple: int) -> Self:
+    def extended(cls, picture_size: tuple[int, int], multiple: int) -> Self:
         """The picture as it is, continued to the next multiples of a number."""
-        return cls.whole(own, own, tuple(next_multiple(length, multiple) for length in own))
+        return cls.whole(picture_size, picture_size, tuple(next_multiple(length, multiple) for length in picture_size))
 
     @property
     def is_trivial(self) -> bool:
         """Whether the image is the picture as it is."""
-        return self.own == self.size == self.inner
+        return self.picture_size == self.image_size == self.fitted_size
 
     @property
     def box(self) -> tuple[float, float, float, float]:
         """Left, upper, right and lower border of the part, in the picture's pixels."""
-        top, left = ((own - part) * 0.5 for own, part in zip(self.own, self.part, strict=True))
-        return left, top, left + self.part[1], top + self.part[0]
+        top, left = ((whole - part) * 0.5 for whole, part in zip(self.picture_size, self.part_size, strict=True))
+        return left, top, left + self.part_size[1], top + self.part_size[0]
 
     @property
     def pixel_box(self) -> tuple[int, int, int, int]:
         """The box in whole pixels."""
-        height, width = (round(length) for length in self.part)
-        top, left = round((self.own[0] - height) / 2), round((self.own[1] - width) / 2)
+        height, width = (round(length) for length in self.part_size)
+        top, left = round((self.picture_size[0] - height) / 2), round((self.picture_size[1] - width) / 2)
         return left, top, left + width, top + height
 
     def reduced(self, factor: int) -> Self:
@@ -77,19 +79,19 @@ class Frame(NamedTuple):
 
     def describe(self) -> str:
         """What happens to the picture, for the log."""
-        (rows, columns), (height, width) = self.own, self.size
-        done = "cropped and resized" if tuple(self.part) != self.own else "resized"
-        if self.inner != self.size:
-            done = "padded" if self.inner == self.own else f"{done} and padded"
+        (rows, columns), (height, width) = self.picture_size, self.image_size
+        done = "cropped and resized" if tuple(self.part_size) != self.picture_size else "resized"
+        if self.fitted_size != self.image_size:
+            done = "padded" if self.fitted_size == self.picture_size else f"{done} and padded"
         return f"{columns}x{rows}, {done} to {width}x{height}"
 
     def of_picture(self, picture: Image.Image, resampling: Image.Resampling = RESAMPLING) -> Image.Image:
         """The image of a picture."""
         if self.is_trivial:
             return picture
-        height, width = self.inner
+        height, width = self.fitted_size
         inner = picture.resize((width, height), resampling, box=self.box)
-        if self.inner == self.size:
+        if self.fitted_size == self.image_size:
             return inner
         values = np.asarray(inner)
         return Image.fromarray(np.pad(values, [*self._margins(), (0, 0)][: values.ndim], mode="symmetric"))
@@ -100,21 +102,21 @@ class Frame(NamedTuple):
             return values
         left, top, right, bottom = self.pixel_box
         inner = values[..., top:bottom, left:right]
-        if inner.shape[-2:] != self.inner:
-            inner = interpolate(inner, size=self.inner, mode="bicubic", antialias=True).clamp(-1, 1)
-        if self.inner == self.size:
+        if inner.shape[-2:] != self.fitted_size:
+            inner = interpolate(inner, size=self.fitted_size, mode="bicubic", antialias=True).clamp(-1, 1)
+        if self.fitted_size == self.image_size:
             return inner
         return torch.from_numpy(np.pad(inner.numpy(), [(0, 0), (0, 0), *self._margins()], mode="symmetric"))
 
     def to_picture(self, image: Image.Image, resampling: Image.Resampling = RESAMPLING) -> Image.Image:
         """The picture's part of an image, at the picture's own size."""
         left, top, right, bottom = self.pixel_box
-        inner = image.crop((0, 0, self.inner[1], self.inner[0]))
+        inner = image.crop((0, 0, self.fitted_size[1], self.fitted_size[0]))
         return inner.resize((right - left, bottom - top), resampling)
 
     def _margins(self) -> list[tuple[int, int]]:
         """Rows below and columns right of the picture that continue it."""
-        return [(0, size - inner) for size, inner in zip(self.size, self.inner, strict=True)]
+        return [(0, size - inner) for size, inner in zip(self.image_size, self.fitted_size, strict=True)]
 
 
 def next_multiple(length: int, multiple: int) -> int:

@@ -47,7 +47,7 @@ def read_mask(
     seen, soft = read_whole_mask(where)
     own = seen.shape
     if own != (height, width):
-        frame = frame if frame is not None and frame.own == own else Frame.cropped(own, (height, width))
+        frame = frame if frame is not None and frame.picture_size == own else Frame.cropped(own, (height, width))
         seen = _resized(seen, frame)
         log.info("%s: %s", printable(path.name), frame.describe())
     if not seen.any():

@@ -11,7 +11,7 @@ from types import ModuleType
 import pytest
 
 PROJECT = Path(__file__).resolve().parents[2]
-MODULES = ("results", "faces", "photographs", "posterior", "references", "runs", "sets", "tables")
+MODULES = ("results", "faces", "photographs", "posterior", "priors", "references", "runs", "sets", "tables")
 
 
 @pytest.fixture

@@ -58,6 +58,19 @@ def test_only_particles_beyond_the_ratio_are_outliers(slack: float, prior: Stabl
     assert is_same.tolist() == [slack > 1 or distance < found.max() for distance in found]
 
 
+def test_replacements_are_counted(prior: StableDiffusionPrior):
+    module = make(prior, outlier_ratio=1.0)
+    nearest = []
+    for step in range(6):
+        take_step(module, step)
+        if step in STEPS:
+            nearest.append(distances(module).argmin().item())
+    expected = [sum(index != near for near in nearest) for index in range(len(module.z))]
+    assert module.replaced.tolist() == expected
+    assert module.selection.figures()["replaced"] == sum(expected)
+    assert make(prior, outlier_ratio=None).selection.figures() == {}
+
+
 def test_measurements_side_by_side_select_as_they_would_alone(prior: StableDiffusionPrior):
     alone = [make(prior, operator=operator, outlier_ratio=1.0) for operator in (half, colorization)]
     measurements = [module.measurements[0]._replace(name=name) for module, name in zip(alone, "ab", strict=True)]
