@@ -20,7 +20,6 @@ __all__ = [
     "fresh_noise_share",
     "image_variances",
     "prior_weight",
-    "pull_factor",
     "reverse_step",
 ]
 
@@ -33,8 +32,6 @@ PRIOR_WEIGHTS = {
     "const": torch.ones_like,
 }
 """Time weights of score distillation, as functions of the noise-to-signal ratio."""
-LATENT_SIZE, IMAGE_SIZE = 4 * 16 * 16, 3 * 64 * 64
-"""Values of the latents and of the images for which the step size is ``guidance_scale``."""
 LEAST_ALPHA = 1e-4
 """Lower bound of the signal level where it is a divisor."""
 LEAST_SIGNAL = 0.03
@@ -186,12 +183,3 @@ def image_variances(alphas: Tensor, sigmas: Tensor, image_std: float, decoder_st
     r"""Variance :math:`v_t = \mathrm{image\_std}^2 \sigma_t^2 / (\alpha_t^2 + \sigma_t^2) + \mathrm{decoder\_std}^2` of :math:`D(\hat z)` at each timestep."""
     shares = sigmas.square() / (alphas.square() + sigmas.square())
     return [image_std**2 * share + decoder_std**2 for share in shares.tolist()]
-
-
-def pull_factor(latent_size: int, image_size: int) -> float:
-    r"""Step size of the coupling that moves latents by the same share of their norm, whatever the size.
-
-    With a decoder that takes unit noise to images of deviation :math:`s`, the gradient of a distance has about the norm
-    :math:`s \sqrt{d_x / d_z}`, and latents have the norm :math:`\sqrt{d_z}`.
-    """
-    return latent_size / LATENT_SIZE / math.sqrt(image_size / IMAGE_SIZE)

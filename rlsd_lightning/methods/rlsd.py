@@ -60,7 +60,7 @@ from torch.optim import SGD, Optimizer
 from rlsd_lightning.errors import require, require_at_least_zero, require_positive, require_share
 from rlsd_lightning.features import Features
 from rlsd_lightning.functional.losses import norms, towards
-from rlsd_lightning.functional.schedules import add_noise, fresh_noise_share, image_variances, pull_factor
+from rlsd_lightning.functional.schedules import add_noise, fresh_noise_share, image_variances
 from rlsd_lightning.measurement import Measurement
 from rlsd_lightning.methods.decoding import CorrectedDecoder
 from rlsd_lightning.methods.distillation import ScoreDistillation
@@ -82,10 +82,10 @@ class RLSD(ScoreDistillation):
             particle, times the features' ``gamma_scale``; where nothing is measured that gradient counts as :math:`\zeta`.
         gamma_mode: ``relative``, or ``absolute``: :math:`\gamma_i = \zeta \gamma \sigma_t`.
         repulsion_until: Share of all steps, from the first, that have repulsion, in [0, 1]; the refinement has none.
-        guidance_scale: Step size of the coupling on 64x64 RGB images with 4x16x16 latents in 100 steps, at least 0. For latents of
-            :math:`d_z` values, images of :math:`d_x` and :math:`K` steps
-            :math:`\zeta = \mathrm{guidance\_scale} \cdot (100 / K) \cdot (d_z / 1024) / \sqrt{d_x / 12288}`, so that all steps together
-            move latents by the same share of their norm.
+        guidance_scale: Step size of the coupling with the embedded faces in 100 steps, at least 0. In :math:`K` steps
+            :math:`\zeta = \mathrm{guidance\_scale} \cdot (100 / K)` times the
+            :attr:`~rlsd_lightning.priors.Prior.pull_factor`, so that all steps together move any prior's latents by the same
+            share of their norm.
         eta: Noise drawn anew in each step of the loop: 0 none (DDIM), 1 the ancestral share (DDPM), infinity all of it (score
             distillation).
         image_std: Standard deviation of the prior's images, above 0; None: the prior's. The error of :math:`D(\hat z)` is taken to have the variance
@@ -131,7 +131,7 @@ class RLSD(ScoreDistillation):
         self.has_proximal_results = augmented
         self.automatic_optimization = False  # SGD in the loop, Adam in the refinement
         self.repulsion = Repulsion(self, gamma, gamma_mode, repulsion_until)
-        self.zeta = 100 * guidance_scale / self.num_steps * pull_factor(self.z[0].numel(), self.x[0].numel())
+        self.zeta = 100 * guidance_scale / self.num_steps * prior.pull_factor
         # a warm start skips the first of all steps
         self.refine_from = max(0, round((1 - refine_share) * self.num_steps) - self.first_step)
         self.decoder = CorrectedDecoder(self, self.refine_from)

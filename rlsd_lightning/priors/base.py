@@ -2,6 +2,7 @@
 
 import copy
 import logging
+import math
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable
@@ -20,6 +21,9 @@ from rlsd_lightning.priors.tiles import in_tiles
 __all__ = ["Prior"]
 
 log = logging.getLogger(__name__)
+
+FACES = (4 * 16 * 16, 3 * 64 * 64, 0.467)
+"""Values of a latent and of an image of the embedded faces, and the images' standard deviation; that of their latents is 1."""
 
 
 class Prior(nn.Module, ABC):
@@ -93,6 +97,18 @@ class Prior(nn.Module, ABC):
                 *(found.count, time.perf_counter() - start, found.decoder_std, found.image_std, found.latent_std),
             )
         return found
+
+    @property
+    def pull_factor(self) -> float:
+        r"""Step size of the data's pull that moves latents by the same share of their norm, whatever their size and scale.
+
+        With a decoder that takes latents of deviation :math:`v` to images of deviation :math:`s`, the gradient of a distance has
+        about the norm :math:`(s / v) \sqrt{d_x / d_z}`, and latents have the norm :math:`v \sqrt{d_z}`. The factor is
+        :math:`d_z v^2 / (\sqrt{d_x} \, s)`, in units of the embedded faces'.
+        """
+        latent_size, image_size, image_std = FACES
+        size = math.prod(self.latent_shape) / latent_size / math.sqrt(math.prod(self.image_shape) / image_size)
+        return size * self.calibration.latent_std**2 / (self.calibration.image_std / image_std)
 
     def freeze(self) -> None:
         """Switches to evaluation mode and turns off the gradients of all weights."""

@@ -11,6 +11,7 @@ from rlsd_lightning.priors.base import Prior
 from rlsd_lightning.priors.loading import (
     check_conditions,
     checked_image_size,
+    clip_range,
     ddim_levels,
     load_pipeline,
     pair,
@@ -27,9 +28,11 @@ TRIED = 64
 
 
 class PixelPrior(Prior):
-    """The unconditional UNet of a ``DDPMPipeline`` or ``DDIMPipeline`` folder.
+    r"""The unconditional UNet of a ``DDPMPipeline`` or ``DDIMPipeline`` folder.
 
-    Arguments are as in :class:`~rlsd_lightning.priors.PipelinePrior`. With a network of one channel, images are grey.
+    Arguments are as in :class:`~rlsd_lightning.priors.PipelinePrior`. With a network of one channel, images are grey. Clean images
+    are clamped to the range in which the pipeline's scheduler clips its own (``clip_sample``): at high noise a network's error is
+    divided by a small :math:`\alpha_t`.
 
     Raises:
         InputError: If there is no pipeline at ``pretrained``, its network wants class labels, or the image size does not
@@ -62,6 +65,7 @@ class PixelPrior(Prior):
         super().__init__(*levels, shape, shape, prediction_type, offset)
         self.origin = Path(pretrained)
         self.multiple, self.trained_size = stride, max(pair(unet.config.sample_size or max(shape[1:])))
+        self.clip_range = clip_range(pipeline.scheduler)
         self.denoiser = unet
         self.freeze()
         try_networks(
@@ -72,6 +76,13 @@ class PixelPrior(Prior):
     def compile_networks(self, regional: bool = False, **options: Any) -> None:
         self.compiled |= {"denoiser"}
         self.denoiser.compile(**options)
+
+    def denoise(self, z_t: Tensor, t: int) -> tuple[Tensor, Tensor]:
+        clean, noise = super().denoise(z_t, t)
+        if self.clip_range is None:
+            return clean, noise
+        clean = clean.clamp(-self.clip_range, self.clip_range)
+        return clean, (z_t - self.alpha(t) * clean) / self.sigma(t)
 
     def network(self, z_t: Tensor, t: int) -> Tensor:
         time = torch.full((len(z_t),), t, device=z_t.device)

@@ -1,6 +1,5 @@
 """Every family of priors behind the one contract, from tiny pipelines in their own on-disk formats."""
 
-import math
 from functools import partial
 from pathlib import Path
 
@@ -15,7 +14,6 @@ from support.steps import take_step
 from torch._dynamo.testing import CompileCounter
 
 from rlsd_lightning import RLSD, Distilled, GaussianMixturePrior, InputError, LatentFeatures, Measurement
-from rlsd_lightning.functional.schedules import pull_factor
 from rlsd_lightning.operators import inpainting
 from rlsd_lightning.priors import (
     Prior,
@@ -135,9 +133,10 @@ def test_chunks_of_particles_take_the_same_step(family: str, method: str, gamma:
         gradients.append(take_step(METHODS[method](prior, measurement(prior), LatentFeatures(), **settings)))
     assert gradients[0].abs().max() > 1e-5
     # the loop's gradient, and its rounding with it, is in units of its step size
-    pull = pull_factor(math.prod(prior.latent_shape), math.prod(prior.image_shape))
     for chunked in gradients[1:]:
-        torch.testing.assert_close(chunked, gradients[0], atol=1e-4 * pull if method == "loop" else 1e-6, rtol=1e-4)
+        torch.testing.assert_close(
+            chunked, gradients[0], atol=1e-4 * prior.pull_factor if method == "loop" else 1e-6, rtol=1e-4
+        )
 
 
 def test_memory_options_do_not_change_what_is_decoded(tiny_folders: dict[str, Path]):

@@ -23,7 +23,7 @@ from rlsd_lightning.errors import InputError, require_at_least_zero
 from rlsd_lightning.features import Features
 from rlsd_lightning.functional.losses import norms, towards
 from rlsd_lightning.functional.precision import full_precision
-from rlsd_lightning.functional.schedules import pull_factor, reverse_step
+from rlsd_lightning.functional.schedules import reverse_step
 from rlsd_lightning.measurement import Measurement
 from rlsd_lightning.methods.base import ParticleModule
 from rlsd_lightning.operators.likelihood import measured
@@ -39,8 +39,8 @@ class LatentDPS(ParticleModule):
     backward pass.
 
     Args:
-        guidance_scale: Step size :math:`\zeta` of the residual for images of 64x64, the same for any number of steps;
-            :func:`~rlsd_lightning.functional.schedules.pull_factor` scales it to other sizes.
+        guidance_scale: Step size :math:`\zeta` of the residual with the embedded faces, the same for any number of steps;
+            :attr:`~rlsd_lightning.priors.Prior.pull_factor` scales it to other priors.
         gluing: Step size :math:`\gamma` of the gluing term, for linear operators only: 0 in DPS, 0.1 in PSLD.
         common: See :class:`~rlsd_lightning.methods.base.ParticleModule`, also for the positional arguments.
 
@@ -66,7 +66,7 @@ class LatentDPS(ParticleModule):
     ) -> None:
         super().__init__(prior, measurements, features, **common)
         require_at_least_zero(guidance_scale=guidance_scale, gluing=gluing)
-        self.zeta = guidance_scale * pull_factor(self.z[0].numel(), self.x[0].numel())
+        self.zeta = guidance_scale * prior.pull_factor
         self.register_buffer("z_t", self.noisy_start())
         for measurement in self.measurements if gluing else []:
             if not isinstance(measurement.physics, LinearPhysics):

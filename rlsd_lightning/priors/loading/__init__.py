@@ -12,7 +12,7 @@ from rlsd_lightning.priors.loading.parts import (
     tile_size,
 )
 from rlsd_lightning.priors.loading.pipelines import load_pipeline
-from rlsd_lightning.priors.loading.schedules import ddim_levels, flow_levels
+from rlsd_lightning.priors.loading.schedules import clip_range, ddim_levels, flow_levels
 from rlsd_lightning.priors.loading.tiny import ShuffleDecoder, TinyDecoder, find_tiny, load_tiny
 
 __all__ = [
@@ -22,6 +22,7 @@ __all__ = [
     "check_channels",
     "check_conditions",
     "checked_image_size",
+    "clip_range",
     "ddim_levels",
     "encoded_latents",
     "find_tiny",

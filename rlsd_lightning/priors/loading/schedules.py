@@ -58,6 +58,11 @@ def ddim_levels(scheduler: Any) -> tuple[tuple[Tensor, Tensor], str, int]:
     return (alphas_cumprod.sqrt(), (1 - alphas_cumprod).sqrt()), kind, config.config.get("steps_offset", 0)
 
 
+def clip_range(scheduler: Any) -> float | None:
+    """Largest magnitude of a scheduler's clean samples, which clips them there; None if it doesn't."""
+    return scheduler.config.get("clip_sample_range", 1.0) if scheduler.config.get("clip_sample", False) else None
+
+
 def flow_levels(scheduler: Any, tokens: int) -> tuple[tuple[Tensor, Tensor], str, int]:
     """Levels, prediction type and timestep offset of a flow-matching scheduler, its shift included.
 
