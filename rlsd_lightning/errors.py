@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 __all__ = [
-    "LOADING_ERRORS",
     "STORAGE",
     "FailedError",
     "InputError",
@@ -36,9 +35,6 @@ STORAGE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, e
 """Error numbers of a full, read-only or vanished disk."""
 NO_MEMORY = ("out of memory", "can't allocate memory", "ALLOC_FAILED")
 """Words of libraries' errors for a failed allocation, which have no class of their own."""
-
-LOADING_ERRORS = (OSError, ValueError, TypeError, KeyError, RuntimeError, AttributeError)
-"""What diffusers and transformers raise for weights that are missing, damaged or of another format."""
 
 
 def first_line(error: Exception) -> str:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
-from rlsd_lightning.errors import LOADING_ERRORS, InputError, first_line
+from rlsd_lightning.errors import InputError, first_line
 from rlsd_lightning.functional.losses import at_least_float32
 from rlsd_lightning.signatures import typed
 
@@ -118,7 +118,7 @@ class VAEFeatures(Features):
                 local_files_only=local_files_only,
                 low_cpu_mem_usage=False,  # the other way needs accelerate
             )
-        except LOADING_ERRORS as error:
+        except Exception as error:  # diffusers and the formats' readers raise errors of many kinds
             raise InputError(
                 f"pretrained must be a diffusers folder with a vae in safetensors, or a model's name, got "
                 f"'{pretrained}' ({first_line(error)}); check the path and the variant, or choose PixelFeatures"
@@ -204,18 +204,22 @@ class ViTFeatures(Features):
         from transformers import ViTModel
 
         try:
-            self.vit = ViTModel.from_pretrained(pretrained, add_pooling_layer=False, local_files_only=local_files_only)
-        except (OSError, ValueError) as error:
+            self.vit, found = ViTModel.from_pretrained(
+                pretrained, add_pooling_layer=False, local_files_only=local_files_only, output_loading_info=True
+            )
+            if found["missing_keys"]:  # which would be random
+                raise OSError(f"it lacks the weights {', '.join(sorted(found['missing_keys'])[:3])}")
+        except Exception as error:  # transformers and the formats' readers raise errors of many kinds
             kind = "folder" if Path(pretrained).exists() else "folder or model name"
             raise InputError(
-                f"pretrained must be a {kind} of a transformers ViTModel, got '{pretrained}'; "
+                f"pretrained must be a {kind} of a transformers ViTModel, got '{pretrained}' ({first_line(error)}); "
                 f"check the path, or fetch it with `hf download {pretrained}`"
             ) from error
         self.image_size = self.vit.config.image_size if image_size is None else image_size
         self.eval().requires_grad_(False)
 
     def forward(self, z: Tensor, images: Tensor) -> Tensor:
-        size = self.image_size
+        images, size = images.expand(-1, 3, -1, -1), self.image_size  # a grey image has one channel
         if size and tuple(images.shape[-2:]) != (size, size):
             images = interpolate(images, size=(size, size), mode="bicubic", antialias=True)
         return self.vit(pixel_values=images, interpolate_pos_encoding=size == 0).last_hidden_state[:, 0]

@@ -1,16 +1,18 @@
 """Features of the kernel, against the distances that they define."""
 
+import shutil
 from itertools import combinations
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from support.command import train
 from support.networks import IMAGE_SIZE
 from torch.nn.functional import cosine_similarity
 from torchmetrics.image.lpip import LearnedPerceptualImagePatchSimilarity
 
-from rlsd_lightning import InputError, LPIPSFeatures, StableDiffusionPrior, VAEFeatures
+from rlsd_lightning import InputError, LPIPSFeatures, StableDiffusionPrior, VAEFeatures, ViTFeatures
 from rlsd_lightning.features import _perceptual, load_lpips
 
 LATENTS = torch.zeros(3, 4, 8, 8)
@@ -76,6 +78,26 @@ def test_lpips_whose_weights_cannot_be_fetched_says_so(tmp_path: Path, monkeypat
     load_lpips.cache_clear()
     with pytest.raises(InputError, match=r"can't be fetched .*; copy torchvision's alexnet"):
         LPIPSFeatures()
+
+
+def test_a_vit_without_all_of_its_weights_is_refused(tiny_features_folder: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(tiny_features_folder, tmp_path / "vit")
+    weights = load_file(folder / "model.safetensors")
+    name = next(name for name in weights if name.endswith("bias"))
+    save_file(
+        {key: value for key, value in weights.items() if key != name}, folder / "model.safetensors", {"format": "pt"}
+    )
+    with pytest.raises(InputError, match="lacks the weights"):
+        ViTFeatures(folder, local_files_only=True)
+    content = (folder / "model.safetensors").read_bytes()
+    (folder / "model.safetensors").write_bytes(content[: len(content) // 2])
+    with pytest.raises(InputError, match=f"must be a folder of a transformers ViTModel, got '{folder}' \\(.+\\)"):
+        ViTFeatures(folder, local_files_only=True)
+
+
+def test_a_vit_sees_grey_images(tiny_features: ViTFeatures, images: torch.Tensor) -> None:
+    grey = images[:, :1]
+    torch.testing.assert_close(tiny_features(None, grey), tiny_features(None, grey.expand_as(images)))
 
 
 def test_a_prior_without_a_vae_has_no_vae_features(tiny_pixel_folder: Path, tmp_path: Path) -> None:

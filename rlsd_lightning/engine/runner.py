@@ -253,10 +253,10 @@ class _Run:
 
     def _agreed_checkpoint(self, path: Path, module: ParticleModule) -> Path | None:
         """Checkpoint that all processes of the group resume from."""
-        chosen = checkpoint_to_resume(path, module.identity.check)
-        is_previous = chosen is not None and chosen.name == PREVIOUS and path.name == LAST
+        usable = checkpoint_to_resume(path, module.identity.check)
+        is_previous = usable is not None and usable.name == PREVIOUS and path.name == LAST
         if not self.processes.shard.any(is_previous):
-            return chosen
+            return usable
         if self.processes.shard.position == 0:
             put_aside(path)
         return path.with_name(PREVIOUS)

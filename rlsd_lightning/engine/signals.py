@@ -9,6 +9,7 @@ import lightning as L
 from lightning.pytorch.callbacks import Callback
 
 from rlsd_lightning.engine.callbacks import not_finite
+from rlsd_lightning.engine.checkpoints import LAST
 from rlsd_lightning.errors import StoppedError
 from rlsd_lightning.methods.base import ParticleModule
 
@@ -60,7 +61,7 @@ class StopOnSignal(Callback):
         if not pl_module.shard.any(self._came is not None):
             return
         if not not_finite(pl_module):
-            trainer.save_checkpoint(self.folder / "last.ckpt")
+            trainer.save_checkpoint(self.folder / LAST)
         reason = self._came.name if self._came else "a signal to another process"
         raise StoppedError(f"stopped by {reason} after step {batch_idx + 1} of '{pl_module.name}'")
 

@@ -59,7 +59,7 @@ def load_inception() -> SetNetwork | None:
 
 def _updated(metric: nn.Module, network: SetNetwork, a: Tensor, b: Tensor) -> nn.Module:
     for images, real in ((a, True), (b, False)):
-        for batch in images.clamp(-1, 1).split(BATCH):
+        for batch in images.clamp(-1, 1).expand(-1, 3, -1, -1).split(BATCH):
             metric.update(batch if network.lowest else batch / 2 + 0.5, real=real)
     return metric
 
@@ -70,7 +70,7 @@ def frechet_distance(network: SetNetwork, a: Tensor, b: Tensor) -> float:
 
     Args:
         network: Feature network.
-        a: Images in [-1, 1], with shape :math:`(n, 3, H, W)`, :math:`n \ge 2`.
+        a: Images in [-1, 1], with shape :math:`(n, 3, H, W)` or :math:`(n, 1, H, W)`, :math:`n \ge 2`.
         b: Images of the other set.
 
     References:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from rlsd_lightning.evaluation.attributes import ATTRIBUTES, SHARES
 from rlsd_lightning.evaluation.distances import SetNetwork, frechet_distance, kernel_distance
 from rlsd_lightning.evaluation.judge import IMAGE_SIZE, Judge
-from rlsd_lightning.evaluation.scores import SMALLEST_SSIM, proper_scores, ssim_each
+from rlsd_lightning.evaluation.scores import SMALLEST_LPIPS, SMALLEST_SSIM, proper_scores, ssim_each
 from rlsd_lightning.features import ViTFeatures
 from rlsd_lightning.functional.calibration import calibration, total_calibration
 from rlsd_lightning.functional.metrics import diversity, mode_total_variation, pixel_std, psnr
@@ -56,10 +56,15 @@ class Networks(NamedTuple):
         """Whether the judge knows images of this size."""
         return self.judge is not None and images.shape[-2:] == (IMAGE_SIZE, IMAGE_SIZE) and images.shape[1] == 3
 
+    def lpips_of(self, images: Tensor) -> nn.Module | None:
+        """The LPIPS metric, if it is known and takes images of this size."""
+        return self.lpips if min(images.shape[-2:]) >= SMALLEST_LPIPS else None
+
 
 def _lpips_each(lpips: nn.Module, images: Tensor, truth: Tensor) -> Tensor:
     """LPIPS of each image, with shape :math:`(N,)`; torchmetrics would average."""
-    return torch.stack([lpips(image[None], truth) for image in images.clamp(-1, 1)])
+    images, truth = (each.expand(-1, 3, -1, -1) for each in (images.clamp(-1, 1), truth))
+    return torch.stack([lpips(image[None], truth) for image in images])
 
 
 @torch.no_grad()
@@ -68,7 +73,7 @@ def image_figures(saved: SavedMeasurement, networks: Networks) -> dict[str, Any]
 
     They are defined in docs/evaluation.md.
     """
-    lpips, truth = networks.lpips, saved.truth
+    lpips, truth = networks.lpips_of(saved.images), saved.truth
     images = saved.images if saved.aligned is None else saved.aligned
     shown = images.clamp(-1, 1)
     figures: dict[str, Any] = {"particles": len(images)}
@@ -105,7 +110,7 @@ def _lpips_of_pairs(lpips: nn.Module, images: Tensor) -> float | None:
     pairs = list(combinations(range(len(images)), 2))
     if not pairs:
         return None
-    return sum(lpips(images[i : i + 1], images[j : j + 1]).item() for i, j in pairs) / len(pairs)
+    return sum(_lpips_each(lpips, images[i : i + 1], images[j : j + 1]).item() for i, j in pairs) / len(pairs)
 
 
 def set_figures(images: Tensor, reference: Tensor | None, networks: Networks) -> dict[str, Any]:
@@ -171,14 +176,14 @@ def paper_image_figures(saved: SavedMeasurement, networks: Networks) -> dict[str
     size, so these figures are lower than the default protocol's.
 
     Returns:
-        ``paper_psnr_max``, ``paper_lpips_min`` (None without weights) and ``paper_diversity_<network>``.
+        ``paper_psnr_max``, ``paper_lpips_min`` (None without weights or for small images) and ``paper_diversity_<network>``.
     """
     unit, truth = _in_unit_range(saved.images), _in_unit_range(saved.truth)
-    lpips = None if networks.lpips is None else _lpips_each(networks.lpips, unit, truth).min().item()
+    lpips = networks.lpips_of(unit)
     return {
         "particles": len(unit),
         "paper_psnr_max": psnr(saved.images, saved.truth).max().item(),
-        "paper_lpips_min": lpips,
+        "paper_lpips_min": None if lpips is None else _lpips_each(lpips, unit, truth).min().item(),
         f"paper_diversity_{networks.name}": diversity(networks.features(None, unit)).item(),
     }
 
@@ -186,12 +191,11 @@ def paper_image_figures(saved: SavedMeasurement, networks: Networks) -> dict[str
 @torch.no_grad()
 def paper_set_figures(saved: list[SavedMeasurement], reference: Tensor, networks: Networks) -> dict[str, Any]:
     """The paper's FID, over each measurement's particle of least LPIPS, or its first one without LPIPS weights."""
-    if networks.lpips is None:
+    lpips = networks.lpips_of(saved[0].images)
+    if lpips is None:
         chosen, end = [one.images[0] for one in saved], "one_particle"
     else:
-        best = [
-            _lpips_each(networks.lpips, _in_unit_range(one.images), _in_unit_range(one.truth)).argmin() for one in saved
-        ]
+        best = [_lpips_each(lpips, _in_unit_range(one.images), _in_unit_range(one.truth)).argmin() for one in saved]
         chosen, end = [one.images[index] for one, index in zip(saved, best, strict=True)], "best_lpips"
     known = min(len(chosen), len(reference)) > 1
     value = frechet_distance(networks.sets, reference, torch.stack(chosen)) if known else None

@@ -14,10 +14,21 @@ from rlsd_lightning.measurement import Measurement
 from rlsd_lightning.operators import NullOperator
 from rlsd_lightning.operators.likelihood import data_fit, equivalent_forms
 
-__all__ = ["SMALLEST_SSIM", "Solved", "aligned", "proper_scores", "pseudo_inverse", "score", "ssim_each"]
+__all__ = [
+    "SMALLEST_LPIPS",
+    "SMALLEST_SSIM",
+    "Solved",
+    "aligned",
+    "proper_scores",
+    "pseudo_inverse",
+    "score",
+    "ssim_each",
+]
 
 SMALLEST_SSIM = 11
 """Pixels of the window of SSIM; smaller images have none."""
+SMALLEST_LPIPS = 31
+"""Least side in pixels of images that AlexNet takes; smaller images have no LPIPS."""
 
 
 class Solved(NamedTuple):
@@ -113,7 +124,7 @@ def _comparisons(truth: Tensor, images: Tensor, lpips: nn.Module | None) -> dict
         figures |= proper_scores(images.clamp(-1, 1), truth)
     if min(images.shape[-2:]) >= SMALLEST_SSIM:
         figures["ssim_mean"] = ssim_each(images, truth).mean()
-    if lpips is not None:
-        same_shape = truth.expand_as(images).contiguous()
-        figures["lpips_mean"] = lpips.to(images.device)(images.clamp(-1, 1), same_shape)
+    if lpips is not None and min(images.shape[-2:]) >= SMALLEST_LPIPS:
+        in_colour = (each.expand(len(images), 3, -1, -1).contiguous() for each in (images.clamp(-1, 1), truth))
+        figures["lpips_mean"] = lpips.to(images.device)(*in_colour)
     return {name: value.item() for name, value in figures.items()}

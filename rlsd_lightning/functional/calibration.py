@@ -180,7 +180,7 @@ def risk_controlled_factor(ratios: Sequence[Tensor], level: float) -> float:
     )
     order = values.argsort()
     outside = 1 - weights[order].cumsum(dim=0)  # mean loss of a factor equal to each value
-    first = int((outside <= allowed).nonzero()[0]) if allowed else len(values) - 1
+    first = int((outside > allowed).sum())  # rounding may leave all of them above
     return values[order[min(first, len(values) - 1)]].clamp_min(0).item()
 
 

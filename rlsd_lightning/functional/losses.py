@@ -37,6 +37,11 @@ def _per_particle_mean(value: Tensor) -> Tensor:
     return value.flatten(1).mean(dim=1)
 
 
+def _squares(value: Tensor) -> Tensor:
+    """Squared moduli, of real or complex values."""
+    return value.abs().square() if value.is_complex() else value.square()
+
+
 def gradients_of_mean(loss: Tensor, inputs: Sequence[Tensor], count: int) -> list[Tensor]:
     """Gradients of a loss that is a mean over ``count`` elements, each with the shape of its input.
 
@@ -49,22 +54,22 @@ def gradients_of_mean(loss: Tensor, inputs: Sequence[Tensor], count: int) -> lis
 
 def norms(value: Tensor) -> Tensor:
     """Every particle's Euclidean norm, with shape (N,): it has a gradient at zero, and half precision can hold it."""
-    return (at_least_float32(value).flatten(1).square().sum(dim=1) + 1e-12).sqrt()
+    return (_squares(at_least_float32(value).flatten(1)).sum(dim=1) + 1e-12).sqrt()
 
 
 def square_norms(value: Tensor) -> Tensor:
     """Every particle's squared norm, with shape (N,)."""
-    return at_least_float32(value).square().flatten(1).sum(dim=1)
+    return _squares(at_least_float32(value)).flatten(1).sum(dim=1)
 
 
 def half_mean_square(error: Tensor) -> Tensor:
     r"""Returns :math:`\sum_i \frac{1}{2} \mathrm{mean}(e_i^2)` of errors with shape :math:`(N, \dots)`."""
-    return 0.5 * _per_particle_mean(error.square()).sum()
+    return 0.5 * _per_particle_mean(_squares(error)).sum()
 
 
 def square_misfit(measured: Tensor, y: Tensor) -> Tensor:
-    r"""For Gaussian noise: :math:`\mathrm{mean}(y - A(x_i))^2`, with shape :math:`(N,)`."""
-    return _per_particle_mean((y - measured).square())
+    r"""For Gaussian noise: :math:`\mathrm{mean}|y - A(x_i)|^2`, with shape :math:`(N,)`."""
+    return _per_particle_mean(_squares(y - measured))
 
 
 def absolute_misfit(measured: Tensor, y: Tensor, std: Tensor | float) -> Tensor:

@@ -67,8 +67,12 @@ def gradient_energy(images: Tensor) -> Tensor:
 
 
 def residual_rms(measured: Tensor, y: Tensor) -> Tensor:
-    r"""Root mean square of :math:`y - A(x)` over all particles and elements, in units of the measurement."""
-    return (y - measured).square().mean().sqrt()
+    r"""Root mean square of :math:`y - A(x)` over all particles and elements, in units of the measurement.
+
+    The noise of complex measurements is that of their real and imaginary parts, so these are elements.
+    """
+    error = y - measured
+    return (torch.view_as_real(error) if error.is_complex() else error).square().mean().sqrt()
 
 
 def mode_total_variation(assignments: Tensor, weights: Tensor) -> Tensor:

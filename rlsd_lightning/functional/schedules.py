@@ -165,7 +165,8 @@ def prior_weight(alpha: Tensor, sigma: Tensor, kind: str = "linear") -> Tensor:
     Args:
         alpha: Signal level :math:`\alpha_t`, at least :data:`LEAST_SIGNAL` here.
         sigma: Noise level :math:`\sigma_t`.
-        kind: One of :data:`PRIOR_WEIGHTS`: ``linear`` is :math:`r`, ``log`` is :math:`\log(1 + r)`.
+        kind: One of :data:`PRIOR_WEIGHTS`: ``linear`` is :math:`r`, ``sqrt`` :math:`\sqrt r`, ``log`` :math:`\log(1 + r)`,
+            ``square`` :math:`r^2`, ``const`` 1.
 
     Raises:
         ValueError: If the kind is unknown.

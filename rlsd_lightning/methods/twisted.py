@@ -177,6 +177,7 @@ class TwistedFilter(ParticleModule):
         noise, guided = variance.sqrt() * self.noise(step), from_clean * shift
         self.z_t[self.rows] = from_noisy * z_t + from_clean * clean + guided + noise
         unguided = (noise.square() - (noise + guided).square()).flatten(1).sum(dim=1) / (2 * variance)
+        unguided = torch.where(variance > 0, unguided, 0.0)  # a repeated timestep moves nothing
         for measurement, weights, twist, ratio in self.each_here(self.log_weights[self.rows], log_twist, unguided):
             weights += self._tempering(measurement) * ratio - twist
 

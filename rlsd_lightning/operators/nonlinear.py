@@ -164,13 +164,17 @@ def nonlinear_blur(
         code: A .npy file with the network's second argument, of shape :math:`(\dots)` or :math:`(1, \dots)`.
 
     Raises:
-        InputError: If a number is out of range or a file can't be used.
+        InputError: If a number is out of range, a file can't be used, or one is given that would not be.
 
     References:
         | Exploring Image Deblurring via Encoded Blur Kernel Space (Tran et al., 2021)
         | https://arxiv.org/abs/2104.00317
     """
     noise_model = make_noise(noise, sigma)
+    if kernel is not None and network is not None:
+        raise InputError("kernel must be left out with a network, which replaces the camera")
+    if code is not None and network is None:
+        raise InputError("code must be left out without a network, whose second argument it is")
     if network is not None:
         values = None if code is None else torch.from_numpy(load_array(code)).float()
         if values is not None and values.shape[0] != 1:

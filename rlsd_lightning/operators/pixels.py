@@ -161,7 +161,13 @@ class MasksOfPictures(Physics):
     def __init__(self, image_shape: tuple[int, ...], folder: str | Path, noise_model: NoiseModel) -> None:
         super().__init__(noise_model=noise_model)
         self.image_shape, self.folder = image_shape, folder
-        self.files = {name_of(file): file for file in find_images(folder, "mask")}
+        self.files: dict[str, Path] = {}
+        for file in find_images(folder, "mask"):
+            first = self.files.setdefault(name_of(file), file)
+            if first is not file:
+                raise InputError(
+                    f"mask: one mask a picture is expected in '{folder}', got '{first}' and '{file}'; remove one"
+                )
 
     def A(self, x: Tensor, **kwargs) -> Tensor:  # noqa: N802
         raise InputError(f"mask='{self.folder}' has a mask for each picture; give one mask's file here")

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from rlsd_lightning.errors import InputError
+from rlsd_lightning.errors import InputError, require_positive
 from rlsd_lightning.priors.base import Prior
 from rlsd_lightning.signatures import typed
 
@@ -112,11 +112,11 @@ class GaussianMixturePrior(Prior):
 
     Args:
         means: Centres, with shape :math:`(K, d)`.
-        std: Standard deviation of every component.
+        std: Standard deviation of every component, above 0.
         weights: With shape :math:`(K,)`; equal if left out.
 
     Raises:
-        InputError: If the shapes don't fit together.
+        InputError: If the shapes don't fit together, or ``std`` is out of range.
     """
 
     @typed
@@ -126,7 +126,10 @@ class GaussianMixturePrior(Prior):
         std: float = 0.1,
         weights: Sequence[float] | Tensor | None = None,
     ) -> None:
+        require_positive(std=std)
         means = torch.as_tensor(means)
+        if means.ndim != 2:
+            raise InputError(f"means must have shape (K, d), got {tuple(means.shape)}")
         means = means if means.is_floating_point() else means.float()
         weights = torch.ones(len(means)) if weights is None else torch.as_tensor(weights)
         betas = torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2

@@ -12,8 +12,7 @@ from deepinv.physics import Physics
 from PIL import Image
 from torch import Tensor
 
-from rlsd_lightning.checks import require_at_least_one
-from rlsd_lightning.errors import InputError
+from rlsd_lightning.errors import InputError, require_at_least_one
 from rlsd_lightning.evaluation.checks import principal_directions
 from rlsd_lightning.evaluation.scores import Solved, aligned, pseudo_inverse
 from rlsd_lightning.functional.sets.clustering import k_medoids

@@ -3,8 +3,8 @@
 import csv
 import io
 import json
-import math
 import os
+import uuid
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
@@ -48,8 +48,8 @@ REASONS = ".failed"
 
 
 def write_atomically(path: Path, content: str | bytes) -> None:
-    """Write a file that is either complete or absent."""
-    partial = path.with_name(path.name + ".partial")
+    """Write a file that is either complete or absent, whoever else writes it at the same time."""
+    partial = path.with_name(f"{path.name}.{uuid.uuid4().hex}.partial")
     with partial.open("wb") as file:
         file.write(printable(content).encode() if isinstance(content, str) else content)
         file.flush()
@@ -67,9 +67,7 @@ def write_particles(folder: Path, tensors: Mapping[str, Tensor]) -> None:
 
 def write_metrics(folder: Path, metrics: Mapping) -> None:
     """Write metrics.json, the mark of a finished measurement; NaN and infinity become null."""
-    clean = {
-        key: None if isinstance(value, float) and not math.isfinite(value) else value for key, value in metrics.items()
-    }
+    clean = json.loads(json.dumps(dict(metrics)), parse_constant=lambda constant: None)
     write_atomically(folder / METRICS_FILE, json.dumps(clean, indent=2) + "\n")
 
 

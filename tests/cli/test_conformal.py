@@ -55,6 +55,13 @@ def test_factor_is_the_least_that_controls_the_risk(level: float, count: int) ->
     assert bound(below) > 1 - level
 
 
+@pytest.mark.parametrize("level", [0.9, 0.95])
+def test_as_few_images_as_a_level_takes_need_the_largest_ratio(level: float) -> None:
+    # sums of so many equal weights are rounded to less than one
+    ratios = [normal(3 * 128 * 128, seed=seed).abs() for seed in range(fewest(level))]
+    assert risk_controlled_factor(ratios, level) == torch.stack(ratios).max()
+
+
 @pytest.mark.parametrize("level", [0.75, 0.8, 0.9])
 def test_too_few_images_guarantee_nothing(level: float) -> None:
     assert risk_controlled_factor([normal(9).abs()] * (fewest(level) - 1), level) == float("inf")

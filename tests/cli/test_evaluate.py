@@ -15,8 +15,8 @@ from torch import nn
 from rlsd_lightning.cli.subcommands import evaluate
 from rlsd_lightning.evaluation.attributes import ATTRIBUTES, SHARES
 from rlsd_lightning.evaluation.distances import frechet_distance, kernel_distance, vit_network
-from rlsd_lightning.evaluation.figures import Networks, attribute_figures, image_figures
-from rlsd_lightning.evaluation.scores import Solved
+from rlsd_lightning.evaluation.figures import Networks, attribute_figures, image_figures, paper_image_figures
+from rlsd_lightning.evaluation.scores import Solved, score
 from rlsd_lightning.measurement import Measurement, SavedMeasurement
 from rlsd_lightning.operators import NullOperator, denoising, inpainting, mri, phase_retrieval
 from rlsd_lightning.operators.likelihood import data_fit, observed_pixels
@@ -114,6 +114,29 @@ class Difference(nn.Module):
 @pytest.fixture
 def networks(tiny_features) -> Networks:
     return Networks(NAME, tiny_features, PIXELS, Difference())
+
+
+class OfColours(Difference):
+    """As LPIPS, for larger images of three channels only."""
+
+    def forward(self, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+        assert a.shape[1:] == b.shape[1:] == SHAPE
+        return super().forward(a, b)
+
+
+def test_grey_images_have_lpips_and_small_ones_have_none(networks: Networks) -> None:
+    for shape, known in (((1, *SHAPE[1:]), True), ((1, 16, 16), False), ((3, 16, 16), False)):
+        images, truth = torch.stack([torch.full(shape, 0.1), torch.full(shape, 0.3)]), torch.zeros(1, *shape)
+        saved = SavedMeasurement("a", images, {}, truth)
+        with_lpips = networks._replace(lpips=OfColours())
+        figures = image_figures(saved, with_lpips) | paper_image_figures(saved, with_lpips)
+        figures |= score(
+            Solved(Measurement("a", truth, denoising(shape), truth), images, images, images),
+            images.flatten(1),
+            OfColours(),
+        )
+        names = {"lpips_mean": 0.2, "lpips_best": 0.1, "lpips_pairs": 0.2, "paper_lpips_min": 0.05}
+        assert {name: figures[name] for name in names} == (pytest.approx(names) if known else dict.fromkeys(names))
 
 
 def constant(*values: float) -> torch.Tensor:

@@ -77,6 +77,17 @@ def test_weights_stay_equal_where_the_twist_is_exact(tmp_path: Path):
     assert min(shares.values) > 0.9
 
 
+def test_a_timestep_that_comes_twice_leaves_the_weights_finite(tmp_path: Path):
+    prior = GaussianMixturePrior([[-1.0, 0.0], [1.0, 0.0]], std=0.3)
+    prior.alphas, prior.sigmas = prior.alphas[49::100], prior.sigmas[49::100]
+    settings = {**EXACT, "num_steps": 10, "latent_std": 1.0, "image_std": 1.0, "num_particles": 100}
+    module, shares = TwistedFilter(prior, seen(0.0, 1.0), LatentFeatures(), **settings), Shares()
+    assert module.timesteps[:2] == [9, 9]
+    points = fit(module, tmp_path, shares).reconstructions()[0]
+    assert all(0 < share <= 1.001 for share in shares.values)
+    assert points.std(dim=0).min() > 0.1
+
+
 MEANS = [[-2.0, 2.0], [0.1, -1.5], [0.0, 0.0], [2.0, 0.0]]
 
 

@@ -17,6 +17,7 @@ from rlsd_lightning import InputError, operators, solve
 from rlsd_lightning.evaluation.scores import aligned, pseudo_inverse
 from rlsd_lightning.operators import as_physics, make_physics
 from rlsd_lightning.operators.filters import draw_motion_kernel
+from rlsd_lightning.operators.likelihood import data_fit
 
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
 
@@ -333,6 +334,22 @@ def test_a_users_class_and_a_plain_function_are_operators():
     assert physics.noise_model.sigma.item() == pytest.approx(0.2)
 
 
+def test_complex_measurements_are_solved_and_have_real_figures(tiny_prior):
+    physics = deepinv.physics.LinearPhysics(
+        A=lambda x, **_: torch.fft.fft2(x, norm="ortho"),
+        A_adjoint=lambda y, **_: torch.fft.ifft2(y, norm="ortho").real,
+        noise_model=deepinv.physics.GaussianNoise(0.1),
+    )
+    truth = torch.zeros(1, *tiny_prior.image_shape)
+    parts = torch.randn(1, *truth.shape[1:], 2, generator=torch.Generator().manual_seed(0))
+    y = torch.view_as_complex(0.1 * parts)  # of nothing but noise
+    assert data_fit(physics, truth, y)["residual_sigmas"] == pytest.approx(1, abs=0.05)
+    trainer = {"accelerator": "cpu", "enable_progress_bar": False}
+    for operator in (physics, deepinv.physics.Physics(A=physics.A, noise_model=physics.noise_model)):
+        metrics = solve(y, operator, tiny_prior, num_particles=2, num_steps=2, trainer=trainer).metrics
+        assert all(isinstance(metrics[name], float) for name in ("residual", "residual_sigmas"))
+
+
 def test_solve_takes_a_plain_function(tiny_prior):
     x = images(1)
     result = solve(x[:, :, ::2], lambda x: x[:, :, ::2], tiny_prior, num_steps=2, trainer={"logger": False})
@@ -363,6 +380,8 @@ def test_solve_takes_a_plain_function(tiny_prior):
         (lambda: operators.hdr(SHAPE, scale=0), r"scale .*got 0"),
         (lambda: operators.nonlinear_blur(SHAPE, exposure=0), r"exposure .*got 0"),
         (lambda: operators.nonlinear_blur(SHAPE, network="nowhere.pt"), r"TorchScript file, but 'nowhere\.pt'"),
+        (lambda: operators.nonlinear_blur(SHAPE, network="a.pt", kernel="k.npy"), r"kernel must be left out"),
+        (lambda: operators.nonlinear_blur(SHAPE, code="c.npy"), r"code must be left out"),
         (lambda: operators.jpeg(SHAPE, quality=0), r"quality .*got 0"),
         (lambda: operators.jpeg((4, 32, 32)), r"one or three channels"),
         (lambda: operators.quantization(SHAPE, levels=1), r"levels .*got 1"),

@@ -106,6 +106,19 @@ def test_each_size_has_its_entry_and_others_take_the_nearest(tmp_path: Path) -> 
     assert saved_calibration(tmp_path, (3, 256, 256)) == KNOWN
 
 
+def test_a_write_that_fails_leaves_the_file_as_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save_calibration(tmp_path, (3, 64, 64), KNOWN)
+
+    def half(file: Path, text: str, **options: str) -> None:
+        file.write_bytes(text[: len(text) // 2].encode())
+        raise OSError
+
+    monkeypatch.setattr(Path, "write_text", half)
+    with pytest.raises(OSError):
+        save_calibration(tmp_path, (3, 256, 256), KNOWN)
+    assert saved_calibration(tmp_path, (3, 64, 64)) == KNOWN
+
+
 @pytest.mark.parametrize("origin", ["org/name", "read-only", "model.safetensors"])
 def test_the_cache_keeps_what_a_folder_does_not(origin: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))

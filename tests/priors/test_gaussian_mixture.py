@@ -169,6 +169,12 @@ def test_prior_with_a_weight_too_many_is_refused():
         GaussianMixturePrior([[0.0], [1.0]], weights=[1.0, 1.0, 1.0])
 
 
+@pytest.mark.parametrize(("means", "std"), [([[0.0]], 0.0), ([[0.0]], -1.0), (torch.zeros(3), 0.1)])
+def test_prior_without_a_density_is_refused(means: object, std: float):
+    with pytest.raises(InputError, match="must"):
+        GaussianMixturePrior(means, std)
+
+
 def test_prior_of_an_unknown_prediction_type_is_refused_by_name():
     from rlsd_lightning.priors import Prior
 

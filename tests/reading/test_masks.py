@@ -171,6 +171,13 @@ def test_masks_of_a_folder_belong_to_the_images_of_their_names(what: str, folder
         assert data[2].y.shape == (1, *SHAPE)
 
 
+def test_two_masks_of_one_name_are_refused(folders: tuple[Path, Path]) -> None:
+    images, masks = folders
+    Image.fromarray(~SEEN).save(masks / "a.bmp")
+    with pytest.raises(InputError, match=r"one mask a picture .*a\.bmp' and '.*a\.png'"):
+        measurements(SHAPE, partial(inpainting, mask=masks), images=images)
+
+
 def test_masks_of_a_folder_can_be_no_part_of_a_composition(folders: tuple[Path, Path]) -> None:
     with pytest.raises(InputError, match="has a mask for each picture"):
         compose(SHAPE, [partial(inpainting, mask=folders[1]), denoising])

@@ -3,6 +3,7 @@
 import base64
 import csv
 import io
+import os
 import re
 import shutil
 import subprocess
@@ -16,7 +17,7 @@ from support.command import train
 from support.page import Page
 
 from rlsd_lightning.results.report import write_report
-from rlsd_lightning.results.store import mean_figures, read_metrics, write_metrics, write_summary
+from rlsd_lightning.results.store import mean_figures, read_metrics, write_atomically, write_metrics, write_summary
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 
@@ -190,8 +191,23 @@ def test_a_figure_that_some_measurements_lack_is_averaged_over_the_rest(tmp_path
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
 def test_a_figure_that_json_has_not_is_null(tmp_path: Path, value: float) -> None:
     save_file({"z": torch.zeros(1)}, tmp_path / "particles.safetensors")
-    write_metrics(tmp_path, {"name": "a", "psnr_mean": value, "num_steps": 3})
-    assert read_metrics(tmp_path) == {"name": "a", "psnr_mean": None, "num_steps": 3}
+    write_metrics(tmp_path, {"name": "a", "psnr_mean": value, "num_steps": 3, "checks": [{"value": value}]})
+    expected = {"name": "a", "psnr_mean": None, "num_steps": 3, "checks": [{"value": None}]}
+    assert read_metrics(tmp_path) == expected
+
+
+def test_two_processes_may_write_one_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file, flush = tmp_path / "chosen.json", os.fsync
+
+    def write_another(number: int) -> None:
+        flush(number)
+        monkeypatch.setattr(os, "fsync", flush)
+        write_atomically(file, "another")
+
+    monkeypatch.setattr(os, "fsync", write_another)
+    write_atomically(file, "own")
+    assert file.read_text() == "own"
+    assert list(tmp_path.iterdir()) == [file]
 
 
 @pytest.mark.parametrize("content", [None, "", '{"name": "a", "psn'])

@@ -165,7 +165,9 @@ def save_calibration(origin: Path, image_shape: tuple[int, ...], calibration: Ca
     entries["x".join(map(str, image_shape[-2:]))] = calibration
     written = {size: each._asdict() for size, each in sorted(entries.items(), key=lambda item: _lengths(item[0]))}
     file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(json.dumps(written, indent=2) + "\n", encoding="utf-8")
+    partial = file.with_name(f"{file.name}.{os.getpid()}.partial")
+    partial.write_text(json.dumps(written, indent=2) + "\n", encoding="utf-8")
+    os.replace(partial, file)  # so that another run reads the old or the new one
     return file
 
 
