@@ -128,7 +128,7 @@ class FlowMatching(L.LightningModule):
         heads: int = 6,
         layers: int = 6,
         lr: float = 1e-3,
-        max_steps: int = 6000,
+        max_steps: int = 4000,
     ) -> None:
         super().__init__()
         self.save_hyperparameters(ignore=["text", "mask"])
@@ -198,7 +198,7 @@ def encode_faces(vae: AutoencoderDC, faces: Faces) -> Tensor:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    options = parser(__doc__.splitlines()[0], steps=6000, batch_size=32, out="tests/priors/flow")
+    options = parser(__doc__.splitlines()[0], steps=4000, batch_size=32, out="tests/priors/flow")
     options.add_argument("--autoencoder-steps", type=int, default=4000, help="optimiser steps of the autoencoder")
     args = options.parse_args(arguments)
     L.seed_everything(args.seed)

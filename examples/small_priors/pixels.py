@@ -51,7 +51,7 @@ class PixelDiffusion(L.LightningModule):
         super().__init__()
         self.save_hyperparameters()
         self.unet = make_network(tuple(channels))
-        self.scheduler = DDPMScheduler(clip_sample=False)
+        self.scheduler = DDPMScheduler()
 
     def training_step(self, batch: tuple[Tensor, Tensor]) -> Tensor:
         images = avg_pool2d(batch[0], batch[0].shape[-1] // IMAGE_SIZE)
