@@ -94,6 +94,10 @@ def _check(cfg: DictConfig) -> int:
     try:
         move_older(cfg, overridden())
         check_settings(cfg)
+        if not str(cfg.output_dir).strip():
+            raise HydraException(
+                "output_dir must be a folder, got an empty name; leave it out for a new one in outputs/"
+            )
     except HydraException as error:
         reason, code = explain(error, cfg)
         logging.getLogger("train").error("error: %s", reason)

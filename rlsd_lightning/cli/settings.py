@@ -144,11 +144,9 @@ def check_settings(cfg: DictConfig) -> None:
     """Refuse unknown names, words in place of numbers, and what is missing.
 
     Raises:
-        HydraException: If a group or the output folder is missing, or a target can't be imported, does not take a setting, or
+        HydraException: If a group is missing, or a target can't be imported, does not take a setting, or
             takes another type.
     """
-    if not str(cfg.output_dir).strip():
-        raise HydraException("output_dir must be a folder, got an empty name; leave it out for a new one in outputs/")
     known = {path.stem for path in CONFIGS.iterdir() if path.is_dir()} | {*read_yaml(CONFIGS / "train.yaml"), *CHECKED}
     known -= {"defaults", "hydra"}
     for name in cfg:

@@ -49,6 +49,15 @@ def test_help_and_a_wrong_command_line_import_nothing_heavy(tmp_path: Path) -> N
     assert "num_particles must be int, got 'two'" in done.stdout
 
 
+@pytest.mark.parametrize("subcommand", ["calibrate", "doctor"])
+def test_subcommands_with_settings_start_in_a_process_of_their_own(subcommand: str, tmp_path: Path) -> None:
+    # in this one Hydra's configuration of a run may be set
+    command = [sys.executable, str(TRAIN), subcommand, "prior=pixel", "prior.pretrained=nowhere"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path)
+    assert done.returncode == 1
+    assert "complete diffusers folder or a model that can be fetched, got 'nowhere'" in done.stdout + done.stderr
+
+
 @pytest.mark.parametrize(
     ("first", "shown"), [("train.py", "python train.py"), ("/repo/train.py", "python train.py"), ("/bin/rlsd", "rlsd")]
 )
