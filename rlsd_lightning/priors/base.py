@@ -106,9 +106,12 @@ class Prior(nn.Module, ABC):
         about the norm :math:`(s / v) \sqrt{d_x / d_z}`, and latents have the norm :math:`v \sqrt{d_z}`. The factor is
         :math:`d_z v^2 / (\sqrt{d_x} \, s)`, in units of the embedded faces'.
         """
-        latent_size, image_size, image_std = FACES
+        latent_size, image_size, faces_std = FACES
         size = math.prod(self.latent_shape) / latent_size / math.sqrt(math.prod(self.image_shape) / image_size)
-        return size * self.calibration.latent_std**2 / (self.calibration.image_std / image_std)
+        image_std, latent_std = self.calibration.image_std, self.calibration.latent_std
+        if self.latent_shape == self.image_shape:  # the other one is not about the mean image
+            latent_std = image_std
+        return size * latent_std**2 / (image_std / faces_std)
 
     def freeze(self) -> None:
         """Switches to evaluation mode and turns off the gradients of all weights."""

@@ -93,8 +93,9 @@ def test_the_pull_is_that_of_a_linear_decoder_of_the_measured_scales(family: str
     scales = prior.calibration
     latent, image = (math.prod(shape) for shape in (prior.latent_shape, prior.image_shape))
     # steps whose gradient has the norm (s / v) sqrt(d_x / d_z) move latents by this share of their norm v sqrt(d_z)
-    gradient = scales.image_std / scales.latent_std * math.sqrt(image / latent)
-    share = prior.pull_factor * gradient / (scales.latent_std * math.sqrt(latent))
+    latent_std = scales.image_std if family == "pixel" else scales.latent_std
+    gradient = scales.image_std / latent_std * math.sqrt(image / latent)
+    share = prior.pull_factor * gradient / (latent_std * math.sqrt(latent))
     faces = 0.467 * math.sqrt(12288 / 1024) / math.sqrt(1024)
     assert share == pytest.approx(faces)
 
