@@ -11,13 +11,11 @@ from rlsd_lightning.app.pictures import CANVAS
 __all__ = ["CSS", "NOTHING_YET", "THEME", "Layout"]
 
 TITLE = """# Many reconstructions of one picture
-A damaged picture does not tell what it was. Each **particle** is a whole picture that agrees with what is left of it.
+Many pictures agree with a damaged one. Each **particle** is a whole picture that agrees with what is left of it.
 **Repulsion** keeps the particles apart, so that together they show what is possible.
 """
 NOTHING_YET = '<div class="said">Particles appear here while they form.</div>'
-REPULSION = (
-    "Pushes particles apart while they form. At 0 each is on its own, 1 is the default, more makes them differ more."
-)
+REPULSION = "Pushes particles apart while they form. 0 turns it off, 1 is the default, more makes them differ more."
 THEME = gr.themes.Default(
     primary_hue="indigo",
     neutral_hue="slate",

@@ -89,7 +89,7 @@ def figures(run: Run) -> str:
         if known.get(name) is not None
     ]
     rows += [
-        f"<tr><td>Check: {escape(check['looked_at'])}</td><td>{'passed' if check['passed'] else 'failed'}</td></tr>"
+        f"<tr><td>Check: {escape(check['statistic'])}</td><td>{'passed' if check['passed'] else 'failed'}</td></tr>"
         for check in known.get("checks", ())
     ]
     warnings = "".join(f"<li>{escape(text)}</li>" for text in dict.fromkeys(run.warnings))

@@ -25,7 +25,7 @@ COMMANDS = {
     "task=inpaint": "the embedded prior and one held-out face",
     "task=inpaint data.images=photos data.limit=null": "images of your own",
     "task=inpaint data.measurement=y.png physics.mask=m.png": "a measured image, without a ground truth",
-    "resume=outputs/inpaint/2026-11-24_12-00-00": "go on with a stopped run",
+    "resume=outputs/inpaint/2026-11-24_12-00-00": "resume a stopped run",
     "evaluate outputs/inpaint/*": "compare finished runs",
     "doctor prior=sd15": "check an installation and a prior",
 }

@@ -54,11 +54,11 @@ def failure(error: BaseException, cfg: DictConfig, who: str) -> tuple[str, int] 
     """The line and exit code of an error that the user can mend; None for a bug. ``who`` names the process."""
     again = f"{program()} resume={cfg.output_dir}"
     if isinstance(error, LostError):
-        return f"\n{who}error: lost touch with the other processes ({error}); go on with: {again}", 1
+        return f"\n{who}error: lost touch with the other processes ({error}); resume with: {again}", 1
     if is_of_storage(error, Path(cfg.output_dir)):
-        return f"\n{who}error: '{cfg.output_dir}' can't be written to ({error}); mend that, then: {again}", 1
+        return f"\n{who}error: '{cfg.output_dir}' can't be written to ({error}); fix this, then run: {again}", 1
     if isinstance(error, StoppedError | KeyboardInterrupt):
-        return f"\n{who}{str(error) or 'stopped'}; go on with: {again}", REQUEUE
+        return f"\n{who}{str(error) or 'stopped'}; resume with: {again}", REQUEUE
     said = explain(error, cfg)
     return said and (f"{who}error: {said[0]}", said[1])
 

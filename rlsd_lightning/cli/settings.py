@@ -249,7 +249,7 @@ def keep_settings(cfg: DictConfig, folder: Path, command: str | None = None) -> 
     saved = folder / SETTINGS
     if saved.is_file() and read_yaml(saved) != cfg:
         raise InputError(
-            f"'{folder}' holds a run with other settings; give another output_dir, or go on with that run by "
+            f"'{folder}' holds a run with other settings; give another output_dir, or resume that run by "
             f"resume={folder}"
         )
     saved.parent.mkdir(exist_ok=True)

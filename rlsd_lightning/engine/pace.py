@@ -81,6 +81,6 @@ def peak_memory(device: torch.device) -> str:
     if device.type == "cuda":
         return f"{torch.cuda.max_memory_allocated(device) / 2**30:.2g} GiB of the GPU's memory at most so far"
     if resource is None:
-        return "this system does not tell its memory"
+        return "memory is unknown on this system"
     unit = 1 if sys.platform == "darwin" else 1024
     return f"{resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30:.2g} GiB of memory at most so far"

@@ -82,7 +82,7 @@ def test_representatives_come_first_and_checks_are_said(tmp_path: Path):
     for name in ("truth", "measurement", "mean", "std", "particles/00", "particles/01", "particles/02"):
         picture_file((results / name).parent, f"{Path(name).name}.png")
     stands_for = [{"particle": 2, "share": 2 / 3}, {"particle": 0, "share": 1 / 3}]
-    checks = [{"looked_at": looked_at, "passed": passed} for looked_at, passed in (("<size>", True), ("spread", False))]
+    checks = [{"statistic": statistic, "passed": passed} for statistic, passed in (("<size>", True), ("spread", False))]
     (results / "metrics.json").write_text(json.dumps({"representatives": stands_for, "checks": checks}))
     save_file({"x": torch.zeros(1)}, results / "particles.safetensors")
     titles = re.findall("<figcaption>(.*?)</figcaption>", view.gallery(run))

@@ -55,8 +55,8 @@ def test_at_every_instant_one_of_two_files_is_whole(
     original = getattr(os, function)
 
     def spy(*arguments) -> None:
-        for looked_at in (lambda: None, lambda: original(*arguments)):
-            looked_at()
+        for statistic in (lambda: None, lambda: original(*arguments)):
+            statistic()
             seen.append(writer.load_checkpoint(checkpoint_to_resume(path), weights_only=True)["step"])
 
     monkeypatch.setattr(os, function, spy)

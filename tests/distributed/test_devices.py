@@ -93,7 +93,7 @@ def test_a_signal_to_any_process_saves_and_the_run_goes_on_with_another_number(
     os.kill(process.pid if to == "first" else children(process)[0], signal.SIGTERM)
     printed = ended(process, 60)
     assert process.returncode == 75, printed
-    assert f"go on with: python train.py resume={run}" in printed
+    assert f"resume with: python train.py resume={run}" in printed
     assert "Traceback" not in printed
     assert train(f"resume={run}", "trainer.devices=1")[0] == 0
     assert_same_bits(run / "000", whole / "000")

@@ -92,7 +92,7 @@ def test_a_cut_cable_ends_both_in_one_line_and_the_run_goes_on(
         assert process.returncode == 1, text
         assert "Traceback" not in text
         assert f"{f'process {rank}: ' if rank else ''}error: lost touch with the other processes (" in text
-        assert f"go on with: python train.py resume={run}" in text
+        assert f"resume with: python train.py resume={run}" in text
     if parallel == "measurements":  # each goes on alone with what it has
         assert all((run / name / "metrics.json").is_file() for name in names)
     assert train(f"resume={run}", "trainer.num_nodes=1")[0] == 0

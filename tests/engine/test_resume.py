@@ -81,7 +81,7 @@ def test_a_signal_stops_between_steps_and_asks_to_be_started_again(
         code, printed = train(*small, "num_steps=20", *raised, "+callbacks.signal.step=7", f"output_dir={stopped}")
     assert code == 75, printed
     said = re.search(
-        rf"^stopped by {number.name} after step (\d+) of '000'; go on with: .* resume=", printed, re.MULTILINE
+        rf"^stopped by {number.name} after step (\d+) of '000'; resume with: .* resume=", printed, re.MULTILINE
     )
     done = int(said[1])
     saved = torch.load(stopped / "000" / "checkpoints" / "last.ckpt", weights_only=True)

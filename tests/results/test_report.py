@@ -109,7 +109,7 @@ def test_checks_have_a_line_each_with_range_and_verdict(run: tuple[Path, list[st
     every = [{check["name"]: check for check in read_metrics(run[0] / name)["checks"]} for name in NAMES]
     assert len(lines) == len(set(every[0]) | set(every[1]))
     assert {"residual_size", "latent_residual", "stein_discrepancy"} <= every[0].keys()
-    stein = next(line for line in lines if line[0] == every[0]["stein_discrepancy"]["looked_at"])
+    stein = next(line for line in lines if line[0] == every[0]["stein_discrepancy"]["statistic"])
     found = dict(zip(header, stein, strict=True))
     values = [checks["stein_discrepancy"] for checks in every]
     assert found["number"] == f"{(values[0]['value'] + values[1]['value']) / 2:.4g}"

@@ -47,7 +47,7 @@ class Check(NamedTuple):
 
     Attributes:
         name: Its key.
-        looked_at: What it looked at, in a few words.
+        statistic: What it tests, in a few words.
         value: The number that was found.
         low: Lowest number of a right run; None: no limit.
         high: Highest number of a right run; None: no limit.
@@ -58,7 +58,7 @@ class Check(NamedTuple):
     """
 
     name: str
-    looked_at: str
+    statistic: str
     value: float
     low: float | None
     high: float | None
@@ -84,16 +84,16 @@ def truth_free_checks(
     checks = [] if found is None else _of_residuals(found)
     latent = _latent_residual(module, solved)
     if latent is not None:
-        looked_at = "residual of the decoded latents, over what noise and autoencoder explain"
-        checks.append(_limited("latent_residual", looked_at, latent, MOST_LATENT_RESIDUAL))
+        statistic = "residual of the decoded latents, over what noise and autoencoder explain"
+        checks.append(_limited("latent_residual", statistic, latent, MOST_LATENT_RESIDUAL))
     stein = stein_check(module, solved)
     if stein is not None:
-        looked_at = "Stein discrepancy of the latents from the posterior's score"
-        check = _limited("stein_discrepancy", looked_at, stein.discrepancy, MOST_STEIN)
+        statistic = "Stein discrepancy of the latents from the posterior's score"
+        check = _limited("stein_discrepancy", statistic, stein.discrepancy, MOST_STEIN)
         checks.append(check._replace(reference=stein.reference))
-        looked_at = "spread of the latents by that score; more than 1: too wide"
+        statistic = "spread of the latents by that score; more than 1: too wide"
         inside = SPREAD[0] <= stein.spread <= SPREAD[1]
-        checks.append(Check("stein_spread", looked_at, stein.spread, *SPREAD, inside))
+        checks.append(Check("stein_spread", statistic, stein.spread, *SPREAD, inside))
     return checks + ([] if health is None else _of_collapse(health, prior_diversity))
 
 
@@ -102,22 +102,22 @@ def _of_collapse(health: HealthMetrics, prior_diversity: float | None) -> list[C
     spread = health.null_space_spread
     if spread is None or health.null_space_energy <= MIN_NULL_SPACE_ENERGY:
         return []
-    looked_at = "spread of the particles in the operator's null space, over the mean image's RMS there"
+    statistic = "spread of the particles in the operator's null space, over the mean image's RMS there"
     passed = not has_collapsed(health, prior_diversity)
-    return [Check("null_space_spread", looked_at, spread, MIN_NULL_SPACE_SPREAD, None, passed)]
+    return [Check("null_space_spread", statistic, spread, MIN_NULL_SPACE_SPREAD, None, passed)]
 
 
-def _limited(name: str, looked_at: str, value: float, high: float) -> Check:
-    return Check(name, looked_at, value, None, high, value <= high)
+def _limited(name: str, statistic: str, value: float, high: float) -> Check:
+    return Check(name, statistic, value, None, high, value <= high)
 
 
 def _of_residuals(found: Whiteness) -> list[Check]:
     """Checks of residuals; a number is the median over particles."""
 
-    def check(name: str, looked_at: str, values: Tensor, p_values: Tensor, low: float | None, high: float) -> Check:
+    def check(name: str, statistic: str, values: Tensor, p_values: Tensor, low: float | None, high: float) -> Check:
         value, p_value = values.median().item(), twice_median(p_values)
         inside = (low is None or value >= low) and value <= high
-        return Check(f"residual_{name}", looked_at, value, low, high, inside or p_value >= LEAST_P, p_value)
+        return Check(f"residual_{name}", statistic, value, low, high, inside or p_value >= LEAST_P, p_value)
 
     parts = {
         "size": ("residual of posterior draws, in standard deviations of the noise", found.size, found.size_p, *SIZE),
