@@ -37,7 +37,7 @@ the measurement.
 
 where :math:`x` is solved from :math:`D(z)`, and the length :math:`\ell` minimises the norm on this line.
 
-**Selection.** Three times in the loop particles far from the data go on from others (:mod:`~rlsd_lightning.methods.selection`).
+**Selection.** Three times in the loop particles far from the data are replaced by others (:mod:`~rlsd_lightning.methods.selection`).
 
 References:
     | Repulsive Latent Score Distillation for Solving Inverse Problems (Zilberstein et al., 2025)
@@ -94,7 +94,7 @@ class RLSD(ScoreDistillation):
         refine_share: Share of all steps, the last, that refine each particle, in [0, 1]. More of them bring particles closer
             to the measurement and make them more alike; 0 runs the loop to the end.
         outlier_ratio: Ratio of a particle's distance :math:`\|x - D(\hat z)\|` to the lower quartile of its measurement's, at least 1,
-            above which it goes on from another particle (:mod:`~rlsd_lightning.methods.selection`); None: never.
+            above which it is replaced by another particle (:mod:`~rlsd_lightning.methods.selection`); None: never.
         augmented: Whether the data act through :math:`x`; if not, on :math:`D(\hat z)` itself, by :math:`\|y - A D(\hat z)\|`, and by
             half the misfit in the refinement.
         antithetic: See :class:`~rlsd_lightning.methods.base.ParticleModule`.

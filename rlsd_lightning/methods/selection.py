@@ -1,4 +1,4 @@
-r"""Selection: particles that explain a measurement badly go on from those that explain it well.
+r"""Selection: particles that explain a measurement badly are replaced by those that explain it well.
 
 The distance :math:`d_i = \|x_i - D(\hat z_i)\|` says how far a particle's clean image is from one that explains the measurement.
 At 30, 50 and 70 % of the loop a particle with :math:`d_i > r q` takes the clean latent of one that is not as far. Here :math:`q` is
