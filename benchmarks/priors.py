@@ -13,12 +13,11 @@ PRIORS = {
     "flow": ["prior=sana", f"prior.pretrained={PRIOR / 'flow'}"],
     "pixels": ["prior=pixel", f"prior.pretrained={PRIOR / 'pixels'}"],
 }
-TASKS = ("inpaint", "super_resolution", "inpaint_random", "colorize")
+TASKS = ("inpaint", "super_resolution", "inpaint_random")
 METHODS = {
     "default": [],
     "independent": ["method=independent"],
     "dps": ["method=dps", "num_steps=100"],
-    "distilled": ["method=distilled", "num_steps=100"],
 }
 
 
