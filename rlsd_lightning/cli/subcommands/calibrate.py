@@ -41,7 +41,8 @@ def calibrate(cfg: DictConfig, given: list[str]) -> int:
     found = measure(_on_device(prior), pictures)
     file = save_calibration(prior.origin, prior.image_shape, found)
     for name, value in found._asdict().items():
-        print(f"{name}: {value}")
+        if name != "weights":  # a digest, known to the file only
+            print(f"{name}: {value}")
     height, width = prior.image_shape[-2:]
     print(f"kept for images of {height}x{width} in {file}")
     return 0
