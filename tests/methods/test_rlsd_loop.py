@@ -28,8 +28,9 @@ KINDS = pytest.mark.parametrize("kind", ["latents", "pixels", "vit"])
 
 
 def by_size(prior: StableDiffusionPrior) -> float:
-    """Step size relative to that on 64x64 RGB images with 4x16x16 latents."""
-    return math.prod(prior.latent_shape) / 1024 * math.sqrt(12288 / math.prod(prior.image_shape))
+    """Step size relative to that with the embedded faces, from sizes and measured scales."""
+    size = math.prod(prior.latent_shape) / 1024 * math.sqrt(12288 / math.prod(prior.image_shape))
+    return size * prior.calibration.latent_std**2 * 0.467 / prior.calibration.image_std
 
 
 def following_alpha(module: RLSD) -> Tensor:
@@ -221,7 +222,7 @@ def test_a_step_gives_the_prior_no_gradient(prior: StableDiffusionPrior):
 
 def test_frozen_parts_are_neither_in_checkpoints_nor_trained(prior: StableDiffusionPrior):
     module = make(prior, LatentFeatures())
-    assert set(module.state_dict()) == {"z", "x", "e"}
+    assert set(module.state_dict()) == {"z", "x", "e", "replaced"}
     assert {name for name, _ in module.named_parameters()} == {"z", "x"}
     assert not any("prior" in name or "features" in name for name in module.hparams)
 

@@ -78,7 +78,8 @@ def test_with_fresh_noise_a_step_is_score_distillation(eta: float, prior: Stable
     z_t = noisy(before, STEP)
     clean = denoised(before, z_t, STEP)
     image = prior.decode(clean)
-    zeta = 100 / 20 * (clean[0].numel() / 1024) / (image[0].numel() / 12288) ** 0.5
+    scale = prior.calibration.latent_std**2 * 0.467 / prior.calibration.image_std
+    zeta = 100 / 20 * (clean[0].numel() / 1024) / (image[0].numel() / 12288) ** 0.5 * scale
     pull = zeta * back(z_t, (image, distance_gradient(before, image, module.x.detach())))
     residual = (sigma / alpha) * (predicted(before, z_t, STEP) - before.e)
     expected = residual + pull / prior.alphas[module.timesteps[STEP + 1]]
