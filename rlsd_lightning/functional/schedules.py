@@ -20,6 +20,7 @@ __all__ = [
     "fresh_noise_share",
     "image_variances",
     "prior_weight",
+    "pull_factor",
     "reverse_step",
 ]
 
@@ -32,6 +33,8 @@ PRIOR_WEIGHTS = {
     "const": torch.ones_like,
 }
 """Time weights of score distillation, as functions of the noise-to-signal ratio."""
+FACES = (4 * 16 * 16, 3 * 64 * 64, 0.467)
+"""Values of a latent and of an image of the embedded faces, and the images' standard deviation; that of their latents is 1."""
 LEAST_ALPHA = 1e-4
 """Lower bound of the signal level where it is a divisor."""
 LEAST_SIGNAL = 0.03
@@ -184,3 +187,18 @@ def image_variances(alphas: Tensor, sigmas: Tensor, image_std: float, decoder_st
     r"""Variance :math:`v_t = \mathrm{image\_std}^2 \sigma_t^2 / (\alpha_t^2 + \sigma_t^2) + \mathrm{decoder\_std}^2` of :math:`D(\hat z)` at each timestep."""
     shares = sigmas.square() / (alphas.square() + sigmas.square())
     return [image_std**2 * share + decoder_std**2 for share in shares.tolist()]
+
+
+def pull_factor(
+    latent_shape: tuple[int, ...], image_shape: tuple[int, ...], latent_std: float, image_std: float
+) -> float:
+    r"""Step size of the data's pull that moves latents by the same share of their norm, whatever their size and scale.
+
+    With a decoder that takes latents of deviation :math:`v` to images of deviation :math:`s`, the gradient of a distance has about
+    the norm :math:`(s / v) \sqrt{d_x / d_z}`, and latents have the norm :math:`v \sqrt{d_z}`. The factor is
+    :math:`d_z v^2 / (\sqrt{d_x} \, s)`, in units of the embedded faces'. Where latents are images, :math:`v` is :math:`s`.
+    """
+    latent_size, image_size, faces_std = FACES
+    latent_std = image_std if tuple(latent_shape) == tuple(image_shape) else latent_std
+    size = math.prod(latent_shape) / latent_size / math.sqrt(math.prod(image_shape) / image_size)
+    return size * latent_std**2 / (image_std / faces_std)

@@ -60,7 +60,7 @@ from torch.optim import SGD, Optimizer
 from rlsd_lightning.errors import require, require_at_least_zero, require_positive, require_share
 from rlsd_lightning.features import Features
 from rlsd_lightning.functional.losses import norms, towards
-from rlsd_lightning.functional.schedules import add_noise, fresh_noise_share, image_variances
+from rlsd_lightning.functional.schedules import add_noise, fresh_noise_share, image_variances, pull_factor
 from rlsd_lightning.measurement import Measurement
 from rlsd_lightning.methods.decoding import CorrectedDecoder
 from rlsd_lightning.methods.distillation import ScoreDistillation
@@ -84,10 +84,11 @@ class RLSD(ScoreDistillation):
         repulsion_until: Share of all steps, from the first, that have repulsion, in [0, 1]; the refinement has none.
         guidance_scale: Step size of the coupling with the embedded faces in 100 steps, at least 0. In :math:`K` steps
             :math:`\zeta = \mathrm{guidance\_scale} \cdot (100 / K)` times the
-            :attr:`~rlsd_lightning.priors.Prior.pull_factor`, so that all steps together move any prior's latents by the same
+            :func:`~rlsd_lightning.functional.schedules.pull_factor`, so that all steps together move any prior's latents by the same
             share of their norm.
         eta: Noise drawn anew in each step of the loop: 0 none (DDIM), 1 the ancestral share (DDPM), infinity all of it (score
             distillation).
+        latent_std: Standard deviation of the prior's latents, above 0; None: the prior's.
         image_std: Standard deviation of the prior's images, above 0; None: the prior's. The error of :math:`D(\hat z)` is taken to have the variance
             :math:`v_t = \mathrm{image\_std}^2 \sigma_t^2 / (\alpha_t^2 + \sigma_t^2) + \mathrm{decoder\_std}^2`, which sets
             :math:`\mu_t` (:class:`~rlsd_lightning.operators.proximal.ProximalSteps`).
@@ -116,6 +117,7 @@ class RLSD(ScoreDistillation):
         repulsion_until: float = 0.5,
         guidance_scale: float = 1.0,
         eta: float = 1.0,
+        latent_std: float | None = None,
         image_std: float | None = None,
         refine_share: float = 0.2,
         outlier_ratio: float | None = 1.2,
@@ -125,13 +127,14 @@ class RLSD(ScoreDistillation):
     ) -> None:
         super().__init__(prior, measurements, features, antithetic=antithetic, **common)
         require_at_least_zero(guidance_scale=guidance_scale, eta=eta)
-        require_positive(image_std=self.hparams.image_std)
+        scales = self.hparams.latent_std, self.hparams.image_std
+        require_positive(latent_std=scales[0], image_std=scales[1])
         require_share(refine_share=refine_share)
         require(lambda value: value is None or value >= 1, "at least 1, or None", outlier_ratio=outlier_ratio)
         self.has_proximal_results = augmented
         self.automatic_optimization = False  # SGD in the loop, Adam in the refinement
         self.repulsion = Repulsion(self, gamma, gamma_mode, repulsion_until)
-        self.zeta = 100 * guidance_scale / self.num_steps * prior.pull_factor
+        self.zeta = 100 * guidance_scale / self.num_steps * pull_factor(prior.latent_shape, prior.image_shape, *scales)
         # a warm start skips the first of all steps
         self.refine_from = max(0, round((1 - refine_share) * self.num_steps) - self.first_step)
         self.decoder = CorrectedDecoder(self, self.refine_from)

@@ -2,7 +2,6 @@
 
 import copy
 import logging
-import math
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable
@@ -21,9 +20,6 @@ from rlsd_lightning.priors.tiles import in_tiles
 __all__ = ["Prior"]
 
 log = logging.getLogger(__name__)
-
-FACES = (4 * 16 * 16, 3 * 64 * 64, 0.467)
-"""Values of a latent and of an image of the embedded faces, and the images' standard deviation; that of their latents is 1."""
 
 
 class Prior(nn.Module, ABC):
@@ -97,21 +93,6 @@ class Prior(nn.Module, ABC):
                 *(found.count, time.perf_counter() - start, found.decoder_std, found.image_std, found.latent_std),
             )
         return found
-
-    @property
-    def pull_factor(self) -> float:
-        r"""Step size of the data's pull that moves latents by the same share of their norm, whatever their size and scale.
-
-        With a decoder that takes latents of deviation :math:`v` to images of deviation :math:`s`, the gradient of a distance has
-        about the norm :math:`(s / v) \sqrt{d_x / d_z}`, and latents have the norm :math:`v \sqrt{d_z}`. The factor is
-        :math:`d_z v^2 / (\sqrt{d_x} \, s)`, in units of the embedded faces'.
-        """
-        latent_size, image_size, faces_std = FACES
-        size = math.prod(self.latent_shape) / latent_size / math.sqrt(math.prod(self.image_shape) / image_size)
-        image_std, latent_std = self.calibration.image_std, self.calibration.latent_std
-        if self.latent_shape == self.image_shape:  # the other one is not about the mean image
-            latent_std = image_std
-        return size * latent_std**2 / (image_std / faces_std)
 
     def freeze(self) -> None:
         """Switches to evaluation mode and turns off the gradients of all weights."""

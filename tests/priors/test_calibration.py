@@ -220,7 +220,7 @@ def test_what_is_not_given_is_the_priors(
 ) -> None:
     module = method(measured_prior(monkeypatch), one(), LatentFeatures(), num_steps=5, **given)
     names = {"decoder_std", "image_std", "latent_std"} & module.hparams.keys()
-    assert len(names) == (3 if method is TwistedFilter else 2)
+    assert len(names) == 3
     expected = {name: given.get(name, KNOWN._asdict()[name]) for name in names}
     assert {name: module.hparams[name] for name in names} == expected
     assert {name: module.hparams_initial[name] for name in names} == expected  # what loggers write
@@ -230,7 +230,7 @@ def test_what_is_not_given_is_the_priors(
 def test_nothing_is_measured_where_all_is_given(monkeypatch: pytest.MonkeyPatch) -> None:
     prior = Lossy()
     monkeypatch.setattr("rlsd_lightning.priors.base.measure", lambda prior: pytest.fail("measured"))
-    RLSD(prior, one(), LatentFeatures(), num_steps=5, decoder_std=0.1, image_std=0.5)
+    RLSD(prior, one(), LatentFeatures(), num_steps=5, decoder_std=0.1, latent_std=1.0, image_std=0.5)
 
 
 def test_another_calibration_is_another_run(monkeypatch: pytest.MonkeyPatch) -> None:

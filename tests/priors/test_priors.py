@@ -16,6 +16,7 @@ from support.steps import take_step
 from torch._dynamo.testing import CompileCounter
 
 from rlsd_lightning import RLSD, Distilled, GaussianMixturePrior, InputError, LatentFeatures, Measurement
+from rlsd_lightning.functional.schedules import pull_factor
 from rlsd_lightning.operators import inpainting
 from rlsd_lightning.priors import (
     PixelPrior,
@@ -95,7 +96,8 @@ def test_the_pull_is_that_of_a_linear_decoder_of_the_measured_scales(family: str
     # steps whose gradient has the norm (s / v) sqrt(d_x / d_z) move latents by this share of their norm v sqrt(d_z)
     latent_std = scales.image_std if family == "pixel" else scales.latent_std
     gradient = scales.image_std / latent_std * math.sqrt(image / latent)
-    share = prior.pull_factor * gradient / (latent_std * math.sqrt(latent))
+    factor = pull_factor(prior.latent_shape, prior.image_shape, scales.latent_std, scales.image_std)
+    share = factor * gradient / (latent_std * math.sqrt(latent))
     faces = 0.467 * math.sqrt(12288 / 1024) / math.sqrt(1024)
     assert share == pytest.approx(faces)
 

@@ -19,11 +19,11 @@ import torch
 from deepinv.physics import LinearPhysics
 from torch import Tensor
 
-from rlsd_lightning.errors import InputError, require_at_least_zero
+from rlsd_lightning.errors import InputError, require_at_least_zero, require_positive
 from rlsd_lightning.features import Features
 from rlsd_lightning.functional.losses import norms, towards
 from rlsd_lightning.functional.precision import full_precision
-from rlsd_lightning.functional.schedules import reverse_step
+from rlsd_lightning.functional.schedules import pull_factor, reverse_step
 from rlsd_lightning.measurement import Measurement
 from rlsd_lightning.methods.base import ParticleModule
 from rlsd_lightning.operators.likelihood import measured
@@ -40,8 +40,10 @@ class LatentDPS(ParticleModule):
 
     Args:
         guidance_scale: Step size :math:`\zeta` of the residual with the embedded faces, the same for any number of steps;
-            :attr:`~rlsd_lightning.priors.Prior.pull_factor` scales it to other priors.
+            :func:`~rlsd_lightning.functional.schedules.pull_factor` scales it to other priors.
         gluing: Step size :math:`\gamma` of the gluing term, for linear operators only: 0 in DPS, 0.1 in PSLD.
+        latent_std: See :class:`~rlsd_lightning.RLSD`.
+        image_std: See :class:`~rlsd_lightning.RLSD`.
         common: See :class:`~rlsd_lightning.methods.base.ParticleModule`, also for the positional arguments.
 
     Raises:
@@ -62,11 +64,15 @@ class LatentDPS(ParticleModule):
         *,
         guidance_scale: float = 3.0,
         gluing: float = 0.0,
+        latent_std: float | None = None,
+        image_std: float | None = None,
         **common: Any,
     ) -> None:
         super().__init__(prior, measurements, features, **common)
         require_at_least_zero(guidance_scale=guidance_scale, gluing=gluing)
-        self.zeta = guidance_scale * prior.pull_factor
+        scales = self.hparams.latent_std, self.hparams.image_std
+        require_positive(latent_std=scales[0], image_std=scales[1])
+        self.zeta = guidance_scale * pull_factor(prior.latent_shape, prior.image_shape, *scales)
         self.register_buffer("z_t", self.noisy_start())
         for measurement in self.measurements if gluing else []:
             if not isinstance(measurement.physics, LinearPhysics):
