@@ -17,11 +17,13 @@ __all__ = [
     "NonFiniteError",
     "PeerError",
     "StoppedError",
+    "fetch_remedy",
     "first_line",
     "is_of_storage",
     "is_out_of_memory",
     "printable",
     "require",
+    "require_all_weights",
     "require_at_least_one",
     "require_at_least_zero",
     "require_integer",
@@ -43,6 +45,23 @@ def first_line(error: Exception) -> str:
     if isinstance(error, LookupError):
         return f"{kind}: {error}"
     return next(iter(re.sub(r"\x1b\[[\d;]*m", "", str(error)).strip().splitlines()), kind)
+
+
+def require_all_weights(missing: Iterable[str], prefix: str = "") -> None:
+    """Checks that a network's files have all weights that begin with a prefix; diffusers leaves others random.
+
+    Raises:
+        OSError: With the first names of those that are missing.
+    """
+    lacking = sorted(name for name in missing if name.startswith(prefix))
+    if lacking:
+        raise OSError(f"it lacks the weights {', '.join(lacking[:3])}")
+
+
+def fetch_remedy(pretrained: str | Path) -> str:
+    """What to do if a folder, or a model of the hub, can't be loaded: only a model's name can be fetched."""
+    is_name = re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", str(pretrained)) and not Path(pretrained).exists()
+    return "check the path" + (f", or fetch it with `hf download {pretrained}`" if is_name else "")
 
 
 def printable(text: object) -> str:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
-from rlsd_lightning.errors import InputError, first_line
+from rlsd_lightning.errors import InputError, fetch_remedy, first_line, require_all_weights
 from rlsd_lightning.functional.losses import at_least_float32
 from rlsd_lightning.signatures import typed
 
@@ -21,6 +21,8 @@ __all__ = ["Features", "LPIPSFeatures", "LatentFeatures", "PixelFeatures", "VAEF
 
 CACHED = "alexnet-owt-*.pth"
 """AlexNet's weights in torch's cache."""
+SMALLEST_LPIPS = 31
+"""Least side in pixels of images that AlexNet takes."""
 
 
 @functools.cache
@@ -95,7 +97,7 @@ class VAEFeatures(Features):
         gamma_scale: See :class:`Features`.
 
     Raises:
-        InputError: If there is no such network.
+        InputError: If there is no such network, or its files lack weights of the encoder.
     """
 
     @typed
@@ -110,18 +112,20 @@ class VAEFeatures(Features):
         from diffusers import AutoencoderKL  # takes seconds to import, and pixels and latents don't need it
 
         try:
-            vae = AutoencoderKL.from_pretrained(
+            vae, found = AutoencoderKL.from_pretrained(
                 pretrained,
                 subfolder="vae",
                 variant=variant,
                 use_safetensors=True,
                 local_files_only=local_files_only,
                 low_cpu_mem_usage=False,  # the other way needs accelerate
+                output_loading_info=True,
             )
+            require_all_weights(found["missing_keys"], "encoder.")
         except Exception as error:  # diffusers and the formats' readers raise errors of many kinds
             raise InputError(
                 f"pretrained must be a diffusers folder with a vae in safetensors, or a model's name, got "
-                f"'{pretrained}' ({first_line(error)}); check the path and the variant, or choose PixelFeatures"
+                f"'{pretrained}' ({first_line(error)}); {fetch_remedy(pretrained)}, or choose PixelFeatures"
             ) from error
         self.encoder = vae.encoder
         self.eval().requires_grad_(False)
@@ -144,7 +148,7 @@ class LPIPSFeatures(Features):
         gamma_scale: See :class:`Features`.
 
     Raises:
-        InputError: If AlexNet's weights are not in torch's cache and can't be fetched.
+        InputError: If AlexNet's weights are not in torch's cache and can't be fetched, or an image is below 31x31 pixels.
 
     References:
         | The Unreasonable Effectiveness of Deep Features as a Perceptual Metric (Zhang et al., 2018)
@@ -168,6 +172,11 @@ class LPIPSFeatures(Features):
         self.eval().requires_grad_(False)
 
     def forward(self, z: Tensor, images: Tensor) -> Tensor:
+        if min(images.shape[-2:]) < SMALLEST_LPIPS:
+            raise InputError(
+                f"LPIPSFeatures expects images of at least {SMALLEST_LPIPS}x{SMALLEST_LPIPS} pixels, got "
+                f"{images.shape[-1]}x{images.shape[-2]}; choose PixelFeatures or VAEFeatures"
+            )
         activations = self.lpips.net(self.lpips.scaling_layer(images))
         weights = [linear.model[-1].weight.flatten()[:, None, None] for linear in self.lpips.lins]
         return _perceptual(zip(activations, weights, strict=True))
@@ -207,13 +216,12 @@ class ViTFeatures(Features):
             self.vit, found = ViTModel.from_pretrained(
                 pretrained, add_pooling_layer=False, local_files_only=local_files_only, output_loading_info=True
             )
-            if found["missing_keys"]:  # which would be random
-                raise OSError(f"it lacks the weights {', '.join(sorted(found['missing_keys'])[:3])}")
+            require_all_weights(found["missing_keys"])
         except Exception as error:  # transformers and the formats' readers raise errors of many kinds
             kind = "folder" if Path(pretrained).exists() else "folder or model name"
             raise InputError(
                 f"pretrained must be a {kind} of a transformers ViTModel, got '{pretrained}' ({first_line(error)}); "
-                f"check the path, or fetch it with `hf download {pretrained}`"
+                f"{fetch_remedy(pretrained)}"
             ) from error
         self.image_size = self.vit.config.image_size if image_size is None else image_size
         self.eval().requires_grad_(False)

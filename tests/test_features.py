@@ -80,6 +80,37 @@ def test_lpips_whose_weights_cannot_be_fetched_says_so(tmp_path: Path, monkeypat
         LPIPSFeatures()
 
 
+@pytest.mark.usefixtures("with_alexnet")
+def test_lpips_of_images_below_its_smallest_size_is_refused() -> None:
+    features = LPIPSFeatures(local_files_only=True)
+    assert features(None, torch.zeros(1, 3, 31, 40)).isfinite().all()
+    with pytest.raises(InputError, match="at least 31x31 pixels, got 40x30; choose PixelFeatures"):
+        features(None, torch.zeros(1, 3, 30, 40))
+
+
+def test_vae_features_need_the_encoders_weights_only(tiny_prior_folder: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(tiny_prior_folder, tmp_path / "prior")
+    (file,) = (folder / "vae").glob("*.safetensors")
+    weights = load_file(file)
+
+    def kept(part: str) -> None:
+        save_file({key: value for key, value in weights.items() if not key.startswith(part)}, file, {"format": "pt"})
+
+    kept("decoder.conv_out")
+    VAEFeatures(folder, local_files_only=True)
+    kept("encoder.conv_out")
+    with pytest.raises(InputError, match=r"lacks the weights encoder\.conv_out\.bias, encoder\.conv_out\.weight"):
+        VAEFeatures(folder, local_files_only=True)
+
+
+@pytest.mark.parametrize(("pretrained", "fetch"), [("facebook/nothing", True), ("/no/such/folder", False)])
+def test_only_a_models_name_can_be_fetched(pretrained: str, fetch: bool) -> None:
+    for features in (VAEFeatures, ViTFeatures):
+        with pytest.raises(InputError, match="check the path") as raised:
+            features(pretrained, local_files_only=True)
+        assert (f"`hf download {pretrained}`" in str(raised.value)) == fetch
+
+
 def test_a_vit_without_all_of_its_weights_is_refused(tiny_features_folder: Path, tmp_path: Path) -> None:
     folder = shutil.copytree(tiny_features_folder, tmp_path / "vit")
     weights = load_file(folder / "model.safetensors")

@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 
 from rlsd_lightning.errors import InputError, first_line
-from rlsd_lightning.results.store import write_atomically
+from rlsd_lightning.results.store import write_json
 
 __all__ = ["chosen", "keep_chosen", "use_precision"]
 
@@ -21,7 +21,7 @@ def chosen(folder: Path, name: str) -> str | int | bool | None:
 
 def keep_chosen(folder: Path, name: str, value: str | int | bool) -> None:
     """Keep a choice, beside the others or in place of an earlier one."""
-    write_atomically(folder / CHOSEN, json.dumps({**_read(folder), name: value}, indent=2) + "\n")
+    write_json(folder / CHOSEN, {**_read(folder), name: value})
 
 
 def _read(folder: Path) -> dict[str, str | int | bool]:

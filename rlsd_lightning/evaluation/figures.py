@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from rlsd_lightning.evaluation.attributes import ATTRIBUTES, SHARES
 from rlsd_lightning.evaluation.distances import SetNetwork, frechet_distance, kernel_distance
 from rlsd_lightning.evaluation.judge import IMAGE_SIZE, Judge
-from rlsd_lightning.evaluation.scores import SMALLEST_LPIPS, SMALLEST_SSIM, proper_scores, ssim_each
-from rlsd_lightning.features import ViTFeatures
+from rlsd_lightning.evaluation.scores import SMALLEST_SSIM, proper_scores, ssim_each
+from rlsd_lightning.features import SMALLEST_LPIPS, ViTFeatures
 from rlsd_lightning.functional.calibration import calibration, total_calibration
 from rlsd_lightning.functional.metrics import diversity, mode_total_variation, pixel_std, psnr
 from rlsd_lightning.functional.sets.coverage import vendi_score

@@ -7,6 +7,7 @@ from deepinv.physics import LinearPhysics, Physics
 from torch import Tensor, nn
 from torchmetrics.functional.image import structural_similarity_index_measure
 
+from rlsd_lightning.features import SMALLEST_LPIPS
 from rlsd_lightning.functional.metrics import psnr, residual_rms
 from rlsd_lightning.functional.sets.coverage import vendi_score
 from rlsd_lightning.functional.sets.proper_scores import crps, energy_score
@@ -15,7 +16,6 @@ from rlsd_lightning.operators import NullOperator
 from rlsd_lightning.operators.likelihood import data_fit, equivalent_forms
 
 __all__ = [
-    "SMALLEST_LPIPS",
     "SMALLEST_SSIM",
     "Solved",
     "aligned",
@@ -27,8 +27,6 @@ __all__ = [
 
 SMALLEST_SSIM = 11
 """Pixels of the window of SSIM; smaller images have none."""
-SMALLEST_LPIPS = 31
-"""Least side in pixels of images that AlexNet takes; smaller images have no LPIPS."""
 
 
 class Solved(NamedTuple):

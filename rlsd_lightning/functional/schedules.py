@@ -190,15 +190,28 @@ def image_variances(alphas: Tensor, sigmas: Tensor, image_std: float, decoder_st
 
 
 def pull_factor(
-    latent_shape: tuple[int, ...], image_shape: tuple[int, ...], latent_std: float, image_std: float
+    latent_shape: tuple[int, ...],
+    image_shape: tuple[int, ...],
+    latent_std: float,
+    image_std: float,
+    layout_only: bool = False,
 ) -> float:
     r"""Step size of the data's pull that moves latents by the same share of their norm, whatever their size and scale.
 
     With a decoder that takes latents of deviation :math:`v` to images of deviation :math:`s`, the gradient of a distance has about
     the norm :math:`(s / v) \sqrt{d_x / d_z}`, and latents have the norm :math:`v \sqrt{d_z}`. The factor is
     :math:`d_z v^2 / (\sqrt{d_x} \, s)`, in units of the embedded faces'. Where latents are images, :math:`v` is :math:`s`.
+
+    Args:
+        latent_shape: Shape of a latent, with :math:`d_z` values.
+        image_shape: Shape of an image, with :math:`d_x` values.
+        latent_std: Standard deviation :math:`v` of the latents.
+        image_std: Standard deviation :math:`s` of the images.
+        layout_only: Leave out :math:`d_z`: the same move of an image's brightness and tint, whatever its size. A denoiser's
+            Jacobian is :math:`\alpha_t / \sigma_t^2` times the posterior's covariance, whose variances of such patterns grow with
+            :math:`d_z`; they overshoot if details are to be moved as well.
     """
     latent_size, image_size, faces_std = FACES
     latent_std = image_std if tuple(latent_shape) == tuple(image_shape) else latent_std
-    size = math.prod(latent_shape) / latent_size / math.sqrt(math.prod(image_shape) / image_size)
-    return size * latent_std**2 / (image_std / faces_std)
+    size = 1.0 if layout_only else math.prod(latent_shape) / latent_size
+    return size / math.sqrt(math.prod(image_shape) / image_size) * latent_std**2 / (image_std / faces_std)

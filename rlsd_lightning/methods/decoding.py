@@ -1,7 +1,7 @@
 r"""The tiny decoder with a correction for each particle, in place of the prior's decoder.
 
 If the prior has a tiny decoder :math:`\tilde D`, then :math:`\tilde D(z) + c` replaces :math:`D(z)` in all steps, and gradients go
-through :math:`\tilde D`. An update, at every tenth of the second half of the run and where the loop ends, sets
+through :math:`\tilde D`. An update, every ``num_steps // 10`` steps of the second half of the run and where the loop ends, sets
 :math:`c = \mathrm{sg}[D(z) - \tilde D(z)]` for each particle; :math:`c = 0` before. The results come from :math:`D`.
 """
 
@@ -51,7 +51,7 @@ class CorrectedDecoder:
         return decoded + correction
 
     def updates(self, step: int) -> bool:
-        """Whether a step updates the correction: the loop's last, and from 20 steps on the end of every later tenth."""
+        """Whether a step updates the correction: the loop's last, and in runs of 20 steps or more every tenth part of the second half."""
         num_steps = self.particles.num_steps
         done = self.particles.first_step + step + 1
         is_late = num_steps <= 2 * done < 2 * num_steps and num_steps >= 2 * UPDATES

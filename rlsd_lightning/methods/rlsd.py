@@ -85,7 +85,7 @@ class RLSD(ScoreDistillation):
         guidance_scale: Step size of the coupling with the embedded faces in 100 steps, at least 0. In :math:`K` steps
             :math:`\zeta = \mathrm{guidance\_scale} \cdot (100 / K)` times the
             :func:`~rlsd_lightning.functional.schedules.pull_factor`, so that all steps together move any prior's latents by the same
-            share of their norm.
+            share of their norm; with a solving step, which moves details, only the layout by the same share.
         eta: Noise drawn anew in each step of the loop: 0 none (DDIM), 1 the ancestral share (DDPM), infinity all of it (score
             distillation).
         latent_std: Standard deviation of the prior's latents, above 0; None: the prior's.
@@ -134,12 +134,13 @@ class RLSD(ScoreDistillation):
         self.has_proximal_results = augmented
         self.automatic_optimization = False  # SGD in the loop, Adam in the refinement
         self.repulsion = Repulsion(self, gamma, gamma_mode, repulsion_until)
-        self.zeta = 100 * guidance_scale / self.num_steps * pull_factor(prior.latent_shape, prior.image_shape, *scales)
         # a warm start skips the first of all steps
         self.refine_from = max(0, round((1 - refine_share) * self.num_steps) - self.first_step)
         self.decoder = CorrectedDecoder(self, self.refine_from)
         self.selection = Selection(self, self.decoder, outlier_ratio, self.refine_from)
         self.solves = augmented and self.decoder.has_tiny
+        factor = pull_factor(prior.latent_shape, prior.image_shape, *scales, layout_only=self.solves)
+        self.zeta = 100 * guidance_scale / self.num_steps * factor
         self.image_variances = image_variances(prior.alphas, prior.sigmas, self.hparams.image_std, self.decoder_std)
         t = self.timesteps[0]
         alpha, sigma = prior.alpha(t).cpu(), prior.sigma(t).cpu()

@@ -34,6 +34,7 @@ __all__ = [
     "write_atomically",
     "write_failure",
     "write_failures",
+    "write_json",
     "write_metrics",
     "write_particles",
     "write_summary",
@@ -66,9 +67,14 @@ def write_particles(folder: Path, tensors: Mapping[str, Tensor]) -> None:
 
 
 def write_metrics(folder: Path, metrics: Mapping) -> None:
-    """Write metrics.json, the mark of a finished measurement; NaN and infinity become null."""
-    clean = json.loads(json.dumps(dict(metrics)), parse_constant=lambda constant: None)
-    write_atomically(folder / METRICS_FILE, json.dumps(clean, indent=2) + "\n")
+    """Write metrics.json, the mark of a finished measurement."""
+    write_json(folder / METRICS_FILE, metrics)
+
+
+def write_json(path: Path, values: Mapping) -> None:
+    """Write values as strict JSON: NaN and infinity, which other readers refuse, become null."""
+    strict = json.loads(json.dumps(dict(values)), parse_constant=lambda constant: None)
+    write_atomically(path, json.dumps(strict, indent=2) + "\n")
 
 
 def read_metrics(folder: Path) -> dict | None:

@@ -27,20 +27,21 @@ QUALITY = "16"
 def write_sequence(folder: Path, names: Sequence[str]) -> None:
     """Write sequence.mp4, and sequence.npy with all particles, from a run's finished measurements in temporal order.
 
-    A frame shows the truth, if known, every particle, and their mean. The array is in [-1, 1] and has shape
+    A frame shows the truth, if known for all of them, every particle, and their mean. The array is in [-1, 1] and has shape
     :math:`(N, T, C, H, W)`; particle i is one coherent sequence.
     """
     sequences, film = [], []
+    has_truth = all((folder / name / "truth.png").is_file() for name in names)
     for name in names:
         particles = load_file(folder / name / PARTICLES_FILE)["x"].clamp(-1, 1)
         if sequences and particles.shape != sequences[0].shape:
             log.warning("%s has another size than the first, so there is no film; crop all to one size", name)
             return
         sequences.append(particles)
-        truth = folder / name / "truth.png"
         panels = [*particles, particles.mean(dim=0)]
-        if truth.is_file():
-            panels.insert(0, with_channels(load_image(truth, *particles.shape[-2:]), particles.shape[1])[0])
+        if has_truth:
+            truth = load_image(folder / name / "truth.png", *particles.shape[-2:])
+            panels.insert(0, with_channels(truth, particles.shape[1])[0])
         row = torch.cat(panels, dim=-1)
         scale = max(1, round(MIN_HEIGHT / row.shape[-2]))
         film.append(np.asarray(to_pil(interpolate(row[None], scale_factor=scale, mode="nearest")[0])))

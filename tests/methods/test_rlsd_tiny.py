@@ -46,6 +46,21 @@ def solved(module: RLSD, step: int) -> RLSD:
     return after
 
 
+@pytest.mark.parametrize(
+    ("operator", "settings"), [(colorization, {}), (hdr, {}), (colorization, {"augmented": False})]
+)
+def test_the_pull_moves_the_layout_only_where_a_solving_step_follows(operator, settings: dict, with_tiny):
+    module = make(with_tiny, operator=operator, **settings)
+    without = copy.deepcopy(with_tiny)
+    without.tiny = None
+    expected = make(without, operator=operator, **settings).zeta
+    if module.solves:
+        expected *= 1024 / module.z[0].numel()
+    assert module.z[0].numel() != 1024
+    assert module.solves == (operator is colorization and not settings)
+    assert module.zeta == pytest.approx(expected)
+
+
 def expected_step(module: RLSD, step: int, correction: Tensor | None) -> Tensor:
     """The gradient of a step with these corrections, or those of the own decoder if they are left out."""
     z_t = noisy(module, step)

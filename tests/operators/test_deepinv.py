@@ -19,7 +19,7 @@ WORKING = {
     *("PhysicsCropper", "PhysicsMultiScaler", "SinglePixelCamera", "SpaceVaryingBlur"),
     *("SpatialUnwrapping", "StructuredRandom", "Tomography"),
 }
-"""Operators that work on colour images with the arguments of ``ARGUMENTS``; the list in docs/operators.md."""
+"""Operators that work on colour images with the arguments of ``ARGUMENTS``; the list in docs/tasks.md."""
 
 
 class Pixels(Prior):

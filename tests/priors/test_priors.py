@@ -102,6 +102,20 @@ def test_the_pull_is_that_of_a_linear_decoder_of_the_measured_scales(family: str
     assert share == pytest.approx(faces)
 
 
+@pytest.mark.parametrize(("side", "stride"), [(16, 4), (32, 4), (64, 4), (16, 8)])
+def test_the_pull_on_the_layout_moves_brightness_alike_at_any_size(side: int, stride: int):
+    v, s, alpha, sigma = 1.2, 0.5, 0.1, 0.9
+    latents, pixels = side**2, (side * stride) ** 2
+    # the distance of an image that is too dark everywhere, taken back through a decoder that repeats s / v times its latents,
+    # and through a denoiser of latents that all have one value
+    at_latents = torch.full((latents,), stride**2 * s / v / math.sqrt(pixels))
+    covariance = v**2 * torch.ones(latents, latents)
+    move = alpha / sigma**2 * covariance @ at_latents
+    factor = pull_factor((1, side, side), (1, side * stride, side * stride), v, s, layout_only=True)
+    at_the_faces_size = v**2 / s * 0.467 * math.sqrt(12288) * alpha / sigma**2 * v * s
+    torch.testing.assert_close(factor * move, torch.full((latents,), at_the_faces_size), rtol=1e-4, atol=0)
+
+
 def test_zero_terminal_snr_is_taken_from_the_configuration(tiny_folders: dict[str, Path], tmp_path: Path):
     file = "scheduler/scheduler_config.json"
     settings = {"rescale_betas_zero_snr": True, "prediction_type": "v_prediction"}

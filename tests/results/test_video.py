@@ -156,6 +156,16 @@ def test_a_film_of_odd_sides_loses_a_row(tmp_path: Path):
         assert next(film.decode(video=0)).to_ndarray(format="rgb24").shape == (128, 262, 3)
 
 
+def test_a_film_has_the_truth_only_if_every_frame_has_one(tmp_path: Path):
+    for name in ("0", "1"):
+        (tmp_path / name).mkdir()
+        save_file({"x": torch.zeros(2, 3, 128, 128)}, tmp_path / name / "particles.safetensors")
+    Image.new("RGB", (128, 128), "grey").save(tmp_path / "1" / "truth.png")
+    write_sequence(tmp_path, ["0", "1"])
+    with av.open(str(tmp_path / "sequence.mp4")) as film:
+        assert [frame.width for frame in film.decode(video=0)] == [384, 384]
+
+
 @pytest.mark.parametrize("channels", [1, 3])
 def test_a_film_has_the_truth_beside_particles_of_any_channels(channels: int, tmp_path: Path):
     for name in ("0", "1", "2"):

@@ -7,7 +7,6 @@ The first run is the calibration: its conformal.json keeps the intervals' factor
 have the calibration's settings, and get lower.png and upper.png, figures in metrics.json, and a new report.html.
 """
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +23,7 @@ from rlsd_lightning.results.store import (
     load_run,
     read_failures,
     read_metrics,
-    write_atomically,
+    write_json,
     write_metrics,
 )
 
@@ -43,7 +42,7 @@ def calibrate_intervals(folder: Path, level: float) -> Conformal:
     """
     found = conformal_calibration(load_run(folder), level)
     written = found._asdict() | {"guarantee": found.guarantee, "settings": _settings(folder)}
-    write_atomically(folder / FILE, json.dumps(written, indent=2) + "\n")
+    write_json(folder / FILE, written)
     return found
 
 

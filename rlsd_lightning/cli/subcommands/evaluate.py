@@ -9,7 +9,6 @@ Prints a table in Markdown, a column per run. docs/evaluation.md defines every f
 
 import argparse
 import csv
-import json
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +32,7 @@ from rlsd_lightning.features import ViTFeatures, load_lpips
 from rlsd_lightning.images import find_images, load_image
 from rlsd_lightning.measurement import SavedMeasurement
 from rlsd_lightning.resources import embedded
-from rlsd_lightning.results.store import finished, load_run
+from rlsd_lightning.results.store import finished, load_run, write_json
 
 __all__ = ["evaluate_run", "load_networks", "main", "table"]
 
@@ -181,7 +180,7 @@ def main(arguments: list[str] | None = None) -> int:
     if args.json:
         every = {name: {"figures": results[name], "measurements": rows[name]} for name in results}
         written = {"protocol": args.protocol, "features": networks.name, "notes": notes, "runs": every}
-        args.json.write_text(json.dumps(written, indent=2) + "\n", encoding="utf-8")
+        write_json(args.json, written)
     if args.csv:
         _write_csv(args.csv, rows)
     return 0

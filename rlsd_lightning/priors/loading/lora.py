@@ -8,7 +8,7 @@ from diffusers import DiffusionPipeline
 from diffusers.utils import is_peft_available
 from torch import nn
 
-from rlsd_lightning.errors import InputError, first_line
+from rlsd_lightning.errors import InputError, fetch_remedy, first_line
 
 __all__ = ["add_lora"]
 
@@ -53,9 +53,8 @@ def add_lora(pipeline: DiffusionPipeline, lora: str | Path, local_files_only: bo
         pipeline.fuse_lora()
         pipeline.unload_lora_weights()
     except Exception as error:  # diffusers, peft and the formats' readers raise errors of many kinds
-        remedy = "check the path" if file.exists() else f"check the path, or fetch it with `hf download {lora}`"
         raise InputError(
-            f"lora must be LoRA weights for this {type(pipeline).__name__}, got '{lora}' ({first_line(error)}); {remedy}, "
+            f"lora must be LoRA weights for this {type(pipeline).__name__}, got '{lora}' ({first_line(error)}); {fetch_remedy(lora)}, "
             "and that it was made for the same base model"
         ) from error
     held = len([name for name in (read[0] if isinstance(read, tuple) else read) if "lora" in name])

@@ -11,7 +11,7 @@ from diffusers.loaders import FromSingleFileMixin
 from safetensors import SafetensorError, safe_open
 from torch import nn
 
-from rlsd_lightning.errors import InputError, first_line
+from rlsd_lightning.errors import InputError, fetch_remedy, first_line
 from rlsd_lightning.priors.loading.folders import (
     INDEX,
     ONE_FILE,
@@ -132,7 +132,7 @@ def _folder_remedy(folder: Path, kind: type[DiffusionPipeline], variant: str | N
 def _hub_remedy(name: str, allow_pickle: bool) -> str:
     """What to do if a model of the hub can't be loaded."""
     hint = "" if allow_pickle else "; if it has pickled weights only and you trust it, set allow_pickle=true"
-    return f"check the path, or fetch it with `hf download {name}` (weights in half precision only: set variant=fp16){hint}"
+    return f"{fetch_remedy(name)} (weights in half precision only: set variant=fp16){hint}"
 
 
 def _from_one_file(

@@ -10,7 +10,7 @@ from diffusers.configuration_utils import register_to_config
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
-from rlsd_lightning.errors import InputError, first_line
+from rlsd_lightning.errors import InputError, fetch_remedy, first_line, require_all_weights
 from rlsd_lightning.priors.base import Prior
 
 __all__ = ["ShuffleDecoder", "TinyDecoder", "find_tiny", "load_tiny"]
@@ -124,12 +124,11 @@ def _load(pretrained: str, local_files_only: bool) -> ModelMixin:
             low_cpu_mem_usage=False,  # the other way needs accelerate
             output_loading_info=True,
         )
-        if found["missing_keys"]:
-            raise OSError(f"it lacks the weights {', '.join(found['missing_keys'][:3])}")
+        require_all_weights(found["missing_keys"])
     except Exception as error:  # diffusers and the formats' readers raise errors of many kinds
         raise InputError(
             f"tiny_decoder must be a folder of diffusers' AutoencoderTiny or a model's name, got '{pretrained}' "
-            f"({first_line(error)}); check the path, fetch it with `hf download {pretrained}`, or set tiny_decoder=null"
+            f"({first_line(error)}); {fetch_remedy(pretrained)}, or set tiny_decoder=null"
         ) from error
     return tiny
 
