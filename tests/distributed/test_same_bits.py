@@ -32,6 +32,8 @@ CASES: dict[str, tuple[int, list[str]]] = {
     # one group takes twice as many steps as the other
     "groups": (4, ["parallel=2x2", "num_steps=5", "data.limit=3"]),
 }
+RARE = ("daps", "dwgf")
+"""Cases of the slow tests."""
 FORMED = {
     "measurements": "2 processes: 2 groups of 1, as parallel=auto with 3 batches",
     "groups": "4 processes: 2 groups of 2, as parallel=2x2",
@@ -52,13 +54,14 @@ def commands(tiny_prior_folder: Path, tiny_features_folder: Path) -> dict[str, l
 
 @pytest.fixture(scope="module")
 def on_processes(
-    commands: dict[str, list[str]], tmp_path_factory: pytest.TempPathFactory
+    commands: dict[str, list[str]], tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest
 ) -> Iterator[Callable[[str], Path]]:
     """Waits for a case, which must end well in every process; returns the run's folder."""
     folder = tmp_path_factory.mktemp("many")
     cases = [
         {"name": name, "size": size, "arguments": [*commands[name], f"output_dir={folder / name}"]}
         for name, (size, _) in CASES.items()
+        if any(f"[{name}]" in item.name for item in request.session.items if item.path == request.path)
     ]
     (folder / "cases.json").write_text(json.dumps(cases))
     command = [PROJECT / "tests" / "support" / "ranks.py", folder / "cases.json"]
@@ -81,7 +84,9 @@ def on_processes(
     process.communicate()
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow) if name in RARE else name for name in CASES]
+)
 def test_runs_on_processes_end_with_the_same_bits(
     name: str, commands: dict[str, list[str]], on_processes: Callable[[str], Path], tmp_path: Path
 ) -> None:
