@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from rlsd_lightning.errors import InputError, printable
+from rlsd_lightning.errors import InputError, printable, require_at_least_one
 from rlsd_lightning.reading.frames import Frame
 from rlsd_lightning.reading.paths import find_images, split_key
 from rlsd_lightning.reading.shapes import check_axes
@@ -150,6 +150,7 @@ def load_image(
     Raises:
         InputError: If the file is missing or can't be read, or the meaning of its values or axes is not clear.
     """
+    require_at_least_one(height=height, width=width)
     file, key = split_key(path)
     return Reader(range, axes).image(file, partial(Frame.cropped, image_size=(height, width)), key, page)[0]
 

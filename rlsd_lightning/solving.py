@@ -113,17 +113,27 @@ def solve_together(
         options.setdefault("strategy", ParticleStrategy())
     # a caller may have turned gradients off, but repulsion needs those of the latents
     with torch.inference_mode(False), torch.enable_grad(), tempfile.TemporaryDirectory() as scratch:
-        measurements = [each._replace(y=each.y.detach().clone()) for each in measurements]  # no inference tensors
-        module = method(prior, measurements, features or LatentFeatures(), **settings)
+        measurements = [each._replace(y=_copied(each.y), truth=_copied(each.truth)) for each in measurements]
         results = ImageResults() if len(prior.image_shape) == IMAGE_DIMS else PointResults()
         options.setdefault("default_root_dir", scratch)
-        L.Trainer(**options, callbacks=[FiniteGuard(), results, *callbacks]).fit(module)
+        fitting = L.Trainer(**options, callbacks=[FiniteGuard(), results, *callbacks])
+        if is_one_device(*place):
+            prior.to(fitting.strategy.root_device)  # scales that nobody has measured are measured where it is
+        module = method(prior, measurements, features or LatentFeatures(), **settings)
+        fitting.fit(module)
     if not results.finished:
         raise InputError(
             f"all {len(module.timesteps)} steps are expected, but the Trainer stopped after {module.steps_done}; leave "
             "max_steps, max_time, fast_dev_run and callbacks that stop it out"
         )
     return results.finished
+
+
+def _copied(values: Tensor | None) -> Tensor | None:
+    """A copy in single precision, as the networks', and not an inference tensor."""
+    if values is None:
+        return None
+    return values.detach().to(torch.complex64 if values.is_complex() else torch.float32, copy=True)
 
 
 def _check_truth(truth: Tensor, prior: Prior) -> None:

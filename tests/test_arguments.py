@@ -95,6 +95,18 @@ def test_a_wrong_argument_of_solve_is_named(changed: dict[str, Any], said: str, 
         solve(**arguments)
 
 
+@pytest.mark.parametrize("operator", [denoising, super_resolution, tomography, mri])
+def test_solve_takes_double_precision_as_numpy_has_it(operator, tiny_prior: StableDiffusionPrior):
+    physics, settings = operator(SHAPE), {"num_steps": 2, "num_particles": 2, "trainer": QUIET}
+    y = physics.A(Y + 0.1)
+    expected = solve(y, physics, tiny_prior, truth=Y, **settings)
+    found = solve(
+        y.to(torch.complex128 if y.is_complex() else torch.float64), physics, tiny_prior, truth=Y.double(), **settings
+    )
+    assert torch.equal(found.particles, expected.particles)
+    assert found.metrics["psnr_mean"] == expected.metrics["psnr_mean"]
+
+
 @pytest.mark.parametrize("mode", [torch.inference_mode, torch.no_grad, torch.enable_grad])
 def test_the_callers_mode_of_gradients_does_not_matter(mode, tiny_prior: StableDiffusionPrior):
     physics = denoising(SHAPE)

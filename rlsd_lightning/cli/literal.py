@@ -12,7 +12,7 @@ from hydra.errors import HydraException
 __all__ = ["INPUTS", "as_typed", "corrected"]
 
 INPUTS = (
-    *("data.images", "data.measurement", "prior.pretrained"),
+    *("data.images", "data.measurement", "prior.pretrained", "prior.lora", "prior.tiny_decoder"),
     *("physics.mask", "physics.kernel", "physics.network", "physics.code", "physics.coil_maps", "physics.angles"),
     *("features.pretrained", "callbacks.results.features.pretrained"),
 )

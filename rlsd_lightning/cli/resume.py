@@ -32,7 +32,7 @@ FIXED = (
     "data.seed",
     "data.sequence",
     "data.tile",
-    "data.fit",
+    *("data.fit", "data.range", "data.axes", "data.name", "data.value"),
     "trainer.precision",
 )
 """Settings, or groups of them, that determine a run's results."""
@@ -44,6 +44,8 @@ MAY_CHANGE = (
     "method.particle_chunk",
 )
 """Exceptions: places of files, and ways of computing the same results."""
+FILES = (*(name for name in INPUTS if name.startswith("physics.")), "prior.lora", "prior.tiny_decoder")
+"""Places of files that may also be another value, such as a number or null, which may not change."""
 
 
 def resumed(cfg: DictConfig) -> DictConfig:
@@ -67,7 +69,8 @@ def resumed(cfg: DictConfig) -> DictConfig:
             before, asked = chosen_before.get(name), chosen[name]
         else:
             before, asked = (OmegaConf.select(settings, name) for settings in (started, cfg))
-        fixed = is_choice or (not {name, name.split(".")[0]}.isdisjoint(FIXED) and name not in MAY_CHANGE)
+        may_change = name in MAY_CHANGE and (name not in FILES or all(map(_is_file, (before, asked))))
+        fixed = is_choice or (not {name, name.split(".")[0]}.isdisjoint(FIXED) and not may_change)
         if fixed and before != asked:
             raise InputError(
                 f"{name} was {before!r} when the run was started and can't change to {asked!r}; leave it out, or start a "
@@ -80,3 +83,8 @@ def resumed(cfg: DictConfig) -> DictConfig:
             OmegaConf.update(started, name, asked, force_add=True)
     started.output_dir = str(folder)
     return started
+
+
+def _is_file(value: object) -> bool:
+    """Whether a setting is a file that was found, whose path was made absolute then."""
+    return isinstance(value, str) and Path(value).is_absolute()

@@ -261,9 +261,11 @@ def keep_settings(cfg: DictConfig, folder: Path, command: str | None = None) -> 
 
 
 def run_folder(resume: str | None, ckpt_path: str | None, task: str, now: str) -> str:
-    """The folder of a resumed run, of a checkpoint's run, or a new one."""
+    """The folder of a resumed run, of a checkpoint's run, or a new one: in a multirun the one that Hydra made for it."""
     if not resume and not ckpt_path:
-        return f"outputs/{task}/{now}"
+        hydra = HydraConfig.get() if HydraConfig.initialized() else None
+        in_turn = hydra is not None and hydra.mode == RunMode.MULTIRUN and hydra.runtime.output_dir
+        return in_turn or f"outputs/{task}/{now}"
     if ckpt_path and not Path(ckpt_path).is_file():
         raise InputError(f"ckpt_path must be a checkpoint of a run, but there is no file '{ckpt_path}'")
     folder = Path(resume) if resume else Path(ckpt_path).resolve().parent.parent.parent

@@ -259,4 +259,5 @@ def _measures_images(physics: Physics, image_shape: tuple[int, ...]) -> bool:
         return False
     black, white = (physics.A(torch.full((1, *image_shape), value)) for value in (-1.0, 1.0))
     seen = (white != 0) | (black != 0)
-    return bool(seen.any() and (white[seen] - 1).abs().max() < 0.02 and (black[seen] + 1).abs().max() < 0.02)
+    # a camera's black is not quite black: its curve has no slope at zero
+    return bool(seen.any() and (white[seen] - 1).abs().max() < 0.02 and (black[seen] + 1).abs().max() < 0.05)

@@ -37,7 +37,8 @@ def together(shard: Shard, work: Callable[[], Value], folder: Path | None = None
         shard: This process's place in its group.
         work: What every process of the group does, exchanges with the others included.
         folder: The run's folder; an error of its disk ends the run, and is not a failure of this work.
-        is_last: Whether no work follows; the failure then keeps the exception, which holds memory.
+        is_last: Whether no work follows; the failure then keeps the exception, which holds memory. After one of memory the same
+            work follows, with fewer particles at a time.
 
     Raises:
         FailedError: If the work has failed in any process.
@@ -57,7 +58,7 @@ def together(shard: Shard, work: Callable[[], Value], folder: Path | None = None
         if isinstance(error.__cause__, InputError):  # Hydra's error around it says less
             error = error.__cause__
         reason, no_memory = _reason(error), is_out_of_memory(error)
-        kept = error if is_last else None
+        kept = error if is_last and not no_memory else None
         if not (no_memory or isinstance(error, InputError)):
             log.debug("%s", reason, exc_info=True)
         no_memory |= shard.announce_failure(no_memory)

@@ -57,7 +57,8 @@ class Pace(Callback):
         said = "%s: about %s for %d steps%s (%.3g s a step, measured over steps %d to %d); %s"
         span = (done - TIMED + 1, done)
         log.info(said, module.name, duration(own), steps, whole, seconds, *span, peak_memory(module.device))
-        if self.compiles and module.device.type == "cuda" and left > WORTH_COMPILING:
+        is_worth_it = left > WORTH_COMPILING and not module.prior.is_tiled  # compiled networks see tiles apart
+        if self.compiles and module.device.type == "cuda" and is_worth_it:
             log.info("%s: the networks' repeated blocks are compiled, as the run is long", module.name)
             compile_if_possible(module.prior, module.device, regional=True)
 

@@ -3,7 +3,7 @@
 import signal
 import threading
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import lightning as L
 from lightning.pytorch.callbacks import Callback
@@ -20,7 +20,7 @@ SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1
 
 
 class StopOnSignal(Callback):
-    """Saves a checkpoint after the step in which a signal came, and stops.
+    """Saves a checkpoint after the step in which a signal came, and stops; before the next run, if it came while results were made.
 
     The handler only sets a flag, so it never interrupts a save. A second signal has the effect that the first had
     without this callback. Particles that are no longer finite are not saved: the last checkpoint is still good.
@@ -32,13 +32,15 @@ class StopOnSignal(Callback):
         StoppedError: When it stops a run.
     """
 
+    came: ClassVar[signal.Signals | None] = None
+    """The signal that no run has obeyed yet: it is sent to the process, which has a Trainer for each measurement."""
+
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
-        self._came: signal.Signals | None = None
         self._before: dict[signal.Signals, Any] = {}
 
     def _note(self, number: int, frame: Any) -> None:
-        self._came = signal.Signals(number)
+        StopOnSignal.came = signal.Signals(number)
         self._restore()
 
     def _restore(self) -> None:
@@ -54,16 +56,21 @@ class StopOnSignal(Callback):
     def on_train_start(self, trainer: L.Trainer, pl_module: ParticleModule) -> None:
         for number in self._before:
             signal.signal(number, self._note)
+        self._obey(pl_module, f"before '{pl_module.name}'")
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: ParticleModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        if not pl_module.shard.any(self._came is not None):
+        self._obey(pl_module, f"after step {batch_idx + 1} of '{pl_module.name}'", trainer)
+
+    def _obey(self, module: ParticleModule, where: str, saved_by: L.Trainer | None = None) -> None:
+        """Stop all processes if a signal has come to one of them."""
+        if not module.shard.any(self.came is not None):
             return
-        if not not_finite(pl_module):
-            trainer.save_checkpoint(self.folder / LAST)
-        reason = self._came.name if self._came else "a signal to another process"
-        raise StoppedError(f"stopped by {reason} after step {batch_idx + 1} of '{pl_module.name}'")
+        if saved_by is not None and not not_finite(module):
+            saved_by.save_checkpoint(self.folder / LAST)
+        reason, StopOnSignal.came = self.came.name if self.came else "a signal to another process", None
+        raise StoppedError(f"stopped by {reason} {where}")
 
     def teardown(self, trainer: L.Trainer, pl_module: ParticleModule, stage: str) -> None:
         self._restore()

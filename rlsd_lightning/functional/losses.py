@@ -94,7 +94,7 @@ def photon_misfit(measured: Tensor, y: Tensor) -> Tensor:
     # a straight line goes on where a negative intensity was clipped, so that its gradient leads back
     below = (DARKEST - (measured + 1) / 2).clamp_min(0)
     deviance = expected - counted - torch.xlogy(counted, expected) + torch.xlogy(counted, counted) + below
-    return 8 * counted.mean() * _per_particle_mean(deviance)
+    return 8 * _per_particle_mean(counted) * _per_particle_mean(deviance)
 
 
 def coupling(x: Tensor, decoded: Tensor) -> Tensor:

@@ -1,5 +1,6 @@
 """Operators from classes, plain functions and compositions, and their trial before the first step."""
 
+import copy
 import inspect
 import math
 import pkgutil
@@ -291,7 +292,7 @@ def compose(
         raise InputError("operators must list at least one operator, got none")
     shape, composed = tuple(image_shape), None
     for factory in operators:
-        physics = build_physics(factory, shape)
+        physics = copy.deepcopy(build_physics(factory, shape))  # its noise is set below, the caller's stays
         shape = tuple(operator_output(physics, shape).shape[1:])
         composed = physics if composed is None else physics * composed
     composed.noise_model = make_noise(noise, sigma)

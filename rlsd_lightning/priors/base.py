@@ -71,6 +71,7 @@ class Prior(nn.Module, ABC):
         """Largest side in pixels that networks take in one piece; larger images are seen in tiles. None: any."""
         self.compiled: set[str] = set()
         """Names of the networks that are compiled; group normalisations then see tiles apart."""
+        self._measured: dict[tuple[int, ...], Calibration] = {}  # by size; resized copies of this prior share it
         self.warnings: list[str] = []
         """What is suspicious about the checkpoint or the prompts, in sentences for the results."""
 
@@ -81,11 +82,11 @@ class Prior(nn.Module, ABC):
         Raises:
             InputError: If what is kept is damaged, or own samples are not finite.
         """
-        kept = saved_calibration(self.origin, self.image_shape)
+        kept = saved_calibration(self.origin, self.image_shape) or self._measured.get(self.image_shape)
         if kept is not None:
             return kept
         start = time.perf_counter()
-        found = measure(self)
+        found = self._measured[self.image_shape] = measure(self)
         if self.origin is not None:
             log.info(
                 "the prior's scales were measured on %d own samples in %.3g s: decoder_std=%g, image_std=%g, latent_std=%g; "

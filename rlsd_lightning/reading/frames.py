@@ -69,7 +69,7 @@ class Frame(NamedTuple):
     @property
     def pixel_box(self) -> tuple[int, int, int, int]:
         """The box in whole pixels."""
-        height, width = (round(length) for length in self.part_size)
+        height, width = (max(1, round(length)) for length in self.part_size)
         top, left = round((self.picture_size[0] - height) / 2), round((self.picture_size[1] - width) / 2)
         return left, top, left + width, top + height
 

@@ -33,9 +33,11 @@ def _window(data: object, values: np.ndarray) -> Range | None:
         low, high = centre - width / 2, centre + width / 2
         if width > 0 and values.max() > low and values.min() < high:
             return Range(low, high, True, f"the file's window, {low:g} to {high:g}, is black to white")
-    bits = int(data.get("BitsStored", 16))
-    if data.get("PixelRepresentation", 0) == 0 and values.min() >= 0 and values.max() < 2**bits:
-        return Range(0, 2**bits - 1, False, f"{bits} bits as the file says: 0 is black, {2**bits - 1} is white")
+    bits, slope = int(data.get("BitsStored", 16)), float(data.get("RescaleSlope", 1))
+    white = slope * (2**bits - 1)
+    has_unit = "ModalityLUTSequence" in data or float(data.get("RescaleIntercept", 0)) != 0
+    if data.get("PixelRepresentation", 0) == 0 and not has_unit and 0 <= values.min() <= values.max() <= white:
+        return Range(0, white, False, f"{bits} bits as the file says: 0 is black, {white:g} is white")
     return None
 
 

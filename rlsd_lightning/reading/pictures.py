@@ -73,16 +73,17 @@ def open_upright(path: Path, page: int = 0) -> Iterator[Image.Image]:
 
 @contextmanager
 def _opened(path: Path, page: int) -> Iterator[Image.Image]:
-    with reading(path), Image.open(path) as opened:
+    # from an open file: of one that Pillow maps into memory, it turns the wrong pixels
+    with reading(path), path.open("rb") as file, Image.open(file) as opened:
         if page:
             opened.seek(page)
-        if opened.format == "JPEG" and opened.size[0] * opened.size[1] > Image.MAX_IMAGE_PIXELS:
-            opened.draft(None, (opened.size[0] // 2, opened.size[1] // 2))  # half the size while it is decoded
         yield opened
 
 
 def _turn(opened: Image.Image) -> Image.Transpose | None:
     """How a picture is turned upright; None if it is, or if its EXIF data are broken."""
+    if isinstance(opened, TiffImageFile) and not _is_deep_colour(opened):
+        opened.load()  # Pillow turns it, and removes the tag
     try:
         return TURNS.get(opened.getexif().get(ORIENTATION, 1))
     except Exception as error:  # noqa: BLE001 broken EXIF data raise nearly anything, and are no reason to refuse the pixels

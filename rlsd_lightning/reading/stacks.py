@@ -59,6 +59,8 @@ class Stack:
             InputError: If it can't be read.
         """
         if self.array is not None:
+            if not 0 <= index < len(self):
+                raise InputError(f"'{self.path}' has {len(self)} pictures, numbered from 0, got number {index}")
             return self.array[index]
         picture = read_picture(self.path, index)
         return picture[..., None] if isinstance(picture, np.ndarray) and picture.ndim == 2 else picture

@@ -74,6 +74,13 @@ def test_a_run_that_fails_does_not_keep_the_others_from_the_table(tiny: list[str
     assert [row["num_particles"] for row in csv.DictReader((tmp_path / "study" / "study.csv").open())] == ["1", "2"]
 
 
+def test_runs_of_a_multirun_are_in_its_folder(tiny: list[str], tmp_path: Path):
+    settings = [item for item in tiny if not item.startswith(("hydra.sweep.dir", "output_dir"))]
+    code, printed = train("-m", *settings, "num_steps=2", "num_particles=1,2", f"hydra.sweep.dir={tmp_path / 'both'}")
+    assert code == 0, printed
+    assert sorted(file.parts[-3] for file in (tmp_path / "both").glob("*/*/metrics.json")) == ["0", "1"]
+
+
 def test_several_processes_are_refused(tiny: list[str]):
     # before networks are loaded: there are none
     command = [*tiny, "prior.pretrained=nowhere", "trainer.devices=2", "hydra.sweeper.params.num_steps='3'"]

@@ -159,17 +159,24 @@ def test_the_command_says_it_once(small: list[str], tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("device", "compiles", "steps", "compiled"),
-    [(GPU, True, 1000, True), (GPU, True, 100, False), (GPU, False, 1000, False), (CPU, True, 1000, False)],
+    ("device", "compiles", "steps", "tiled", "compiled"),
+    [
+        (GPU, True, 1000, False, True),
+        (GPU, True, 1000, True, False),  # compiled networks normalise each tile by itself
+        (GPU, True, 100, False, False),
+        (GPU, False, 1000, False, False),
+        (CPU, True, 1000, False, False),
+    ],
 )
 def test_networks_are_compiled_in_long_runs_on_a_gpu(
-    device: torch.device, compiles: bool, steps: int, compiled: bool, monkeypatch: pytest.MonkeyPatch
+    device: torch.device, compiles: bool, steps: int, tiled: bool, compiled: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked = []
     monkeypatch.setattr(pace, "compile_if_possible", lambda *place, regional: asked.append((*place, regional)))
-    module = SimpleNamespace(name="m", timesteps=range(steps), device=device, prior="prior")
+    prior = SimpleNamespace(is_tiled=tiled)
+    module = SimpleNamespace(name="m", timesteps=range(steps), device=device, prior=prior)
     Pace(compiles=compiles)._estimate(module, 1.0, 4)
-    assert asked == [("prior", GPU, True)] * compiled
+    assert asked == [(prior, GPU, True)] * compiled
 
 
 @pytest.mark.parametrize(("seconds", "said"), [(3.21, "3.2 s"), (75, "1 min 15 s"), (7500, "2 h 5 min")])

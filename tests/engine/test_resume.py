@@ -233,6 +233,10 @@ def test_a_resume_with_other_settings_of_the_results_is_refused(small: list[str]
         "data.sequence=True",
         "data.tile=16",
         "data.fit=crop",
+        "data.range=0,255",
+        "data.axes=HWC",
+        "+data.name=other",
+        "+physics.angles=60",
         "prior.tile=64",
         "trainer.precision=bf16-mixed",
         "method=rlsd_paper",
@@ -241,7 +245,7 @@ def test_a_resume_with_other_settings_of_the_results_is_refused(small: list[str]
         code, printed = train(f"resume={run}", other)
         assert code == 1, other
         (line,) = [line for line in printed.splitlines() if line.startswith("error: ")]
-        name, value = other.replace("data.mask", "physics.mask").split("=")
+        name, value = other.lstrip("+").replace("data.mask", "physics.mask").split("=")
         assert re.search(rf"error: {name} was .* when the run was started and can't change to '?{value}", line)
         assert "Traceback" not in printed
     assert (run / "000" / "checkpoints" / "last.ckpt").read_bytes() == checkpoint

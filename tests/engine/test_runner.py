@@ -2,6 +2,7 @@
 
 import copy
 import shutil
+import signal
 import weakref
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -21,6 +22,8 @@ from rlsd_lightning import RLSD, Distilled, InputError, LatentFeatures, Measurem
 from rlsd_lightning.engine.batch_size import largest_batch
 from rlsd_lightning.engine.callbacks import FiniteGuard
 from rlsd_lightning.engine.runner import run_measurements
+from rlsd_lightning.engine.signals import StopOnSignal
+from rlsd_lightning.errors import StoppedError
 from rlsd_lightning.measurement import MeasurementList
 from rlsd_lightning.methods.base import ParticleModule
 from rlsd_lightning.operators import gaussian_blur, hdr, inpainting
@@ -283,6 +286,42 @@ def test_a_half_begins_when_the_failed_batch_has_let_go_of_its_memory(
     run = {"folder": tmp_path, "measurements_per_batch": 3}
     assert run_measurements(data, module, with_callbacks(Large(), results=tmp_path), **run) == (3, 0)
     assert len(held) == 2  # of three measurements, and of two
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_fewer_particles_at_a_time_begin_with_free_memory(
+    count: int, tiny_prior, tiny_features, data: MeasurementList, tmp_path: Path
+) -> None:
+    held: list[weakref.ref] = []
+
+    class Large(Callback):
+        def on_train_batch_start(self, trainer, pl_module, batch, batch_idx: int) -> None:
+            assert all(each() is None for each in held)
+            if (pl_module.particle_chunk or len(pl_module.z)) > 1:
+                activations = torch.zeros(3)
+                held.append(weakref.ref(activations))
+                raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    module = partial(make_module, tiny_prior, tiny_features)
+    few = MeasurementList(data[index] for index in range(count))
+    assert run_measurements(few, module, with_callbacks(Large(), results=tmp_path), tmp_path) == (count, 0)
+    assert held
+
+
+def test_a_signal_while_results_are_made_stops_before_the_next_measurement(
+    tiny_prior, tiny_features, data: MeasurementList, tmp_path: Path
+) -> None:
+    class Raise(Callback):
+        def on_train_end(self, trainer, pl_module) -> None:
+            if pl_module.name == "second":
+                signal.raise_signal(signal.SIGTERM)
+
+    module = partial(make_module, tiny_prior, tiny_features)
+    callbacks = with_callbacks(Raise(), StopOnSignal(tmp_path), results=tmp_path)
+    with pytest.raises(StoppedError, match=r"^stopped by SIGTERM before 'third'$"):
+        run_measurements(data, module, callbacks, tmp_path)
+    assert [name for name in data.names if (tmp_path / name / "metrics.json").is_file()] == ["first", "second"]
+    assert run_measurements(data, module, callbacks, tmp_path) == (3, 0)  # the signal does not come again
 
 
 def test_reconstructions_are_made_once_a_step(tiny_prior, tiny_features, measurement, tmp_path: Path) -> None:

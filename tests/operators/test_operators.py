@@ -210,6 +210,14 @@ def test_composed_operators_act_in_their_order():
     assert (noisy(x) - noisy.A(x)).std().item() == pytest.approx(0.5, rel=0.2)
 
 
+def test_a_composition_of_one_operator_leaves_its_noise():
+    blur = operators.gaussian_blur(SHAPE, sigma=0.5)
+    composed = operators.compose(SHAPE, [blur], sigma=0.01)
+    assert (blur.noise_model.sigma.item(), composed.noise_model.sigma.item()) == pytest.approx((0.5, 0.01))
+    x = images(1)
+    torch.testing.assert_close(composed.A(x), blur.A(x))
+
+
 @pytest.mark.parametrize("noise", operators.NOISES)
 def test_noise_has_the_given_deviation_at_white(noise: str):
     white = torch.ones(200_000)

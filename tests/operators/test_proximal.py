@@ -99,6 +99,13 @@ def test_other_noise_is_explained_by_its_own_likelihood(noise: str):
     assert found == pytest.approx(best, abs=5e-3)
 
 
+def test_photons_of_one_measurement_do_not_weigh_anothers():
+    physics = denoising(SHAPE, sigma=0.01, noise="poisson")
+    decoded, y = images(2), torch.cat([torch.full((1, *SHAPE), -0.9), torch.full((1, *SHAPE), 0.9)])
+    alone = torch.cat([proximal_step(physics, y[i : i + 1], decoded[i : i + 1], 1e-3) for i in range(2)])
+    torch.testing.assert_close(proximal_step(physics, y, decoded, 1e-3), alone)
+
+
 @OPERATORS
 def test_half_precision_outside_does_not_reach_the_proximal_step(make: Callable):
     physics, decoded = make(SHAPE), images(2)

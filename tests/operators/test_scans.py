@@ -66,6 +66,8 @@ SINGLE: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "parts first after an axis of scans": lambda k: np.stack((k.real, k.imag))[None],
     "parts last": lambda k: np.stack((k.real, k.imag), -1),
     "single precision": lambda k: k.astype(np.complex64),
+    "big-endian": lambda k: k.astype(">c8"),
+    "extended precision": lambda k: k.astype(np.clongdouble),
     "as measured by the operator": lambda k: np.stack((k.real, k.imag) * 3)[None].astype(np.float32),
 }
 

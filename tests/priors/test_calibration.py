@@ -264,6 +264,15 @@ def test_an_unmeasured_checkpoint_is_measured_once_and_says_so(
     assert not (folder / "calibration.json").exists()
 
 
+def test_each_size_of_an_unmeasured_prior_is_measured_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    prior, sizes = Lossy(), []
+    monkeypatch.setattr("rlsd_lightning.priors.base.measure", lambda prior: sizes.append(prior.image_shape) or "found")
+    channels, height, width = prior.image_shape
+    for factor in (2, 2, 3, 1, 1):
+        assert prior.resized((channels, height, factor * width)).calibration == "found"
+    assert sizes == [(channels, height, factor * width) for factor in (2, 3, 1)]
+
+
 # --- rlsd calibrate ------------------------------------------------------------------------------------------------
 
 

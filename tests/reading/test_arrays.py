@@ -147,6 +147,7 @@ COUNTS = np.arange(64).reshape(8, 8) * 65  # to 4095
     [
         ({}, COUNTS / 4095 * 2 - 1),
         ({"PhotometricInterpretation": "MONOCHROME1"}, 1 - COUNTS / 4095 * 2),
+        ({"RescaleSlope": 0.01, "RescaleIntercept": 0}, COUNTS / 4095 * 2 - 1),
         (
             {"RescaleSlope": 1, "RescaleIntercept": -1024, "WindowCenter": 40, "WindowWidth": 400},
             ((COUNTS - 1024 - 40) / 200).clip(-1, 1),

@@ -21,6 +21,7 @@ from rlsd_lightning.operators import (
     inpainting,
     jpeg,
     motion_blur,
+    nonlinear_blur,
     phase_retrieval,
     quantization,
     single_pixel,
@@ -36,6 +37,11 @@ CLEAN = partial(denoising, sigma=0.0)
 
 def read(path: Path, physics=CLEAN, **settings) -> torch.Tensor:
     return load_measured(path, physics(SHAPE), SHAPE, **settings)
+
+
+def test_a_cameras_picture_is_read_as_an_image(tmp_path: Path):
+    Image.fromarray((IMAGE * 255).round().astype(np.uint8).transpose(1, 2, 0)).save(tmp_path / "y.png")
+    assert torch.equal(read(tmp_path / "y.png", nonlinear_blur), read(tmp_path / "y.png"))
 
 
 @pytest.mark.parametrize(

@@ -9,14 +9,19 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from PIL.TiffImagePlugin import ImageFileDirectory_v2
 
 from rlsd_lightning import InputError
 from rlsd_lightning.data import ImageMeasurements
 from rlsd_lightning.images import find_images, load_image
 from rlsd_lightning.operators import denoising
-from rlsd_lightning.reading.pictures import frames_of, open_picture
+from rlsd_lightning.reading.pictures import frames_of, open_picture, open_upright, read_picture
 
 SHAPE = (3, 16, 16)
+
+
+STORED = {3: Image.Transpose.ROTATE_180, 6: Image.Transpose.ROTATE_90, 8: Image.Transpose.ROTATE_270}
+"""How an upright picture lies in a file of each orientation."""
 
 
 @pytest.fixture
@@ -99,6 +104,39 @@ def test_every_mode_is_read(tmp_path: Path, mode: str) -> None:
         image = image.convert("RGBA")
     image.save(tmp_path / f"a.{suffix}")
     assert load_image(tmp_path / f"a.{suffix}", 16, 16).min() > 0.98
+
+
+@pytest.mark.parametrize("orientation", STORED)
+@pytest.mark.parametrize("compression", ["raw", "tiff_lzw"])
+@pytest.mark.parametrize("mode", ["L", "RGB", "I;16"])
+def test_a_tiff_is_turned_upright_once(
+    mode: str, compression: str, orientation: int, tmp_path: Path, rng: np.random.Generator
+) -> None:
+    pixels = rng.integers(0, 256, (12, 20, 3) if mode == "RGB" else (12, 20)).astype("u2" if mode == "I;16" else "u1")
+    tags = ImageFileDirectory_v2()
+    tags[274] = orientation
+    lying = Image.fromarray(pixels).transpose(STORED[orientation])
+    lying.save(tmp_path / "a.tif", compression=compression, tiffinfo=tags)
+    found = np.asarray(read_picture(tmp_path / "a.tif"))
+    assert np.array_equal(found[..., 0] if mode == "L" else found, pixels)
+    with open_upright(tmp_path / "a.tif") as upright:
+        assert np.array_equal(np.asarray(upright), pixels)
+
+
+def test_a_number_that_no_picture_of_a_stack_has_is_refused(tmp_path: Path) -> None:
+    np.save(tmp_path / "a.npy", np.zeros((5, 8, 8), np.float32))
+    for number in (5, -1):
+        with pytest.raises(InputError, match=f"has 5 pictures, numbered from 0, got number {number}"):
+            load_image(tmp_path / "a.npy", 8, 8, axes="NHW", page=number)
+
+
+def test_a_picture_of_two_pixels_fills_any_size(tmp_path: Path) -> None:
+    np.save(tmp_path / "a.npy", np.array([[0, 255]], np.uint8))
+    Image.fromarray(np.array([[0, 255]], np.uint8)).save(tmp_path / "a.png")
+    for name in ("a.npy", "a.png"):
+        assert load_image(tmp_path / name, 64, 16).shape == (1, 3, 64, 16)
+    with pytest.raises(InputError, match="height must be at least 1, got 0"):
+        load_image(tmp_path / "a.png", 0, 16)
 
 
 @pytest.mark.parametrize(

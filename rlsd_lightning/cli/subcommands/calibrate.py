@@ -34,7 +34,7 @@ def calibrate(cfg: DictConfig, given: list[str]) -> int:
             f"prior: one with a checkpoint is expected, got {type(prior).__name__}, which needs no calibration"
         )
     pictures = None
-    if "data.images" in given:
+    if not {"data", "data.images"}.isdisjoint(given):
         limit = cfg.data.limit if "data.limit" in given else None
         data = instantiate(cfg.data, limit=limit, fit="crop")(prior.image_shape, instantiate(cfg.physics))
         pictures = (data[index].truth for index in range(len(data)))

@@ -6,6 +6,7 @@ import os
 import platform
 import time
 from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 
 import diffusers
@@ -89,13 +90,14 @@ def prior_checks(cfg: DictConfig, own_pictures: bool) -> Iterator[Finding]:
     yield Finding(
         "load", True, f"{seconds:.1f} s, {type(prior).__name__}, {count:.1f} M {types}, images and latents {shapes}"
     )
-    pictures, shown = _pictures(cfg, prior, own_pictures)
-    own = draw(prior, OWN_SAMPLES)
-    yield _checked("prediction", lambda: examine_prediction(prior, own))
+    # in the checks, which may lack memory
+    pictures = cache(lambda: _pictures(cfg, prior, own_pictures))
+    own = cache(lambda: draw(prior, OWN_SAMPLES))
+    yield _checked("prediction", lambda: examine_prediction(prior, own()))
     if prior.latent_shape != prior.image_shape:
-        yield _checked("autoencoder", lambda: examine_autoencoder(prior, pictures, shown))
-        yield _checked("latents", lambda: examine_latents(prior, pictures, own))
-    yield _checked("inpainting", lambda: _inpaint(prior, pictures[0], 20))
+        yield _checked("autoencoder", lambda: examine_autoencoder(prior, *pictures()))
+        yield _checked("latents", lambda: examine_latents(prior, pictures()[0], own()))
+    yield _checked("inpainting", lambda: _inpaint(prior, pictures()[0][0], 20))
 
 
 def _checked(name: str, check: Callable[[], Finding]) -> Finding:

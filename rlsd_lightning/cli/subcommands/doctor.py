@@ -28,7 +28,9 @@ def examine(cfg: DictConfig, given: list[str]) -> int:
     log.setLevel(logging.ERROR)  # findings have what matters of the warnings
     try:
         print("\n".join(["```", *system_lines()]), flush=True)
-        for finding in prior_checks(cfg, own_pictures="data.images" in given) if has_prior else self_test():
+        for finding in (
+            prior_checks(cfg, own_pictures=not {"data", "data.images"}.isdisjoint(given)) if has_prior else self_test()
+        ):
             print(finding, flush=True)
             ok = ok and finding.ok
         print("```")

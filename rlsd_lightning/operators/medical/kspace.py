@@ -14,10 +14,15 @@ from rlsd_lightning.reading.masks import read_mask
 from rlsd_lightning.reading.paths import is_array, split_key
 from rlsd_lightning.reading.values import check_finite
 
-__all__ = ["check_centre", "complex_kspace", "load_coil_maps", "load_frequencies"]
+__all__ = ["check_centre", "complex_kspace", "in_single_precision", "load_coil_maps", "load_frequencies"]
 
 TOO_FAR_OUT = 10
 """Ratio of the corners' energy to the centre's, above which frequency zero must lie at a corner."""
+
+
+def in_single_precision(values: np.ndarray) -> Tensor:
+    """Numbers of any precision and byte order as a tensor, which takes few of them."""
+    return torch.from_numpy(np.array(values, dtype=np.complex64 if np.iscomplexobj(values) else np.float32))
 
 
 def complex_kspace(values: Tensor, channels: int, coils: int, rows: int, columns: int) -> Tensor:
@@ -178,7 +183,7 @@ def load_coil_maps(path: str | Path, rows: int, columns: int) -> Tensor:
     """
     if not split_key(path)[0].is_file():
         raise InputError(f"coil_maps must be a file of the coils' sensitivities, got '{path}'")
-    values = torch.from_numpy(np.array(load_array(path, complex_allowed=True)))
+    values = in_single_precision(load_array(path, complex_allowed=True))
     check_finite(values.numpy(), path)
     shape = tuple(values.shape[1:] if values.ndim == 4 and len(values) == 1 else values.shape)
     if not values.is_complex() or len(shape) not in (2, 3) or shape[-2:] != (rows, columns):

@@ -19,6 +19,7 @@ from rlsd_lightning.errors import InputError, require
 from rlsd_lightning.operators.medical.kspace import (
     check_centre,
     complex_kspace,
+    in_single_precision,
     load_coil_maps,
     load_frequencies,
 )
@@ -96,7 +97,7 @@ class CoilMRI(Scan):
             InputError: If the array has other axes, or values that no image in [-1, 1] gives.
         """
         channels, size = 1 if self.grey else self.channels, self.mask.shape[-2:]
-        scans = complex_kspace(torch.from_numpy(np.array(values)), channels, self.coils or 1, *size)
+        scans = complex_kspace(in_single_precision(values), channels, self.coils or 1, *size)
         return torch.cat([self._measurement(scan if self.coils else scan[:, 0]) for scan in scans])
 
     def for_measurement(self, y: Tensor) -> Physics:
