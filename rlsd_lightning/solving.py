@@ -133,7 +133,8 @@ def _copied(values: Tensor | None) -> Tensor | None:
     """A copy in single precision, as the networks', and not an inference tensor."""
     if values is None:
         return None
-    return values.detach().to(torch.complex64 if values.is_complex() else torch.float32, copy=True)
+    kind = torch.complex64 if values.is_complex() else torch.float32
+    return values.detach().to(kind if values.is_complex() or values.is_floating_point() else values.dtype, copy=True)
 
 
 def _check_truth(truth: Tensor, prior: Prior) -> None:
