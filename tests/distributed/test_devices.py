@@ -99,6 +99,7 @@ def test_a_signal_to_any_process_saves_and_the_run_goes_on_with_another_number(
     assert_same_bits(run / "000", whole / "000")
 
 
+@pytest.mark.slow
 def test_a_signal_to_one_lone_process_leaves_the_others_work_alone(
     small: list[str], whole: Path, tmp_path: Path
 ) -> None:

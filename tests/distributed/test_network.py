@@ -71,7 +71,9 @@ def whole(tiny_prior_folder: Path, tiny_features_folder: Path, tmp_path_factory:
     return folder
 
 
-@pytest.mark.parametrize(("parallel", "faces"), [("particles", 1), ("measurements", 2)])
+@pytest.mark.parametrize(
+    ("parallel", "faces"), [("particles", 1), pytest.param("measurements", 2, marks=pytest.mark.slow)]
+)
 def test_a_cut_cable_ends_both_in_one_line_and_the_run_goes_on(
     parallel: str, faces: int, machines: tuple[str, str], whole: Path, small: list[str], tmp_path: Path
 ) -> None:

@@ -126,7 +126,10 @@ def test_particles_are_spread_and_the_same_on_any_number_of_processes(
     assert read_metrics(tmp_path / "many" / "saved") == processes[0]["metrics"]
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP], ids=["killed", "hung"])
+@pytest.mark.parametrize(
+    "number",
+    [pytest.param(signal.SIGKILL, id="killed"), pytest.param(signal.SIGSTOP, id="hung", marks=pytest.mark.slow)],
+)
 def test_a_script_ends_when_one_of_its_processes_does(number: signal.Signals, start: Callable, tmp_path: Path) -> None:
     process = start(tmp_path / "run", "--steps", 900, "--patience", 5)
     wait_for((tmp_path / "run" / MIDDLE).is_file, process)
