@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from rlsd_lightning.errors import InputError, first_line, printable
 
@@ -146,6 +146,10 @@ def reading(path: Path, what: str = "an image", advice: str = "remove it or save
         raise InputError(
             f"'{path}' has more than {2 * Image.MAX_IMAGE_PIXELS / 1e6:.0f} megapixels, which may be a decompression "
             "bomb; make it smaller"
+        ) from error
+    except UnidentifiedImageError as error:  # whose message names the open file
+        raise InputError(
+            f"'{path}' can't be read as {what} (no known format); {conversion_of(path) or advice}"
         ) from error
     except Exception as error:  # libraries raise nearly anything for broken bytes
         advice = conversion_of(path) or advice

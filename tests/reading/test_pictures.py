@@ -157,7 +157,15 @@ def test_a_picture_above_pillows_limit_is_one_line(tmp_path: Path, monkeypatch: 
     with pytest.raises(InputError, match=r"big\.png' has more than .* megapixels"):
         load_image(tmp_path / "big.png", 16, 16)
     with pytest.warns(Image.DecompressionBombWarning):
-        assert (load_image(tmp_path / "half.jpg", 16, 16) == 1).all()  # decoded at half the size
+        assert read_picture(tmp_path / "half.jpg").size == (64, 48)  # as its mask
+
+
+def test_what_is_no_picture_is_one_line_with_the_files_name(tmp_path: Path) -> None:
+    (tmp_path / "broken.png").write_text("x")
+    with pytest.raises(
+        InputError, match=r"broken\.png' can't be read as an image \(no known format\); remove it or save"
+    ):
+        load_image(tmp_path / "broken.png", 16, 16)
 
 
 @pytest.mark.parametrize("suffix", ["tif", "gif", "webp"])

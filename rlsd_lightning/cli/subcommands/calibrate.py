@@ -10,7 +10,7 @@ calibration.json. docs/priors.md says what is measured.
 
 from omegaconf import DictConfig
 
-from rlsd_lightning.cli.subcommands.composition import run_composed
+from rlsd_lightning.cli.subcommands.composition import has_pictures, run_composed
 from rlsd_lightning.errors import InputError
 
 __all__ = ["main"]
@@ -34,7 +34,7 @@ def calibrate(cfg: DictConfig, given: list[str]) -> int:
             f"prior: one with a checkpoint is expected, got {type(prior).__name__}, which needs no calibration"
         )
     pictures = None
-    if not {"data", "data.images"}.isdisjoint(given):
+    if has_pictures(given):
         limit = cfg.data.limit if "data.limit" in given else None
         data = instantiate(cfg.data, limit=limit, fit="crop")(prior.image_shape, instantiate(cfg.physics))
         pictures = (data[index].truth for index in range(len(data)))

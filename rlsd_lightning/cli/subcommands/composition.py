@@ -14,7 +14,12 @@ from rlsd_lightning.cli.subcommands.parser import Parser
 from rlsd_lightning.errors import printable
 from rlsd_lightning.resources import CONFIGS
 
-__all__ = ["run_composed"]
+__all__ = ["has_pictures", "run_composed"]
+
+
+def has_pictures(given: list[str]) -> bool:
+    """Whether the names of the settings that were given choose pictures."""
+    return "data" in given or "data.images" in given
 
 
 def run_composed(

@@ -13,7 +13,7 @@ import logging
 
 from omegaconf import DictConfig
 
-from rlsd_lightning.cli.subcommands.composition import run_composed
+from rlsd_lightning.cli.subcommands.composition import has_pictures, run_composed
 
 __all__ = ["main"]
 
@@ -28,9 +28,7 @@ def examine(cfg: DictConfig, given: list[str]) -> int:
     log.setLevel(logging.ERROR)  # findings have what matters of the warnings
     try:
         print("\n".join(["```", *system_lines()]), flush=True)
-        for finding in (
-            prior_checks(cfg, own_pictures=not {"data", "data.images"}.isdisjoint(given)) if has_prior else self_test()
-        ):
+        for finding in prior_checks(cfg, own_pictures=has_pictures(given)) if has_prior else self_test():
             print(finding, flush=True)
             ok = ok and finding.ok
         print("```")
