@@ -1,6 +1,7 @@
 """The doctor's checks: a healthy prior passes all, and each fault is named by its own check."""
 
 import copy
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -189,3 +190,20 @@ def test_the_embedded_priors_pass(arguments: tuple[str, ...]) -> None:
     code, printed = train("doctor", *arguments)
     assert code == 0, printed
     assert "FAIL" not in printed
+
+
+def test_samples_that_memory_does_not_hold_do_not_end_the_other_checks(
+    tiny_prior_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*arguments: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    monkeypatch.setattr("rlsd_lightning.cli.subcommands.checkup.draw", full)
+    code, printed = train("doctor", "prior=sd15", f"prior.pretrained={tiny_prior_folder}")
+    assert code == 1
+    assert "OutOfMemoryError: CUDA out of memory." in printed
+    assert re.search(r"^autoencoder ", printed, re.MULTILINE) and re.search(r"^inpainting ", printed, re.MULTILINE)
+    assert printed.rstrip().endswith("```")
+    monkeypatch.setattr("rlsd_lightning.priors.measure", full)
+    code, printed = train("calibrate", "prior=sd15", f"prior.pretrained={tiny_prior_folder}")
+    assert (code, printed.count("error: memory is too small (CUDA out of memory.); set prior.weights=")) == (1, 1)

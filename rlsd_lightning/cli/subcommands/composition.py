@@ -11,7 +11,7 @@ from rlsd_lightning.cli.literal import as_typed
 from rlsd_lightning.cli.messages import explain
 from rlsd_lightning.cli.settings import check_settings, with_present_names, without_null_groups
 from rlsd_lightning.cli.subcommands.parser import Parser
-from rlsd_lightning.errors import printable
+from rlsd_lightning.errors import first_line, is_out_of_memory, printable
 from rlsd_lightning.resources import CONFIGS
 
 __all__ = ["has_pictures", "run_composed"]
@@ -48,6 +48,11 @@ def run_composed(
         return run(cfg, [item.lstrip("+~").split("=")[0] for item in given])
     except Exception as error:
         said = explain(error, cfg)
+        if is_out_of_memory(error):
+            said = (
+                f"memory is too small ({first_line(error)}); set prior.weights=bfloat16 or a smaller prior.image_size",
+                1,
+            )
         if said is None:
             raise
         print(printable(f"error: {said[0]}"), file=sys.stderr)
