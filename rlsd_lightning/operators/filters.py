@@ -1,5 +1,6 @@
 """Linear filters: blur and super-resolution, with circular boundaries."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +26,13 @@ from rlsd_lightning.signatures import typed
 
 __all__ = ["blur", "draw_motion_kernel", "gaussian_blur", "load_kernel", "motion_blur", "super_resolution"]
 
-FILTERS = ("average", "bicubic", "bilinear", "gaussian")
+FILTERS: dict[str, tuple[float, Callable[[Tensor], Tensor]]] = {
+    "average": (0.5, torch.ones_like),
+    "bicubic": (2, lambda t: torch.where(t <= 1, 1.5 * t**3 - 2.5 * t**2 + 1, -0.5 * t**3 + 2.5 * t**2 - 4 * t + 2)),
+    "bilinear": (1, lambda t: 1 - t),
+    "gaussian": (3, lambda t: torch.exp(-(t**2) / 2)),
+}
+"""Support and weight of a low-pass filter, at a distance in units of the subsampling factor."""
 LARGEST_MOTION = 61
 """Largest default size of a motion kernel in pixels, the usual one at 256x256 and 512x512."""
 
@@ -40,9 +47,13 @@ def super_resolution(
 ) -> Downsampling:
     """Low-pass filter and subsampling of both axes.
 
+    A value of the measurement lies at the centre of a block of factor x factor pixels, as in pictures that Pillow or OpenCV
+    reduced.
+
     Args:
         factor: Subsampling factor of both axes; by default 4 below 256 pixels and 8 from there on.
-        filter: ``average`` (of factor x factor pixels), ``bicubic``, ``bilinear`` or ``gaussian``.
+        filter: ``average`` (of factor x factor pixels), ``bicubic``, ``bilinear`` or ``gaussian`` (with a standard
+            deviation of factor pixels).
 
     Raises:
         InputError: If the factor does not fit the image's size, or the filter is unknown.
@@ -57,10 +68,27 @@ def super_resolution(
             f"pixels, got {width}x{height}; choose another factor"
         )
     require_one_of(FILTERS, filter=filter)
-    weights = torch.full((1, 1, factor, factor), 1 / factor**2) if filter == "average" else filter
+    rows, columns = (_low_pass(filter, factor, side) for side in (height, width))
+    kernel = torch.outer(rows, columns)[None, None]
     return Downsampling(
-        img_size=image_shape, filter=weights, factor=factor, padding="circular", noise_model=make_noise(noise, sigma)
+        img_size=image_shape, filter=kernel, factor=factor, padding="circular", noise_model=make_noise(noise, sigma)
     )
+
+
+def _low_pass(filter: str, factor: int, side: int) -> Tensor:
+    """Weights along an axis of ``side`` pixels, as a kernel that is convolved with it.
+
+    The filters of deepinv are centred half a pixel past the first pixel of a block, or upon it.
+    """
+    support, weight = FILTERS[filter]
+    centre = (factor - 1) / 2
+    reach = max(int(support * factor + centre), 1)  # deepinv has no adjoint for a single weight
+    offsets = torch.arange(-reach, reach + 1)
+    distances = (offsets - centre).abs() / factor
+    weights = torch.where(distances <= support, weight(distances), 0)
+    size = min(len(offsets), side)  # a longer kernel wraps around, as the boundary is circular
+    kernel = torch.zeros(size).index_add(0, (size // 2 - offsets) % size, weights)
+    return kernel / kernel.sum()
 
 
 @typed
