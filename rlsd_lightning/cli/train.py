@@ -32,14 +32,20 @@ from rlsd_lightning.engine.locking import only_run_in
 from rlsd_lightning.engine.pace import Pace
 from rlsd_lightning.engine.runner import run_measurements
 from rlsd_lightning.errors import STORAGE, InputError, PeerError, StoppedError
+from rlsd_lightning.features import Features
+from rlsd_lightning.measurement import Measurement
+from rlsd_lightning.methods.base import ParticleModule
 from rlsd_lightning.priors import Prior
 from rlsd_lightning.priors.latent import PipelinePrior
+from rlsd_lightning.priors.measured.calibration import calibrations_in
 from rlsd_lightning.results.store import mean_line, read_failures
 
 log = logging.getLogger("train")
 
 MOST_ON_CPU = 256
 """Most pixels of an image's longer side on a CPU, where larger ones take hours, unless image_size is set."""
+CALIBRATIONS = "calibrations"
+"""Name of a run's choice: the prior's scales by image size."""
 TINY = "has_tiny_decoder"
 """Name of a run's choice: whether ``prior.tiny_decoder=auto`` has found one."""
 SHOWN_FAILURES = 10
@@ -125,7 +131,9 @@ def precision_of(asked: str, folder: Path, processes: Processes) -> str:
 
 
 def prior_of(cfg: DictConfig, folder: Path, make_network: Callable = instantiate) -> Prior:
-    """The prior of a new or a resumed run; ``tiny_decoder=auto`` gives a resumed run the kind of decoder it began with.
+    """The prior of a new or a resumed run.
+
+    A resumed run has the scales that it began with, and by ``tiny_decoder=auto`` the kind of decoder.
 
     Raises:
         InputError: If a resumed run began with a tiny decoder that can't be loaded now.
@@ -135,6 +143,7 @@ def prior_of(cfg: DictConfig, folder: Path, make_network: Callable = instantiate
     if began_with is False:
         settings = OmegaConf.merge(settings, {"tiny_decoder": None})
     prior = make_network(settings)
+    prior.calibrations |= calibrations_in(chosen(folder, CALIBRATIONS) or {})
     if began_with and not prior.has_tiny_decoder:
         name = prior.usual_tiny_decoder if isinstance(prior, PipelinePrior) else None
         fetch = f"fetch it with `hf download {name}`" if name else f"put it back into '{settings.pretrained}'"
@@ -174,6 +183,26 @@ def parts_of(cfg: DictConfig, folder: Path, make_network: Callable = instantiate
     return prior, features, instantiate(cfg.method), data
 
 
+def module_factory(
+    method: Callable[..., ParticleModule], prior: Prior, features: Features, folder: Path, keeps: bool
+) -> Callable[..., ParticleModule]:
+    """Function that makes a module of measurements of one size.
+
+    Args:
+        folder: The run's folder.
+        keeps: Whether this process keeps the prior's scales there, so that a resumed run has them.
+    """
+
+    def make(measurements: Sequence[Measurement], **forced: int) -> ParticleModule:
+        module = method(prior.resized(measurements[0].image_shape), measurements, features, **forced)
+        scales = {size: each._asdict() for size, each in prior.calibrations.items()}
+        if keeps and scales.keys() > (chosen(folder, CALIBRATIONS) or {}).keys():
+            keep_chosen(folder, CALIBRATIONS, scales)
+        return module
+
+    return make
+
+
 def run(
     cfg: DictConfig,
     folder: Path,
@@ -200,6 +229,7 @@ def run(
     prior.to(processes.device)  # where an unmeasured one is measured
     if cfg.compile in (True, "regional"):
         compile_if_possible(prior, processes.device, regional=cfg.compile == "regional")
+
     try:
         folder = Path(processes.broadcast(str(folder)))
         if processes.is_first and chosen(folder, TINY) is None:
@@ -207,9 +237,7 @@ def run(
         asked.output_dir = str(folder)  # what main() tells the user to go on with
         finished, missing = run_measurements(
             data,
-            lambda measurements, **forced: method(
-                prior.resized(measurements[0].image_shape), measurements, features, **forced
-            ),
+            module_factory(method, prior, features, folder, processes.is_first),
             trainer_factory(cfg, folder, processes, make_network, more),
             folder,
             one,

@@ -1,4 +1,4 @@
-"""Automatic choices of a run (precision, batch size, ...): kept in its folder, so that a resumed run computes the same."""
+"""Automatic choices of a run (precision, batch size, scales of the prior, ...): kept in its folder, so that a resumed run computes the same."""
 
 import json
 from pathlib import Path
@@ -10,21 +10,23 @@ from rlsd_lightning.results.store import write_json
 
 __all__ = ["chosen", "keep_chosen", "use_precision"]
 
+Choice = str | int | bool | dict
+
 CHOSEN = "chosen.json"
 """File of a run's choices, in its folder."""
 
 
-def chosen(folder: Path, name: str) -> str | int | bool | None:
+def chosen(folder: Path, name: str) -> Choice | None:
     """A choice of the run in this folder, or None if it has not been made."""
     return _read(folder).get(name)
 
 
-def keep_chosen(folder: Path, name: str, value: str | int | bool) -> None:
+def keep_chosen(folder: Path, name: str, value: Choice) -> None:
     """Keep a choice, beside the others or in place of an earlier one."""
     write_json(folder / CHOSEN, {**_read(folder), name: value})
 
 
-def _read(folder: Path) -> dict[str, str | int | bool]:
+def _read(folder: Path) -> dict[str, Choice]:
     file = folder / CHOSEN
     if not file.is_file():
         return {}

@@ -6,7 +6,6 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from fractions import Fraction
-from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
 
@@ -14,7 +13,7 @@ from torch import Tensor, nn
 
 from rlsd_lightning.errors import InputError
 from rlsd_lightning.functional.schedules import PREDICTION_TYPES, clean_and_noise
-from rlsd_lightning.priors.measured.calibration import Calibration, measure, saved_calibration
+from rlsd_lightning.priors.measured.calibration import Calibration, measure, saved_calibration, size_name
 from rlsd_lightning.priors.tiles import in_tiles
 
 __all__ = ["Prior"]
@@ -71,22 +70,30 @@ class Prior(nn.Module, ABC):
         """Largest side in pixels that networks take in one piece; larger images are seen in tiles. None: any."""
         self.compiled: set[str] = set()
         """Names of the networks that are compiled; group normalisations then see tiles apart."""
-        self._measured: dict[tuple[int, ...], Calibration] = {}  # by size; resized copies of this prior share it
+        self.calibrations: dict[str, Calibration] = {}
+        """The calibrations in use by height and width as ``64x48``; resized copies of this prior share them."""
         self.warnings: list[str] = []
         """What is suspicious about the checkpoint or the prompts, in sentences for the results."""
 
-    @cached_property
+    @property
     def calibration(self) -> Calibration:
-        """Scales that methods need: those kept for this checkpoint, else measured on own samples.
+        """Scales that methods need: those in use, else those kept for this checkpoint, else measured on own samples.
 
         Raises:
             InputError: If what is kept is damaged, or own samples are not finite.
         """
-        kept = saved_calibration(self.origin, self.image_shape) or self._measured.get(self.image_shape)
-        if kept is not None:
-            return kept
+        size = size_name(self.image_shape)
+        if size not in self.calibrations:
+            self.calibrations[size] = saved_calibration(self.origin, self.image_shape) or self._measure()
+        return self.calibrations[size]
+
+    @calibration.setter
+    def calibration(self, value: Calibration) -> None:
+        self.calibrations[size_name(self.image_shape)] = value
+
+    def _measure(self) -> Calibration:
         start = time.perf_counter()
-        found = self._measured[self.image_shape] = measure(self)
+        found = measure(self)
         if self.origin is not None:
             log.info(
                 "the prior's scales were measured on %d own samples in %.3g s: decoder_std=%g, image_std=%g, latent_std=%g; "
@@ -126,9 +133,6 @@ class Prior(nn.Module, ABC):
         resized = copy.copy(self)
         resized.image_shape = (self.image_shape[0], height, width)
         resized.latent_shape = (self.latent_shape[0], height // self.stride, width // self.stride)
-        kept = saved_calibration(self.origin, resized.image_shape)
-        if kept is not None:
-            resized.calibration = kept  # of the nearest size, in place of a copy of this prior's
         return resized
 
     def tiled(self, function: Callable[[Tensor], Tensor], values: Tensor, zoom: int | Fraction = 1) -> Tensor:

@@ -171,6 +171,29 @@ def test_a_resumed_run_has_the_kind_of_decoder_it_began_with(
     assert_same_bits(run / "001", whole / "001")
 
 
+@pytest.mark.same_bits
+@pytest.mark.parametrize("is_measured", [True, False])
+def test_a_resumed_run_has_the_scales_it_began_with(
+    is_measured: bool, small: list[str], tiny_prior_folder: Path, tmp_path: Path
+) -> None:
+    prior, run, whole = tmp_path / "prior", tmp_path / "run", tmp_path / "whole"
+    shutil.copytree(tiny_prior_folder, prior)
+    file = prior / "calibration.json"
+    entries = json.loads(file.read_text())
+    if not is_measured:
+        file.unlink()
+    code, printed = train(*small, f"prior.pretrained={prior}", "num_steps=4", "data.limit=2", f"output_dir={run}")
+    assert code == 0, printed
+    shutil.copytree(run, whole)
+    shutil.rmtree(run / "001")  # as if it had been stopped before
+
+    other = {size: entry | {"decoder_std": 2 * entry["decoder_std"]} for size, entry in entries.items()}
+    file.write_text(json.dumps(other))
+    code, printed = train(f"resume={run}")
+    assert code == 0, printed
+    assert_same_bits(run / "001", whole / "001")
+
+
 def test_a_finished_run_is_left_as_it_is(small: list[str], tmp_path: Path) -> None:
     assert train(*small, "num_steps=5", f"output_dir={tmp_path / 'run'}")[0] == 0
     before = {file: file.stat().st_mtime_ns for file in (tmp_path / "run" / "000").rglob("*") if file.is_file()}

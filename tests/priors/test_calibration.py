@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 import stat
 from pathlib import Path
 
@@ -137,6 +138,22 @@ def test_the_cache_keeps_what_a_folder_does_not(origin: str, tmp_path: Path, mon
     assert file.is_relative_to(tmp_path / "cache" / "rlsd-lightning")
     assert saved_calibration(path, (3, 64, 64)) == KNOWN._replace(weights=weights)
     assert saved_calibration(tmp_path / "other" / origin, (3, 64, 64)) is None
+
+
+def test_of_two_calibrations_the_newer_one_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    prior = tmp_path / "prior"
+    prior.mkdir()
+    with monkeypatch.context() as no_access:
+        no_access.setattr("os.access", lambda *_: False)
+        cached = save_calibration(prior, (3, 64, 64), KNOWN)
+    os.utime(cached, (1, 1))
+    newer = KNOWN._replace(decoder_std=0.5)
+    beside = save_calibration(prior, (3, 64, 64), newer)
+    assert beside.parent == prior
+    assert saved_calibration(prior, (3, 64, 64)) == newer
+    os.utime(beside, (0, 0))
+    assert saved_calibration(prior, (3, 64, 64)) == KNOWN
 
 
 @pytest.mark.parametrize("file", ["vae/model.safetensors", "unet/model.bin", "model.ckpt"])

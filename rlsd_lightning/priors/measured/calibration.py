@@ -25,7 +25,16 @@ from rlsd_lightning.functional.schedules import add_noise, ddim_timesteps
 if TYPE_CHECKING:
     from rlsd_lightning.priors.base import Prior
 
-__all__ = ["Calibration", "draw", "measure", "reconstruction_error", "save_calibration", "saved_calibration"]
+__all__ = [
+    "Calibration",
+    "calibrations_in",
+    "draw",
+    "measure",
+    "reconstruction_error",
+    "save_calibration",
+    "saved_calibration",
+    "size_name",
+]
 
 log = logging.getLogger(__name__)
 
@@ -149,8 +158,9 @@ def saved_calibration(origin: Path | None, image_shape: tuple[int, ...]) -> Cali
         InputError: If the file is damaged.
     """
     entries: dict[str, Calibration] = {}
-    for file in _files(origin) if origin is not None else ():
-        entries |= _of_these_weights(_read(file), origin, file) if file.is_file() else {}
+    files = [file for file in _files(origin) if file.is_file()] if origin is not None else []
+    for file in sorted(files, key=lambda file: file.stat().st_mtime):  # the newer one counts more
+        entries |= _of_these_weights(_read(file), origin, file)
     area = math.log(math.prod(image_shape[-2:]))
     size = min(entries, key=lambda size: abs(math.log(math.prod(_lengths(size))) - area), default=None)
     return None if size is None else entries[size]
@@ -162,7 +172,7 @@ def save_calibration(origin: Path, image_shape: tuple[int, ...], calibration: Ca
     file = beside if origin.is_dir() and os.access(origin, os.W_OK) else cached
     calibration = calibration._replace(weights=_digest(origin))
     entries = _of_these_weights(_read(file), origin, file) if file.is_file() else {}
-    entries["x".join(map(str, image_shape[-2:]))] = calibration
+    entries[size_name(image_shape)] = calibration
     written = {size: each._asdict() for size, each in sorted(entries.items(), key=lambda item: _lengths(item[0]))}
     file.parent.mkdir(parents=True, exist_ok=True)
     partial = file.with_name(f"{file.name}.{os.getpid()}.partial")
@@ -171,21 +181,31 @@ def save_calibration(origin: Path, image_shape: tuple[int, ...], calibration: Ca
     return file
 
 
+def size_name(image_shape: tuple[int, ...]) -> str:
+    """Height and width as ``64x48``, by which calibrations are kept."""
+    return "x".join(map(str, image_shape[-2:]))
+
+
 def _files(origin: Path) -> tuple[Path, Path]:
-    """Where a checkpoint's calibration may be: beside its settings, and in the user's cache, which counts more."""
+    """Where a checkpoint's calibration may be: beside its settings, and in the user's cache."""
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "rlsd-lightning"
     name = origin.resolve() if origin.exists() else origin
     return origin / FILE, cache / "--".join(part for part in name.parts if part != name.anchor) / FILE
 
 
+def calibrations_in(entries: dict[str, dict]) -> dict[str, Calibration]:
+    """The calibrations of a parsed file, by size."""
+    return {
+        size: Calibration(**(entry | {"latent_rms": tuple(entry["latent_rms"])}))
+        for size, entry in entries.items()
+        if _lengths(size)
+    }
+
+
 def _read(file: Path) -> dict[str, Calibration]:
     try:
         entries = json.loads(file.read_text(encoding="utf-8"))
-        found = {
-            size: Calibration(**(entry | {"latent_rms": tuple(entry["latent_rms"])}))
-            for size, entry in entries.items()
-            if _lengths(size)
-        }
+        found = calibrations_in(entries)
         if not found:
             raise ValueError("it has no entry")
         return found
