@@ -14,6 +14,7 @@ from rlsd_lightning.distributed.processes import Processes
 from rlsd_lightning.engine.batch_size import batch_size, batches_of, by_size, label_of
 from rlsd_lightning.engine.checkpoints import LAST, PREVIOUS, checkpoint_to_resume, put_aside
 from rlsd_lightning.engine.chosen import chosen, keep_chosen
+from rlsd_lightning.engine.signals import signals_noted
 from rlsd_lightning.errors import FailedError, InputError, NonFiniteError, PeerError
 from rlsd_lightning.identity import saved_samples
 from rlsd_lightning.measurement import Measurement, Measurements
@@ -81,10 +82,9 @@ def run_measurements(
                 f"'{data.names[0]}' to '{data.names[-1]}'); give it with the data it was made from"
             )
         batches = {checkpoint[0]: batches[checkpoint[0]]}
-    run.solve_all(batches, parallel, checkpoint and checkpoint[1])
-    if not run.processes.is_first:
-        return 0, 0
-    return run.write_summary(batches)
+    with signals_noted():
+        run.solve_all(batches, parallel, checkpoint and checkpoint[1])
+    return run.write_summary(batches) if run.processes.is_first else (0, 0)
 
 
 class _Run:
@@ -97,8 +97,7 @@ class _Run:
         self.processes = processes
         self.batches, self.particles_at_once = 1, 1  # batches left; the last fit's particle_chunk
         self.forced = {}  # settings of the method after a full memory
-        self.particle_steps = 0
-        """Steps of this process, each times its particles; in the end those of all processes."""
+        self.particle_steps = 0  # steps of this process, each times its particles; in the end those of all processes
         self.start = time.perf_counter()
         folder.mkdir(parents=True, exist_ok=True)
 

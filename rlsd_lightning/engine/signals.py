@@ -2,6 +2,8 @@
 
 import signal
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -13,7 +15,7 @@ from rlsd_lightning.engine.checkpoints import LAST
 from rlsd_lightning.errors import StoppedError
 from rlsd_lightning.methods.base import ParticleModule
 
-__all__ = ["StopOnSignal"]
+__all__ = ["StopOnSignal", "signals_noted"]
 
 SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name))
 """Ctrl-C, a scheduler's wish to end the job, and SLURM's warning before its time is up."""
@@ -77,3 +79,31 @@ class StopOnSignal(Callback):
 
     def on_exception(self, trainer: L.Trainer, pl_module: ParticleModule, exception: BaseException) -> None:
         self._restore()
+
+
+@contextmanager
+def signals_noted() -> Iterator[None]:
+    """Notes a signal between two Trainers, of which the next one stops; a second signal has its usual effect."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.getsignal(number) for number in SIGNALS}
+
+    def restore() -> None:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+    def note(number: int, frame: Any) -> None:
+        if StopOnSignal.came is None:
+            StopOnSignal.came = signal.Signals(number)
+        else:
+            StopOnSignal.came = None
+            restore()
+            signal.raise_signal(number)
+
+    for number in SIGNALS:
+        signal.signal(number, note)
+    try:
+        yield
+    finally:
+        restore()

@@ -324,6 +324,25 @@ def test_a_signal_while_results_are_made_stops_before_the_next_measurement(
     assert run_measurements(data, module, callbacks, tmp_path) == (3, 0)  # the signal does not come again
 
 
+@pytest.mark.parametrize("count", [1, 2])
+def test_a_signal_between_two_measurements_stops_before_the_next_one(
+    count: int, tiny_prior, tiny_features, data: MeasurementList, tmp_path: Path
+) -> None:
+    signals = {"second": count}
+
+    def module(measurements: list[Measurement], **forced: int) -> RLSD:
+        for _ in range(signals.pop(measurements[0].name, 0)):
+            signal.raise_signal(signal.SIGINT)
+        return make_module(tiny_prior, tiny_features, measurements, **forced)
+
+    callbacks, before = with_callbacks(StopOnSignal(tmp_path), results=tmp_path), signal.getsignal(signal.SIGINT)
+    stop, said = (StoppedError, "^stopped by SIGINT before 'second'$") if count == 1 else (KeyboardInterrupt, None)
+    with pytest.raises(stop, match=said):
+        run_measurements(data, module, callbacks, tmp_path)
+    assert signal.getsignal(signal.SIGINT) is before
+    assert run_measurements(data, module, callbacks, tmp_path) == (3, 0)
+
+
 def test_reconstructions_are_made_once_a_step(tiny_prior, tiny_features, measurement, tmp_path: Path) -> None:
     made: list[int] = []
 
