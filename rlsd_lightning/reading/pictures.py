@@ -75,6 +75,10 @@ def open_upright(path: Path, page: int = 0) -> Iterator[Image.Image]:
 def _opened(path: Path, page: int) -> Iterator[Image.Image]:
     # from an open file: of one that Pillow maps into memory, it turns the wrong pixels
     with reading(path), path.open("rb") as file, Image.open(file) as opened:
+        if "transparency" in opened.info and (opened.mode.startswith(DEEP) or _is_deep_colour(opened)):
+            raise InputError(
+                f"'{path}' has 16 bits and a transparent colour, which can't be read; save it with an alpha channel"
+            )
         if page:
             opened.seek(page)
         yield opened

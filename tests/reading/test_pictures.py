@@ -64,6 +64,14 @@ def test_a_transparent_png_of_16_bits_is_laid_on_white(tmp_path: Path, channels:
     assert (image[:, :, 8:] == 1).all()
 
 
+@pytest.mark.parametrize("channels", [1, 3])
+def test_a_transparent_colour_of_16_bits_is_refused(tmp_path: Path, channels: int) -> None:
+    key = struct.pack(f">{channels}H", *range(1000, 1000 + channels))
+    file = write_png(tmp_path / "keyed.png", np.full((2, 2, channels), 1000), (b"tRNS", key))
+    with pytest.raises(InputError, match="keyed.png' has 16 bits and a transparent colour"):
+        read_picture(file)
+
+
 def test_a_colour_tiff_of_16_bits_loses_none(tmp_path: Path, rng: np.random.Generator) -> None:
     tifffile = pytest.importorskip("tifffile")
     values = rng.integers(0, 4096, (16, 16, 3)).astype(np.uint16)

@@ -127,7 +127,8 @@ class Projections(Scan):
         if tuple(sinograms.shape[-2:]) != size or not sinograms.numel():
             raise InputError(f"{expected}, got {tuple(values.shape)}; {self._remedy(values)}")
         if sinograms.ndim > 2 and sinograms.shape[-3] == self.channels > 1 and not self.grey:
-            log.info("sinogram: its axis of length %d is that of the images' channels", self.channels)
+            said = "sinogram: its axis of length %d is taken for the images' channels; set grey=true for %d scans"
+            log.info(said, self.channels, self.channels)
             return sinograms.reshape(-1, self.channels, *size)
         return sinograms.reshape(-1, 1, *size)
 
