@@ -68,7 +68,7 @@ def test_a_transparent_png_of_16_bits_is_laid_on_white(tmp_path: Path, channels:
 def test_a_transparent_colour_of_16_bits_is_refused(tmp_path: Path, channels: int) -> None:
     key = struct.pack(f">{channels}H", *range(1000, 1000 + channels))
     file = write_png(tmp_path / "keyed.png", np.full((2, 2, channels), 1000), (b"tRNS", key))
-    with pytest.raises(InputError, match="keyed.png' has 16 bits and a transparent colour"):
+    with pytest.raises(InputError, match=r"keyed\.png' has 16 bits and a transparent colour"):
         read_picture(file)
 
 
