@@ -32,7 +32,7 @@ CASES: dict[str, tuple[int, list[str]]] = {
     # one group takes twice as many steps as the other
     "groups": (4, ["parallel=2x2", "num_steps=5", "data.limit=3"]),
 }
-RARE = ("daps", "dwgf")
+RARE = ("fresh", "paper", "bf16", "daps", "dwgf", "twisted")
 """Cases of the slow tests."""
 FORMED = {
     "measurements": "2 processes: 2 groups of 1, as parallel=auto with 3 batches",
