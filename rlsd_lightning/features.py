@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
-from rlsd_lightning.errors import InputError, fetch_remedy, first_line, require_all_weights
+from rlsd_lightning.errors import InputError, fetch_remedy, first_line, require_all_weights, require_positive
 from rlsd_lightning.functional.losses import at_least_float32
 from rlsd_lightning.signatures import typed
 
@@ -53,6 +53,7 @@ class Features(nn.Module):
     @typed
     def __init__(self, gamma_scale: float = 1.0) -> None:
         super().__init__()
+        require_positive(gamma_scale=gamma_scale)
         self.gamma_scale = gamma_scale
 
     def forward(self, z: Tensor, images: Tensor) -> Tensor:
@@ -134,7 +135,7 @@ class VAEFeatures(Features):
         return _perceptual((seen, 1.0) for seen in self._activations(images))
 
     def _activations(self, images: Tensor) -> Iterable[Tensor]:
-        seen = self.encoder.conv_in(images)
+        seen = self.encoder.conv_in(images.expand(-1, 3, -1, -1))
         for block in self.encoder.down_blocks:
             seen = block(seen)
             yield seen

@@ -64,8 +64,14 @@ class Reader:
             self._last = Stack(path, key, self.axes, expected)
         return self._last
 
-    def picture(self, path: Path, key: str | None = None, page: int = 0) -> Image.Image:
+    def picture(self, path: Path, key: str | None = None, page: int = 0, limits: Range | None = None) -> Image.Image:
         """A picture of any kind at its own size, with 8 bits and three channels.
+
+        Args:
+            path: The file.
+            key: The array in the file, if it holds several.
+            page: The picture's place in the file.
+            limits: Values that mean black and white, if they are known; values that are not finite are then grey.
 
         Raises:
             InputError: If the file is missing or can't be read, or the meaning of its values or axes is not clear.
@@ -73,6 +79,8 @@ class Reader:
         picture = self.stack(path, key).page(page)
         if self.asked is None and isinstance(picture, Image.Image):
             return picture
+        if limits is not None:
+            return to_pil(torch.from_numpy(np.nan_to_num(scaled(np.asarray(picture), limits))).movedim(-1, 0))
         return to_pil(self._of_values(np.asarray(picture), path, key)[0])
 
     def size(self, path: Path, key: str | None = None, page: int = 0) -> tuple[int, int]:

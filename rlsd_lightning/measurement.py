@@ -108,7 +108,8 @@ class SavedMeasurement(NamedTuple):
         metrics: Content of metrics.json.
         truth: Clean image with shape :math:`(1, C, H, W)`, if known.
         observed: Boolean mask of the values that the operator leaves unchanged, with shape :math:`(C, H, W)`.
-        aligned: Particles in their equivalent forms nearest to the truth, for operators with such forms.
+        aligned: Particles in their equivalent forms nearest to the truth, or without one to the first particle, for
+            operators with such forms.
         shared_variance: Variance of the error that all particles share, with shape :math:`(C, H, W)`, if estimated.
     """
 

@@ -22,7 +22,7 @@ from rlsd_lightning.operators import PoissonNoise, as_physics
 from rlsd_lightning.priors import Prior
 from rlsd_lightning.results.result import Result
 from rlsd_lightning.signatures import typed
-from rlsd_lightning.solving import solve_together
+from rlsd_lightning.solving import copied, solve_together
 
 __all__ = ["Reconstructor"]
 
@@ -131,7 +131,7 @@ class Reconstructor(deepinv.models.Reconstructor):
             ours, own = rescaled[id(each)](y[index : index + 1])
             _warn_of_range(y[index : index + 1], each, self.image_range, self.prior.image_shape)
             # the key of the noise is the measurement itself, wherever it stands in whichever batch
-            key = hashlib.sha256(y[index].cpu().numpy().tobytes()).hexdigest()
+            key = hashlib.sha256(copied(y[index].resolve_conj()).cpu().numpy().tobytes()).hexdigest()
             measurements.append(Measurement(f"measurement_{index}", ours, own, series=key))
         return measurements
 

@@ -9,6 +9,7 @@ import inspect
 import operator
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
+from numbers import Number
 from pathlib import Path
 from types import UnionType
 from typing import Any, NamedTuple, ParamSpec, TypeVar, Union, get_args, get_origin
@@ -112,9 +113,15 @@ def typed(function: Callable[Arguments, Returned]) -> Callable[Arguments, Return
         except TypeError:  # missing or unknown arguments: the call says so
             given = {}
         require_types(signature.parameters, given)
-        return function(*arguments, **settings)
+        # libraries such as deepinv take Python's numbers only
+        return function(*map(_of_python, arguments), **{name: _of_python(value) for name, value in settings.items()})
 
     return checking
+
+
+def _of_python(value: Any) -> Any:
+    """A number of numpy as one of Python; anything else as it is."""
+    return value.item() if isinstance(value, Number) and hasattr(value, "item") else value
 
 
 def require_types(parameters: Mapping[str, inspect.Parameter], values: Mapping[str, Any]) -> None:

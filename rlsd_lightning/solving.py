@@ -113,7 +113,7 @@ def solve_together(
         options.setdefault("strategy", ParticleStrategy())
     # a caller may have turned gradients off, but repulsion needs those of the latents
     with torch.inference_mode(False), torch.enable_grad(), tempfile.TemporaryDirectory() as scratch:
-        measurements = [each._replace(y=_copied(each.y), truth=_copied(each.truth)) for each in measurements]
+        measurements = [each._replace(y=copied(each.y), truth=copied(each.truth)) for each in measurements]
         results = ImageResults() if len(prior.image_shape) == IMAGE_DIMS else PointResults()
         options.setdefault("default_root_dir", scratch)
         fitting = L.Trainer(**options, callbacks=[FiniteGuard(), results, *callbacks])
@@ -129,7 +129,7 @@ def solve_together(
     return results.finished
 
 
-def _copied(values: Tensor | None) -> Tensor | None:
+def copied(values: Tensor | None) -> Tensor | None:
     """A copy in single precision, as the networks', and not an inference tensor."""
     if values is None:
         return None

@@ -12,7 +12,7 @@ from support.networks import IMAGE_SIZE
 from torch.nn.functional import cosine_similarity
 from torchmetrics.image.lpip import LearnedPerceptualImagePatchSimilarity
 
-from rlsd_lightning import InputError, LPIPSFeatures, StableDiffusionPrior, VAEFeatures, ViTFeatures
+from rlsd_lightning import InputError, LPIPSFeatures, PixelFeatures, StableDiffusionPrior, VAEFeatures, ViTFeatures
 from rlsd_lightning.features import _perceptual, load_lpips
 
 LATENTS = torch.zeros(3, 4, 8, 8)
@@ -129,6 +129,17 @@ def test_a_vit_without_all_of_its_weights_is_refused(tiny_features_folder: Path,
 def test_a_vit_sees_grey_images(tiny_features: ViTFeatures, images: torch.Tensor) -> None:
     grey = images[:, :1]
     torch.testing.assert_close(tiny_features(None, grey), tiny_features(None, grey.expand_as(images)))
+
+
+def test_vae_features_see_grey_images(tiny_prior_folder: Path, images: torch.Tensor) -> None:
+    features, grey = VAEFeatures(str(tiny_prior_folder), local_files_only=True), images[:, :1]
+    torch.testing.assert_close(features(None, grey), features(None, grey.expand_as(images)))
+
+
+@pytest.mark.parametrize("scale", [0.0, -0.1, float("nan"), float("inf")])
+def test_a_scale_of_gamma_that_is_not_above_zero_is_refused(scale: float) -> None:
+    with pytest.raises(InputError, match="gamma_scale must be above 0"):
+        PixelFeatures(gamma_scale=scale)
 
 
 def test_a_prior_without_a_vae_has_no_vae_features(tiny_pixel_folder: Path, tmp_path: Path) -> None:

@@ -72,6 +72,20 @@ def test_operators_of_examples_work_unchanged(name: str):
     assert physics.noise_model.sigma.item() == pytest.approx(0.01)
 
 
+def test_half_precision_and_conjugated_measurements_are_taken():
+    physics = OPERATORS[next(iter(OPERATORS))]()
+    physics.noise_model = GaussianNoise(0.01)
+    y = physics(seen(1))
+    assert model()(y.bfloat16(), physics).isfinite().all()
+    fourier = LinearPhysics(
+        A=lambda x, **_: torch.fft.fft2(x, norm="ortho"),
+        A_adjoint=lambda y, **_: torch.fft.ifft2(y, norm="ortho").real,
+        noise_model=GaussianNoise(0.01),
+    )
+    y = fourier(seen(1))
+    assert torch.equal(model()(y.conj().clone().conj(), fourier), model()(y, fourier))
+
+
 @pytest.mark.parametrize("name", OPERATORS)
 @pytest.mark.parametrize("image_range", [(0, 1), (0, 255), (-1, 3)])
 @pytest.mark.parametrize("noise", [GaussianNoise, LaplaceNoise], ids=lambda noise: noise.__name__)

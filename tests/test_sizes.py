@@ -168,6 +168,22 @@ def test_a_large_damaged_photograph_is_reduced_without_what_is_missing(nothing: 
     assert (np.asarray(whole)[~seen] == (1, 2, 3)).all()
 
 
+@pytest.mark.parametrize("hidden", [np.nan, 7.0])
+def test_arrays_with_hidden_values_of_any_kind_come_back_at_their_own_size(hidden: float, tmp_path: Path) -> None:
+    for index in range(2):
+        values = np.random.default_rng(index).normal(0, 0.5, (50, 66, 3)).astype(np.float32)  # beyond [-1, 1]
+        values[25:] = hidden
+        np.save(tmp_path / f"y{index}.npy", values)
+    physics = partial(inpainting, mask="half", sigma=0.5)
+    every = list(measurements(SIZES, physics, measurement=tmp_path))
+    for index, one in enumerate(every):  # after all files were read, as in a batch
+        (whole,) = one.original.with_image([Image.new("RGB", one.image_shape[:0:-1], (1, 2, 3))], one.physics)
+        own = np.load(tmp_path / f"y{index}.npy")[:20]
+        assert whole.size == (66, 50)
+        assert np.abs(np.asarray(whole)[:20] - (127.5 * (own.clip(-1, 1) + 1))).max() <= 1
+        assert (np.asarray(whole)[40:] == (1, 2, 3)).all()
+
+
 def test_other_large_measurements_keep_their_size(tmp_path: Path) -> None:
     photo(tmp_path / "y.png", 90, 75)
     (one,) = measurements(SIZES, denoising, measurement=tmp_path / "y.png")

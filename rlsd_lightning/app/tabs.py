@@ -17,6 +17,11 @@ from rlsd_lightning.errors import InputError
 
 __all__ = ["Tab", "Tabs"]
 
+MOST = 512
+"""Most pixels of the longer side of an image from a damaged picture, which the choice of a size does not reduce."""
+REDUCED = ("inpaint", "colorize")
+"""Tasks whose damaged pictures are reduced."""
+
 
 @dataclass(eq=False)
 class Tab:
@@ -67,13 +72,19 @@ class Tab:
             layers: What was painted, for a task with a mask.
 
         Raises:
-            InputError: If there is no picture or no mask, or the queue is full.
+            InputError: If there is no picture or no mask, a damaged picture is too large, or the queue is full.
         """
         if self.picture is None:
             raise InputError("a picture is expected, got none; choose an example, or drop one")
+        side = max(self.size) * (choice.strength if choice.task == "super_resolution" else 1)
+        if choice.is_damaged and choice.task not in REDUCED and side > MOST:
+            raise InputError(
+                f"a damaged picture keeps its size, and images of at most {MOST} pixels a side are made here, got {side:g}; "
+                "reduce or crop it, or solve it by the command line"
+            )
         number = len(self.runs) + 1
         folder = self.folder / f"run{number}"
-        (folder / "inputs").mkdir(parents=True)
+        (folder / "inputs").mkdir(parents=True, exist_ok=True)  # of a run that was refused
         choice = replace(choice, picture=folder / "inputs" / self.picture.name)
         if layers is not None:
             choice = replace(choice, mask=folder / "inputs" / f"mask_of_{self.picture.stem}.png")

@@ -9,7 +9,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Quote, QuotedString
 from hydra.errors import HydraException
 
-__all__ = ["INPUTS", "as_typed", "corrected"]
+__all__ = ["INPUTS", "MASKS", "as_typed", "corrected"]
 
 INPUTS = (
     *("data.images", "data.measurement", "prior.pretrained", "prior.lora", "prior.tiny_decoder"),
@@ -17,6 +17,8 @@ INPUTS = (
     *("features.pretrained", "callbacks.results.features.pretrained"),
 )
 """Settings that are files or folders which a run reads."""
+MASKS = ("half", "box", "free", "random")
+"""Values of ``physics.mask`` that are no files."""
 PATHS = (*INPUTS, "output_dir", "resume", "ckpt_path")
 """Settings that are files or folders; a leading ``~`` is the home folder."""
 TEXTS = ("prior.prompt", "prior.negative_prompt", "data.name", "data.axes")

@@ -21,7 +21,7 @@ from yaml import YAMLError
 
 from rlsd_lightning.cli import program
 from rlsd_lightning.cli.help import options_of
-from rlsd_lightning.cli.literal import INPUTS
+from rlsd_lightning.cli.literal import INPUTS, MASKS
 from rlsd_lightning.errors import InputError, first_line, printable
 from rlsd_lightning.resources import CONFIGS
 from rlsd_lightning.signatures import Signature, own_signature
@@ -112,7 +112,8 @@ def make_paths_absolute(cfg: DictConfig) -> None:
 
     for name in INPUTS:
         value = OmegaConf.select(cfg, name)
-        if isinstance(value, str) and (split_key(value)[0].exists() or glob.has_magic(value)):
+        is_file = isinstance(value, str) and not (name == "physics.mask" and value in MASKS)
+        if is_file and (split_key(value)[0].exists() or glob.has_magic(value)):
             OmegaConf.update(cfg, name, absolute(value))
 
 

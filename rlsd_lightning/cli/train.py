@@ -31,6 +31,7 @@ from rlsd_lightning.engine.compiling import compile_if_possible
 from rlsd_lightning.engine.locking import only_run_in
 from rlsd_lightning.engine.pace import Pace
 from rlsd_lightning.engine.runner import run_measurements
+from rlsd_lightning.engine.signals import signals_noted
 from rlsd_lightning.errors import STORAGE, InputError, PeerError, StoppedError
 from rlsd_lightning.features import Features
 from rlsd_lightning.measurement import Measurement
@@ -235,16 +236,17 @@ def run(
         if processes.is_first and chosen(folder, TINY) is None:
             keep_chosen(folder, TINY, prior.has_tiny_decoder)
         asked.output_dir = str(folder)  # what main() tells the user to go on with
-        finished, missing = run_measurements(
-            data,
-            module_factory(method, prior, features, folder, processes.is_first),
-            trainer_factory(cfg, folder, processes, make_network, more),
-            folder,
-            one,
-            cfg.measurements_per_batch,
-            processes,
-            cfg.parallel,
-        )
+        with signals_noted() if "stop" in cfg.callbacks else nullcontext():
+            finished, missing = run_measurements(
+                data,
+                module_factory(method, prior, features, folder, processes.is_first),
+                trainer_factory(cfg, folder, processes, make_network, more),
+                folder,
+                one,
+                cfg.measurements_per_batch,
+                processes,
+                cfg.parallel,
+            )
     except StoppedError as stop:
         if processes.shard.position == 0 and not processes.is_first:  # the first may be in another group
             log.error("\nprocess %d: %s", processes.rank, stop)

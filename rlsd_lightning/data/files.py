@@ -14,6 +14,7 @@ from rlsd_lightning.images import Reader
 from rlsd_lightning.measurement import Measurement
 from rlsd_lightning.operators.pixels import PerPicture
 from rlsd_lightning.reading.frames import Frame
+from rlsd_lightning.reading.values import Range
 
 __all__ = ["FileMeasurements"]
 
@@ -76,8 +77,10 @@ class FileMeasurements(Sequence[Measurement]):
             return physics.for_picture([source.name, source.stem], frame)
         return physics
 
-    def original(self, source: Source, frame: Frame | None, factor: int = 1) -> FilePicture | None:
+    def original(
+        self, source: Source, frame: Frame | None, factor: int = 1, limits: Range | None = None
+    ) -> FilePicture | None:
         """The picture at its own size; None if that is the image's, or there is no such picture."""
         if frame is None or frame.is_trivial:
             return None
-        return FilePicture(self._reader, source.path, source.key, source.page, frame, factor)
+        return FilePicture(self._reader, source.path, source.key, source.page, frame, factor, limits)

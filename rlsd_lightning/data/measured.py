@@ -18,13 +18,13 @@ from rlsd_lightning.errors import InputError
 from rlsd_lightning.measurement import Measurement
 from rlsd_lightning.operators.likelihood import MASKED, noise_std
 from rlsd_lightning.operators.medical import Scan
-from rlsd_lightning.operators.pixels import PerPicture, observed_in_picture
+from rlsd_lightning.operators.pixels import PerPicture, observed_in_picture, seen_by
 from rlsd_lightning.reading.arrays import TakesArrays, read_array
 from rlsd_lightning.reading.frames import Frame
 from rlsd_lightning.reading.paths import is_array
 from rlsd_lightning.reading.pictures import read_picture
 from rlsd_lightning.reading.stacks import Stack
-from rlsd_lightning.reading.values import check_finite, measured_range, scaled
+from rlsd_lightning.reading.values import Range, check_finite, measured_range, scaled
 from rlsd_lightning.signatures import typed
 
 __all__ = ["MeasuredData", "load_measured"]
@@ -87,8 +87,8 @@ class MeasuredData(FileMeasurements):
         source = self.source(index)
         if not self.of_images:
             return Measurement(source.name, *self._values(source), series=self.series, image_shape=self.image_shape)
-        y, physics, frame = self._image(source)
-        shape, original = (self.image_shape[0], *frame.image_size), self.original(source, frame, self.factor)
+        y, physics, frame, limits = self._image(source)
+        shape, original = (self.image_shape[0], *frame.image_size), self.original(source, frame, self.factor, limits)
         return Measurement(source.name, y, physics, series=self.series, image_shape=shape, original=original)
 
     def _count(self, path: Path, key: str | None) -> int:
@@ -97,8 +97,8 @@ class MeasuredData(FileMeasurements):
     def _stack(self, path: Path, key: str | None) -> Stack:
         return self._reader.stack(path, key, self.expected)
 
-    def _image(self, source: Source) -> tuple[Tensor, Physics, Frame]:
-        """A measured image in the units of an image in [-1, 1], its operator, and where its picture lies in the image."""
+    def _image(self, source: Source) -> tuple[Tensor, Physics, Frame, Range]:
+        """A measured image in the units of an image in [-1, 1], its operator, its picture's place in the image, and range."""
         stack = self._stack(source.path, source.key)
         values = np.asarray(stack.page(source.page))
         frame = self._frame(source, values.shape[:2])
@@ -119,7 +119,7 @@ class MeasuredData(FileMeasurements):
         y = self._with_channels(y, source)
         if not frame.is_trivial:
             y = _in_image(y, counted, frame.reduced(self.factor))
-        return y if seen is None else torch.where(seen, y, 0), physics, frame
+        return y if seen is None else torch.where(seen, y, 0), physics, frame, limits
 
     def _frame(self, source: Source, size: tuple[int, int]) -> Frame:
         """Where the picture of a measurement lies in the image: as it is, unless it is too large and may be reduced."""
@@ -210,7 +210,7 @@ def _seen(physics: Physics, size: tuple[int, ...]) -> Tensor | None:
     """Values that are measured; with shape :math:`(C, H, W)`; None if all are."""
     if not isinstance(physics, MASKED) or physics.mask is None or physics.mask.shape[-2:] != size:
         return None
-    return physics.mask[0] > 0
+    return seen_by(physics.mask)
 
 
 def _seen_in_picture(physics: Physics, frame: Frame) -> Tensor | None:

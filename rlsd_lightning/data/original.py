@@ -10,6 +10,7 @@ from PIL import Image
 from rlsd_lightning.images import Reader
 from rlsd_lightning.operators.pixels import observed_in_picture
 from rlsd_lightning.reading.frames import Frame
+from rlsd_lightning.reading.values import Range
 
 __all__ = ["FilePicture"]
 
@@ -24,10 +25,21 @@ class FilePicture:
         page: The picture's place in the file.
         frame: Where the picture lies in the image.
         factor: Pixels of the image to one pixel of the file's picture, along each side.
+        limits: Values that mean black and white, of a measured picture; None: they follow from the file.
     """
 
-    def __init__(self, reader: Reader, path: Path, key: str | None, page: int, frame: Frame, factor: int = 1) -> None:
+    def __init__(
+        self,
+        reader: Reader,
+        path: Path,
+        key: str | None,
+        page: int,
+        frame: Frame,
+        factor: int = 1,
+        limits: Range | None = None,
+    ) -> None:
         self._reader, self._place, self._frame, self._factor = reader, (path, key, page), frame, factor
+        self._limits = limits
 
     def with_image(self, images: list[Image.Image], physics: Physics) -> list[Image.Image]:
         """Images at the picture's own size.
@@ -47,7 +59,7 @@ class FilePicture:
         seen = observed_in_picture(physics, self._frame)
         if seen is None and not isinstance(physics, Decolorize):
             return [self._frame.to_picture(image) for image in images]
-        own = self._reader.picture(*self._place)
+        own = self._reader.picture(*self._place, self._limits)
         return [self._in_picture(own, image, seen) for image in images]
 
     def _in_picture(self, own: Image.Image, image: Image.Image, seen: Image.Image | None) -> Image.Image:

@@ -14,7 +14,7 @@ from rlsd_lightning.distributed.processes import Processes
 from rlsd_lightning.engine.batch_size import batch_size, batches_of, by_size, label_of
 from rlsd_lightning.engine.checkpoints import LAST, PREVIOUS, checkpoint_to_resume, put_aside
 from rlsd_lightning.engine.chosen import chosen, keep_chosen
-from rlsd_lightning.engine.signals import signals_noted
+from rlsd_lightning.engine.signals import StopOnSignal, stop_if_asked, stopped
 from rlsd_lightning.errors import FailedError, InputError, NonFiniteError, PeerError
 from rlsd_lightning.identity import saved_samples
 from rlsd_lightning.measurement import Measurement, Measurements
@@ -72,6 +72,7 @@ def run_measurements(
         InputError: If the only measurement can't be solved, or an argument is out of range.
         PeerError: If the only measurement can't be solved, in all processes but the first.
         LostError: If another process is lost.
+        StoppedError: If a signal has come.
     """
     run = _Run(data, make_module, make_trainer, folder, processes or Processes("cpu"))
     batches = batches_of(data.names, run.batch_size(measurements_per_batch))
@@ -82,9 +83,11 @@ def run_measurements(
                 f"'{data.names[0]}' to '{data.names[-1]}'); give it with the data it was made from"
             )
         batches = {checkpoint[0]: batches[checkpoint[0]]}
-    with signals_noted():
-        run.solve_all(batches, parallel, checkpoint and checkpoint[1])
-    return run.write_summary(batches) if run.processes.is_first else (0, 0)
+    run.solve_all(batches, parallel, checkpoint and checkpoint[1])
+    finished, missing = run.write_summary(batches) if run.processes.is_first else (0, 0)
+    if missing and StopOnSignal.came is not None:
+        raise stopped("before every measurement had a result")
+    return finished, missing
 
 
 class _Run:
@@ -127,6 +130,7 @@ class _Run:
         self.forced = {"particle_chunk": chunk} if chunk else {}
         mine = list(batches)[processes.group :: processes.groups]
         for done, label in enumerate(mine):
+            stop_if_asked(processes.shard, f"before '{label}'")
             self.batches = len(mine) - done
             self.solve(self.unsolved(batches[label]), label, checkpoint or self.folder / label / "checkpoints" / LAST)
             processes.shard.agree()  # the next batch may start from these results
@@ -154,14 +158,12 @@ class _Run:
         if not (self.data.sequence and index):
             return measurement
         previous = self.data.names[index - 1]
-        start = last_particles(self.folder / previous)
+        start, why = last_particles(self.folder / previous), "no result"
+        if start is not None and measurement.image_shape not in (None, tuple(start[1].shape[1:])):
+            start, why = None, "another size"
         if start is None:
-            said = "%s: starts from noise, as the previous measurement '%s' has no result"
-            log.warning(said, self.data.names[index], previous)
-        elif measurement.image_shape not in (None, tuple(start[1].shape[1:])):
-            said = "%s: starts from noise, as the previous measurement '%s' has another size"
-            log.warning(said, self.data.names[index], previous)
-            start = None
+            said = "%s: starts from noise, as the previous measurement '%s' has %s"
+            log.warning(said, measurement.name, previous, why)
         return measurement._replace(start=start)
 
     def _together(self, work: Callable[[], Value], folder: Path | None = None) -> Value:
@@ -295,5 +297,4 @@ class _Run:
             write_report(self.folder, rows, failures)
         if rows and self.data.sequence:
             write_sequence(self.folder, [row["name"] for row in rows])
-        asked = [self.data.names[index] for indices in batches.values() for index in indices]
-        return len(rows), sum(results[name] is None for name in asked)
+        return len(rows), sum(results[self.data.names[i]] is None for indices in batches.values() for i in indices)

@@ -2,7 +2,7 @@
 
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ClassVar
@@ -10,12 +10,13 @@ from typing import Any, ClassVar
 import lightning as L
 from lightning.pytorch.callbacks import Callback
 
+from rlsd_lightning.distributed.shard import Shard
 from rlsd_lightning.engine.callbacks import not_finite
 from rlsd_lightning.engine.checkpoints import LAST
 from rlsd_lightning.errors import StoppedError
 from rlsd_lightning.methods.base import ParticleModule
 
-__all__ = ["StopOnSignal", "signals_noted"]
+__all__ = ["StopOnSignal", "signals_noted", "stop_if_asked", "stopped"]
 
 SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name))
 """Ctrl-C, a scheduler's wish to end the job, and SLURM's warning before its time is up."""
@@ -58,21 +59,16 @@ class StopOnSignal(Callback):
     def on_train_start(self, trainer: L.Trainer, pl_module: ParticleModule) -> None:
         for number in self._before:
             signal.signal(number, self._note)
-        self._obey(pl_module, f"before '{pl_module.name}'")
+        stop_if_asked(pl_module.shard, f"before '{pl_module.name}'")
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: ParticleModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        self._obey(pl_module, f"after step {batch_idx + 1} of '{pl_module.name}'", trainer)
+        def save() -> None:
+            if not not_finite(pl_module):
+                trainer.save_checkpoint(self.folder / LAST)
 
-    def _obey(self, module: ParticleModule, where: str, saved_by: L.Trainer | None = None) -> None:
-        """Stop all processes if a signal has come to one of them."""
-        if not module.shard.any(self.came is not None):
-            return
-        if saved_by is not None and not not_finite(module):
-            saved_by.save_checkpoint(self.folder / LAST)
-        reason, StopOnSignal.came = self.came.name if self.came else "a signal to another process", None
-        raise StoppedError(f"stopped by {reason} {where}")
+        stop_if_asked(pl_module.shard, f"after step {batch_idx + 1} of '{pl_module.name}'", save)
 
     def teardown(self, trainer: L.Trainer, pl_module: ParticleModule, stage: str) -> None:
         self._restore()
@@ -81,9 +77,31 @@ class StopOnSignal(Callback):
         self._restore()
 
 
+def stop_if_asked(shard: Shard, where: str, save: Callable[[], None] = lambda: None) -> None:
+    """Stop all processes of a group if a signal has come to one of them.
+
+    Args:
+        where: What follows "stopped by SIGTERM" in the error.
+        save: What each process does before.
+
+    Raises:
+        StoppedError: If one has come.
+    """
+    if not shard.any(StopOnSignal.came is not None):
+        return
+    save()
+    raise stopped(where)
+
+
+def stopped(where: str) -> StoppedError:
+    """The error of the signal that has come, which is obeyed by it."""
+    reason, StopOnSignal.came = StopOnSignal.came.name if StopOnSignal.came else "a signal to another process", None
+    return StoppedError(f"stopped by {reason} {where}")
+
+
 @contextmanager
 def signals_noted() -> Iterator[None]:
-    """Notes a signal between two Trainers, of which the next one stops; a second signal has its usual effect."""
+    """Notes a signal between two Trainers with a StopOnSignal; a second signal has its usual effect."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return

@@ -98,8 +98,9 @@ def image_figures(saved: SavedMeasurement, networks: Networks) -> dict[str, Any]
     figures["lpips_pairs"] = None if lpips is None else _lpips_of_pairs(lpips, shown)
     if truth is not None:
         figures["region"] = "all" if hidden is None else "unobserved"
-        if len(shown) > 1:
+        if len(shown) > 1 and (hidden is None or hidden.any()):
             figures |= {name: value.item() for name, value in proper_scores(shown, truth, hidden).items()}
+        if len(shown) > 1:
             figures |= attribute_scores(shown, truth, networks.judge) if networks.judges(shown) else {}
         figures |= calibration(shown, truth, hidden, ROUNDING)
         figures |= total_calibration(shown, saved.shared_variance, truth, hidden, ROUNDING)

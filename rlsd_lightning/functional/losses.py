@@ -17,6 +17,7 @@ __all__ = [
     "distillation",
     "gradients_of_mean",
     "half_mean_square",
+    "mean_count",
     "norms",
     "photon_misfit",
     "square_misfit",
@@ -94,7 +95,12 @@ def photon_misfit(measured: Tensor, y: Tensor) -> Tensor:
     # a straight line goes on where a negative intensity was clipped, so that its gradient leads back
     below = (DARKEST - (measured + 1) / 2).clamp_min(0)
     deviance = expected - counted - torch.xlogy(counted, expected) + torch.xlogy(counted, counted) + below
-    return 8 * _per_particle_mean(counted) * _per_particle_mean(deviance)
+    return 8 * mean_count(counted) * _per_particle_mean(deviance)
+
+
+def mean_count(counted: Tensor) -> Tensor:
+    """Every measurement's mean intensity; that of the darkest pixel where no photon was counted."""
+    return _per_particle_mean(counted).clamp_min(DARKEST)
 
 
 def coupling(x: Tensor, decoded: Tensor) -> Tensor:

@@ -174,7 +174,7 @@ class RLSD(ScoreDistillation):
         before = self.z.detach().clone()
         self.descend(self.optimizers()[0], loss)  # z <- z_hat - G / alpha_s
         moved = (self.z.detach() != before).any()
-        if step in self.selection.steps:
+        if s is not None and step in self.selection.steps:  # copies differ from the next step on
             self.selection(step, coupling)
         if s is not None:
             self.renew_noise(step, t, s, eps_hat, moved)

@@ -201,7 +201,9 @@ class TwistedFilter(ParticleModule):
             y, noise_model = measurement.y, measurement.physics.noise_model
             if has_square_misfit(noise_model):
                 key = {"seed": self.seed, "measurement": measurement.noise_key, "step": self.first_step + step}
-                noise = keyed_normal(tuple(y.shape[1:]), indices.tolist(), stream="last_y", **key)
+                shape = (*y.shape[1:], 2) if y.is_complex() else tuple(y.shape[1:])
+                noise = keyed_normal(shape, indices.tolist(), stream="last_y", **key)
+                noise = torch.view_as_complex(noise) if y.is_complex() else noise
                 y = y + noise_std(noise_model, y) * noise.to(y)
             ys.append(y)
         return ys

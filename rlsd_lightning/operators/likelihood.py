@@ -23,13 +23,14 @@ from deepinv.physics import (
 )
 from torch import Tensor
 
-from rlsd_lightning.functional.losses import absolute_misfit, at_least_float32, photon_misfit, square_misfit
+from rlsd_lightning.functional.losses import absolute_misfit, at_least_float32, mean_count, photon_misfit, square_misfit
 from rlsd_lightning.functional.metrics import residual_rms
 from rlsd_lightning.functional.precision import full_precision
 from rlsd_lightning.operators.compressive import MaskedSinglePixelCamera
 from rlsd_lightning.operators.medical import CoilMRI, Projections
 from rlsd_lightning.operators.noise import PoissonNoise
 from rlsd_lightning.operators.nonlinear import FourierMagnitude
+from rlsd_lightning.operators.pixels import seen_by
 
 __all__ = [
     "MASKED",
@@ -73,15 +74,19 @@ def measured(physics: Physics, images: Tensor) -> Tensor:
 def noise_std(noise_model: NoiseModel, y: Tensor) -> float:
     """Standard deviation of the noise, in units of the measurement; zero if unknown.
 
+    Complex Gaussian noise of deviation sigma has this as the deviation of its real and of its imaginary part.
+
     Args:
         noise_model: The noise.
         y: The measurement; for Poisson noise the mean variance is taken.
     """
     if isinstance(noise_model, PoissonNoise):
-        return math.sqrt((4 * noise_model.gain * ((y + 1) / 2).clamp_min(0).mean()).item())
+        return math.sqrt((4 * noise_model.gain * mean_count(((y + 1) / 2).clamp_min(0)).mean()).item())
     if isinstance(noise_model, LaplaceNoise):
         return math.sqrt(2) * float(noise_model.b.max())
-    return float(noise_model.sigma.max()) if isinstance(noise_model, GaussianNoise) else 0.0
+    if not isinstance(noise_model, GaussianNoise):
+        return 0.0
+    return float(noise_model.sigma.max()) / (math.sqrt(2) if y.is_complex() else 1)
 
 
 def has_square_misfit(noise_model: NoiseModel) -> bool:
@@ -89,19 +94,20 @@ def has_square_misfit(noise_model: NoiseModel) -> bool:
     return not isinstance(noise_model, PoissonNoise | LaplaceNoise)
 
 
-def misfit(noise_model: NoiseModel, measured: Tensor, y: Tensor) -> Tensor:
+def misfit(noise_model: NoiseModel, measured: Tensor, y: Tensor, std: float | None = None) -> Tensor:
     """Misfit of each particle; squared error unless the noise is Laplace or Poisson.
 
     Args:
         noise_model: The noise.
         measured: The particles' measurements :math:`A(x_i)`, with shape :math:`(N, ...)`.
         y: The measurement, with shape :math:`(1, ...)`.
+        std: The deviation :math:`s`; None: the noise's own.
 
     Returns:
         Misfits, with shape :math:`(N,)`.
     """
     if isinstance(noise_model, LaplaceNoise):
-        return absolute_misfit(measured, y, math.sqrt(2) * noise_model.b.max())
+        return absolute_misfit(measured, y, math.sqrt(2) * noise_model.b.max() if std is None else std)
     if isinstance(noise_model, PoissonNoise):
         return photon_misfit(measured, y)
     return square_misfit(measured, y)
@@ -115,7 +121,7 @@ def observed_pixels(physics: Physics, image_shape: tuple[int, ...]) -> Tensor | 
     """
     if not isinstance(physics, Inpainting | Demosaicing):
         return None
-    return (physics.mask[0] > 0).expand(image_shape)
+    return seen_by(physics.mask).expand(image_shape)
 
 
 def observed_values(physics: Physics, y: Tensor) -> Tensor:

@@ -46,6 +46,7 @@ __all__ = [
     "load_mask",
     "observed_in_picture",
     "random_mask",
+    "seen_by",
 ]
 
 
@@ -201,6 +202,11 @@ def inpainting(
     return MaskedPixels(image_shape, mask, noise_model, frame)
 
 
+def seen_by(mask: Tensor) -> Tensor:
+    """What an operator's mask sees: boolean, without the axis of the batch; deepinv keeps a mask of shape (H, W) as it is."""
+    return (mask[None] if mask.ndim == len("HW") else mask[0]) > 0
+
+
 def observed_in_picture(physics: Physics, frame: Frame) -> Image.Image | None:
     """Pixels of a picture that an inpainting operator observes.
 
@@ -216,7 +222,7 @@ def observed_in_picture(physics: Physics, frame: Frame) -> Image.Image | None:
     if isinstance(physics, MaskedPixels) and physics.mask_size == frame.picture_size:
         seen, _ = read_whole_mask(physics.source)
         return Image.fromarray(np.where(seen, 255, 0).astype(np.uint8)).crop(frame.pixel_box)
-    solved = (physics.mask[0] > 0).all(dim=0).cpu().numpy()
+    solved = seen_by(physics.mask).all(dim=0).cpu().numpy()
     return frame.to_picture(Image.fromarray(np.where(solved, 255, 0).astype(np.uint8)), Image.Resampling.NEAREST)
 
 

@@ -9,6 +9,7 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any, Self
 
+import torch
 from torch import Tensor, nn
 
 from rlsd_lightning.errors import InputError
@@ -103,7 +104,10 @@ class Prior(nn.Module, ABC):
         return found
 
     def freeze(self) -> None:
-        """Switches to evaluation mode and turns off the gradients of all weights."""
+        """Switches to evaluation mode and turns off the gradients of all weights; levels are no wider than these."""
+        kinds = {weight.dtype for weight in self.parameters()}
+        if kinds and torch.float64 not in kinds:  # latents have the levels' type
+            self.alphas, self.sigmas = self.alphas.float(), self.sigmas.float()
         self.eval().requires_grad_(False)
 
     def warn(self, sentence: str) -> None:

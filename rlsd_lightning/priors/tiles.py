@@ -125,7 +125,7 @@ def _normalised(norm: nn.GroupNorm, values: Tensor, variance: Tensor, mean: Tens
 
 def _weighted_places(length: int, tile: int, zoom: int | Fraction) -> list[tuple[int, Tensor]]:
     """Where tiles start along an axis, and their weights at the output's pixels; at every pixel weights sum to one."""
-    starts, size = _starts(length, tile), int(min(tile, length) * zoom)
+    starts, size = _starts(length, tile, Fraction(zoom).denominator), int(min(tile, length) * zoom)
     overlaps = [int((start + tile - following) * zoom) for start, following in itertools.pairwise(starts)]
     weights = [torch.ones(size, dtype=torch.float64) for _ in starts]
     for (before, after), overlap in zip(itertools.pairwise(weights), overlaps, strict=True):
@@ -139,11 +139,11 @@ def _weighted_places(length: int, tile: int, zoom: int | Fraction) -> list[tuple
     return [(start, weight / total[place]) for start, place, weight in zip(starts, places, weights, strict=True)]
 
 
-def _starts(length: int, tile: int) -> list[int]:
-    """Evenly spread starts of tiles that cover a length and overlap by at least a quarter of their own."""
+def _starts(length: int, tile: int, unit: int) -> list[int]:
+    """Evenly spread starts of tiles that cover a length and overlap by at least a quarter; multiples of a unit, as both are."""
     if length <= tile:
         return [0]
-    grid = max(1, tile // GRID)
+    grid = max(unit, tile // GRID // unit * unit)
     steps = math.ceil((length - tile) / (tile - tile // OVERLAP - grid))
     return [(length - tile) * step // steps // grid * grid for step in range(steps)] + [length - tile]
 

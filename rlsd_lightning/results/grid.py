@@ -68,9 +68,10 @@ def write_grid(
 def thumbnails(images: Tensor) -> Tensor:
     """Small 8-bit copies on the CPU of images in [-1, 1], with shape :math:`(N, C, h, w)`."""
     images = images.detach().float().clamp(-1, 1)
-    scale = THUMBNAIL / max(images.shape[-2:])
-    if scale < 1:
-        images = interpolate(images, scale_factor=scale, mode="bilinear", antialias=True)
+    longest = max(images.shape[-2:])
+    if longest > THUMBNAIL:
+        size = [max(1, THUMBNAIL * length // longest) for length in images.shape[-2:]]
+        images = interpolate(images, size=size, mode="bilinear", antialias=True)
     return ((images + 1) * 127.5).round().to("cpu", torch.uint8)
 
 

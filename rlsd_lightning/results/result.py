@@ -20,7 +20,7 @@ from rlsd_lightning.images import to_pil
 from rlsd_lightning.measurement import Measurement
 from rlsd_lightning.operators.likelihood import NOT_PICTURES, HasEquivalents, observed_pixels
 from rlsd_lightning.results.grid import write_directions, write_evolution, write_grid
-from rlsd_lightning.results.store import in_short, write_metrics, write_particles
+from rlsd_lightning.results.store import in_short, remove_result, write_metrics, write_particles
 from rlsd_lightning.signatures import typed
 
 log = logging.getLogger(__name__)
@@ -120,6 +120,7 @@ class Result:
             return
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
+        remove_result(folder)
         for name, _, picture in self.panels:
             (folder / name).parent.mkdir(exist_ok=True)
             picture.save(folder / f"{name}.png")
@@ -265,6 +266,7 @@ def _optional_tensors(solved: Solved, shared: Tensor | None) -> dict[str, Tensor
     observed = observed_pixels(physics, solved.images.shape[1:])
     if observed is not None:
         tensors["observed"] = observed
-    if truth is not None and isinstance(physics, HasEquivalents):
-        tensors["aligned"] = aligned(solved.images.detach().to(y.device), truth.to(y.device), physics)
+    if isinstance(physics, HasEquivalents):
+        images = solved.images.detach().to(y.device)
+        tensors["aligned"] = aligned(images, images[:1] if truth is None else truth.to(y.device), physics)
     return tensors

@@ -31,6 +31,7 @@ __all__ = [
     "mean_line",
     "read_failures",
     "read_metrics",
+    "remove_result",
     "write_atomically",
     "write_failure",
     "write_failures",
@@ -44,6 +45,11 @@ METRICS_FILE = "metrics.json"
 PARTICLES_FILE = "particles.safetensors"
 FAILED_FILE = "failed.csv"
 """Names of a run's failed measurements, and the reasons."""
+PICTURES = (
+    *("truth", "measurement", "pseudo_inverse", "mean", "std", "grid", "directions", "filmstrip", "lower", "upper"),
+    *("particles/[0-9]*", "full_size/*"),
+)
+"""Names of a measurement's pictures."""
 REASONS = ".failed"
 """Folder of the reasons while a run goes on; its files have numbers, as a name may be what has failed."""
 
@@ -69,6 +75,15 @@ def write_particles(folder: Path, tensors: Mapping[str, Tensor]) -> None:
 def write_metrics(folder: Path, metrics: Mapping) -> None:
     """Write metrics.json, the mark of a finished measurement."""
     write_json(folder / METRICS_FILE, metrics)
+
+
+def remove_result(folder: Path) -> None:
+    """Remove an earlier result of a measurement, so that none mixes with it."""
+    (folder / METRICS_FILE).unlink(missing_ok=True)  # first, as it marks a finished one
+    (folder / PARTICLES_FILE).unlink(missing_ok=True)
+    for name in PICTURES:
+        for file in folder.glob(f"{name}.png"):
+            file.unlink()
 
 
 def write_json(path: Path, values: Mapping) -> None:

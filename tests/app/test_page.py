@@ -129,6 +129,28 @@ def test_a_tab_has_copies_and_leaves_nothing(tmp_path: Path):
     assert list(cache.iterdir()) == [own] and not list(root.iterdir())
 
 
+def test_a_refused_run_can_be_asked_for_again(tmp_path: Path):
+    Image.new("RGB", (40, 30)).save(tmp_path / "photo.png")
+    tab, queue = Tabs(tmp_path, tmp_path / "cache", Queue(Scripted()))["a"], Queue(Scripted())
+    tab.take(tmp_path / "photo.png")
+    unpainted, painted = (Image.new("RGBA", (40, 30), (255, 0, 0, opacity)) for opacity in (0, 255))
+    painted.paste((0, 0, 0, 0), (0, 0, 20, 30))
+    choice = choice_of(tmp_path / "photo.png", task="inpaint", strength=None, is_damaged=False)
+    with pytest.raises(InputError):
+        tab.ask(queue, choice, [unpainted])
+    assert tab.ask(queue, choice, [painted]).folder.is_dir()
+
+
+@pytest.mark.parametrize(("task", "strength"), [("denoise", 0.2), ("super_resolution", 4)])
+def test_a_large_damaged_picture_is_refused(tmp_path: Path, task: str, strength: float):
+    Image.new("RGB", (600, 8) if task == "denoise" else (150, 8)).save(tmp_path / "photo.png")
+    tab = Tabs(tmp_path, tmp_path / "cache", Queue(Scripted()))["a"]
+    tab.take(tmp_path / "photo.png")
+    choice = choice_of(tmp_path / "photo.png", task=task, strength=strength, is_damaged=True)
+    with pytest.raises(InputError, match="at most 512 pixels a side are made here, got 600; reduce or crop it"):
+        tab.ask(Queue(Scripted()), choice, None)
+
+
 @pytest.mark.parametrize("content", [b"", b"no picture", b"\x89PNG\r\n\x1a\n"])
 def test_a_bad_upload_is_named_without_its_folder(tmp_path: Path, content: bytes):
     (tmp_path / "bad.png").write_bytes(content)

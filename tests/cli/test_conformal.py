@@ -89,6 +89,11 @@ def test_left_out_coverage_is_that_of_a_calibration_on_the_others(left_out: int)
     assert left_out_coverage(saved[: fewest(0.9)]) == []
 
 
+@pytest.mark.parametrize(("level", "said"), [(0.9, "90%"), (0.975, "97.5%"), (0.995, "99.5%"), (0.07, "7%")])
+def test_the_guarantee_is_no_higher_than_the_level(level: float, said: str) -> None:
+    assert f"at least {said} of its values" in Conformal(1.0, level, 500, "all").guarantee
+
+
 def test_only_hidden_values_count() -> None:
     observed = torch.zeros(SHAPE, dtype=torch.bool)
     observed[..., :8] = True

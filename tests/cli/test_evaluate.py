@@ -3,6 +3,7 @@
 import csv
 import hashlib
 import json
+import math
 import shutil
 from pathlib import Path
 
@@ -168,6 +169,13 @@ def test_the_hidden_region_counts_where_there_is_a_mask(networks: Networks) -> N
     assert figures["region"] == "unobserved"
     assert figures["pixel_std_unobserved"] == pytest.approx(0.5 / 2**0.5)
     assert figures["pixel_std"] == pytest.approx(0.25)
+
+
+def test_a_mask_that_hides_nothing_leaves_no_nan(networks: Networks) -> None:
+    images = torch.rand(3, 3, 16, 16)
+    saved = SavedMeasurement("a", images, {}, images[:1], observed=torch.ones(3, 16, 16, dtype=torch.bool))
+    figures = image_figures(saved, networks)
+    assert not any(isinstance(value, float) and math.isnan(value) for value in figures.values())
 
 
 def test_forms_nearest_to_the_truth_count(networks: Networks) -> None:
@@ -428,6 +436,9 @@ def test_phase_retrieval_keeps_the_forms_nearest_to_the_truth(tmp_path: Path) ->
     saved = load_file(tmp_path / "particles.safetensors")
     assert torch.equal(saved["x"][0], turned[0])
     torch.testing.assert_close(saved["aligned"], truth.expand(2, -1, -1, -1))
+    measured = measurement._replace(truth=None)  # then those nearest to the first particle
+    image_result(Solved(measured, images, images, torch.zeros(2, 4, 8, 8))).save(tmp_path)
+    torch.testing.assert_close(load_file(tmp_path / "particles.safetensors")["aligned"], turned.expand(2, -1, -1, -1))
 
 
 @pytest.mark.parametrize("option", ["--csv", "--json"])

@@ -12,8 +12,10 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from support.command import PROJECT, train
 
-from rlsd_lightning.cli.literal import NUMBERS, PATHS, TEXTS, as_typed, corrected
+from rlsd_lightning.cli.literal import MASKS, NUMBERS, PATHS, TEXTS, as_typed, corrected
+from rlsd_lightning.cli.settings import make_paths_absolute
 from rlsd_lightning.errors import printable
+from rlsd_lightning.operators import inpainting
 
 ALPHABET = " aZ019_-.,:;=+~#@%&*?!|/\\()[]{}<>'\"`^$äßé日\N{ROCKET}\t\udcf6"
 """Characters of file names, with those that a grammar or a shell has a use for."""
@@ -111,6 +113,17 @@ def test_numbers_stay_numbers(composed: Callable) -> None:
     assert composed("physics.angles=20").physics.angles == 20
     assert composed("data.range=0,255").data.range == "0,255"
     assert composed("physics.angles=ä (1).npy").physics.angles == "ä (1).npy"
+
+
+def test_names_of_masks_are_no_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for mask in MASKS:
+        (tmp_path / mask).mkdir()
+        for value, expected in ((mask, mask), (f"./{mask}", str(tmp_path / mask))):
+            cfg = OmegaConf.create({"physics": {"mask": value}})
+            make_paths_absolute(cfg)
+            assert cfg.physics.mask == expected
+        assert inpainting((3, 16, 16), mask=mask).mask.mean() < 1
 
 
 def test_a_tilde_is_the_home_folder_of_paths_only(composed: Callable, monkeypatch: pytest.MonkeyPatch) -> None:

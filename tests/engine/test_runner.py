@@ -19,10 +19,11 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch import Tensor
 
 from rlsd_lightning import RLSD, Distilled, InputError, LatentFeatures, Measurement, RLSDPaper
+from rlsd_lightning.distributed.processes import Processes
 from rlsd_lightning.engine.batch_size import largest_batch
 from rlsd_lightning.engine.callbacks import FiniteGuard
 from rlsd_lightning.engine.runner import run_measurements
-from rlsd_lightning.engine.signals import StopOnSignal
+from rlsd_lightning.engine.signals import StopOnSignal, signals_noted
 from rlsd_lightning.errors import StoppedError
 from rlsd_lightning.measurement import MeasurementList
 from rlsd_lightning.methods.base import ParticleModule
@@ -337,10 +338,32 @@ def test_a_signal_between_two_measurements_stops_before_the_next_one(
 
     callbacks, before = with_callbacks(StopOnSignal(tmp_path), results=tmp_path), signal.getsignal(signal.SIGINT)
     stop, said = (StoppedError, "^stopped by SIGINT before 'second'$") if count == 1 else (KeyboardInterrupt, None)
-    with pytest.raises(stop, match=said):
+    with pytest.raises(stop, match=said), signals_noted():
         run_measurements(data, module, callbacks, tmp_path)
     assert signal.getsignal(signal.SIGINT) is before
     assert run_measurements(data, module, callbacks, tmp_path) == (3, 0)
+
+
+def test_a_signal_while_other_processes_are_waited_for_is_obeyed_if_results_are_missing(
+    tiny_prior, tiny_features, data: MeasurementList, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def waiting(processes: Processes, value: int) -> int:
+        signal.raise_signal(signal.SIGTERM)
+        return value
+
+    def module(measurements: list[Measurement], **forced: int) -> RLSD:
+        if measurements[0].name == "third":  # as if another process had it
+            raise InputError
+        return make_module(tiny_prior, tiny_features, measurements, **forced)
+
+    monkeypatch.setattr(Processes, "sum", waiting)
+    callbacks = with_callbacks(StopOnSignal(tmp_path), results=tmp_path)
+    with (
+        pytest.raises(StoppedError, match=r"^stopped by SIGTERM before every measurement had a result$"),
+        signals_noted(),
+    ):
+        run_measurements(data, module, callbacks, tmp_path)
+    assert StopOnSignal.came is None
 
 
 def test_reconstructions_are_made_once_a_step(tiny_prior, tiny_features, measurement, tmp_path: Path) -> None:

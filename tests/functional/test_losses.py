@@ -122,3 +122,10 @@ def test_photon_misfit_is_zero_at_the_counts_and_leads_back_from_negative_light(
     dark = torch.full_like(y, -1.5).requires_grad_()
     (slope,) = torch.autograd.grad(photon_misfit(dark, y).sum(), dark)
     assert (slope < 0).all()
+
+
+def test_a_measurement_without_photons_holds_back_light():
+    dark = torch.full((1, 1, 4), -1.0)
+    light = torch.tensor([-1.0, 0.0, 1.0])[:, None, None].expand(3, 1, 4)
+    errors = photon_misfit(light, dark)
+    assert errors[0] < errors[1] < errors[2]

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from deepinv.physics import GaussianNoise, Inpainting
+from deepinv.physics import GaussianNoise, Inpainting, LaplaceNoise
 from torch import Tensor
 from torch.distributions import Categorical, Independent, MixtureSameFamily, Normal
 
@@ -98,6 +98,19 @@ def test_daps_has_a_gaussian_posterior(noise_std: float):
     # five standard errors, and a twentieth that steps of a tenth add to a variance
     assert ((points.mean(dim=0) - posterior.means[0]).abs() < 5 * scale / 1000**0.5).all()
     assert (points.std(dim=0) / scale - 1).abs().max() < 5 / 2000**0.5 + 0.05
+
+
+@pytest.mark.parametrize("noise_std", [0.001, 0.5])
+def test_daps_goes_to_the_data_under_noise_of_any_kind(noise_std: float):
+    prior = GaussianMixturePrior([[0.0, 0.0]], std=0.8)
+    means = {}
+    for noise in (GaussianNoise(noise_std), LaplaceNoise(noise_std / 2**0.5)):
+        measurement = seen(0.6, noise_std)
+        measurement.physics.noise_model = noise
+        settings = {"ode_steps": 1, "langevin_steps": 40, "step_size": 0.1, "gain": 1.0, "latent_std": 0.8}
+        points = draws(LatentDAPS, prior, measurement, likelihood_std=0.5, num_steps=50, **settings)
+        means[type(noise)] = points[:, 0].mean().item()
+    assert means[LaplaceNoise] == pytest.approx(means[GaussianNoise], abs=0.15)
 
 
 @pytest.mark.parametrize("t", [50, 400, 900])

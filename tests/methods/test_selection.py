@@ -8,6 +8,7 @@ from support.steps import take_step
 from rlsd_lightning import RLSD, LatentFeatures, StableDiffusionPrior
 from rlsd_lightning.errors import InputError
 from rlsd_lightning.operators import colorization, hdr
+from rlsd_lightning.timesteps import Timesteps
 
 STEPS = [4, 7, 11]
 """Steps of twenty, of which sixteen are the loop, that end with a selection."""
@@ -106,3 +107,19 @@ def test_a_single_particle_and_none_without_a_ratio_are_never_replaced(prior: St
 def test_a_ratio_below_one_is_refused(ratio, prior: StableDiffusionPrior):
     with pytest.raises(InputError, match="outlier_ratio must be at least 1"):
         make(prior, outlier_ratio=ratio)
+
+
+@pytest.mark.parametrize("step", STEPS)
+def test_the_last_step_does_not_select_as_copies_would_stay_equal(step: int, prior: StableDiffusionPrior):
+    module = make(prior, outlier_ratio=1.0)
+    Timesteps(module.timesteps).end_after(step)
+    take_step(module, step)
+    assert len(module.z.flatten(1).unique(dim=0)) == len(module.z)
+
+
+@pytest.mark.parametrize("num_steps", [1, 2, 3])
+def test_few_steps_leave_no_equal_particles(num_steps: int, prior: StableDiffusionPrior):
+    module = make(prior, num_steps=num_steps, outlier_ratio=1.0)
+    for step in range(num_steps):
+        take_step(module, step)
+    assert len(module.z.flatten(1).unique(dim=0)) == len(module.z)

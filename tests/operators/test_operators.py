@@ -17,7 +17,8 @@ from rlsd_lightning import InputError, operators, solve
 from rlsd_lightning.evaluation.scores import aligned, pseudo_inverse
 from rlsd_lightning.operators import as_physics, make_physics
 from rlsd_lightning.operators.filters import draw_motion_kernel
-from rlsd_lightning.operators.likelihood import data_fit
+from rlsd_lightning.operators.likelihood import data_fit, noise_std, observed_pixels
+from rlsd_lightning.operators.pixels import load_mask
 
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
 
@@ -378,13 +379,37 @@ def test_complex_measurements_are_solved_and_have_real_figures(tiny_prior):
         noise_model=deepinv.physics.GaussianNoise(0.1),
     )
     truth = torch.zeros(1, *tiny_prior.image_shape)
-    parts = torch.randn(1, *truth.shape[1:], 2, generator=torch.Generator().manual_seed(0))
-    y = torch.view_as_complex(0.1 * parts)  # of nothing but noise
+    torch.manual_seed(0)
+    y = physics(truth)  # of nothing but noise, as deepinv draws it
+    assert noise_std(physics.noise_model, y) == pytest.approx(torch.view_as_real(y).std().item(), rel=0.03)
     assert data_fit(physics, truth, y)["residual_sigmas"] == pytest.approx(1, abs=0.05)
     trainer = {"accelerator": "cpu", "enable_progress_bar": False}
     for operator in (physics, deepinv.physics.Physics(A=physics.A, noise_model=physics.noise_model)):
         metrics = solve(y, operator, tiny_prior, num_particles=2, num_steps=2, trainer=trainer).metrics
         assert all(isinstance(metrics[name], float) for name in ("residual", "residual_sigmas"))
+
+
+def test_a_mask_without_channels_hides_its_pixels(tiny_prior):
+    mask = load_mask("half", 32, 32)[0]
+    physics = deepinv.physics.Inpainting((3, 32, 32), mask=mask, noise_model=deepinv.physics.GaussianNoise(0.01))
+    assert torch.equal(observed_pixels(physics, (3, 32, 32)), mask.expand(3, -1, -1) > 0)
+    result = solve(physics(images(1)[..., :32, :32]), physics, tiny_prior, num_steps=2, trainer={"logger": False})
+    assert torch.equal(result.tensors["observed"], mask.expand(3, -1, -1) > 0)
+
+
+@pytest.mark.parametrize(
+    ("make", "settings"),
+    [
+        (operators.super_resolution, {"factor": 4}),
+        (operators.motion_blur, {"kernel_seed": 4}),
+        (operators.compressed_sensing, {"operator_seed": 4}),
+        (operators.tomography, {"angles": 20, "sigma": 0.5}),
+    ],
+)
+def test_numbers_of_numpy_are_numbers(make: Callable, settings: dict[str, float]):
+    of_numpy = {name: np.asarray(value)[()] for name, value in settings.items()}
+    x = images(1)
+    assert torch.equal(make(SHAPE, **of_numpy).A(x), make(SHAPE, **settings).A(x))
 
 
 def test_solve_takes_a_plain_function(tiny_prior):

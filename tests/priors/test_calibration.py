@@ -59,6 +59,21 @@ def test_scales_of_pictures(count: int) -> None:
     assert (found.count, found.measured_on) == (count, "pictures")
 
 
+def test_levels_are_no_wider_than_the_networks() -> None:
+    prior = Lossy()
+    prior.alphas, prior.sigmas = prior.alphas.double(), prior.sigmas.double()
+    prior.layer = torch.nn.Linear(1, 1)
+    prior.freeze()
+    assert prior.alphas.dtype == prior.sigmas.dtype == torch.float32
+    assert measure(prior, pictures(1)).count == 1
+
+
+def test_a_broken_link_among_the_weights_is_passed_over(tmp_path: Path) -> None:
+    (tmp_path / "old.safetensors").symlink_to(tmp_path / "gone")
+    save_calibration(tmp_path, (3, 64, 64), KNOWN)
+    assert saved_calibration(tmp_path, (3, 64, 64)) == KNOWN
+
+
 def test_no_picture_is_one_line() -> None:
     with pytest.raises(InputError, match="one picture at least is expected"):
         measure(Lossy(), [])

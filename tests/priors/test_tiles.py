@@ -1,6 +1,7 @@
 """Images in overlapping tiles: the same image where networks see no further than tiles overlap, and no visible seams."""
 
 from fractions import Fraction
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -47,6 +48,15 @@ def test_the_image_and_its_gradient_are_those_of_one_piece(size: tuple[int, int]
 def test_images_are_encoded_in_tiles_too() -> None:
     network, images = convolutions(-4), torch.rand(1, 3, 160, 200, dtype=torch.float64)
     torch.testing.assert_close(in_tiles(network, images, 128, Fraction(1, 4)), network(images), atol=1e-12, rtol=0)
+
+
+@pytest.mark.parametrize(("length", "tile", "stride"), [(1024, 600, 8), (1280, 720, 8), (1088, 544, 32), (200, 136, 8)])
+def test_encoded_tiles_lie_where_they_belong_for_every_size(length: int, tile: int, stride: int) -> None:
+    places = torch.arange(length, dtype=torch.float64).expand(1, 1, 2 * stride, length)
+    places = torch.nn.functional.pad(places, (0, 0, 0, length - 2 * stride))
+    reduce = partial(torch.nn.functional.avg_pool2d, kernel_size=stride)
+    encoded = in_tiles(reduce, places, tile, Fraction(1, stride))
+    torch.testing.assert_close(encoded, reduce(places), atol=1e-9, rtol=0)
 
 
 @pytest.mark.parametrize("layers", [1, 2, 3])

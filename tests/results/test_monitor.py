@@ -278,6 +278,11 @@ def test_large_particles_have_small_thumbnails() -> None:
     assert small[0, 0, 0].tolist() == pytest.approx(np.linspace(0, 255, 96), abs=3)
 
 
+@pytest.mark.parametrize("size", [(1, 512), (512, 4), (8, 1024)])
+def test_thumbnails_of_narrow_images_have_a_pixel(size: tuple[int, int]) -> None:
+    assert thumbnails(torch.zeros(1, 3, *size)).shape[-2:] == tuple(max(1, 96 * length // max(size)) for length in size)
+
+
 # --- a run that was killed -----------------------------------------------------------------------------------------
 
 

@@ -13,6 +13,7 @@ from support.command import train
 from rlsd_lightning import GaussianMixturePrior, InputError, PixelFeatures, Result, StableDiffusionPrior, solve
 from rlsd_lightning.images import load_image
 from rlsd_lightning.operators import denoising, inpainting
+from rlsd_lightning.results.store import load_run
 
 QUIET = {"accelerator": "cpu", "enable_progress_bar": False}
 
@@ -153,3 +154,19 @@ def test_a_trainer_that_stops_early_has_no_result_and_says_so(early: dict, tiny_
         InputError, match=r"all 5 steps are expected, but the Trainer stopped after [12]; leave max_steps"
     ):
         solve(y, denoising(tiny_prior.image_shape), tiny_prior, num_steps=5, trainer=QUIET | early)
+
+
+def test_a_later_result_in_the_same_folder_replaces_the_earlier_one(
+    both: tuple[Path, Path, Result], tiny_prior: StableDiffusionPrior, tmp_path: Path
+) -> None:
+    saved, folder = both[2], tmp_path / "out"
+    saved.save(folder)
+    (folder / "lower.png").touch()
+    (folder / "notes.png").touch()
+    physics = denoising(tiny_prior.image_shape)
+    y = torch.zeros(1, *tiny_prior.image_shape)
+    solve(y, physics, tiny_prior, num_particles=1, num_steps=2, trainer=QUIET).save(folder)
+    (found,) = load_run(folder)
+    assert found.truth is None and len(found.images) == 1
+    assert [file.name for file in (folder / "particles").iterdir()] == ["00.png"]
+    assert (folder / "notes.png").exists() and not (folder / "lower.png").exists()

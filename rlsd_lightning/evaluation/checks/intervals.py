@@ -42,7 +42,7 @@ class Conformal(NamedTuple):
         """The guarantee in a sentence."""
         values = "hidden values" if self.region == "unobserved" else "values"
         return (
-            f"If an image is exchangeable with the {self.images} images of the calibration, at least {self.level:.0%} of its "
+            f"If an image is exchangeable with the {self.images} images of the calibration, at least {100 * self.level:g}% of its "
             f"{values} lie in their intervals on average over such images and calibrations."
         )
 

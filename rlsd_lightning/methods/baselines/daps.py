@@ -127,6 +127,7 @@ class LatentDAPS(ParticleModule):
         total = decoded.new_zeros((), dtype=torch.float32)
         for measurement, images in self.each_here(decoded):
             physics, y = measurement.physics, measurement.y
-            errors = misfit(physics.noise_model, measured(physics, images), y)
-            total = total + y[0].numel() / (2 * self.stds[measurement.name] ** 2) * errors.sum()
+            std = self.stds[measurement.name]
+            errors = misfit(physics.noise_model, measured(physics, images), y, std)
+            total = total + y[0].numel() / (2 * std**2) * errors.sum()
         return total

@@ -232,7 +232,7 @@ def _digest(origin: Path) -> str:
     """Digest of the ends of a folder's weight files, which another training changes; empty for a model hub's name."""
     digest = hashlib.sha256()
     found = [origin] if origin.is_file() else sorted(origin.rglob("*"))
-    files = [file for file in found if file.suffix in WEIGHTS and TINY_DECODER not in file.parts]
+    files = [f for f in found if f.suffix in WEIGHTS and TINY_DECODER not in f.parts and f.is_file()]
     for file in files:
         with file.open("rb") as weights:
             weights.seek(-min(file.stat().st_size, END), os.SEEK_END)
