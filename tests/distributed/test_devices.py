@@ -83,7 +83,7 @@ def whole(tiny_prior_folder: Path, tiny_features_folder: Path, tmp_path_factory:
     return folder
 
 
-@pytest.mark.parametrize("to", ["first", "other"])
+@pytest.mark.parametrize("to", [pytest.param("first", marks=pytest.mark.slow), "other"])
 def test_a_signal_to_any_process_saves_and_the_run_goes_on_with_another_number(
     to: str, small: list[str], whole: Path, tmp_path: Path
 ) -> None:
@@ -123,7 +123,7 @@ def test_a_signal_to_one_lone_process_leaves_the_others_work_alone(
         assert_same_bits(run / name, whole / name)
 
 
-@pytest.mark.parametrize("to", ["first", "other"])
+@pytest.mark.parametrize("to", [pytest.param("first", marks=pytest.mark.slow), "other"])
 def test_a_killed_process_takes_the_run_down_and_nothing_is_lost(
     to: str, small: list[str], whole: Path, tmp_path: Path
 ) -> None:
@@ -164,6 +164,7 @@ def start_faulty(small: list[str], run: Path, *settings: str, **fault: object) -
     )
 
 
+@pytest.mark.slow
 def test_a_process_that_works_alone_names_itself_in_its_error(small: list[str], tmp_path: Path) -> None:
     run = tmp_path / "run"
     fault = {"kind": "disk", "position": 0, "measurement": "'001'"}

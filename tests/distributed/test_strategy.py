@@ -81,7 +81,10 @@ def one(tiny_prior_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> tu
     return alone(tiny_prior_folder, folder), folder / MIDDLE
 
 
-@pytest.mark.parametrize(("count", "before"), [(3, ()), (2, TORCHRUN)], ids=["lightning", "torchrun"])
+@pytest.mark.parametrize(
+    ("count", "before"),
+    [pytest.param(3, (), id="lightning", marks=pytest.mark.slow), pytest.param(2, TORCHRUN, id="torchrun")],
+)
 def test_particles_are_spread_and_the_same_on_any_number_of_processes(
     count: int,
     before: Sequence[str],
