@@ -136,7 +136,8 @@ def keep_particles(checkpoint: dict, names: Iterable[str], num_particles: int) -
     states += [state for each in checkpoint.get("optimizer_states", []) for state in each["state"].values()]
     for state in states:
         for name, value in state.items():
-            if isinstance(value, Tensor) and value.ndim:  # all but Adam's counters have a row for each particle
+            if isinstance(value, Tensor) and value.ndim and len(value) == len(saved) * num_particles:
+                # all but Adam's counters and a method's other state have a row for each particle
                 state[name] = value[rows.to(value.device)]
 
 

@@ -231,6 +231,7 @@ def run(
     if cfg.compile in (True, "regional"):
         compile_if_possible(prior, processes.device, regional=cfg.compile == "regional")
 
+    is_stopped = False
     try:
         folder = Path(processes.broadcast(str(folder)))
         if processes.is_first and chosen(folder, TINY) is None:
@@ -248,12 +249,13 @@ def run(
                 cfg.parallel,
             )
     except StoppedError as stop:
+        is_stopped = True
         if processes.shard.position == 0 and not processes.is_first:  # the first may be in another group
             log.error("\nprocess %d: %s", processes.rank, stop)
         processes.leave()
         raise
     finally:
-        processes.end()
+        processes.end(ask=is_stopped)
     if not processes.is_first:
         return 0
     log_results(folder, finished, len(data))

@@ -3,7 +3,7 @@
 import atexit
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from concurrent.futures import Future
 from contextlib import suppress
 from datetime import timedelta
@@ -53,8 +53,12 @@ class Heartbeat:
         self._thread.join(GRACE)  # not forever: a store does not answer where the network is cut
         atexit.unregister(self.close)
 
-    def sum(self, value: int) -> int:
+    def sum(self, value: int, check: Callable[[], None] = lambda: None) -> int:
         """Sum over all processes, once each has called this or has left.
+
+        Args:
+            value: This process's.
+            check: Called while others are waited for; what it raises ends this.
 
         Raises:
             LostError: If a process that has done neither has no heartbeat.
@@ -62,11 +66,11 @@ class Heartbeat:
         self._add("sum", value)
         self._add(f"finished {self._rank}", 1)
         if self._rank:
-            self.wait_for("summed", [0])
+            self.wait_for("summed", [0], check)
             total = self._add("sum")
             self._add(f"left {self._rank}", 1)
             return total
-        self.wait_for("finished", range(1, self._size))
+        self.wait_for("finished", range(1, self._size), check)
         total = self._add("sum")
         self._add("summed 0", 1)
         with suppress(LostError):  # the sum is complete, whoever is lost now
@@ -80,10 +84,11 @@ class Heartbeat:
                 self._add(f"finished {self._rank}", 1)
                 self._add(f"left {self._rank}", 1)
 
-    def wait_for(self, event: str, ranks: Iterable[int]) -> None:
-        """Wait for an event of other processes, as long as their hearts beat."""
+    def wait_for(self, event: str, ranks: Iterable[int], check: Callable[[], None] = lambda: None) -> None:
+        """Wait for an event of other processes, as long as their hearts beat and a check raises nothing."""
         beats, since = {}, {}
         while missing := [rank for rank in ranks if not self._add(f"{event} {rank}")]:
+            check()
             now = time.monotonic()
             for rank in missing:
                 beat = self._add(f"heartbeat {rank}")

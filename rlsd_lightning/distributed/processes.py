@@ -7,7 +7,7 @@ particles of a batch, see :class:`~rlsd_lightning.distributed.strategy.ParticleS
 import json
 import logging
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import lightning as L
 from lightning.pytorch.strategies import Strategy
@@ -137,17 +137,26 @@ class Processes:
                 self._store.add(f"{key} 0", 1)
             return json.loads(self._store.get(f"{key} value"))
 
-    def sum(self, value: int) -> int:
-        """Sum over all processes, once each has called this or has left, however long that takes."""
-        return value if self._heartbeat is None else self._heartbeat.sum(value)
+    def sum(self, value: int, check: Callable[[], None] = lambda: None) -> int:
+        """Sum over all processes, once each has called this or has left, however long that takes.
+
+        Args:
+            value: This process's.
+            check: Called again and again while others are waited for; what it raises ends this.
+        """
+        return value if self._heartbeat is None else self._heartbeat.sum(value, check)
 
     def leave(self) -> None:
         """Tell the others not to wait for this process."""
         if self._heartbeat is not None:
             self._heartbeat.leave()
 
-    def end(self) -> None:
-        """Leave the group and end the processes that this one launched; those that wait for it get an error at once."""
-        self._strategy.end()
+    def end(self, ask: bool = False) -> None:
+        """Leave the group and end the processes that this one launched; those that wait for it get an error at once.
+
+        Args:
+            ask: Let them save after their step.
+        """
+        self._strategy.end(ask=ask)
         if self._heartbeat is not None:
             self._heartbeat.close()

@@ -5,13 +5,16 @@ import functools
 import logging
 import math
 import os
+import signal
 import subprocess
 import threading
+import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from typing import Any
 
+import lightning as L
 import torch
 from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
@@ -20,10 +23,12 @@ from torch import distributed
 from rlsd_lightning.distributed.shard import Shard, agree, collective
 from rlsd_lightning.errors import InputError, LostError, first_line
 
-__all__ = ["ParticleStrategy", "join_group", "leave_group"]
+__all__ = ["STOP", "ParticleStrategy", "join_group", "leave_group"]
 
 log = logging.getLogger(__name__)
 
+STOP = getattr(signal, "SIGUSR1", signal.SIGTERM)
+"""Signal by which a process asks those that it launched to stop after their step."""
 PARENT = "RLSD_PARENT"
 """Environment variable with the process id of the one that launched the others."""
 
@@ -124,6 +129,11 @@ class ParticleStrategy(DDPStrategy):
             ) from error
         return store
 
+    def setup(self, trainer: L.Trainer) -> None:
+        # before each step Lightning broadcasts whether SIGTERM came, past the agreement, so that all would wait for one that failed
+        trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = agree
+        super().setup(trainer)
+
     def configure_ddp(self) -> None:
         """Leave the module unwrapped, as DistributedDataParallel would average its gradients."""
 
@@ -131,13 +141,23 @@ class ParticleStrategy(DDPStrategy):
         if isinstance(exception, LostError):
             self.end()
 
-    def end(self, grace: float = 10.0) -> None:
-        """Leave the group, and end the processes that this one launched, by force after ``grace`` seconds."""
+    def end(self, grace: float = 10.0, ask: bool = False) -> None:
+        """Leave the group, and end the processes that this one launched, by force after ``grace`` seconds.
+
+        Args:
+            grace: Seconds.
+            ask: Ask them at once to stop after their step, and give them the patience before.
+        """
         launched = [] if self.launcher is None else self.launcher.procs.copy()
         if launched:
             self.launcher.procs.clear()  # Lightning kills this process when one of them fails, even while it says why
         leave_group()
+        for process in launched if ask else ():
+            process.send_signal(STOP)
+        deadline = time.monotonic() + (self.patience.total_seconds() if ask else 0)
         for process in launched:
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(max(0, deadline - time.monotonic()))
             for stop in (process.terminate, process.kill):
                 try:
                     process.wait(grace)

@@ -14,7 +14,7 @@ from rlsd_lightning.distributed.processes import Processes
 from rlsd_lightning.engine.batch_size import batch_size, batches_of, by_size, label_of
 from rlsd_lightning.engine.checkpoints import LAST, PREVIOUS, checkpoint_to_resume, put_aside
 from rlsd_lightning.engine.chosen import chosen, keep_chosen
-from rlsd_lightning.engine.signals import StopOnSignal, stop_if_asked, stopped
+from rlsd_lightning.engine.signals import stop_if_asked
 from rlsd_lightning.errors import FailedError, InputError, NonFiniteError, PeerError
 from rlsd_lightning.identity import saved_samples
 from rlsd_lightning.measurement import Measurement, Measurements
@@ -85,8 +85,8 @@ def run_measurements(
         batches = {checkpoint[0]: batches[checkpoint[0]]}
     run.solve_all(batches, parallel, checkpoint and checkpoint[1])
     finished, missing = run.write_summary(batches) if run.processes.is_first else (0, 0)
-    if missing and StopOnSignal.came is not None:
-        raise stopped("before every measurement had a result")
+    if missing:
+        stop_if_asked("before every measurement had a result")
     return finished, missing
 
 
@@ -130,11 +130,11 @@ class _Run:
         self.forced = {"particle_chunk": chunk} if chunk else {}
         mine = list(batches)[processes.group :: processes.groups]
         for done, label in enumerate(mine):
-            stop_if_asked(processes.shard, f"before '{label}'")
+            stop_if_asked(f"before '{label}'", processes.shard)
             self.batches = len(mine) - done
             self.solve(self.unsolved(batches[label]), label, checkpoint or self.folder / label / "checkpoints" / LAST)
             processes.shard.agree()  # the next batch may start from these results
-        self.particle_steps = processes.sum(self.particle_steps)
+        self.particle_steps = processes.sum(self.particle_steps, partial(stop_if_asked, "while it waited"))
 
     def unsolved(self, indices: range) -> list[Measurement]:
         """Measurements without a result that can be read."""

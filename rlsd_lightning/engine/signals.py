@@ -11,12 +11,13 @@ import lightning as L
 from lightning.pytorch.callbacks import Callback
 
 from rlsd_lightning.distributed.shard import Shard
+from rlsd_lightning.distributed.strategy import STOP
 from rlsd_lightning.engine.callbacks import not_finite
 from rlsd_lightning.engine.checkpoints import LAST
 from rlsd_lightning.errors import StoppedError
 from rlsd_lightning.methods.base import ParticleModule
 
-__all__ = ["StopOnSignal", "signals_noted", "stop_if_asked", "stopped"]
+__all__ = ["StopOnSignal", "signals_noted", "stop_if_asked"]
 
 SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name))
 """Ctrl-C, a scheduler's wish to end the job, and SLURM's warning before its time is up."""
@@ -59,7 +60,7 @@ class StopOnSignal(Callback):
     def on_train_start(self, trainer: L.Trainer, pl_module: ParticleModule) -> None:
         for number in self._before:
             signal.signal(number, self._note)
-        stop_if_asked(pl_module.shard, f"before '{pl_module.name}'")
+        stop_if_asked(f"before '{pl_module.name}'", pl_module.shard)
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: ParticleModule, outputs: Any, batch: Any, batch_idx: int
@@ -68,7 +69,7 @@ class StopOnSignal(Callback):
             if not not_finite(pl_module):
                 trainer.save_checkpoint(self.folder / LAST)
 
-        stop_if_asked(pl_module.shard, f"after step {batch_idx + 1} of '{pl_module.name}'", save)
+        stop_if_asked(f"after step {batch_idx + 1} of '{pl_module.name}'", pl_module.shard, save)
 
     def teardown(self, trainer: L.Trainer, pl_module: ParticleModule, stage: str) -> None:
         self._restore()
@@ -77,26 +78,22 @@ class StopOnSignal(Callback):
         self._restore()
 
 
-def stop_if_asked(shard: Shard, where: str, save: Callable[[], None] = lambda: None) -> None:
+def stop_if_asked(where: str, shard: Shard | None = None, save: Callable[[], None] = lambda: None) -> None:
     """Stop all processes of a group if a signal has come to one of them.
 
     Args:
         where: What follows "stopped by SIGTERM" in the error.
+        shard: This process in its group; None: it alone is asked.
         save: What each process does before.
 
     Raises:
         StoppedError: If one has come.
     """
-    if not shard.any(StopOnSignal.came is not None):
+    if not (shard or Shard()).any(StopOnSignal.came is not None):
         return
     save()
-    raise stopped(where)
-
-
-def stopped(where: str) -> StoppedError:
-    """The error of the signal that has come, which is obeyed by it."""
     reason, StopOnSignal.came = StopOnSignal.came.name if StopOnSignal.came else "a signal to another process", None
-    return StoppedError(f"stopped by {reason} {where}")
+    raise StoppedError(f"stopped by {reason} {where}")
 
 
 @contextmanager
@@ -112,8 +109,8 @@ def signals_noted() -> Iterator[None]:
             signal.signal(number, handler)
 
     def note(number: int, frame: Any) -> None:
-        if StopOnSignal.came is None:
-            StopOnSignal.came = signal.Signals(number)
+        if StopOnSignal.came is None or number == STOP:  # which a stopped first process sends to all
+            StopOnSignal.came = StopOnSignal.came or signal.Signals(number)
         else:
             StopOnSignal.came = None
             restore()

@@ -288,10 +288,10 @@ class ParticleModule(L.LightningModule):
     def on_save_checkpoint(self, checkpoint: dict) -> None:
         self.identity.save(checkpoint)
         checkpoint["repulsion_ratios"] = self._mean_ratios()
-        # z is the same on every process; the rest is known for a process's own particles only
-        state = checkpoint["state_dict"]
+        state = checkpoint["state_dict"]  # z is the same on every process, the rest is that of its own particles
         for name in sorted(state.keys() - {"z"}):  # in the same order on every process
-            state[name] = self.gather(state[name][self.rows])
+            if state[name].ndim and len(state[name]) == len(self.z):  # a method may have other state
+                state[name] = self.gather(state[name][self.rows])
 
     def on_load_checkpoint(self, checkpoint: dict) -> None:
         self.identity.check(checkpoint)

@@ -51,11 +51,11 @@ class CorrectedDecoder:
         return decoded + correction
 
     def updates(self, step: int) -> bool:
-        """Whether a step updates the correction: the loop's last, and in runs of 20 steps or more every tenth part of the second half."""
+        """Whether a step updates the correction: the loop's last (without a loop, the first), and in runs of 20 steps or more every tenth part of the second half."""
         num_steps = self.particles.num_steps
         done = self.particles.first_step + step + 1
         is_late = num_steps <= 2 * done < 2 * num_steps and num_steps >= 2 * UPDATES
-        return (is_late and done % (num_steps // UPDATES) == 0) or step + 1 == self.loop
+        return (is_late and done % (num_steps // UPDATES) == 0) or step + 1 == max(self.loop, 1)
 
     def solving_shift(self, z: Tensor) -> Tensor:
         r"""The shift :math:`\ell \, \nabla \tfrac{1}{2} \|D(z) - \mathrm{sg}[x]\|^2` whose length minimises :math:`\|D - x\|` along it.

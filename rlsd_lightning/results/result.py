@@ -120,7 +120,8 @@ class Result:
             return
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        remove_result(folder)
+        if self.panels:
+            remove_result(folder)
         for name, _, picture in self.panels:
             (folder / name).parent.mkdir(exist_ok=True)
             picture.save(folder / f"{name}.png")

@@ -47,7 +47,7 @@ FAILED_FILE = "failed.csv"
 """Names of a run's failed measurements, and the reasons."""
 PICTURES = (
     *("truth", "measurement", "pseudo_inverse", "mean", "std", "grid", "directions", "filmstrip", "lower", "upper"),
-    *("particles/[0-9]*", "full_size/*"),
+    *("particles/[0-9]*", "full_size/[0-9]*", "full_size/mean"),
 )
 """Names of a measurement's pictures."""
 REASONS = ".failed"
@@ -78,7 +78,9 @@ def write_metrics(folder: Path, metrics: Mapping) -> None:
 
 
 def remove_result(folder: Path) -> None:
-    """Remove an earlier result of a measurement, so that none mixes with it."""
+    """Remove an earlier result of a measurement, so that none mixes with it; other files stay."""
+    if not any((folder / name).exists() for name in (METRICS_FILE, PARTICLES_FILE)):
+        return
     (folder / METRICS_FILE).unlink(missing_ok=True)  # first, as it marks a finished one
     (folder / PARTICLES_FILE).unlink(missing_ok=True)
     for name in PICTURES:

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from safetensors.torch import load_file
+from torch import Tensor
 from torch.nn.functional import interpolate
 
 from rlsd_lightning.images import load_image, to_pil, with_channels
@@ -18,6 +19,8 @@ log = logging.getLogger(__name__)
 
 MIN_HEIGHT = 128
 """Approximate minimum height of a frame in pixels; players blur smaller frames."""
+MAX_SIDE = 16384
+"""Largest width and height in pixels that the codec takes."""
 FRAME_RATE = 8
 """Frames a second."""
 QUALITY = "16"
@@ -42,17 +45,31 @@ def write_sequence(folder: Path, names: Sequence[str]) -> None:
         if has_truth:
             truth = load_image(folder / name / "truth.png", *particles.shape[-2:])
             panels.insert(0, with_channels(truth, particles.shape[1])[0])
-        row = torch.cat(panels, dim=-1)
-        scale = max(1, round(MIN_HEIGHT / row.shape[-2]))
-        film.append(np.asarray(to_pil(interpolate(row[None], scale_factor=scale, mode="nearest")[0])))
+        scale = max(1, round(MIN_HEIGHT / particles.shape[-2]))
+        film.append(
+            np.asarray(to_pil(interpolate(_in_rows(panels, scale)[None], scale_factor=scale, mode="nearest")[0]))
+        )
     np.save(folder / "sequence.npy", torch.stack(sequences, dim=1).numpy())
     _write_film(folder / "sequence.mp4", film)
+
+
+def _in_rows(panels: Sequence[Tensor], scale: int) -> Tensor:
+    """Panels side by side, in as many rows as a film's width takes; the last one ends in black."""
+    columns = min(len(panels), max(1, MAX_SIDE // (scale * panels[0].shape[-1])))
+    black = [torch.full_like(panels[0], -1)] * (-len(panels) % columns)
+    every = [*panels, *black]
+    return torch.cat([torch.cat(every[i : i + columns], dim=-1) for i in range(0, len(every), columns)], dim=-2)
 
 
 def _write_film(path: Path, frames: list[np.ndarray]) -> None:
     import av  # only sequences need it
 
     height, width = (side - side % 2 for side in frames[0].shape[:2])  # the codec subsamples colours by two
+    if height > MAX_SIDE:
+        log.warning(
+            "no film is written: %d pixels are higher than a film's %d; solve fewer particles", height, MAX_SIDE
+        )
+        return
     with av.open(str(path), "w") as container:
         stream = container.add_stream("libx264", rate=FRAME_RATE, options={"crf": QUALITY})
         stream.height, stream.width, stream.pix_fmt = height, width, "yuv420p"

@@ -22,6 +22,7 @@ from rlsd_lightning.results.store import read_failures
 
 FAULTS = {
     "in a step": {"kind": "bug", "position": 1, "step": 2},
+    "at the end of a step": {"kind": "bug", "position": 1, "step": "after 1"},
     "while results are written": {"kind": "bug", "position": 0, "step": "end"},
     "at the end of another": {"kind": "bug", "position": 1, "step": "end"},
 }

@@ -100,6 +100,30 @@ def test_a_signal_to_any_process_saves_and_the_run_goes_on_with_another_number(
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("to", ["all", "first"])
+def test_processes_that_work_alone_finish_their_step(to: str, small: list[str], whole: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    small = [each for each in small if "every_n_train_steps" not in each]
+    often = ["callbacks.checkpoint.every_n_train_steps=1", SLOW, "+callbacks.slow.seconds=13"]
+    command = [*small, *often, "num_steps=20", "data.limit=2", "parallel=measurements"]
+    process = start_train(*command, "trainer.devices=2", f"output_dir={run}", PYTHONPATH=TESTS)
+    wait_for((run / "001" / "checkpoints" / "last.ckpt").is_file, process)
+    time.sleep(2)  # into the next step
+    for number in (process.pid, *(children(process) if to == "all" else ())):
+        os.kill(number, signal.SIGINT)
+    printed = ended(process, 90)
+    assert process.returncode == 75, printed
+    assert "process 1: stopped by" in printed
+    for name in ("000", "001"):
+        saved = torch.load(run / name / "checkpoints" / "last.ckpt", weights_only=True)
+        assert saved["global_step"] == 2
+    code, printed = train(f"resume={run}", "trainer.devices=1", SLOW, "+callbacks.slow.seconds=0")
+    assert code == 0, printed
+    for name in ("000", "001"):
+        assert_same_bits(run / name, whole / name)
+
+
+@pytest.mark.slow
 def test_a_signal_to_one_lone_process_leaves_the_others_work_alone(
     small: list[str], whole: Path, tmp_path: Path
 ) -> None:

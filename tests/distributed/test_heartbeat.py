@@ -12,7 +12,7 @@ from torch.distributed import HashStore
 from rlsd_lightning import InputError
 from rlsd_lightning.distributed.heartbeat import Heartbeat
 from rlsd_lightning.distributed.processes import Processes
-from rlsd_lightning.errors import LostError
+from rlsd_lightning.errors import LostError, StoppedError
 
 STATE = ("rank", "size", "_store", "_heartbeat", "_broadcasts")
 """What a broadcast needs of a Processes."""
@@ -52,6 +52,18 @@ def test_one_that_left_is_not_waited_for() -> None:
     first, other = beating(2)
     other.leave()
     assert first.sum(7) == 7
+
+
+def test_a_check_ends_the_wait() -> None:
+    first, _ = beating(2)
+    end = time.monotonic() + 0.3
+
+    def check() -> None:
+        if time.monotonic() > end:
+            raise StoppedError
+
+    with pytest.raises(StoppedError):
+        first.sum(7, check)
 
 
 def test_one_without_a_heartbeat_is_named() -> None:

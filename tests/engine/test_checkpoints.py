@@ -79,6 +79,27 @@ def test_steps_after_the_last_checkpoint_are_taken_again(
     assert_same_bits(tmp_path / "cut" / "noise", tmp_path / "whole" / "noise")
 
 
+@pytest.mark.parametrize("shape", [(), (1,), (5, 3)])
+def test_a_methods_own_state_is_saved_and_restored(
+    shape: tuple[int, ...], tiny_prior, tiny_features, measurement, tmp_path: Path
+) -> None:
+    class Counting(RLSD):
+        def __init__(self) -> None:
+            super().__init__(tiny_prior, measurement, tiny_features, num_steps=8, num_particles=2)
+            self.register_buffer("count", torch.zeros(shape))
+
+        def training_step(self, batch: tuple[int, int], batch_idx: int) -> torch.Tensor:
+            self.count += 1
+            return super().training_step(batch, batch_idx)
+
+    with pytest.raises(StopError):
+        trainer_with(tmp_path, StopAt(5), every=3).fit(Counting())
+    module = Counting()
+    last = tmp_path / "checkpoints" / "last.ckpt"
+    trainer_with(tmp_path, every=3).fit(module, ckpt_path=last, weights_only=True)
+    assert torch.equal(module.count, torch.full(shape, 8.0))
+
+
 def test_a_checkpoint_holds_particles_and_no_weights(tiny_prior, tiny_features, measurement, tmp_path: Path) -> None:
     module = RLSD(tiny_prior, measurement, tiny_features, num_steps=2, num_particles=2)
     trainer_with(tmp_path).fit(module)

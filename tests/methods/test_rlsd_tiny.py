@@ -108,6 +108,11 @@ def test_few_steps_update_once(num_steps: int, end: int, with_tiny):
     assert [step for step in range(num_steps) if module.decoder.updates(step)] == [num_steps - 1]
 
 
+def test_without_a_loop_the_first_step_updates(with_tiny):
+    module = make(with_tiny, num_steps=14, refine_share=1.0)
+    assert [step for step in range(14) if module.decoder.updates(step)] == [0]
+
+
 def test_repulsion_goes_through_the_tiny_decoder_too(with_tiny, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(with_tiny, "decode", None)  # no step but the updates may call it
     steps = [take_step(make(with_tiny, PixelFeatures(), gamma=gamma), EARLY) for gamma in (0.0, 0.5)]

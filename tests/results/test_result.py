@@ -170,3 +170,12 @@ def test_a_later_result_in_the_same_folder_replaces_the_earlier_one(
     assert found.truth is None and len(found.images) == 1
     assert [file.name for file in (folder / "particles").iterdir()] == ["00.png"]
     assert (folder / "notes.png").exists() and not (folder / "lower.png").exists()
+
+
+def test_pictures_of_a_folder_without_results_stay(both: tuple[Path, Path, Result], tmp_path: Path) -> None:
+    own = [tmp_path / "upper.png", tmp_path / "full_size" / "00.png", tmp_path / "particles" / "9.png"]
+    for file in own:
+        file.parent.mkdir(exist_ok=True)
+        file.touch()
+    both[2].save(tmp_path)
+    assert all(file.exists() for file in own)

@@ -175,3 +175,18 @@ def test_a_film_has_the_truth_beside_particles_of_any_channels(channels: int, tm
     write_sequence(tmp_path, ["0", "1", "2"])
     assert np.load(tmp_path / "sequence.npy").shape == (2, 3, channels, 32, 32)
     assert (tmp_path / "sequence.mp4").is_file()
+
+
+@pytest.mark.parametrize(("count", "size"), [(64, 256), (3, 48)])
+def test_a_film_of_many_particles_has_rows(count: int, size: int, tmp_path: Path):
+    particles = torch.linspace(-1, 1, count).view(count, 1, 1, 1).expand(count, 3, 16, size)
+    for name in "ab":
+        (tmp_path / name).mkdir()
+        save_file({"x": particles.contiguous()}, tmp_path / name / "particles.safetensors")
+    write_sequence(tmp_path, ["a", "b"])
+    with av.open(str(tmp_path / "sequence.mp4")) as film:
+        frame = next(film.decode(video=0)).to_ndarray(format="rgb24")
+    columns = min(count + 1, 16384 // (8 * size))
+    assert frame.shape == (128 * -(-(count + 1) // columns), 8 * size * columns, 3)
+    first, last = frame[:128, : 8 * size], frame[-128:, 8 * size * (count % columns) :][:, : 8 * size]
+    assert abs(first.mean() - 0) < 4 and abs(last.mean() - 127.5) < 4  # the first particle, and the mean

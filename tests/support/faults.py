@@ -19,7 +19,7 @@ FAULTS = {
 class Fault(Callback):
     """Raises before a step, in the process with this position in its group; only for one measurement if it is named.
 
-    The step ``end`` is after the last one, when results are written.
+    The step ``after 2`` is the end of that step, and ``end`` is after the last one, when results are written.
     """
 
     def __init__(self, kind: str, position: int, step: int | str, measurement: str | None = None) -> None:
@@ -27,6 +27,9 @@ class Fault(Callback):
 
     def on_train_batch_start(self, trainer, pl_module, batch, batch_idx: int) -> None:
         self._raise_at(batch_idx, pl_module)
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx: int) -> None:
+        self._raise_at(f"after {batch_idx}", pl_module)
 
     def on_train_end(self, trainer, pl_module) -> None:
         self._raise_at("end", pl_module)
@@ -38,10 +41,15 @@ class Fault(Callback):
 
 
 class Slow(Callback):
-    """Makes every step take a tenth of a second longer."""
+    """Makes every step take longer."""
+
+    def __init__(self, seconds: float = 0.1) -> None:
+        self.seconds = seconds
 
     def on_train_batch_start(self, trainer, pl_module, batch, batch_idx: int) -> None:
-        time.sleep(0.1)
+        end = time.monotonic() + self.seconds
+        while time.monotonic() < end:  # a signal does not end it
+            time.sleep(0.1)
 
 
 class Signal(Callback):

@@ -51,7 +51,8 @@ def predictive_check(module: ParticleModule, solved: Solved) -> Whiteness | None
     draws = Draws(module, solved.measurement, len(solved.images), FIRST_DRAW)
     residuals = standard_residuals(solved.measurement, posterior_draws(module, solved, draws), draws)
     seen = observed_values(physics, y)
-    planes = [_planes(value) for value in (residuals * seen, seen.to(residuals))]
+    seen_parts = torch.complex(seen.float(), seen.float()) if residuals.is_complex() else seen.to(residuals)
+    planes = [_planes(value) for value in (residuals * seen, seen_parts)]
     return whiteness(planes[0], planes[1][0] > 0, neighbours=not isinstance(physics, MIXING))
 
 
