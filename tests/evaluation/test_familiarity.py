@@ -104,7 +104,7 @@ def test_a_run_says_it_once_and_keeps_it(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     own = tiny_prior.calibration._replace(largest_error=0.05)
-    monkeypatch.setitem(tiny_prior.__dict__, "calibration", own)
+    monkeypatch.setattr(tiny_prior, "calibration", own)
     physics = inpainting(tiny_prior.image_shape, "half")
     picture = torch.rand(1, *tiny_prior.image_shape, generator=torch.Generator().manual_seed(0)) * 2 - 1
     measurement = Measurement("m", measure(physics, picture, 0), physics, picture if has_truth else None)
