@@ -14,6 +14,8 @@ from support.command import PROJECT
 
 from rlsd_lightning import InputError, embedded, resources
 
+pytestmark = pytest.mark.xdist_group("packaging")  # which is built once
+
 PYPROJECT = tomllib.loads((PROJECT / "pyproject.toml").read_text())
 WHEEL = PYPROJECT["tool"]["hatch"]["build"]["targets"]["wheel"]
 INSIDE = "rlsd_lightning/_project/"
