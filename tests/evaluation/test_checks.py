@@ -5,11 +5,12 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from deepinv.physics import GaussianNoise
+from deepinv.physics import GaussianNoise, LinearPhysics
 from torch import Tensor
 
 from rlsd_lightning import GaussianMixturePrior, Measurement, Prior
 from rlsd_lightning.evaluation.checks import principal_directions, truth_free_checks
+from rlsd_lightning.evaluation.checks.predictive import predictive_check
 from rlsd_lightning.evaluation.checks.stein import (
     Scores,
     posterior_scores,
@@ -231,6 +232,22 @@ def test_noise_of_another_kind_or_size_fails() -> None:
     ):
         assert twice_median(getattr(whiteness(values, seen), part)) < 1e-4
         assert twice_median(getattr(whiteness(normal(*size, seed=5), seen), part)) > 0.01
+
+
+@pytest.mark.parametrize("part", [1, 1j])
+def test_both_parts_of_complex_residuals_are_checked(part: complex) -> None:
+    physics = LinearPhysics(
+        A=lambda x, **_: torch.fft.fft2(x, norm="ortho"),
+        A_adjoint=lambda y, **_: torch.fft.ifft2(y, norm="ortho").real,
+        noise_model=GaussianNoise(sigma=0.05 * math.sqrt(2)),
+    )
+    noise = 0.05 * torch.view_as_complex(normal(1, *SHAPE, 2))
+    for factor, passed in ((0, True), (3, False)):
+        values = torch.view_as_real(noise) * torch.tensor([1 + factor * (part == 1), 1 + factor * (part == 1j)])
+        measurement = Measurement("fourier", torch.view_as_complex(values.contiguous()), physics)
+        latents = torch.zeros(4, *SHAPE)
+        found = predictive_check(method(measurement, 0.0), Solved(measurement, latents, latents, latents))
+        assert (twice_median(found.size_p) > 0.01) == passed
 
 
 @pytest.mark.parametrize("name", ["mask", "colours", "noise"])

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from deepinv.physics import GaussianNoise, Inpainting
+from deepinv.physics import GaussianNoise, Inpainting, LinearPhysics
 from lightning.pytorch.callbacks import Callback
 from safetensors.torch import load_file
 from support.command import train
@@ -55,6 +55,22 @@ def test_gaussian_posterior_has_its_mean_and_covariance(noise_std: float, tmp_pa
     # five standard errors of a mean and of a deviation
     assert ((points.mean(dim=0) - posterior.means[0]).abs() < 5 * scale / 1000**0.5).all()
     assert (points.std(dim=0) / scale - 1).abs().max() < 5 / 2000**0.5
+
+
+def test_last_draws_perturb_both_parts_of_a_complex_measurement(tiny_prior):
+    physics = LinearPhysics(
+        A=lambda x, **_: torch.fft.fft2(x, norm="ortho"),
+        A_adjoint=lambda y, **_: torch.fft.ifft2(y, norm="ortho").real,
+        noise_model=GaussianNoise(sigma=0.1),
+    )
+    y = torch.zeros(1, *tiny_prior.image_shape, dtype=torch.complex64)
+    module = TwistedFilter(
+        tiny_prior, Measurement("fourier", y, physics), LatentFeatures(), num_particles=2, num_steps=2
+    )
+    (perturbed,) = module._perturbed(0)
+    assert perturbed.shape == (2, *y.shape[1:])
+    for part in (perturbed.real, perturbed.imag):  # deepinv's deviation is that of both parts together
+        assert part.std().item() == pytest.approx(0.1 / 2**0.5, rel=0.05)
 
 
 class Shares(Callback):
