@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 from argparse import Namespace
+from collections.abc import Sequence
 from pathlib import Path
 
 from pictures import table_of_images
@@ -13,7 +14,7 @@ from tables import NAMES
 from rlsd_lightning.evaluation.checks.intervals import left_out_coverage
 from rlsd_lightning.results.store import load_run
 
-__all__ = ["PICTURES", "PRIOR", "draw", "make"]
+__all__ = ["EVERY", "PICTURES", "PRIOR", "draw", "make", "remade"]
 
 PRIOR = PROJECT / "data" / "priors" / "faces"
 TASKS_PICTURE, FACES_PICTURE = PROJECT / "docs" / "tasks.png", PROJECT / "docs" / "half_face.png"
@@ -29,6 +30,7 @@ TASKS = (
     "hdr",
     "phase_retrieval",
 )
+EVERY = (*TASKS, "toy")
 COMPARED = TASKS[:2]
 COLUMNS = {
     "ground truth": "truth.png",
@@ -71,9 +73,9 @@ def all_runs(faces: int) -> list[Run]:
     return runs
 
 
-def coverage(out: Path) -> dict[str, dict[str, float]]:
+def coverage(out: Path, tasks: Sequence[str]) -> dict[str, dict[str, float]]:
     """Coverage of the default's uncertainty by task, from ``train.py evaluate``."""
-    folders = {task: run_folder(default(task), out) for task in TASKS}
+    folders = {task: run_folder(default(task), out) for task in tasks}
     file = out / "coverage.json"
     command = [sys.executable, str(PROJECT / "train.py"), "evaluate", *map(str, folders.values()), "--json", str(file)]
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
@@ -82,10 +84,23 @@ def coverage(out: Path) -> dict[str, dict[str, float]]:
 
 
 def make(args: Namespace) -> dict[str, dict]:
-    """Figures of all runs, which are made if they are not there."""
-    found = kept_figures(all_runs(args.faces), args)
-    intervals = {task: left_out_coverage(load_run(run_folder(default(task), args.out))) for task in TASKS}
-    return {"faces": args.faces, "runs": found, "coverage": coverage(args.out), "intervals": intervals}
+    """Figures of the runs of ``args.only``'s tasks, which are made if they are not there."""
+    found = kept_figures([run for run in all_runs(args.faces) if run.task in args.only], args)
+    tasks = [task for task in TASKS if task in args.only]
+    intervals = {task: left_out_coverage(load_run(run_folder(default(task), args.out))) for task in tasks}
+    return {"faces": args.faces, "runs": found, "coverage": coverage(args.out, tasks), "intervals": intervals}
+
+
+def remade(before: dict, found: dict, tasks: Sequence[str], code: str) -> dict:
+    """Earlier figures, with those of some tasks made anew, by other code that left the others as they were.
+
+    Raises:
+        SystemExit: If the earlier ones are of another number of faces.
+    """
+    if before["faces"] != found["faces"]:
+        raise SystemExit(f"--faces must be {before['faces']} as in the figures that stay, got {found['faces']}")
+    merged = {name: {**before[name], **found[name]} for name in ("runs", "coverage", "intervals")}
+    return {**before, **merged, "remade": {**before.get("remade", {}), **dict.fromkeys(tasks, code)}}
 
 
 def draw(args: Namespace) -> None:

@@ -3,6 +3,7 @@
 python -m examples.photo_prior.photographs --out build/photographs     # once: photographs for total variation's weights
 python benchmarks/results.py                    # everything that is missing, then the page
 python benchmarks/results.py --parts faces --faces 8
+python benchmarks/results.py --parts faces --only super_resolution   # these tasks anew; the other figures stay
 python benchmarks/results.py --parts sets --faces 24     # needs the draws of data/faces/generator/posterior.mjs
 python benchmarks/results.py --parts priors --faces 64   # small priors of tests/priors, a quarter of the faces
 python benchmarks/results.py --parts photographs --size 128 --tasks denoising "super-resolution x4" --forms default tv
@@ -45,6 +46,8 @@ def make(part: str, args: argparse.Namespace) -> dict:
     here = argparse.Namespace(**{**vars(args), "out": folder})
     hold_one_version(folder, made_by(part))
     found = PARTS[part].make(here)
+    if part == "faces" and set(args.only) < set(faces.EVERY):
+        return faces.remade(json.loads(FIGURES.read_text())[part], found, args.only, code_digest())
     PARTS[part].draw(here)
     pictures = {path.name: checksum(path) for path in PARTS[part].PICTURES}
     return {"command": command_of(part, args), **made_by(part), "pictures": pictures, **found}
@@ -92,6 +95,7 @@ def parsed() -> argparse.Namespace:
     options = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     options.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS), help="which figures are made")
     options.add_argument("--faces", type=int, default=64, help="number of held-out faces of the default's runs")
+    options.add_argument("--only", nargs="+", choices=faces.EVERY, default=faces.EVERY, help="tasks of the faces")
     options.add_argument("--draws", type=Path, default=Path("build/faces/posterior"), help="exact draws, for sets")
     options.add_argument("--size", type=int, default=256, help="side in pixels of the photographs")
     tasks, forms = photographs.TASK_NAMES, photographs.FORMS

@@ -210,7 +210,8 @@ def photographs_made_by(made: dict) -> str:
 
 def made_of(made: dict) -> str:
     """Version, code and weights."""
-    return f"Version {made['version']}, code {made['code']}, weights {made['weights']} (first digits of SHA-256)"
+    codes = [made["code"], *(f"{code} for {NAMES[task]}" for task, code in made.get("remade", {}).items())]
+    return f"Version {made['version']}, code {', '.join(codes)}, weights {made['weights']} (first digits of SHA-256)"
 
 
 def photographs(made: dict) -> str:
