@@ -14,9 +14,9 @@ from tables import NAMES
 from rlsd_lightning.evaluation.checks.intervals import left_out_coverage
 from rlsd_lightning.results.store import load_run
 
-__all__ = ["EVERY", "PICTURES", "PRIOR", "draw", "make", "remade"]
+__all__ = ["EVERY", "PICTURES", "WEIGHTS", "draw", "make", "remade"]
 
-PRIOR = PROJECT / "data" / "priors" / "faces"
+WEIGHTS = (PROJECT / "data" / "priors" / "faces",)
 TASKS_PICTURE, FACES_PICTURE = PROJECT / "docs" / "tasks.png", PROJECT / "docs" / "half_face.png"
 PICTURES = (TASKS_PICTURE, FACES_PICTURE)
 COVERAGE = ("total_coverage_50", "total_coverage_90", "total_spread_to_error")

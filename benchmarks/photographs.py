@@ -29,6 +29,7 @@ from rlsd_lightning.priors import StableDiffusionPrior
 from rlsd_lightning.results.store import load_run
 
 PRIOR = PROJECT / "data" / "priors" / "photos"
+WEIGHTS = (PRIOR,)
 PHOTOS = PROJECT / "data" / "photos"
 PICTURE = PROJECT / "docs" / "photographs.jpg"
 PICTURES = (PICTURE,)

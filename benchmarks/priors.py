@@ -1,28 +1,32 @@
-"""The table of small priors of docs/results.md: the default beside other methods on priors that it was not tuned on."""
+"""The table of priors of docs/results.md: the default beside other methods on priors of which it was tuned on one."""
 
 from argparse import Namespace
 from pathlib import Path
 
 from runs import PROJECT, Run, kept_figures
 
-__all__ = ["PICTURES", "PRIOR", "draw", "make"]
+__all__ = ["PICTURES", "WEIGHTS", "draw", "make"]
 
-PRIOR = PROJECT / "tests" / "priors"
+EMBEDDED, SMALL = PROJECT / "data" / "priors", PROJECT / "tests" / "priors"
+WEIGHTS = (EMBEDDED, SMALL)
 PICTURES: tuple[Path, ...] = ()
 PRIORS = {
-    "flow": ["prior=sana", f"prior.pretrained={PRIOR / 'flow'}"],
-    "pixels": ["prior=pixel", f"prior.pretrained={PRIOR / 'pixels'}"],
+    "faces": [],
+    "photos": ["prior=photos", "prior.image_size=64", f"data.images={PROJECT / 'data' / 'photos'}"],
+    "flow": ["prior=sana", f"prior.pretrained={SMALL / 'flow'}"],
+    "pixels": ["prior=pixel", f"prior.pretrained={SMALL / 'pixels'}"],
 }
-TASKS = ("inpaint", "super_resolution", "inpaint_random")
+TASKS = ("inpaint", "super_resolution", "inpaint_random", "colorize", "gaussian_deblur", "denoise", "hdr")
 METHODS = {
     "default": [],
     "independent": ["method=independent"],
+    "distilled": ["method=distilled", "num_steps=100"],
     "dps": ["method=dps", "num_steps=100"],
 }
 
 
 def all_runs(faces: int) -> list[Run]:
-    """The runs of the table, on a quarter of the faces; no run sets anything but its prior, task and method."""
+    """The runs of the table, on a quarter of the images; no run sets anything but its prior, images, task and method."""
     limit = f"data.limit={max(2, faces // 4)}"
     return [
         Run(name, task, form, (*prior, *options, limit))

@@ -5,7 +5,7 @@ python benchmarks/results.py                    # everything that is missing, th
 python benchmarks/results.py --parts faces --faces 8
 python benchmarks/results.py --parts faces --only super_resolution   # these tasks anew; the other figures stay
 python benchmarks/results.py --parts sets --faces 24     # needs the draws of data/faces/generator/posterior.mjs
-python benchmarks/results.py --parts priors --faces 64   # small priors of tests/priors, a quarter of the faces
+python benchmarks/results.py --parts priors --faces 24   # all priors, on a quarter of these faces and as many photographs
 python benchmarks/results.py --parts photographs --size 128 --tasks denoising "super-resolution x4" --forms default tv
 python benchmarks/results.py --tables           # only write the page again, from docs/results.json
 python benchmarks/results.py --check            # whether the page, its figures, pictures and the weights belong together
@@ -36,7 +36,7 @@ PARTS: dict[str, ModuleType] = {"faces": faces, "sets": sets, "priors": priors, 
 
 def made_by(part: str) -> dict[str, str]:
     """What the figures of a part depend on."""
-    return {"version": version("rlsd-lightning"), "code": code_digest(), "weights": checksum(PARTS[part].PRIOR)}
+    return {"version": version("rlsd-lightning"), "code": code_digest(), "weights": checksum(*PARTS[part].WEIGHTS)}
 
 
 def make(part: str, args: argparse.Namespace) -> dict:
@@ -78,7 +78,7 @@ def faults() -> list[str]:
     if PAGE.read_text() != page_with_tables(PAGE.read_text(), made):
         found.append(f"{PAGE.name} has other tables than {FIGURES.name}; --tables writes them again")
     for part, figures in made.items():
-        now = {"version": version("rlsd-lightning"), "weights": checksum(PARTS[part].PRIOR)}
+        now = {"version": version("rlsd-lightning"), "weights": checksum(*PARTS[part].WEIGHTS)}
         found += [
             f"{part}: {what} was {figures[what]} and is {now[what]}; {figures['command']} makes the figures anew"
             for what in now

@@ -100,11 +100,12 @@ def kept_figures(runs: Sequence[Run], args: Namespace) -> dict[str, list[dict]]:
         return dict(zip((run.key for run in runs), pool.map(figures, runs), strict=True))
 
 
-def checksum(path: Path) -> str:
-    """First digits of the SHA-256 of a file, or of the weights in a folder."""
+def checksum(*paths: Path) -> str:
+    """First digits of the SHA-256 of files, and of the weights in folders."""
     digest = hashlib.sha256()
-    for file in sorted(path.rglob("*.safetensors")) if path.is_dir() else [path]:
-        digest.update(file.read_bytes())
+    for path in paths:
+        for file in sorted(path.rglob("*.safetensors")) if path.is_dir() else [path]:
+            digest.update(file.read_bytes())
     return digest.hexdigest()[:DIGITS]
 
 

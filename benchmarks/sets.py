@@ -13,9 +13,9 @@ from rlsd_lightning import embedded, representatives
 from rlsd_lightning.evaluation.judge import Judge, load_judge
 from rlsd_lightning.results.store import load_run
 
-__all__ = ["PICTURES", "PRIOR", "draw", "make"]
+__all__ = ["PICTURES", "WEIGHTS", "draw", "make"]
 
-PRIOR = PROJECT / "data" / "priors" / "faces"
+WEIGHTS = (PROJECT / "data" / "priors" / "faces",)
 PICTURES: tuple[Path, ...] = ()
 MANY = 16
 """Particles of the runs whose shares and ranks are shown; for the other figures they are sets of four."""

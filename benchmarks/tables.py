@@ -10,6 +10,8 @@ NAMES = {
     "inpaint_random": "80 % missing",
     "colorize": "colourisation",
     "motion_deblur": "motion deblurring",
+    "gaussian_deblur": "Gaussian deblurring",
+    "denoise": "denoising",
     "hdr": "high dynamic range",
     "phase_retrieval": "phase retrieval",
 }
@@ -184,12 +186,12 @@ def shares(made: dict) -> str:
 
 
 def priors_made_by(made: dict) -> str:
-    """The command, version and weights of the small priors' figures."""
+    """The command, version and weights of all priors' figures."""
     return faces_made_by(made)
 
 
 def priors(made: dict) -> str:
-    """Methods on each small prior."""
+    """Methods on each prior."""
     split = [(*key.split("/"), rows) for key, rows in made["runs"].items()]
     names = dict.fromkeys(NAMES[task] for _, task, _, _ in split)
     rows = []

@@ -19,7 +19,7 @@ from rlsd_lightning.operators.likelihood import equivalent_forms, measured, nois
 from rlsd_lightning.operators.noise import PoissonNoise
 from rlsd_lightning.operators.proximal import has_own_step, proximal_step
 
-__all__ = ["DecoderError", "decoder_error"]
+__all__ = ["DecoderError", "decoder_error", "least_variance"]
 
 DRAWS = 16
 """Simulated truths."""
@@ -62,6 +62,7 @@ def decoder_error(
     seed: int,
     key: int,
     at_once: int | None = None,
+    least_var: float = 0.0,
     largest_var: float = 1.0,
 ) -> DecoderError | None:
     r"""Estimate the reconstruction error of one measurement's particles, and the part of it that stays in the images.
@@ -76,7 +77,8 @@ def decoder_error(
     :math:`\overline{(x' - D)^2} = \overline{(x - D)^2}`, and :math:`V = \overline{(u - x')^2}`.
 
     For a linear operator and Gaussian noise :math:`v` is unbiased if latents are posterior draws. Optimised latents follow
-    :math:`e` and the noise, which makes it too small. Badly sampled latents make it too large, up to ``largest_var``.
+    :math:`e` and the noise, which makes it too small, down to ``least_var``. Badly sampled latents make it too large, up to
+    ``largest_var``.
 
     Args:
         measurement: Measurement that the particles explain.
@@ -87,6 +89,7 @@ def decoder_error(
         seed: The run's seed.
         key: The measurement's key, of :func:`~rlsd_lightning.functional.noise.keyed_normal`.
         at_once: Simulations that are solved side by side; all if left out.
+        least_var: Lower bound of :math:`v`, see :func:`least_variance`.
         largest_var: Upper bound of :math:`v`. Latents that do not fit the measurement move :math:`x_i` too, which must not
             count as reconstruction error.
 
@@ -99,7 +102,7 @@ def decoder_error(
         return None
     images, decoded = at_least_float32(images), at_least_float32(decoded)
     simulate = _Simulation(measurement, decoded, weight, seed, key, at_once)
-    found = _matching_variance(simulate, _mean((images - decoded).square()).item(), image_var, largest_var)
+    found = _matching_variance(simulate, _mean((images - decoded).square()).item(), image_var, least_var, largest_var)
     if found is None:
         return None
     variance, remaining = found
@@ -107,8 +110,23 @@ def decoder_error(
     return DecoderError(variance**0.5, remaining if forms is None else forms.mean(dim=0)[0])
 
 
+def least_variance(measurement: Measurement, num_latents: int, image_var: float) -> float:
+    r"""Reconstruction error's variance that can't be told from noise, at most the prior's own ``image_var``.
+
+    :math:`k` optimised latents follow up to :math:`k / m` of the noise of :math:`m` values. The residual lacks that part,
+    which may be more than the reconstruction error.
+
+    Args:
+        measurement: The measurement.
+        num_latents: Number of latents of a particle, :math:`k`.
+        image_var: Variance of the prior's reconstruction error.
+    """
+    share = min(1.0, num_latents / measurement.y[0].numel())
+    return min(image_var, share * noise_std(measurement.physics.noise_model, measurement.y) ** 2)
+
+
 def _matching_variance(
-    simulate: "_Simulation", moved: float, image_var: float, largest_var: float
+    simulate: "_Simulation", moved: float, image_var: float, least_var: float, largest_var: float
 ) -> tuple[float, Tensor] | None:
     r"""The variance :math:`v` whose simulations move images as far from :math:`D(z)` as the run did, and :math:`V`.
 
@@ -118,6 +136,7 @@ def _matching_variance(
         simulate: The simulation.
         moved: Mean square :math:`\overline{(x - D)^2}` of the run.
         image_var: First guess of the variance.
+        least_var: Least variance.
         largest_var: Largest variance.
 
     Returns:
@@ -130,9 +149,9 @@ def _matching_variance(
         if errors.moved <= noise.moved:
             return None
         ratio = (moved - noise.moved) / (errors.moved - noise.moved)
-        if ratio <= 0:  # the noise alone moves images further than the run did
+        following = min(max(variance * ratio, least_var), largest_var)
+        if following <= 0:  # the noise alone moves images further than the run did
             return 0.0, noise.remaining
-        following = min(variance * ratio, largest_var)
         if abs(ratio - 1) < CLOSE or following == variance:
             break
     return variance, errors.remaining

@@ -21,7 +21,7 @@ from rlsd_lightning.operators.proximal import noise_share, proximal_step
 from rlsd_lightning.priors import Calibration
 from rlsd_lightning.results.store import load_run
 from rlsd_lightning.results.writer import ImageResults
-from rlsd_lightning.uncertainty import DecoderError, decoder_error
+from rlsd_lightning.uncertainty import DecoderError, decoder_error, least_variance
 
 SHAPE = (3, 64, 64)
 IMAGE_VAR = 0.08**2
@@ -110,6 +110,27 @@ def found_on_average(noise: float, std: float, runs: int = 10) -> float:
 @pytest.mark.parametrize(("noise", "std"), [(0.1, 0.03), (0.2, 0.05), (0.3, 0.2)])
 def test_errors_are_found_in_noise_that_is_larger(noise: float, std: float) -> None:
     assert found_on_average(noise, std) == pytest.approx(std, rel=0.25)
+
+
+@pytest.mark.parametrize(("noise", "expected"), [(0.001, 0.0005), (0.1, 0.05), (0.3, 0.08)])
+def test_latents_that_follow_the_noise_hide_no_error(noise: float, expected: float) -> None:
+    """A quarter of the residual's directions is fitted, so that the rest is smaller than the noise alone."""
+    torch.manual_seed(0)
+    physics = Inpainting(SHAPE, mask=torch.ones(1, 64, 64), noise_model=GaussianNoise(noise))
+    truth = 0.5 * torch.rand(1, *SHAPE) - 0.25
+    y = physics(truth)
+    decoded = torch.where(torch.rand(SHAPE) < 0.25, y, truth)
+    measurement = Measurement("one", y, physics)
+    weight = max(noise_share(measurement, truth.numel()) / IMAGE_VAR, 1e-3)
+    images = proximal_step(physics, y, decoded, weight)
+    least = least_variance(measurement, truth.numel() // 4, IMAGE_VAR)
+    assert least**0.5 == pytest.approx(expected)
+    found = [
+        decoder_error(measurement, images, decoded, IMAGE_VAR, weight, seed=0, key=1, least_var=least_var)
+        for least_var in (0.0, least)
+    ]
+    assert found[0].std == 0 and found[1].std == pytest.approx(expected)
+    assert found[1].variance.mean() > found[0].variance.mean()
 
 
 def test_noise_alone_is_hardly_taken_for_an_error() -> None:

@@ -1,6 +1,7 @@
 """Callbacks that make and write the results of finished measurements."""
 
 import logging
+import math
 import time
 from abc import abstractmethod
 from dataclasses import replace
@@ -26,7 +27,7 @@ from rlsd_lightning.results.grid import FILMSTRIP_ROWS, thumbnails
 from rlsd_lightning.results.monitor import log_moment
 from rlsd_lightning.results.result import Result, image_result
 from rlsd_lightning.results.store import mean_figures
-from rlsd_lightning.uncertainty import DecoderError, decoder_error
+from rlsd_lightning.uncertainty import DecoderError, decoder_error, least_variance
 
 __all__ = ["MOMENTS", "ImageResults", "PointResults", "Results", "moments"]
 
@@ -215,11 +216,14 @@ def estimated_error(module: ParticleModule, solved: Solved) -> DecoderError | No
     if not module.has_proximal_results or module.prior.latent_shape == module.prior.image_shape:
         return None
     measurement, variance = solved.measurement, module.decoder_std**2
-    largest = max(variance, module.prior.calibration.largest_error**2)
     try:
-        # the same for any number of processes, which round differently
-        at_once = module.particle_chunk or module.num_particles
-        settings = {"at_once": at_once, "seed": module.seed, "largest_var": largest}
+        settings = {
+            "at_once": module.particle_chunk
+            or module.num_particles,  # for any number of processes, which round differently
+            "seed": module.seed,
+            "least_var": least_variance(measurement, math.prod(module.prior.latent_shape), variance),
+            "largest_var": max(variance, module.prior.calibration.largest_error**2),
+        }
         weight = module.proximal.mu(measurement, variance)
         shared = decoder_error(
             measurement, solved.images, solved.decoded, variance, weight, key=measurement.noise_key, **settings
