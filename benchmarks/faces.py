@@ -14,7 +14,7 @@ from tables import NAMES
 from rlsd_lightning.evaluation.checks.intervals import left_out_coverage
 from rlsd_lightning.results.store import load_run
 
-__all__ = ["EVERY", "PICTURES", "WEIGHTS", "draw", "make", "remade"]
+__all__ = ["EVERY", "PICTURES", "WEIGHTS", "draw", "make"]
 
 WEIGHTS = (PROJECT / "data" / "priors" / "faces",)
 TASKS_PICTURE, FACES_PICTURE = PROJECT / "docs" / "tasks.png", PROJECT / "docs" / "half_face.png"
@@ -84,23 +84,12 @@ def coverage(out: Path, tasks: Sequence[str]) -> dict[str, dict[str, float]]:
 
 
 def make(args: Namespace) -> dict[str, dict]:
-    """Figures of the runs of ``args.only``'s tasks, which are made if they are not there."""
-    found = kept_figures([run for run in all_runs(args.faces) if run.task in args.only], args)
-    tasks = [task for task in TASKS if task in args.only]
+    """Figures of all runs, or of those of ``args.only``'s tasks, which are made if they are not there."""
+    chosen = args.only or EVERY
+    found = kept_figures([run for run in all_runs(args.faces) if run.task in chosen], args)
+    tasks = [task for task in TASKS if task in chosen]
     intervals = {task: left_out_coverage(load_run(run_folder(default(task), args.out))) for task in tasks}
     return {"faces": args.faces, "runs": found, "coverage": coverage(args.out, tasks), "intervals": intervals}
-
-
-def remade(before: dict, found: dict, tasks: Sequence[str], code: str) -> dict:
-    """Earlier figures, with those of some tasks made anew, by other code that left the others as they were.
-
-    Raises:
-        SystemExit: If the earlier ones are of another number of faces.
-    """
-    if before["faces"] != found["faces"]:
-        raise SystemExit(f"--faces must be {before['faces']} as in the figures that stay, got {found['faces']}")
-    merged = {name: {**before[name], **found[name]} for name in ("runs", "coverage", "intervals")}
-    return {**before, **merged, "remade": {**before.get("remade", {}), **dict.fromkeys(tasks, code)}}
 
 
 def draw(args: Namespace) -> None:

@@ -4,6 +4,7 @@ python -m examples.photo_prior.photographs --out build/photographs     # once: p
 python benchmarks/results.py                    # everything that is missing, then the page
 python benchmarks/results.py --parts faces --faces 8
 python benchmarks/results.py --parts faces --only super_resolution   # these tasks anew; the other figures stay
+python benchmarks/results.py --parts photographs --only denoising --forms default
 python benchmarks/results.py --parts sets --faces 24     # needs the draws of data/faces/generator/posterior.mjs
 python benchmarks/results.py --parts priors --faces 24   # all priors, on a quarter of these faces and as many photographs
 python benchmarks/results.py --parts photographs --size 128 --tasks denoising "super-resolution x4" --forms default tv
@@ -18,6 +19,7 @@ each image, docs/results.md gets the tables between its markers.
 import argparse
 import json
 import sys
+from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 from types import ModuleType
@@ -43,14 +45,28 @@ def make(part: str, args: argparse.Namespace) -> dict:
     """Makes what is missing of a part; returns its figures and what they were made by."""
     folder = args.out.resolve() / (f"{part}-{args.size}" if part == "photographs" else part)
     folder.mkdir(parents=True, exist_ok=True)
-    here = argparse.Namespace(**{**vars(args), "out": folder})
+    here = argparse.Namespace(**{**vars(args), "out": folder, "tasks": args.only or args.tasks})
     hold_one_version(folder, made_by(part))
     found = PARTS[part].make(here)
-    if part == "faces" and set(args.only) < set(faces.EVERY):
-        return faces.remade(json.loads(FIGURES.read_text())[part], found, args.only, code_digest())
+    if args.only:
+        return remade(json.loads(FIGURES.read_text())[part], found, args.only)
     PARTS[part].draw(here)
     pictures = {path.name: checksum(path) for path in PARTS[part].PICTURES}
     return {"command": command_of(part, args), **made_by(part), "pictures": pictures, **found}
+
+
+def remade(before: dict, found: dict, tasks: Sequence[str]) -> dict:
+    """Earlier figures of a part, with those of some tasks made anew, by other code that left the others as they were.
+
+    Raises:
+        SystemExit: If the earlier ones are of another number of images, another size, or another distance.
+    """
+    merged = {}
+    for name, new in found.items():
+        if not isinstance(new, dict) and new != before[name]:
+            raise SystemExit(f"{name} must be {before[name]} as in the figures that stay, got {new}")
+        merged[name] = {**before[name], **new} if isinstance(new, dict) else new
+    return {**before, **merged, "remade": {**before.get("remade", {}), **dict.fromkeys(tasks, code_digest())}}
 
 
 def command_of(part: str, args: argparse.Namespace) -> str:
@@ -92,10 +108,11 @@ def faults() -> list[str]:
 
 def parsed() -> argparse.Namespace:
     """The command line."""
+    known = (*faces.EVERY, *photographs.TASK_NAMES)
     options = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     options.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS), help="which figures are made")
     options.add_argument("--faces", type=int, default=64, help="number of held-out faces of the default's runs")
-    options.add_argument("--only", nargs="+", choices=faces.EVERY, default=faces.EVERY, help="tasks of the faces")
+    options.add_argument("--only", nargs="+", choices=known, default=[], help="tasks made anew; other figures stay")
     options.add_argument("--draws", type=Path, default=Path("build/faces/posterior"), help="exact draws, for sets")
     options.add_argument("--size", type=int, default=256, help="side in pixels of the photographs")
     tasks, forms = photographs.TASK_NAMES, photographs.FORMS

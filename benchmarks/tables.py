@@ -212,7 +212,7 @@ def photographs_made_by(made: dict) -> str:
 
 def made_of(made: dict) -> str:
     """Version, code and weights."""
-    codes = [made["code"], *(f"{code} for {NAMES[task]}" for task, code in made.get("remade", {}).items())]
+    codes = [made["code"], *(f"{code} for {NAMES.get(task, task)}" for task, code in made.get("remade", {}).items())]
     return f"Version {made['version']}, code {', '.join(codes)}, weights {made['weights']} (first digits of SHA-256)"
 
 

@@ -66,16 +66,17 @@ def test_figures_of_other_weights_versions_or_pictures_are_named(
     assert fault.startswith(expected)
 
 
-def test_tasks_that_are_made_anew_leave_the_others(results: ModuleType):
+def test_tasks_that_are_made_anew_leave_the_others(results: ModuleType, monkeypatch: pytest.MonkeyPatch):
     made = json.loads(results.FIGURES.read_text())["faces"]
     key = "tasks/super_resolution/default"
     found = {"faces": made["faces"], "runs": {key: [{"name": "000"}]}, "coverage": {}, "intervals": {}}
-    merged = results.faces.remade(made, found, ["super_resolution"], "abc")
+    monkeypatch.setattr(results, "code_digest", lambda: "abc")
+    merged = results.remade(made, found, ["super_resolution"])
     assert merged["runs"] == {**made["runs"], key: [{"name": "000"}]} and list(merged["runs"]) == list(made["runs"])
     assert merged["code"] == made["code"] and merged["coverage"] == made["coverage"]
     assert "abc for super-resolution x4, weights" in sys.modules["tables"].made_of(merged)
-    with pytest.raises(SystemExit, match="--faces must be"):
-        results.faces.remade(made, {**found, "faces": 2}, ["super_resolution"], "abc")
+    with pytest.raises(SystemExit, match="faces must be"):
+        results.remade(made, {**found, "faces": 2}, ["super_resolution"])
 
 
 def test_a_part_without_figures_is_named(results: ModuleType, copied: Path):
