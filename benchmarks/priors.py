@@ -16,7 +16,7 @@ PRIORS = {
     "flow": ["prior=sana", f"prior.pretrained={SMALL / 'flow'}"],
     "pixels": ["prior=pixel", f"prior.pretrained={SMALL / 'pixels'}"],
 }
-TASKS = ("inpaint", "super_resolution", "inpaint_random", "colorize", "gaussian_deblur", "denoise", "hdr")
+TASKS = ("inpaint", "super_resolution", "inpaint_random", "colorize", "denoise")
 METHODS = {
     "default": [],
     "independent": ["method=independent"],
@@ -37,8 +37,10 @@ def all_runs(faces: int) -> list[Run]:
 
 
 def make(args: Namespace) -> dict[str, object]:
-    """Figures of all runs, which are made if they are not there."""
-    return {"runs": kept_figures(all_runs(args.faces), args)}
+    """Figures of all runs, or of those of ``args.only``'s priors and tasks, which are made if they are not there."""
+    chosen = set(args.only or PRIORS)
+    runs = [run for run in all_runs(args.faces) if run.form in args.forms and chosen & {run.table, run.task}]
+    return {"runs": kept_figures(runs, args)}
 
 
 def draw(args: Namespace) -> None:

@@ -5,6 +5,7 @@ python benchmarks/results.py                    # everything that is missing, th
 python benchmarks/results.py --parts faces --faces 8
 python benchmarks/results.py --parts faces --only super_resolution   # these tasks anew; the other figures stay
 python benchmarks/results.py --parts photographs --only denoising --forms default
+python benchmarks/results.py --parts priors --only denoise pixels --forms default independent
 python benchmarks/results.py --parts sets --faces 24     # needs the draws of data/faces/generator/posterior.mjs
 python benchmarks/results.py --parts priors --faces 24   # all priors, on a quarter of these faces and as many photographs
 python benchmarks/results.py --parts photographs --size 128 --tasks denoising "super-resolution x4" --forms default tv
@@ -49,13 +50,14 @@ def make(part: str, args: argparse.Namespace) -> dict:
     hold_one_version(folder, made_by(part))
     found = PARTS[part].make(here)
     if args.only:
-        return remade(json.loads(FIGURES.read_text())[part], found, args.only)
+        forms = "" if list(args.forms) == list(photographs.FORMS) else f" ({', '.join(args.forms)})"
+        return remade(json.loads(FIGURES.read_text())[part], found, args.only, forms)
     PARTS[part].draw(here)
     pictures = {path.name: checksum(path) for path in PARTS[part].PICTURES}
     return {"command": command_of(part, args), **made_by(part), "pictures": pictures, **found}
 
 
-def remade(before: dict, found: dict, tasks: Sequence[str]) -> dict:
+def remade(before: dict, found: dict, tasks: Sequence[str], forms: str = "") -> dict:
     """Earlier figures of a part, with those of some tasks made anew, by other code that left the others as they were.
 
     Raises:
@@ -66,7 +68,7 @@ def remade(before: dict, found: dict, tasks: Sequence[str]) -> dict:
         if not isinstance(new, dict) and new != before[name]:
             raise SystemExit(f"{name} must be {before[name]} as in the figures that stay, got {new}")
         merged[name] = {**before[name], **new} if isinstance(new, dict) else new
-    return {**before, **merged, "remade": {**before.get("remade", {}), **dict.fromkeys(tasks, code_digest())}}
+    return {**before, **merged, "remade": {**before.get("remade", {}), **dict.fromkeys(tasks, code_digest() + forms)}}
 
 
 def command_of(part: str, args: argparse.Namespace) -> str:
@@ -108,16 +110,18 @@ def faults() -> list[str]:
 
 def parsed() -> argparse.Namespace:
     """The command line."""
-    known = (*faces.EVERY, *photographs.TASK_NAMES)
+    known = dict.fromkeys((*faces.EVERY, *priors.TASKS, *priors.PRIORS, *photographs.TASK_NAMES))
     options = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     options.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS), help="which figures are made")
     options.add_argument("--faces", type=int, default=64, help="number of held-out faces of the default's runs")
-    options.add_argument("--only", nargs="+", choices=known, default=[], help="tasks made anew; other figures stay")
+    options.add_argument(
+        "--only", nargs="+", choices=known, default=[], help="tasks, or priors, made anew; other figures stay"
+    )
     options.add_argument("--draws", type=Path, default=Path("build/faces/posterior"), help="exact draws, for sets")
     options.add_argument("--size", type=int, default=256, help="side in pixels of the photographs")
     tasks, forms = photographs.TASK_NAMES, photographs.FORMS
     options.add_argument("--tasks", nargs="+", choices=tasks, default=tasks, help="tasks of the photographs")
-    options.add_argument("--forms", nargs="+", choices=forms, default=forms, help="methods on the photographs")
+    options.add_argument("--forms", nargs="+", choices=forms, default=forms, help="methods on photographs and priors")
     options.add_argument("--baseline-tasks", nargs="+", choices=tasks, default=tasks, help="tasks of the baselines")
     options.add_argument("--validation", type=Path, default=Path("build/photographs/validation"), help="others, for tv")
     options.add_argument("--jobs", type=int, default=1 if torch.cuda.is_available() else 2, help="runs side by side")

@@ -10,7 +10,6 @@ NAMES = {
     "inpaint_random": "80 % missing",
     "colorize": "colourisation",
     "motion_deblur": "motion deblurring",
-    "gaussian_deblur": "Gaussian deblurring",
     "denoise": "denoising",
     "hdr": "high dynamic range",
     "phase_retrieval": "phase retrieval",

@@ -1,4 +1,4 @@
-r"""Score distillation: the terms that methods share which follow it with Adam.
+r"""Terms that all methods share whose latents follow score distillation with Adam.
 
 .. math:: \tfrac{1 + \mu}{2} \mathrm{mean}(x - D(z))^2 + \lambda w(t) \, \mathrm{mean}(\mathrm{sg}[r] \, z)
 

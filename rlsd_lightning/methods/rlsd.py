@@ -25,7 +25,7 @@ The share :math:`\eta_t` of the noise is drawn anew. With :math:`\eta_t = 1` the
 **The refinement.** In the last ``refine_share`` of the steps Adam follows
 
 .. math::
-    \tfrac{1 + \mu}{2} \, \mathrm{mean}((x - D(z))^2) + \lambda w(t) \, \mathrm{mean}(\mathrm{sg}[\hat\epsilon - n] \, z),
+    \tfrac{1}{2} \mathrm{mean}((x - D(z))^2) + \lambda w(t) \, \mathrm{mean}(\mathrm{sg}[\hat\epsilon - n] \, z),
 
 the published objective less its repulsion, with fresh noise and with :math:`x` from :math:`D(z)`. It brings each particle closer to
 the measurement.
@@ -59,7 +59,7 @@ from torch.optim import SGD, Optimizer
 
 from rlsd_lightning.errors import require, require_at_least_zero, require_positive, require_share
 from rlsd_lightning.features import Features
-from rlsd_lightning.functional.losses import norms, towards
+from rlsd_lightning.functional.losses import coupling, norms, towards
 from rlsd_lightning.functional.schedules import add_noise, fresh_noise_share, image_variances, pull_factor
 from rlsd_lightning.measurement import Measurement
 from rlsd_lightning.methods.decoding import CorrectedDecoder
@@ -92,8 +92,8 @@ class RLSD(ScoreDistillation):
         image_std: Standard deviation of the prior's images, above 0; None: the prior's. The error of :math:`D(\hat z)` is taken to have the variance
             :math:`v_t = \mathrm{image\_std}^2 \sigma_t^2 / (\alpha_t^2 + \sigma_t^2) + \mathrm{decoder\_std}^2`, which sets
             :math:`\mu_t` (:class:`~rlsd_lightning.operators.proximal.ProximalSteps`).
-        refine_share: Share of all steps, the last, that refine each particle, in [0, 1]. More of them bring particles closer
-            to the measurement and make them more alike; 0 runs the loop to the end.
+        refine_share: Share of all steps, at the end, for the refinement, in [0, 1]. More of them bring particles closer to the
+            measurement and make them more alike; 0 runs the loop to the end. None: 0.2, or 0 if the latents are the images.
         outlier_ratio: Ratio of a particle's distance :math:`\|x - D(\hat z)\|` to the lower quartile of its measurement's, at least 1,
             above which it is replaced by another particle (:mod:`~rlsd_lightning.methods.selection`); None: never.
         augmented: Whether the data act through :math:`x`; if not, on :math:`D(\hat z)` itself, by :math:`\|y - A D(\hat z)\|`, and by
@@ -119,7 +119,7 @@ class RLSD(ScoreDistillation):
         eta: float = 1.0,
         latent_std: float | None = None,
         image_std: float | None = None,
-        refine_share: float = 0.2,
+        refine_share: float | None = None,
         outlier_ratio: float | None = 1.2,
         augmented: bool = True,
         antithetic: bool = True,
@@ -129,6 +129,8 @@ class RLSD(ScoreDistillation):
         require_at_least_zero(guidance_scale=guidance_scale, eta=eta)
         scales = self.hparams.latent_std, self.hparams.image_std
         require_positive(latent_std=scales[0], image_std=scales[1])
+        if refine_share is None:  # where D is the identity, particles would only follow the noise
+            refine_share = 0.0 if prior.latent_shape == prior.image_shape else 0.2
         require_share(refine_share=refine_share)
         require(lambda value: value is None or value >= 1, "at least 1, or None", outlier_ratio=outlier_ratio)
         self.has_proximal_results = augmented
@@ -248,9 +250,12 @@ class RLSD(ScoreDistillation):
         z, adam = self.z[self.rows], self.optimizers()[1]
         denoising = self.denoising_term(z, self.score_residual(z, self.noise(step), t), t)
         decoded = self.decoder(z, step)
-        coupling = self.coupling_term(decoded) if self.hparams.augmented else self.misfit_term(decoded)
-        loss = denoising + self.through_decoder(coupling, z)
-        self.log_step(step, refine_denoising=denoising, refine_coupling=coupling)
+        if self.hparams.augmented:
+            data = coupling(self.solve_images(decoded, self.decoder_std**2), decoded)
+        else:
+            data = self.misfit_term(decoded)
+        loss = denoising + self.through_decoder(data, z)
+        self.log_step(step, refine_denoising=denoising, refine_coupling=data)
         adam.param_groups[0]["lr"] = self.hparams.lr_z * self.step_size_decay(step)
         self.descend(adam, loss)
         return loss

@@ -5,7 +5,7 @@ import copy
 import lightning as L
 import pytest
 import torch
-from deepinv.physics import GaussianNoise, LinearPhysics
+from deepinv.physics import Denoising, GaussianNoise, LinearPhysics
 from support.problems import make, predicted
 from support.steps import optimizers_of, take_step
 from support.trainers import trainer_with
@@ -84,7 +84,7 @@ def test_the_refinement_follows_distillation_and_coupling_at_the_latents(
     x = (mask * measurement.y + mu * decoded.detach()) / (mask + mu)
     objective = 0.5 * (mask * decoded - measurement.y).square()
     if augmented:
-        objective = 0.5 * (1 + mu) * (x - decoded).square()
+        objective = 0.5 * (x - decoded).square()
         torch.testing.assert_close(module.x.detach(), x, rtol=1e-6, atol=1e-8)
     (likelihood,) = torch.autograd.grad(objective.flatten(1).mean(dim=1).sum(), z)
     expected = likelihood + 0.05 * torch.log(1 + sigma / alpha) * residual / z[0].numel()
@@ -93,11 +93,32 @@ def test_the_refinement_follows_distillation_and_coupling_at_the_latents(
 
 def test_refined_in_all_steps_it_is_distilled_without_repulsion(prior: StableDiffusionPrior):
     refined = make(prior, refine_share=1.0, antithetic=False)
-    distilled = make(prior, method=Distilled, gamma=0.0)
+    mu = refined.proximal.mu(refined.measurements[0], 0.08**2)
+    distilled = make(prior, method=Distilled, gamma=0.0, distillation_weight=0.05 * (1 + mu))
     adam = optimizers_of(refined)
-    torch.testing.assert_close(take_step(refined, 0, optimizers=adam), take_step(distilled), rtol=1e-12, atol=0)
-    torch.testing.assert_close(refined.z, distilled.z, rtol=1e-12, atol=1e-12)
+    gradient = take_step(refined, 0, optimizers=adam)
+    torch.testing.assert_close((1 + mu) * gradient, take_step(distilled), rtol=1e-12, atol=0)
+    torch.testing.assert_close(refined.z, distilled.z, rtol=1e-4, atol=1e-4)  # Adam's eps is beside the gradient
     assert torch.equal(refined.e, make(prior, antithetic=False).e)  # the refinement draws noise of its own
+
+
+def test_particles_follow_noisy_data_less(prior: StableDiffusionPrior):
+    """The data's pull in the refinement is that of a likelihood with the noise's and the decoder's variance."""
+    pulls = []
+    for sigma in (0.001, 0.08, 0.8):
+        measurement = Measurement("one", torch.ones(1, *prior.image_shape), Denoising(GaussianNoise(sigma)))
+        module = RLSD(prior, measurement, LatentFeatures(), refine_share=1.0, distillation_weight=0.0, decoder_std=0.08)
+        pulls.append(take_step(module, 0).norm().item())
+    assert pulls[1] / pulls[0] == pytest.approx(0.5, rel=1e-2)
+    assert pulls[2] / pulls[0] == pytest.approx(1 / 101, rel=1e-2)
+
+
+def test_where_latents_are_the_images_the_loop_runs_to_the_end(tiny_prior: StableDiffusionPrior):
+    points = GaussianMixturePrior([[0.0, 0.0]])
+    measurement = Measurement("one", torch.zeros(1, *points.image_shape), Denoising(GaussianNoise(0.1)))
+    assert RLSD(points, measurement, LatentFeatures(), num_steps=10).refine_from == 10
+    assert RLSD(points, measurement, LatentFeatures(), num_steps=10, refine_share=0.5).refine_from == 5
+    assert make(tiny_prior, num_steps=10).refine_from == 8
 
 
 @pytest.mark.parametrize(("share", "taken"), [(1.0, 10), (0.5, 5), (0.1, 1), (0.0, 0)])
@@ -194,15 +215,14 @@ def test_particles_of_a_gaussian_prior_reach_the_posterior_mean(noise_std: float
     prior = GaussianMixturePrior([[0.2, -0.3, 0.1]], std=0.3)
     matrix, y = torch.tensor([[1.0, 0.5, 0.0], [0.0, 0.3, 1.0]]), torch.tensor([[0.5, 0.3]])
     posterior = prior.mixture.posterior(matrix, y[0], noise_std)
-    # with the default weight, found for images, the balance is a third of a standard deviation from the mean
-    settings = {"num_particles": 16, "num_steps": 100, "gamma": 0.0, "distillation_weight": 0.3, "trainer": QUIET}
+    settings = {"num_particles": 16, "num_steps": 100, "gamma": 0.0, "refine_share": 0.2, "trainer": QUIET}
     images = solve(y, Matrix(matrix, noise_std), prior, **settings).particles
     std = posterior.covariances[0].diagonal().sqrt()
     error = ((images.mean(0) - posterior.means[0]) / std).norm()
     # The weights of score distillation are not Bayes' at any one noise level, so the balance is near the mean and not
-    # on it: a quarter of the posterior's own standard deviation. The prior's mean is about ten times as far off.
+    # on it: a fifth of the posterior's own standard deviation. The prior's mean is more than ten times as far off.
     assert ((prior.mixture.means[0] - posterior.means[0]) / std).norm() > 2
-    assert error < 0.25
+    assert error < 0.2
 
 
 def test_points_beyond_the_range_of_images_are_not_clipped():
