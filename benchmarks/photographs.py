@@ -240,9 +240,8 @@ def make(args: Namespace) -> dict[str, object]:
             for run, rows_found in zip(missing, pool.map(partial(rows, args=args), missing), strict=True):
                 found[run.key] = rows_found
                 partly.write_text(json.dumps(found, indent=1) + "\n")
-    chosen = {run.key for runs in all_runs(args) for run in runs}
     return {
         "size": args.size,
         "perceptual": perceptual()[0],
-        "runs": {key: found[key] for key in found if key in chosen},
+        "runs": {run.key: found[run.key] for runs in all_runs(args) for run in runs},
     }
