@@ -85,7 +85,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 class InputError(ValueError):
-    """What the user gave can't be used; the message says what was expected, what came and what to do.
+    """What the user gave can't be used; the message says what was expected, what was found and what to do.
 
     Args:
         message: One line; names of files need not be :func:`printable`.

@@ -72,7 +72,7 @@ def solve(
         settings: Arguments of the method, such as ``gamma``.
 
     Returns:
-        The particles with shape :math:`(N, *\mathrm{image\_shape})`, their mean, uncertainty, figures and warnings.
+        The particles with shape :math:`(N, *\mathrm{image\_shape})`, their mean, uncertainty, metrics and warnings.
 
     Raises:
         InputError: If an argument is out of range, the operator does not fit the prior, or the Trainer stops early.

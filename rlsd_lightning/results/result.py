@@ -1,4 +1,4 @@
-"""Result of one measurement: particles, mean, uncertainty, figures and pictures."""
+"""Result of one measurement: particles, mean, uncertainty, metrics and pictures."""
 
 import io
 import logging
@@ -65,7 +65,7 @@ class Representative(NamedTuple):
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Result:
-    r"""Particles of one measurement, with their mean, uncertainty and figures; tensors are float32 on the CPU.
+    r"""Particles of one measurement, with their mean, uncertainty and metrics; tensors are float32 on the CPU.
 
     A notebook shows the grid: measurement, particles, mean and ``std``.
 
@@ -73,7 +73,7 @@ class Result:
         particles: Images :math:`x`, about in [-1, 1] and not clipped, with shape :math:`(N, C, H, W)`.
         mean: Mean of the clipped particles, in [-1, 1], with shape :math:`(C, H, W)`.
         std: Standard deviation of the truth around ``mean``, with shape :math:`(H, W)`: the root of the particles' variance
-            plus the autoencoder's estimated error variance, averaged over colours. std.png shows it, white from 0.5.
+            plus the autoencoder's estimated error variance, averaged over colours. std.png shows it, white at 0.5 and above.
         decoded: Decoded latents :math:`D(z)`, with the shape of ``particles``.
         metrics: Content of metrics.json: ``residual_sigmas``, ``vendi``, with a truth ``psnr_mean``, and others.
         panels: Pictures of the grid.
