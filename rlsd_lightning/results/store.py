@@ -32,6 +32,7 @@ __all__ = [
     "read_failures",
     "read_metrics",
     "remove_result",
+    "table",
     "write_atomically",
     "write_failure",
     "write_failures",
@@ -197,7 +198,7 @@ def write_summary(folder: Path, rows: Sequence[Mapping]) -> None:
         return
     rows = [{key: value for key, value in row.items() if not isinstance(value, list)} for row in rows]
     columns = list(dict.fromkeys(key for row in rows for key in row))
-    write_atomically(folder / "summary.csv", _table(columns, [*rows, {"name": "mean", **mean_figures(rows)}]))
+    write_atomically(folder / "summary.csv", table(columns, [*rows, {"name": "mean", **mean_figures(rows)}]))
 
 
 def write_failure(folder: Path, index: int, name: str, reason: str) -> None:
@@ -222,7 +223,7 @@ def write_failures(folder: Path, missing: Iterable[str]) -> list[dict[str, str]]
     read, names = [json.loads(path.read_text(encoding="utf-8")) for path in kept], {printable(name) for name in missing}
     rows = [row for row in read if row["name"] in names]
     if rows:
-        write_atomically(folder / FAILED_FILE, _table(["name", "reason"], rows))
+        write_atomically(folder / FAILED_FILE, table(["name", "reason"], rows))
     else:
         (folder / FAILED_FILE).unlink(missing_ok=True)
     return rows
@@ -236,7 +237,8 @@ def read_failures(folder: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-def _table(columns: Sequence[str], rows: Sequence[Mapping]) -> str:
+def table(columns: Sequence[str], rows: Sequence[Mapping]) -> str:
+    """Rows as the text of a CSV file."""
     text = io.StringIO(newline="")
     writer = csv.DictWriter(text, columns)
     writer.writeheader()
