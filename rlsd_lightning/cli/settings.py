@@ -158,7 +158,7 @@ def check_settings(cfg: DictConfig) -> None:
     for group in ("trainer", "callbacks", *CHECKED):
         whole = cfg.get(group)
         # a choice of features stays where the callbacks are removed
-        if not whole or (group == "callbacks" and not all("_target_" in each for each in whole.values())):
+        if not whole or (group == "callbacks" and not all("_target_" in each for each in whole.values() if each)):
             raise HydraException(f"{group} is missing, but every run needs it; leave ~{group} or {group}=null out")
     for group in CHECKED:
         taken = signature_of(cfg[group]._target_, f"{group}._target_")

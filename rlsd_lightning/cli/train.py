@@ -78,7 +78,7 @@ def trainer_factory(
     """Function that makes a new Trainer; arguments as ``make_trainer`` in :func:`run_measurements`."""
     precision = precision_of(cfg.trainer.precision, run_folder, processes)
     # once, not for every batch
-    features = make_network(cfg.callbacks.results.features) if "results" in cfg.callbacks else None
+    features = make_network(cfg.callbacks.results.features) if cfg.callbacks.get("results") else None
     logger = None if cfg.get("logger") is None else instantiate(cfg.logger)
 
     paces: list[Pace] = []
@@ -95,7 +95,7 @@ def trainer_factory(
         callbacks = {
             name: instantiate(callback, **own.get(name, {}))
             for name, callback in cfg.callbacks.items()
-            if not probe and (name != "progress" or processes.is_first)
+            if callback and not probe and (name != "progress" or processes.is_first)  # null: switched off
         }
         if any(pace.is_known for pace in paces):
             callbacks.pop("pace", None)
@@ -237,7 +237,7 @@ def run(
         if processes.is_first and chosen(folder, TINY) is None:
             keep_chosen(folder, TINY, prior.has_tiny_decoder)
         asked.output_dir = str(folder)  # what main() tells the user to go on with
-        with signals_noted() if "stop" in cfg.callbacks else nullcontext():
+        with signals_noted() if cfg.callbacks.get("stop") else nullcontext():
             finished, missing = run_measurements(
                 data,
                 module_factory(method, prior, features, folder, processes.is_first),
