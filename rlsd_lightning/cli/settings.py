@@ -3,7 +3,6 @@
 import difflib
 import glob
 import inspect
-import os
 import pkgutil
 import re
 import shlex
@@ -28,7 +27,6 @@ from rlsd_lightning.signatures import Signature, own_signature
 
 __all__ = [
     "check_settings",
-    "check_trainer",
     "keep_settings",
     "make_paths_absolute",
     "move_older",
@@ -37,14 +35,13 @@ __all__ = [
     "read_settings",
     "read_yaml",
     "run_folder",
+    "signature_of",
     "with_present_names",
     "without_null_groups",
 ]
 
 CHECKED = ("prior", "features", "physics", "data", "method")
 """Groups whose settings are arguments of this package's or the user's functions."""
-COMPILE = ("auto", "regional", True, False)
-"""Values of the setting ``compile``."""
 SETTINGS = ".hydra/config.yaml"
 """File of a run's settings, in its folder."""
 CHOICES = ".hydra/choices.yaml"
@@ -186,26 +183,6 @@ def _check_type(name: str, value: object, kinds: set[str]) -> None:
     if not is_accepted and kinds <= {"int", "float", "bool", "str", "Path", "None"}:
         expected = " or ".join(sorted("null" if kind == "None" else kind for kind in kinds))
         raise HydraException(f"{name} must be {expected}, got {value!r}")
-
-
-def check_trainer(cfg: DictConfig) -> None:
-    """Refuse what can't be distributed, before networks are loaded.
-
-    Raises:
-        InputError: If a strategy is set, a multirun has several devices, or ``compile`` has another value.
-    """
-    if cfg.compile not in COMPILE:
-        raise InputError(f"compile must be auto, regional, true or false, got {cfg.compile}")
-    if "strategy" in cfg.trainer:
-        raise InputError(
-            "trainer.strategy can't be set, as particles are no replicas that gradients could be averaged over; choose "
-            "parallel and trainer.devices instead"
-        )
-    if HydraConfig.get().mode == RunMode.MULTIRUN and cfg.trainer.devices != 1 and "LOCAL_RANK" not in os.environ:
-        raise InputError(
-            "trainer.devices must be 1 in a multirun and a study, whose other processes would run all of it again, got "
-            f"{cfg.trainer.devices}; start one run a command, or one job a run with hydra/launcher=submitit_slurm"
-        )
 
 
 def read_yaml(file: Path) -> DictConfig | ListConfig:

@@ -21,7 +21,8 @@ from omegaconf import DictConfig, OmegaConf
 
 from rlsd_lightning.cli.messages import REQUEUE, failure
 from rlsd_lightning.cli.resume import resumed
-from rlsd_lightning.cli.settings import check_settings, check_trainer, keep_settings, make_paths_absolute
+from rlsd_lightning.cli.settings import check_settings, keep_settings, make_paths_absolute
+from rlsd_lightning.cli.trainer import check_trainer
 from rlsd_lightning.data import ImageSizes
 from rlsd_lightning.distributed.environment import runs_on_cpu, stand_alone
 from rlsd_lightning.distributed.processes import Processes
@@ -223,8 +224,7 @@ def run(
     asked, cfg = cfg, settings_of(cfg, folder, command)
     checkpoint = Path(cfg.ckpt_path).resolve() if cfg.ckpt_path else None
     one = checkpoint and (checkpoint.parent.parent.name, checkpoint)
-    # noise is keyed by the seed; this only fixes what libraries draw, and takes 32 bits
-    L.seed_everything(cfg.seed % 2**32, verbose=False)
+    L.seed_everything(cfg.seed % 2**32, verbose=False)  # for what libraries draw; noise is keyed by the whole seed
     prior, features, method, data = parts_of(cfg, folder, make_network)
     processes = Processes(cfg.trainer.accelerator, cfg.trainer.devices, cfg.trainer.num_nodes, cfg.patience)
     prior.to(processes.device)  # where an unmeasured one is measured
