@@ -6,6 +6,7 @@ import json
 import os
 import uuid
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -58,11 +59,16 @@ REASONS = ".failed"
 def write_atomically(path: Path, content: str | bytes) -> None:
     """Write a file that is either complete or absent, whoever else writes it at the same time."""
     partial = path.with_name(f"{path.name}.{uuid.uuid4().hex}.partial")
-    with partial.open("wb") as file:
-        file.write(printable(content).encode() if isinstance(content, str) else content)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(partial, path)
+    try:
+        with partial.open("wb") as file:
+            file.write(printable(content).encode() if isinstance(content, str) else content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    except BaseException:
+        with suppress(OSError):  # the first error says what is wrong
+            partial.unlink(missing_ok=True)
+        raise
 
 
 def write_particles(folder: Path, tensors: Mapping[str, Tensor]) -> None:
@@ -193,8 +199,9 @@ def mean_figures(rows: Sequence[Mapping]) -> dict[str, float]:
 
 
 def write_summary(folder: Path, rows: Sequence[Mapping]) -> None:
-    """Write summary.csv: one row a measurement, then the means; lists are left out."""
+    """Write summary.csv: one row a measurement, then the means; lists are left out. An old one goes if there are no rows."""
     if not rows:
+        (folder / "summary.csv").unlink(missing_ok=True)
         return
     rows = [{key: value for key, value in row.items() if not isinstance(value, list)} for row in rows]
     columns = list(dict.fromkeys(key for row in rows for key in row))
