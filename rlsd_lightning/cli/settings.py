@@ -20,7 +20,7 @@ from yaml import YAMLError
 
 from rlsd_lightning.cli import program
 from rlsd_lightning.cli.help import options_of
-from rlsd_lightning.cli.literal import INPUTS, MASKS
+from rlsd_lightning.cli.literal import INPUTS, MASKS, NUMBERS
 from rlsd_lightning.errors import InputError, first_line, printable
 from rlsd_lightning.resources import CONFIGS
 from rlsd_lightning.signatures import Signature, own_signature
@@ -46,6 +46,8 @@ SETTINGS = ".hydra/config.yaml"
 """File of a run's settings, in its folder."""
 CHOICES = ".hydra/choices.yaml"
 """File of a run's choices of groups, in its folder."""
+LISTED = re.compile(r"[\d\s.eE+-]+(,[\d\s.eE+-]+)+")
+"""Numbers with commas between them, which may be too long for a file's name."""
 OLDER = {"data.mask": "physics.mask", "data.kernel": "physics.kernel"}
 """Older names of settings, which are still accepted, and their present names."""
 
@@ -109,7 +111,9 @@ def make_paths_absolute(cfg: DictConfig) -> None:
 
     for name in INPUTS:
         value = OmegaConf.select(cfg, name)
-        is_file = isinstance(value, str) and not (name == "physics.mask" and value in MASKS)
+        is_file = isinstance(value, str) and not (
+            (name == "physics.mask" and value in MASKS) or (name in NUMBERS and LISTED.fullmatch(value))
+        )
         if is_file and (split_key(value)[0].exists() or glob.has_magic(value)):
             OmegaConf.update(cfg, name, absolute(value))
 
@@ -228,7 +232,7 @@ def keep_settings(cfg: DictConfig, folder: Path, command: str | None = None) -> 
     if saved.is_file() and read_yaml(saved) != cfg:
         raise InputError(
             f"'{folder}' holds a run with other settings; give another output_dir, or resume that run by "
-            f"resume={folder}"
+            f"{shlex.quote(f'resume={folder}')}"
         )
     saved.parent.mkdir(exist_ok=True)
     OmegaConf.save(cfg, saved)
