@@ -23,6 +23,9 @@ from rlsd_lightning.signatures import require_types
 
 __all__ = ["calibrated_settings", "check_particles", "check_trainer", "check_types", "listed"]
 
+PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
+"""Precisions of the Trainer; particles stay float32 in each."""
+
 
 def check_types(method: type, values: Mapping[str, Any]) -> None:
     """Check a method's arguments by the annotations of its constructor and of those that it hands arguments on to.
@@ -36,7 +39,7 @@ def check_types(method: type, values: Mapping[str, Any]) -> None:
 
 
 def check_trainer(trainer: L.Trainer) -> None:
-    """Check that a Trainer neither mixes nor changes the gradients of different particles.
+    """Check that a Trainer neither mixes nor changes the gradients of different particles, nor their precision.
 
     Raises:
         InputError: If it does.
@@ -49,6 +52,11 @@ def check_trainer(trainer: L.Trainer) -> None:
         )
     if trainer.gradient_clip_val or trainer.accumulate_grad_batches != 1:
         raise InputError("the Trainer must neither clip nor accumulate gradients; leave these arguments out")
+    if trainer.precision not in PRECISIONS:
+        raise InputError(
+            f"the Trainer's precision must be {', '.join(PRECISIONS[:-1])} or {PRECISIONS[-1]}, as particles are float32, "
+            f"got {trainer.precision}"
+        )
 
 
 def listed(measurements: Measurement | Sequence[Measurement]) -> list[Measurement]:

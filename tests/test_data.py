@@ -12,6 +12,7 @@ from torch import Tensor
 
 from rlsd_lightning import InputError
 from rlsd_lightning.data import ImageMeasurements, measurements
+from rlsd_lightning.data.sources import find_sources
 from rlsd_lightning.images import find_images, load_image, to_pil
 from rlsd_lightning.operators import blur, colorization, denoising, inpainting, load_kernel, super_resolution
 from rlsd_lightning.operators.pixels import free_form_mask, load_mask
@@ -460,6 +461,31 @@ def test_numbers_in_names_are_sorted_by_their_value(tmp_path: Path) -> None:
     for index in (10, 9, 2):
         Image.new("RGB", (4, 4)).save(tmp_path / f"frame{index}.png")
     assert [file.stem for file in find_images(tmp_path)] == ["frame2", "frame9", "frame10"]
+
+
+def test_names_are_folders_of_their_own_on_every_disk(tmp_path: Path) -> None:
+    # disks may ignore case and the form of Unicode, and the run has files of its own
+    files = (
+        "Face.png",
+        "face.jpg",
+        "caf\u00e9.png",
+        "cafe\u0301.jpg",
+        "other.png",
+        "Report.html.png",
+        "chosen.json.png",
+    )
+    for file in files:
+        (tmp_path / file).touch()
+    found = find_sources(tmp_path, "images", lambda path, key: 1)
+    assert {source.path.name: source.name for source in found} == {
+        "Face.png": "Face_png",
+        "face.jpg": "face_jpg",
+        "caf\u00e9.png": "caf\u00e9_png",
+        "cafe\u0301.jpg": "cafe\u0301_jpg",
+        "other.png": "other",
+        "Report.html.png": "Report_html_png",
+        "chosen.json.png": "chosen_json_png",
+    }
 
 
 @pytest.fixture(params=["pictures", "stack"])

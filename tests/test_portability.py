@@ -18,6 +18,7 @@ import pytest
 
 import rlsd_lightning
 import rlsd_lightning.cli.train
+from rlsd_lightning.cli.subcommands.checkup import system_lines
 from rlsd_lightning.engine import locking, signals
 
 PACKAGE = Path(rlsd_lightning.__file__).parent
@@ -71,6 +72,13 @@ def test_every_module_is_imported_without_what_windows_lacks(monkeypatch: pytest
         sys.modules.clear()
         sys.modules.update(before)
     assert locking.fcntl is not None and len(signals.SIGNALS) == 3
+
+
+def test_doctor_says_less_where_the_system_knows_no_free_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert any(line.startswith("CPU: ") and "GiB free" in line for line in system_lines())
+    for name in ("sysconf", "sysconf_names"):
+        monkeypatch.delattr(os, name)
+    assert any(line.startswith("CPU: ") and "GiB free" not in line for line in system_lines())
 
 
 def unguarded(tree: ast.Module) -> list[str]:

@@ -7,7 +7,18 @@ from typing import NamedTuple
 
 from rlsd_lightning.errors import InputError
 
-__all__ = ["FACES", "PAINTED", "PHOTOS", "PRIORS", "TASKS", "Choice", "Strength", "Task", "checkpoint_settings"]
+__all__ = [
+    "FACES",
+    "PAINTED",
+    "PHOTOS",
+    "PRIORS",
+    "TASKS",
+    "Choice",
+    "Strength",
+    "Task",
+    "checkpoint_settings",
+    "name_of",
+]
 
 PAINTED = "inpaint"
 """The task whose mask is painted."""
@@ -63,6 +74,11 @@ def checkpoint_settings(family: str, where: str) -> tuple[str, ...]:
     return f"prior={family}", f"prior.pretrained={where.strip()}"
 
 
+def name_of(setting: str) -> str:
+    """Name of a setting or choice, which may be added (``+name=value``) or removed (``~name``)."""
+    return setting.lstrip("+~").split("=")[0]
+
+
 @dataclass(frozen=True)
 class Choice:
     """All that is chosen for one run.
@@ -79,6 +95,7 @@ class Choice:
         gamma: Strength of the repulsion.
         steps: Number of steps.
         seed: Seed of all noise.
+        given: Settings that the page was started with; those above win.
     """
 
     picture: Path
@@ -92,6 +109,7 @@ class Choice:
     gamma: float
     steps: int
     seed: int
+    given: tuple[str, ...] = ()
 
     def settings(self, below: Path | None = None) -> list[str]:
         """The settings, with the paths of files relative to a folder, if one is given."""
@@ -101,7 +119,7 @@ class Choice:
 
         strength = TASKS[self.task].strength
         data = "data.measurement" if self.is_damaged else "data.images"
-        return [
+        own = [
             *self.prior,
             f"task={self.task}",
             f"{data}={path(self.picture)}",
@@ -113,6 +131,8 @@ class Choice:
             f"num_steps={self.steps}",
             f"seed={self.seed}",
         ]
+        names = {name_of(item) for item in own}
+        return [*(item for item in self.given if name_of(item) not in names), *own]
 
     def command(self, below: Path) -> str:
         """The command line that does the same in a folder."""

@@ -28,6 +28,7 @@ class Solver(Protocol):
     """What solves the page's runs: a :data:`Solve` with the settings that it was started with."""
 
     prior: tuple[str, ...]
+    given: tuple[str, ...]
     gamma: float
     __call__: Solve
 
@@ -143,6 +144,7 @@ class Page:
                 gamma=repulsion * self.solver.gamma,
                 steps=int(steps),
                 seed=int(seed or 0),
+                given=self.solver.given,
             )
             layers = ((painted or {}).get("layers") or []) if task == PAINTED else None
             tab.ask(self.queue, choice, layers)

@@ -25,7 +25,7 @@ log = logging.getLogger(__name__)
 Solve = Callable[[Sequence[str], Path, str, Sequence[Callback], Callable[[str], None]], None]
 """Solves what settings say, as the command line does.
 
-Its arguments are the settings, the run's folder, the command line to keep there, callbacks, and what takes the log's
+Its arguments are all settings, the run's folder, the command line to keep there, callbacks, and what takes the log's
 warnings. It raises an InputError whose message is the command's own line.
 """
 MOST_WAITING = 50

@@ -79,7 +79,7 @@ def _choices(chosen: dict[str, str | None]) -> Iterator[str]:
     """A section for each group, with a line for each option."""
     for group, meaning in GROUPS.items():
         rows = ((f"{group}={name}", _first_sentence(_header(file))) for name, file in options_of(group).items())
-        yield from _section(f"{group}: {meaning} (now {chosen[group] or 'none'})", rows)
+        yield from _section(f"{group}: {meaning} (now {chosen.get(group) or 'none'})", rows)
     yield from _section(
         "Other choices",
         ((f"{group}={', '.join(options_of(group))}", meaning) for group, meaning in OTHER_GROUPS.items()),
@@ -95,7 +95,7 @@ def _settings(cfg: DictConfig, comments: dict[str, str]) -> Iterator[str]:
     rows = ((f"{name}={value}", comments.get(name, "")) for name, value in values.items())
     yield from _section("Settings of this composition", rows)
     for part in PARTS:
-        rows = ((f"{name}={value}", comments.get(name, "")) for name, value in _leaves(cfg[part], part))
+        rows = ((f"{name}={value}", comments.get(name, "")) for name, value in _leaves(cfg.get(part), part))
         yield from _section(f"{part}: {_first_sentence(comments.get(part, ''))}", rows)
 
 

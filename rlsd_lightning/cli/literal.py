@@ -9,7 +9,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Quote, QuotedString
 from hydra.errors import HydraException
 
-__all__ = ["INPUTS", "MASKS", "as_typed", "corrected"]
+__all__ = ["INPUTS", "MASKS", "NUMBERS", "as_typed", "corrected"]
 
 INPUTS = (
     *("data.images", "data.measurement", "prior.pretrained", "prior.lora", "prior.tiny_decoder"),

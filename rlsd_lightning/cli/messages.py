@@ -4,6 +4,7 @@ import difflib
 import logging
 import os
 import re
+import shlex
 import sys
 import traceback
 from pathlib import Path
@@ -52,7 +53,7 @@ class Formatter(logging.Formatter):
 
 def failure(error: BaseException, cfg: DictConfig, who: str) -> tuple[str, int] | None:
     """The line and exit code of an error that the user can mend; None for a bug. ``who`` names the process."""
-    again = f"{program()} resume={cfg.output_dir}"
+    again = f"{program()} {shlex.quote(f'resume={cfg.output_dir}')}"
     if isinstance(error, LostError):
         return f"\n{who}error: lost touch with the other processes ({error}); resume with: {again}", 1
     if is_of_storage(error, Path(cfg.output_dir)):

@@ -3,7 +3,6 @@
 import difflib
 import glob
 import inspect
-import os
 import pkgutil
 import re
 import shlex
@@ -21,14 +20,13 @@ from yaml import YAMLError
 
 from rlsd_lightning.cli import program
 from rlsd_lightning.cli.help import options_of
-from rlsd_lightning.cli.literal import INPUTS, MASKS
+from rlsd_lightning.cli.literal import INPUTS, MASKS, NUMBERS
 from rlsd_lightning.errors import InputError, first_line, printable
 from rlsd_lightning.resources import CONFIGS
 from rlsd_lightning.signatures import Signature, own_signature
 
 __all__ = [
     "check_settings",
-    "check_trainer",
     "keep_settings",
     "make_paths_absolute",
     "move_older",
@@ -37,18 +35,19 @@ __all__ = [
     "read_settings",
     "read_yaml",
     "run_folder",
+    "signature_of",
     "with_present_names",
     "without_null_groups",
 ]
 
 CHECKED = ("prior", "features", "physics", "data", "method")
 """Groups whose settings are arguments of this package's or the user's functions."""
-COMPILE = ("auto", "regional", True, False)
-"""Values of the setting ``compile``."""
 SETTINGS = ".hydra/config.yaml"
 """File of a run's settings, in its folder."""
 CHOICES = ".hydra/choices.yaml"
 """File of a run's choices of groups, in its folder."""
+LISTED = re.compile(r"[\d\s.eE+-]+(,[\d\s.eE+-]+)+")
+"""Numbers with commas between them, which may be too long for a file's name."""
 OLDER = {"data.mask": "physics.mask", "data.kernel": "physics.kernel"}
 """Older names of settings, which are still accepted, and their present names."""
 
@@ -112,7 +111,9 @@ def make_paths_absolute(cfg: DictConfig) -> None:
 
     for name in INPUTS:
         value = OmegaConf.select(cfg, name)
-        is_file = isinstance(value, str) and not (name == "physics.mask" and value in MASKS)
+        is_file = isinstance(value, str) and not (
+            (name == "physics.mask" and value in MASKS) or (name in NUMBERS and LISTED.fullmatch(value))
+        )
         if is_file and (split_key(value)[0].exists() or glob.has_magic(value)):
             OmegaConf.update(cfg, name, absolute(value))
 
@@ -158,7 +159,7 @@ def check_settings(cfg: DictConfig) -> None:
     for group in ("trainer", "callbacks", *CHECKED):
         whole = cfg.get(group)
         # a choice of features stays where the callbacks are removed
-        if not whole or (group == "callbacks" and not all("_target_" in each for each in whole.values())):
+        if not whole or (group == "callbacks" and not all("_target_" in each for each in whole.values() if each)):
             raise HydraException(f"{group} is missing, but every run needs it; leave ~{group} or {group}=null out")
     for group in CHECKED:
         taken = signature_of(cfg[group]._target_, f"{group}._target_")
@@ -186,26 +187,6 @@ def _check_type(name: str, value: object, kinds: set[str]) -> None:
     if not is_accepted and kinds <= {"int", "float", "bool", "str", "Path", "None"}:
         expected = " or ".join(sorted("null" if kind == "None" else kind for kind in kinds))
         raise HydraException(f"{name} must be {expected}, got {value!r}")
-
-
-def check_trainer(cfg: DictConfig) -> None:
-    """Refuse what can't be distributed, before networks are loaded.
-
-    Raises:
-        InputError: If a strategy is set, a multirun has several devices, or ``compile`` has another value.
-    """
-    if cfg.compile not in COMPILE:
-        raise InputError(f"compile must be auto, regional, true or false, got {cfg.compile}")
-    if "strategy" in cfg.trainer:
-        raise InputError(
-            "trainer.strategy can't be set, as particles are no replicas that gradients could be averaged over; choose "
-            "parallel and trainer.devices instead"
-        )
-    if HydraConfig.get().mode == RunMode.MULTIRUN and cfg.trainer.devices != 1 and "LOCAL_RANK" not in os.environ:
-        raise InputError(
-            "trainer.devices must be 1 in a multirun and a study, whose other processes would run all of it again, got "
-            f"{cfg.trainer.devices}; start one run a command, or one job a run with hydra/launcher=submitit_slurm"
-        )
 
 
 def read_yaml(file: Path) -> DictConfig | ListConfig:
@@ -251,7 +232,7 @@ def keep_settings(cfg: DictConfig, folder: Path, command: str | None = None) -> 
     if saved.is_file() and read_yaml(saved) != cfg:
         raise InputError(
             f"'{folder}' holds a run with other settings; give another output_dir, or resume that run by "
-            f"resume={folder}"
+            f"{shlex.quote(f'resume={folder}')}"
         )
     saved.parent.mkdir(exist_ok=True)
     OmegaConf.save(cfg, saved)

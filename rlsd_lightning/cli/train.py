@@ -21,7 +21,8 @@ from omegaconf import DictConfig, OmegaConf
 
 from rlsd_lightning.cli.messages import REQUEUE, failure
 from rlsd_lightning.cli.resume import resumed
-from rlsd_lightning.cli.settings import check_settings, check_trainer, keep_settings, make_paths_absolute
+from rlsd_lightning.cli.settings import check_settings, keep_settings, make_paths_absolute
+from rlsd_lightning.cli.trainer import check_trainer
 from rlsd_lightning.data import ImageSizes
 from rlsd_lightning.distributed.environment import runs_on_cpu, stand_alone
 from rlsd_lightning.distributed.processes import Processes
@@ -78,7 +79,7 @@ def trainer_factory(
     """Function that makes a new Trainer; arguments as ``make_trainer`` in :func:`run_measurements`."""
     precision = precision_of(cfg.trainer.precision, run_folder, processes)
     # once, not for every batch
-    features = make_network(cfg.callbacks.results.features) if "results" in cfg.callbacks else None
+    features = make_network(cfg.callbacks.results.features) if cfg.callbacks.get("results") else None
     logger = None if cfg.get("logger") is None else instantiate(cfg.logger)
 
     paces: list[Pace] = []
@@ -95,7 +96,7 @@ def trainer_factory(
         callbacks = {
             name: instantiate(callback, **own.get(name, {}))
             for name, callback in cfg.callbacks.items()
-            if not probe and (name != "progress" or processes.is_first)
+            if callback and not probe and (name != "progress" or processes.is_first)  # null: switched off
         }
         if any(pace.is_known for pace in paces):
             callbacks.pop("pace", None)
@@ -223,8 +224,7 @@ def run(
     asked, cfg = cfg, settings_of(cfg, folder, command)
     checkpoint = Path(cfg.ckpt_path).resolve() if cfg.ckpt_path else None
     one = checkpoint and (checkpoint.parent.parent.name, checkpoint)
-    # noise is keyed by the seed; this only fixes what libraries draw, and takes 32 bits
-    L.seed_everything(cfg.seed % 2**32, verbose=False)
+    L.seed_everything(cfg.seed % 2**32, verbose=False)  # for what libraries draw; noise is keyed by the whole seed
     prior, features, method, data = parts_of(cfg, folder, make_network)
     processes = Processes(cfg.trainer.accelerator, cfg.trainer.devices, cfg.trainer.num_nodes, cfg.patience)
     prior.to(processes.device)  # where an unmeasured one is measured
@@ -237,7 +237,7 @@ def run(
         if processes.is_first and chosen(folder, TINY) is None:
             keep_chosen(folder, TINY, prior.has_tiny_decoder)
         asked.output_dir = str(folder)  # what main() tells the user to go on with
-        with signals_noted() if "stop" in cfg.callbacks else nullcontext():
+        with signals_noted() if cfg.callbacks.get("stop") else nullcontext():
             finished, missing = run_measurements(
                 data,
                 module_factory(method, prior, features, folder, processes.is_first),

@@ -295,6 +295,6 @@ class _Run:
         failures = write_failures(self.folder, [name for name, metrics in results.items() if metrics is None])
         if rows or failures:
             write_report(self.folder, rows, failures)
-        if rows and self.data.sequence:
+        if self.data.sequence:
             write_sequence(self.folder, [row["name"] for row in rows])
         return len(rows), sum(results[self.data.names[i]] is None for indices in batches.values() for i in indices)

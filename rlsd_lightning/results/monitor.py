@@ -1,12 +1,17 @@
-"""Curves and pictures in TensorBoard."""
+"""Curves and pictures in TensorBoard, and curves in a table."""
 
+import csv
+import io
 import time
+from pathlib import Path
 from typing import Any
 
 import lightning as L
 import torch
 from lightning.pytorch.callbacks import Callback
-from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from lightning.pytorch.loggers.csv_logs import ExperimentWriter
+from lightning.pytorch.loggers.logger import rank_zero_experiment
 from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 from torch import Tensor
 from torchvision.utils import make_grid
@@ -16,9 +21,9 @@ from rlsd_lightning.evaluation.scores import Solved, aligned
 from rlsd_lightning.functional.metrics import psnr
 from rlsd_lightning.methods.base import ParticleModule
 from rlsd_lightning.results.result import WHITE_STD
-from rlsd_lightning.results.store import mean_figures
+from rlsd_lightning.results.store import mean_figures, table, write_atomically
 
-__all__ = ["Monitor", "log_moment"]
+__all__ = ["Monitor", "ResumableCSVLogger", "log_moment"]
 
 
 CHARTS = {
@@ -74,6 +79,48 @@ class Monitor(Callback):
         self.log("seconds_per_step", seconds)
         self.log("particle_steps_per_second", len(pl_module.z) / seconds)
         self._last_timing = (done, now)
+
+
+class ResumableCSVLogger(CSVLogger):
+    """CSVLogger that keeps what a resumed run logged before; Lightning's own deletes the file."""
+
+    @property
+    @rank_zero_experiment
+    def experiment(self) -> ExperimentWriter:
+        if self._experiment is None:
+            self._experiment = _Writer(self.log_dir)
+        return self._experiment
+
+
+class _Writer(ExperimentWriter):
+    """Writer whose first logged step replaces the file's rows from that step on."""
+
+    def __init__(self, log_dir: str) -> None:
+        super().__init__(log_dir)
+        self._has_begun = False
+
+    def _check_log_dir_exists(self) -> None:
+        """Keep earlier files, which Lightning deletes here."""
+
+    def log_metrics(self, metrics_dict: dict[str, float], step: int | None = None) -> None:
+        if not self._has_begun:
+            self._keep_before(step or 0)
+            self._has_begun = True
+        super().log_metrics(metrics_dict, step)
+
+    def _keep_before(self, step: int) -> None:
+        file = Path(self.metrics_file_path)
+        if not file.is_file():
+            return
+        text = file.read_text(encoding="utf-8")
+        whole = text[: text.rfind("\n") + 1]  # a killed run may have left half a row
+        reader = csv.DictReader(io.StringIO(whole))
+        rows = [row for row in reader if float(row.get("step") or "inf") < step]
+        if rows:
+            self.metrics_keys = list(reader.fieldnames)
+            write_atomically(file, table(self.metrics_keys, rows))
+        else:
+            file.unlink()
 
 
 def log_moment(

@@ -6,6 +6,7 @@ import json
 import os
 import uuid
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -32,6 +33,7 @@ __all__ = [
     "read_failures",
     "read_metrics",
     "remove_result",
+    "table",
     "write_atomically",
     "write_failure",
     "write_failures",
@@ -57,11 +59,16 @@ REASONS = ".failed"
 def write_atomically(path: Path, content: str | bytes) -> None:
     """Write a file that is either complete or absent, whoever else writes it at the same time."""
     partial = path.with_name(f"{path.name}.{uuid.uuid4().hex}.partial")
-    with partial.open("wb") as file:
-        file.write(printable(content).encode() if isinstance(content, str) else content)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(partial, path)
+    try:
+        with partial.open("wb") as file:
+            file.write(printable(content).encode() if isinstance(content, str) else content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    except BaseException:
+        with suppress(OSError):  # the first error says what is wrong
+            partial.unlink(missing_ok=True)
+        raise
 
 
 def write_particles(folder: Path, tensors: Mapping[str, Tensor]) -> None:
@@ -192,12 +199,13 @@ def mean_figures(rows: Sequence[Mapping]) -> dict[str, float]:
 
 
 def write_summary(folder: Path, rows: Sequence[Mapping]) -> None:
-    """Write summary.csv: one row a measurement, then the means; lists are left out."""
+    """Write summary.csv: one row a measurement, then the means; lists are left out. An old one goes if there are no rows."""
     if not rows:
+        (folder / "summary.csv").unlink(missing_ok=True)
         return
     rows = [{key: value for key, value in row.items() if not isinstance(value, list)} for row in rows]
     columns = list(dict.fromkeys(key for row in rows for key in row))
-    write_atomically(folder / "summary.csv", _table(columns, [*rows, {"name": "mean", **mean_figures(rows)}]))
+    write_atomically(folder / "summary.csv", table(columns, [*rows, {"name": "mean", **mean_figures(rows)}]))
 
 
 def write_failure(folder: Path, index: int, name: str, reason: str) -> None:
@@ -222,7 +230,7 @@ def write_failures(folder: Path, missing: Iterable[str]) -> list[dict[str, str]]
     read, names = [json.loads(path.read_text(encoding="utf-8")) for path in kept], {printable(name) for name in missing}
     rows = [row for row in read if row["name"] in names]
     if rows:
-        write_atomically(folder / FAILED_FILE, _table(["name", "reason"], rows))
+        write_atomically(folder / FAILED_FILE, table(["name", "reason"], rows))
     else:
         (folder / FAILED_FILE).unlink(missing_ok=True)
     return rows
@@ -236,7 +244,8 @@ def read_failures(folder: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-def _table(columns: Sequence[str], rows: Sequence[Mapping]) -> str:
+def table(columns: Sequence[str], rows: Sequence[Mapping]) -> str:
+    """Rows as the text of a CSV file."""
     text = io.StringIO(newline="")
     writer = csv.DictWriter(text, columns)
     writer.writeheader()

@@ -33,6 +33,11 @@ def write_sequence(folder: Path, names: Sequence[str]) -> None:
     A frame shows the truth, if known for all of them, every particle, and their mean. The array is in [-1, 1] and has shape
     :math:`(N, T, C, H, W)`; particle i is one coherent sequence.
     """
+    film_file, array_file = folder / "sequence.mp4", folder / "sequence.npy"
+    for old in (film_file, array_file):  # there may be no new one
+        old.unlink(missing_ok=True)
+    if not names:
+        return
     sequences, film = [], []
     has_truth = all((folder / name / "truth.png").is_file() for name in names)
     for name in names:
@@ -49,8 +54,8 @@ def write_sequence(folder: Path, names: Sequence[str]) -> None:
         film.append(
             np.asarray(to_pil(interpolate(_in_rows(panels, scale)[None], scale_factor=scale, mode="nearest")[0]))
         )
-    np.save(folder / "sequence.npy", torch.stack(sequences, dim=1).numpy())
-    _write_film(folder / "sequence.mp4", film)
+    np.save(array_file, torch.stack(sequences, dim=1).numpy())
+    _write_film(film_file, film)
 
 
 def _in_rows(panels: Sequence[Tensor], scale: int) -> Tensor:

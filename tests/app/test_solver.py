@@ -17,6 +17,7 @@ from rlsd_lightning.app.choices import TASKS, Choice
 from rlsd_lightning.app.pictures import write_mask
 from rlsd_lightning.app.view import FIGURES
 from rlsd_lightning.app.watch import Watch
+from rlsd_lightning.cli.settings import read_settings
 from rlsd_lightning.cli.subcommands.app import Solver
 from rlsd_lightning.engine.callbacks import EndEarly
 from rlsd_lightning.errors import InputError, StoppedError
@@ -170,6 +171,18 @@ def test_a_prior_of_the_command_line_is_one_to_choose(tiny_prior_folder: Path):
     solver = Solver([f"prior.pretrained={tiny_prior_folder}", "prior=sd15", "method.gamma=0.3", "num_steps=7"])
     assert set(solver.prior) == {"prior=sd15", f"prior.pretrained={tiny_prior_folder}"}
     assert solver.gamma == 0.3
+
+
+def test_the_command_that_is_shown_has_what_the_page_was_started_with(prior: tuple[str, ...], tmp_path: Path):
+    solver = Solver(["method=distilled", "features=pixels", "num_steps=7", "method.gamma=0.3"])
+    choice = made_in(tmp_path, prior, given=solver.given, steps=2, gamma=0.1)
+    words = shlex.split(choice.command(tmp_path))
+    assert {"method=distilled", "features=pixels", "num_steps=2", "method.gamma=0.1"} <= set(words)
+    assert len({word.split("=")[0] for word in words}) == len(words)
+    solve(solver, choice, tmp_path)
+    assert (tmp_path / ".hydra" / "command.txt").read_text() == choice.command(tmp_path) + "\n"
+    settings = read_settings(tmp_path)
+    assert "Distilled" in settings.method._target_ and "pixels" in settings.features._target_.lower()
 
 
 def test_a_checkpoint_tells_its_family(tiny_folders: dict[str, Path]):

@@ -3,6 +3,7 @@
 import errno
 import logging
 import os
+import shlex
 import shutil
 from pathlib import Path
 from unittest import mock
@@ -215,6 +216,11 @@ def test_a_full_disk_of_another_folder_than_the_first_one_composed_is_known(tmp_
     error = OSError(errno.ENOSPC, "No space left on device", str(tmp_path / "agreed" / "events"))
     line, code = failure(error, OmegaConf.create({"output_dir": str(tmp_path / "agreed")}), "process 1: ")
     assert code == 1 and f"'{tmp_path / 'agreed'}' can't be written to" in line
+
+
+def test_a_command_to_copy_is_quoted_for_the_shell() -> None:
+    line, _ = failure(KeyboardInterrupt(), OmegaConf.create({"output_dir": "my results"}), "")
+    assert shlex.split(line.partition("resume with: ")[2])[-1] == "resume=my results"
 
 
 @pytest.mark.parametrize("path", ["/last.ckpt", "/a/last.ckpt", "/a/b/last.ckpt"])

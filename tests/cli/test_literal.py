@@ -115,6 +115,13 @@ def test_numbers_stay_numbers(composed: Callable) -> None:
     assert composed("physics.angles=ä (1).npy").physics.angles == "ä (1).npy"
 
 
+def test_a_long_list_of_numbers_is_no_file() -> None:
+    numbers = ",".join(f"{number / 10:.1f}" for number in range(1800))
+    cfg = OmegaConf.create({"physics": {"angles": numbers}})
+    make_paths_absolute(cfg)
+    assert cfg.physics.angles == numbers
+
+
 def test_names_of_masks_are_no_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     for mask in MASKS:

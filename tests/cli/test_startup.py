@@ -89,6 +89,13 @@ def test_help_starts_with_commands_and_has_every_group() -> None:
     assert "_base" not in printed and "@package" not in printed and "${" not in printed
 
 
+@pytest.mark.parametrize("without", ["logger=null", "~logger", "~experiment", "callbacks.pace=null"])
+def test_help_shows_what_is_left_without_a_part(without: str) -> None:
+    code, printed = train("task=inpaint", without, "--help")
+    assert code == 0, printed
+    assert "\n  num_steps=50" in printed and "Traceback" not in printed
+
+
 def test_help_on_what_does_not_compose_is_one_line() -> None:
     code, printed = train("--help", "task=paint")
     assert code == 2

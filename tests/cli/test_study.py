@@ -74,6 +74,16 @@ def test_a_run_that_fails_does_not_keep_the_others_from_the_table(tiny: list[str
     assert [row["num_particles"] for row in csv.DictReader((tmp_path / "study" / "study.csv").open())] == ["1", "2"]
 
 
+def test_a_study_that_cannot_be_gathered_fails(tiny: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def full(folder: Path) -> None:
+        raise InputError(f"'{folder}' has no result of a study")
+
+    monkeypatch.setattr("rlsd_lightning.cli.subcommands.study.gather", full)
+    code, printed = train("experiment=study/particles", *tiny, "num_steps=2", "hydra.sweeper.params.num_particles='1'")
+    assert code == 1, printed
+    assert f"error: '{tmp_path / 'study'}' has no result of a study" in printed
+
+
 def test_runs_of_a_multirun_are_in_its_folder(tiny: list[str], tmp_path: Path):
     settings = [item for item in tiny if not item.startswith(("hydra.sweep.dir", "output_dir"))]
     code, printed = train("-m", *settings, "num_steps=2", "num_particles=1,2", f"hydra.sweep.dir={tmp_path / 'both'}")

@@ -166,7 +166,7 @@ def test_processes_with_different_measurements_are_told_so(differs: str | None, 
         measurement = Measurement(f"face{own if differs == 'name' else ''}", physics(torch.zeros(1, *shape)), physics)
         module = RLSD(tiny_prior, measurement, LatentFeatures(), num_steps=2, num_particles=2)
         as_process(module, group.shard.position, 2)._trainer = SimpleNamespace(
-            strategy=None, world_size=1, gradient_clip_val=0, accumulate_grad_batches=1
+            strategy=None, world_size=1, gradient_clip_val=0, accumulate_grad_batches=1, precision="32-true"
         )
         try:
             module.setup("fit")

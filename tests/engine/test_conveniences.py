@@ -163,6 +163,16 @@ def test_a_logger_without_pictures_has_the_curves_and_the_final_figures(
         assert name in foreign.figures and name in columns, name
 
 
+def test_a_callback_that_is_null_is_switched_off(small: list[str], tmp_path: Path) -> None:
+    off = [f"callbacks.{name}=null" for name in ("pace", "checkpoint", "progress", "stop", "monitor")]
+    code, printed = train(*small, "num_steps=2", *off, f"output_dir={tmp_path}")
+    assert code == 0, printed
+    assert (tmp_path / "000" / "metrics.json").is_file()
+    assert not (tmp_path / "000" / "checkpoints").exists()
+    _, printed = train(*small, "num_steps=2", "callbacks.results=null", f"output_dir={tmp_path / 'none'}")
+    assert "Traceback" not in printed, printed
+
+
 @pytest.mark.parametrize(("logger", "written"), [("logger=null", []), ("logger=csv", ["metrics.csv"])])
 def test_the_command_takes_other_loggers_and_none(
     logger: str, written: list[str], small: list[str], tmp_path: Path

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from rlsd_lightning import GaussianMixturePrior, Measurement, Prior
 from rlsd_lightning.evaluation.checks import principal_directions, truth_free_checks
+from rlsd_lightning.evaluation.checks import whiteness as whiteness_checks
 from rlsd_lightning.evaluation.checks.predictive import predictive_check
 from rlsd_lightning.evaluation.checks.stein import (
     Scores,
@@ -232,6 +233,20 @@ def test_noise_of_another_kind_or_size_fails() -> None:
     ):
         assert twice_median(getattr(whiteness(values, seen), part)) < 1e-4
         assert twice_median(getattr(whiteness(normal(*size, seed=5), seen), part)) > 0.01
+
+
+@pytest.mark.parametrize("most", [1, 5000])
+def test_residuals_of_a_large_image_are_looked_at_in_parts(most: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    residuals, seen = normal(3, 3, 16, 16), torch.rand(3, 16, 16, generator=torch.Generator().manual_seed(1)) > 0.2
+    whole, parts = whiteness(residuals, seen), []
+    statistics = whiteness_checks._statistics
+    monkeypatch.setattr(whiteness_checks, "MOST_VALUES", most)
+    monkeypatch.setattr(
+        whiteness_checks, "_statistics", lambda part, seen: parts.append(part) or statistics(part, seen)
+    )
+    for figure, same in zip(whole, whiteness(residuals, seen), strict=True):
+        torch.testing.assert_close(same, figure)
+    assert max(part.numel() for part in parts) <= max(most, seen.numel())
 
 
 @pytest.mark.parametrize("part", [1, 1j])

@@ -302,7 +302,13 @@ def test_the_operator_has_norm_one(geometry: str):
 
 @pytest.mark.parametrize(
     ("given", "angular_range", "expected"),
-    [(4, None, [0, 45, 90, 135]), (4, 100.0, [0, 25, 50, 75]), ([3, 1.5, 200], None, [3, 1.5, 200]), ((7,), 10.0, [7])],
+    [
+        (4, None, [0, 45, 90, 135]),
+        (4, 100.0, [0, 25, 50, 75]),
+        ([3, 1.5, 200], None, [3, 1.5, 200]),
+        ((7,), 10.0, [7]),
+        ("3, 1.5,200", None, [3, 1.5, 200]),
+    ],
 )
 def test_angles_are_a_number_or_a_list(
     given: object, angular_range: float | None, expected: list[float], tmp_path: Path

@@ -1,5 +1,6 @@
 """Curves and pictures in TensorBoard, and the filmstrip."""
 
+import csv
 import io
 import re
 from pathlib import Path
@@ -22,7 +23,7 @@ from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 from rlsd_lightning import RLSD, LatentFeatures
 from rlsd_lightning.evaluation.health import HealthMetrics
 from rlsd_lightning.results.grid import thumbnails, write_filmstrip
-from rlsd_lightning.results.monitor import Monitor
+from rlsd_lightning.results.monitor import Monitor, ResumableCSVLogger
 from rlsd_lightning.results.writer import ImageResults, moments
 
 STEPS = 6
@@ -315,3 +316,24 @@ def test_a_killed_run_has_every_step_once_in_order_and_the_whole_filmstrip(small
         assert [picture.step for picture in events.Images(name)] == [3, 7, 11, 15, 19, 23, 27, 31, 35, 39]
     with Image.open(folder / "000" / "filmstrip.png") as strip:
         assert strip.size == (6 + 10 * 102, 22 + 2 * 102)
+
+
+def test_a_resumed_table_keeps_the_rows_before_the_first_new_step(tmp_path: Path) -> None:
+    def log(*rows: tuple[int, dict[str, float]]) -> list[dict[str, str]]:
+        logger = ResumableCSVLogger(tmp_path, name="", version="")
+        for step, figures in rows:
+            logger.log_metrics(figures, step)
+        logger.save()
+        with (tmp_path / "metrics.csv").open(newline="") as file:
+            return list(csv.DictReader(file))
+
+    log((0, {"loss": 3.0}), (10, {"loss": 2.0}), (20, {"loss": 1.5}))
+    with (tmp_path / "metrics.csv").open("a") as file:
+        file.write("0.5")  # of a killed run
+    rows = log((10, {"loss": 1.0}), (20, {"loss": 0.5, "psnr": 20.0}))
+    assert [(row["step"], row["loss"], row["psnr"]) for row in rows] == [
+        ("0", "3.0", ""),
+        ("10", "1.0", ""),
+        ("20", "0.5", "20.0"),
+    ]
+    assert [row["step"] for row in log((0, {"loss": 3.0}))] == ["0"]  # a new run in the folder

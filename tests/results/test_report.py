@@ -2,6 +2,7 @@
 
 import base64
 import csv
+import errno
 import io
 import os
 import re
@@ -208,6 +209,25 @@ def test_two_processes_may_write_one_file(tmp_path: Path, monkeypatch: pytest.Mo
     write_atomically(file, "own")
     assert file.read_text() == "own"
     assert list(tmp_path.iterdir()) == [file]
+
+
+@pytest.mark.parametrize("name", ["fsync", "replace"])
+def test_a_failed_write_leaves_the_file_as_it_was(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*arguments: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    write_atomically(tmp_path / "summary.csv", "old")
+    monkeypatch.setattr(os, name, full)
+    with pytest.raises(OSError, match="No space left"):
+        write_atomically(tmp_path / "summary.csv", "new")
+    assert [file.name for file in tmp_path.iterdir()] == ["summary.csv"]
+    assert (tmp_path / "summary.csv").read_text() == "old"
+
+
+def test_without_rows_no_old_summary_stays(tmp_path: Path) -> None:
+    write_summary(tmp_path, [{"name": "a", "psnr_mean": 20.0}])
+    write_summary(tmp_path, [])
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("content", [None, "", '{"name": "a", "psn'])

@@ -177,6 +177,17 @@ def test_a_film_has_the_truth_beside_particles_of_any_channels(channels: int, tm
     assert (tmp_path / "sequence.mp4").is_file()
 
 
+@pytest.mark.parametrize("names", [(), ("0", "1")], ids=["nothing", "two sizes"])
+def test_no_old_film_stays_where_there_is_no_new_one(names: tuple[str, ...], tmp_path: Path):
+    for name in ("0", "1"):
+        (tmp_path / name).mkdir()
+        save_file({"x": torch.zeros(2, 3, 16, 16 + int(name))}, tmp_path / name / "particles.safetensors")
+    for old in ("sequence.mp4", "sequence.npy"):
+        (tmp_path / old).touch()
+    write_sequence(tmp_path, names)
+    assert not list(tmp_path.glob("sequence.*"))
+
+
 @pytest.mark.parametrize(("count", "size"), [(64, 256), (3, 48)])
 def test_a_film_of_many_particles_has_rows(count: int, size: int, tmp_path: Path):
     particles = torch.linspace(-1, 1, count).view(count, 1, 1, 1).expand(count, 3, 16, size)

@@ -21,6 +21,7 @@ from hydra import compose, initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf, open_dict
 
+from rlsd_lightning.app.choices import name_of
 from rlsd_lightning.cli.literal import as_typed
 from rlsd_lightning.cli.messages import Formatter, explain
 from rlsd_lightning.cli.settings import check_settings, with_present_names, without_null_groups
@@ -58,10 +59,11 @@ class Solver:
 
     def __init__(self, given: Sequence[str] = ()) -> None:
         given = without_null_groups(with_present_names(list(given)))
-        self._given = [item for item in given if _group(item) != "prior"]
+        self.given = tuple(item for item in given if _group(item) != "prior")
+        """Settings of all runs, without those of the prior."""
         self.prior = tuple(item for item in given if _group(item) == "prior")
         self._networks: dict[str, Any] = {}
-        self.gamma = float(self._composed([*self._given, *self.prior]).method.gamma)
+        self.gamma = float(self._composed([*self.given, *self.prior]).method.gamma)
         """Strength of the repulsion by default."""
 
     def __call__(
@@ -81,10 +83,8 @@ class Solver:
         from rlsd_lightning.cli.train import run  # with torch and Lightning
         from rlsd_lightning.results.store import read_failures
 
-        names = {_name(item) for item in settings}
-        own = [item for item in self._given if _name(item) not in names]
         with _logged(folder / "train.log", warn), _in_one_line() as known:
-            known.append(cfg := self._composed([*own, *settings, *WITHOUT, f"output_dir={folder}"]))
+            known.append(cfg := self._composed([*settings, *WITHOUT, f"output_dir={folder}"]))
             if run(cfg, folder, self._network, callbacks, command):
                 raise InputError(next((row["reason"] for row in read_failures(folder)), "the run has no result"))
 
@@ -121,13 +121,8 @@ class Solver:
         return network
 
 
-def _name(item: str) -> str:
-    """Name of a setting or choice."""
-    return item.lstrip("+~").split("=")[0]
-
-
 def _group(item: str) -> str:
-    return _name(item).split(".")[0]
+    return name_of(item).split(".")[0]
 
 
 @contextmanager

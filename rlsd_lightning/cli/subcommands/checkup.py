@@ -52,7 +52,7 @@ def system_lines() -> Iterator[str]:
     """Versions, devices, free memory and caches."""
     versions = [f"{name} {importlib.metadata.version(name)}" for name in PACKAGES]
     yield ", ".join([*versions, f"Python {platform.python_version()}", platform.platform()])
-    pages = os.sysconf("SC_AVPHYS_PAGES") if "SC_AVPHYS_PAGES" in os.sysconf_names else None
+    pages = os.sysconf("SC_AVPHYS_PAGES") if "SC_AVPHYS_PAGES" in getattr(os, "sysconf_names", ()) else None
     free = "" if pages is None else f", {pages * os.sysconf('SC_PAGE_SIZE') / GIGA:.1f} GiB free"
     yield f"CPU: {os.cpu_count()} cores, {torch.get_num_threads()} threads{free}"
     for number in range(torch.cuda.device_count()):

@@ -9,6 +9,7 @@ combination; runs without a result are left out, and the table has each run's nu
 import csv
 import itertools
 import logging
+import sys
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -18,6 +19,7 @@ from hydra.experimental.callback import Callback
 from matplotlib.figure import Figure
 from omegaconf import DictConfig, OmegaConf
 
+from rlsd_lightning.cli.command import failed
 from rlsd_lightning.cli.settings import read_yaml
 from rlsd_lightning.cli.subcommands.parser import Parser, in_one_line
 from rlsd_lightning.errors import InputError
@@ -150,7 +152,9 @@ class Study(Callback):
     """Gathers a study when its last run has ended."""
 
     def on_multirun_end(self, config: DictConfig, **kwargs: object) -> None:
-        main([config.hydra.sweep.dir])
+        code = main([config.hydra.sweep.dir])
+        if code and not failed:  # the command itself ends with an error that names failed runs
+            sys.exit(code)
 
 
 @in_one_line

@@ -5,6 +5,7 @@ nearly normal, so the comparison is a z-score.
 """
 
 import math
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
@@ -20,6 +21,8 @@ SIMULATIONS = 64
 """Simulated white residuals."""
 FEWEST = 50
 """Fewer values or pairs say nothing certain."""
+MOST_VALUES = 2**22
+"""Values looked at together; bounds the memory, as 64 simulated residuals of a large image would fill it."""
 
 
 class Whiteness(NamedTuple):
@@ -56,19 +59,13 @@ def whiteness(residuals: Tensor, seen: Tensor, neighbours: bool = True) -> White
     Returns:
         The figures; None for fewer than 50 values.
     """
-    residuals, count = residuals.detach().cpu().double(), int(seen.sum())
-    seen = seen.cpu()
+    residuals, seen, count = residuals.detach().cpu(), seen.cpu(), int(seen.sum())
     if count < FEWEST:
         return None
-    generator = torch.Generator().manual_seed(0)
-    white = torch.randn(SIMULATIONS, *residuals.shape[1:], generator=generator, dtype=torch.float64)
-    every = torch.cat([residuals, white])
-    values = every[:, seen]
-    size = values.square().mean(dim=1).sqrt()
-    scaled = torch.where(seen, every / size.clamp_min(1e-300).view(-1, 1, 1, 1), 0.0)
+    at_once = max(1, MOST_VALUES // seen.numel())
+    found = [_statistics(part.double(), seen) for part in (*residuals.split(at_once), *_simulated(seen, at_once))]
+    size, distance, correlations, powers = map(torch.cat, zip(*found, strict=True))
     chi_square = (size[: len(residuals)].square().pow(1 / 3) - (1 - 2 / (9 * count))) / math.sqrt(2 / (9 * count))
-    distance = _distances(scaled[:, seen])
-    correlations, powers = _correlations(scaled, seen), _powers(scaled)
     if not neighbours:
         correlations, powers = correlations[:, :0], powers[:, :0]
     own, simulated = slice(len(residuals)), slice(len(residuals), None)
@@ -93,6 +90,21 @@ def twice_median(p_values: Tensor) -> float:
         | https://doi.org/10.2307/1426677
     """
     return min(1.0, 2 * p_values.median().item())
+
+
+def _simulated(seen: Tensor, at_once: int) -> Iterator[Tensor]:
+    """White residuals, with shape (at_once, C, H, W) or less."""
+    generator = torch.Generator().manual_seed(0)
+    for first in range(0, SIMULATIONS, at_once):
+        count = min(at_once, SIMULATIONS - first)
+        yield torch.randn(count, *seen.shape, generator=generator, dtype=torch.float64)
+
+
+def _statistics(values: Tensor, seen: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Sizes, distances, correlations and powers of residuals, with shapes (n,), (n,), (n, lags) and (n, bands)."""
+    size = values[:, seen].square().mean(dim=1).sqrt()
+    scaled = torch.where(seen, values / size.clamp_min(1e-300).view(-1, 1, 1, 1), 0.0)
+    return size, _distances(scaled[:, seen]), _correlations(scaled, seen), _powers(scaled)
 
 
 def _upper_tail(z: Tensor) -> Tensor:

@@ -76,13 +76,14 @@ def points_along_rays(
 
 
 def directions(angles: int | str | Path | Sequence[float], angular_range: float) -> Tensor:
-    """Directions in degrees, of a number, a file or a list."""
+    """Directions in degrees, of a number, a file, or a list, which may be numbers with commas between them in one word."""
     expected = "a number of directions, a list of degrees or a .npy file of them"
     if isinstance(angles, int):
         if angles < 1 or not 0 < abs(angular_range) < math.inf:
             raise InputError(f"angles must be at least 1 over some degrees, got {angles} over {angular_range}")
         return torch.arange(angles, dtype=torch.float64) * (angular_range / angles)
     try:
+        angles = _listed(angles)
         values = load_array(angles).copy() if isinstance(angles, str | Path) else list(angles)
         degrees = torch.as_tensor(values, dtype=torch.float64).flatten()
     except (TypeError, ValueError) as error:
@@ -96,3 +97,13 @@ def directions(angles: int | str | Path | Sequence[float], angular_range: float)
             degrees.max() - degrees.min(),
         )
     return degrees
+
+
+def _listed(angles: str | Path | Sequence[float]) -> str | Path | Sequence[float]:
+    """The numbers of "0,45,90"; anything else as it is."""
+    if not isinstance(angles, str) or "," not in angles:
+        return angles
+    try:
+        return [float(number) for number in angles.split(",")]
+    except ValueError:
+        return angles
