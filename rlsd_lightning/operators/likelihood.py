@@ -26,6 +26,7 @@ from torch import Tensor
 from rlsd_lightning.functional.losses import absolute_misfit, at_least_float32, mean_count, photon_misfit, square_misfit
 from rlsd_lightning.functional.metrics import residual_rms
 from rlsd_lightning.functional.precision import full_precision
+from rlsd_lightning.measurement import Measurement
 from rlsd_lightning.operators.compressive import MaskedSinglePixelCamera
 from rlsd_lightning.operators.medical import CoilMRI, Projections
 from rlsd_lightning.operators.noise import PoissonNoise
@@ -39,6 +40,7 @@ __all__ = [
     "data_fit",
     "equivalent_forms",
     "has_square_misfit",
+    "hidden_as_zero",
     "measured",
     "misfit",
     "noise_std",
@@ -129,6 +131,12 @@ def observed_values(physics: Physics, y: Tensor) -> Tensor:
     if isinstance(physics, MASKED) and physics.mask is not None:
         return (physics.mask > 0).expand(y.shape)
     return torch.ones_like(y, dtype=torch.bool)
+
+
+def hidden_as_zero(measurement: Measurement) -> Measurement:
+    """The measurement with zeros where nothing is measured, as the operator's own; users may have white there, or noise."""
+    y = measurement.y
+    return measurement._replace(y=torch.where(observed_values(measurement.physics, y), y, 0))
 
 
 def data_fit(physics: Physics, images: Tensor, y: Tensor) -> dict[str, float | None]:
