@@ -21,6 +21,7 @@ from deepinv.physics import (
     StructuredRandom,
     Tomography,
 )
+from deepinv.physics.forward import ComposedPhysics
 from torch import Tensor
 
 from rlsd_lightning.functional.losses import absolute_misfit, at_least_float32, mean_count, photon_misfit, square_misfit
@@ -41,6 +42,7 @@ __all__ = [
     "equivalent_forms",
     "has_square_misfit",
     "hidden_as_zero",
+    "last_operator",
     "measured",
     "misfit",
     "noise_std",
@@ -126,10 +128,16 @@ def observed_pixels(physics: Physics, image_shape: tuple[int, ...]) -> Tensor | 
     return seen_by(physics.mask).expand(image_shape)
 
 
+def last_operator(physics: Physics) -> Physics:
+    """The operator that acts last in a composition; another one itself."""
+    return physics.physics_list[-1] if isinstance(physics, ComposedPhysics) else physics
+
+
 def observed_values(physics: Physics, y: Tensor) -> Tensor:
     """Which values of a measurement were measured: boolean, with the shape of ``y``."""
-    if isinstance(physics, MASKED) and physics.mask is not None:
-        return (physics.mask > 0).expand(y.shape)
+    last = last_operator(physics)
+    if isinstance(last, MASKED) and last.mask is not None:
+        return (last.mask > 0).expand(y.shape)
     return torch.ones_like(y, dtype=torch.bool)
 
 
