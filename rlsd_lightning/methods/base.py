@@ -45,8 +45,8 @@ class ParticleModule(L.LightningModule):
         antithetic: Whether a measurement's particles have noise that sums to zero
             (:class:`~rlsd_lightning.functional.noise.ParticleNoise`); False draws independent noise.
         particle_chunk: Particles that a network sees at a time; the backward pass computes activations again. None: all.
-        decoder_std: Typical distance of :math:`D(z)` from an image, in units of an image in [-1, 1]; 0: latents decode
-            exactly, and the results are :math:`D(z)`. None: the prior's (:class:`~rlsd_lightning.priors.Calibration`).
+        decoder_std: Typical distance of :math:`D(z)` from an image, in units of an image in [-1, 1]. 0 (only DPS, DAPS and
+            the twisted filter take it): the results are :math:`D(z)`. None: the prior's (:class:`~rlsd_lightning.priors.Calibration`).
         min_mu: Least weight of :math:`\mathrm{mean}(x - D(z))^2` beside the misfit, above 0.
 
     Raises:
