@@ -11,7 +11,6 @@ from typing import Protocol, runtime_checkable
 
 import torch
 from deepinv.physics import (
-    Demosaicing,
     GaussianNoise,
     Inpainting,
     LaplaceNoise,
@@ -123,7 +122,7 @@ def observed_pixels(physics: Physics, image_shape: tuple[int, ...]) -> Tensor | 
     Returns:
         A boolean tensor of the image's shape, or None if the operator is no mask.
     """
-    if not isinstance(physics, Inpainting | Demosaicing):
+    if not isinstance(physics, Inpainting):
         return None
     return seen_by(physics.mask).expand(image_shape)
 
