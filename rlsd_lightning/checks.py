@@ -21,7 +21,7 @@ from rlsd_lightning.operators.compose import probe_operator
 from rlsd_lightning.priors import Calibration, Prior
 from rlsd_lightning.signatures import require_types
 
-__all__ = ["calibrated_settings", "check_particles", "check_trainer", "check_types", "listed"]
+__all__ = ["calibrated_settings", "check_trainer", "check_types", "checked_measurements"]
 
 PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
 """Precisions of the Trainer; particles stay float32 in each."""
@@ -59,7 +59,7 @@ def check_trainer(trainer: L.Trainer) -> None:
         )
 
 
-def listed(measurements: Measurement | Sequence[Measurement]) -> list[Measurement]:
+def _listed(measurements: Measurement | Sequence[Measurement]) -> list[Measurement]:
     """One or several measurements as a list.
 
     Raises:
@@ -81,12 +81,22 @@ def calibrated_settings(settings: Mapping[str, Any], prior: Prior) -> dict[str, 
     return {name: values[name] for name in names}
 
 
-def check_particles(settings: Mapping[str, Any], measurements: Sequence[Measurement], prior: Prior) -> None:
-    """Check the settings that all methods share, and that the measurements can be solved side by side.
+def checked_measurements(
+    measurements: Measurement | Sequence[Measurement], settings: Mapping[str, Any], prior: Prior
+) -> list[Measurement]:
+    """One or several measurements as a list; they and the settings that all methods share are checked.
 
     Raises:
-        InputError: If they can't.
+        InputError: If a setting is out of range, or the measurements can't be solved side by side.
     """
+    _check_common(settings, prior)
+    several = _listed(measurements)
+    _check_together(several, settings["num_particles"], prior)
+    return several
+
+
+def _check_common(settings: Mapping[str, Any], prior: Prior) -> None:
+    """Check the settings that all methods share."""
     require_at_least_one(num_particles=settings["num_particles"], particle_chunk=settings["particle_chunk"])
     num_steps, seed, most = settings["num_steps"], settings["seed"], prior.num_train_timesteps
     require_integer(num_steps=num_steps, seed=seed)
@@ -95,13 +105,17 @@ def check_particles(settings: Mapping[str, Any], measurements: Sequence[Measurem
     require_part(warm_share=settings["warm_share"])
     require_at_least_zero(decoder_std=settings["decoder_std"])
     require_positive(min_mu=settings["min_mu"])
+
+
+def _check_together(measurements: Sequence[Measurement], num_particles: int, prior: Prior) -> None:
+    """Check that measurements can be solved side by side."""
     names, starts = [each.name for each in measurements], [each.start for each in measurements]
     if not names or len(set(names)) < len(names):
         raise InputError(f"measurements with different names are expected, got {names}")
     if len({start is None for start in starts}) > 1:
         raise InputError("either all measurements or none must have a start, got some of both")
     _check_data(measurements, prior)
-    shape = (settings["num_particles"], *prior.latent_shape)
+    shape = (num_particles, *prior.latent_shape)
     for start in starts:
         if start is not None and start[0].shape != shape:
             raise InputError(f"a start with latents of shape {shape} is expected, got {tuple(start[0].shape)}")

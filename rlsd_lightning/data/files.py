@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from deepinv.physics import Physics
+from deepinv.physics.forward import ComposedPhysics
 
 from rlsd_lightning.data.original import FilePicture
 from rlsd_lightning.data.sizes import AnySize, OneSize
@@ -12,7 +13,7 @@ from rlsd_lightning.data.sources import Source, find_sources
 from rlsd_lightning.errors import require_at_least_one
 from rlsd_lightning.images import Reader
 from rlsd_lightning.measurement import Measurement
-from rlsd_lightning.operators.pixels import PerPicture
+from rlsd_lightning.operators.pixels import MaskedPixels, PerPicture
 from rlsd_lightning.reading.frames import Frame
 from rlsd_lightning.reading.values import Range
 
@@ -75,6 +76,9 @@ class FileMeasurements(Sequence[Measurement]):
         physics = self.operators.physics(frame)
         if isinstance(physics, PerPicture):
             return physics.for_picture([source.name, source.stem], frame)
+        for each in physics.physics_list if isinstance(physics, ComposedPhysics) else ():
+            if isinstance(each, MaskedPixels):  # raises an error for a mask of another size
+                each.for_picture([source.name], each.frame or frame)
         return physics
 
     def original(

@@ -16,7 +16,7 @@ from rlsd_lightning.data.sizes import AnySize
 from rlsd_lightning.data.sources import Source
 from rlsd_lightning.errors import InputError
 from rlsd_lightning.measurement import Measurement
-from rlsd_lightning.operators.likelihood import MASKED, noise_std
+from rlsd_lightning.operators.likelihood import MASKED, last_operator, noise_std
 from rlsd_lightning.operators.medical import Scan
 from rlsd_lightning.operators.pixels import PerPicture, observed_in_picture, seen_by
 from rlsd_lightning.reading.arrays import TakesArrays, read_array
@@ -65,7 +65,7 @@ class MeasuredData(FileMeasurements):
         super().__init__(image_shape, physics, limit, sequence, range, axes)
         self._arrays: tuple[Path, str | None, Tensor | np.ndarray] | None = None
         self.physics, self.expected, self.factor, self.of_images = None, self.image_shape, 1, True
-        if not self.operators.takes_frame:
+        if not self.operators.measures_pixels:
             self._try_operator()
         if not self.of_images and (range or axes):
             raise InputError("range and axes are of images, which this operator does not measure; leave both out")
@@ -103,8 +103,9 @@ class MeasuredData(FileMeasurements):
         values = np.asarray(stack.page(source.page))
         frame = self._frame(source, values.shape[:2])
         physics = self.physics_of(source, frame)
-        seen = _seen(physics, frame.image_size)
-        counted = seen if frame.is_trivial else _seen_in_picture(physics, frame)
+        place = frame.reduced(self.factor) if (self.factor or 1) > 1 else frame  # of the measurement in its image
+        seen = _seen(physics, place.image_size)
+        counted = seen if frame.is_trivial else _seen_in_picture(last_operator(physics), place)
         decide = partial(
             measured_range,
             asked=self._reader.asked or stack.range,
@@ -208,9 +209,10 @@ def _real_picture(path: Path) -> np.ndarray:
 
 def _seen(physics: Physics, size: tuple[int, ...]) -> Tensor | None:
     """Values that are measured; with shape :math:`(C, H, W)`; None if all are."""
-    if not isinstance(physics, MASKED) or physics.mask is None or physics.mask.shape[-2:] != size:
+    last = last_operator(physics)
+    if not isinstance(last, MASKED) or last.mask is None or last.mask.shape[-2:] != size:
         return None
-    return seen_by(physics.mask)
+    return seen_by(last.mask)
 
 
 def _seen_in_picture(physics: Physics, frame: Frame) -> Tensor | None:

@@ -1,16 +1,18 @@
 """Sizes of the images that are solved, and an operator for each."""
 
 import functools
+import inspect
 import math
 from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
 
 from deepinv.physics import Decolorize, Demosaicing, Downsampling, Physics
+from deepinv.physics.forward import ComposedPhysics
 
 from rlsd_lightning.errors import InputError, require_one_of
 from rlsd_lightning.operators import colorization, compose, demosaicing, super_resolution
-from rlsd_lightning.operators.compose import build_physics, make_physics, multiple_of, takes_frame
+from rlsd_lightning.operators.compose import build_physics, make_physics
 from rlsd_lightning.reading.frames import FITS, Frame
 
 __all__ = ["AnySize", "ImageSizes", "OneSize"]
@@ -41,7 +43,7 @@ class ImageSizes(NamedTuple):
 class OneSize:
     """One operator for images of one size; pictures are cropped in the middle."""
 
-    takes_frame = False
+    measures_pixels = False
 
     def __init__(self, image_shape: tuple[int, ...], physics: Physics) -> None:
         self.typical_shape, self._physics = tuple(image_shape), physics
@@ -73,6 +75,9 @@ class AnySize:
             reduced to the largest size. ``crop``: the largest part in the middle fills the largest size. ``pad``: they are
             reduced to fit into the largest size, and continued to it by their mirror image.
 
+    Attributes:
+        measures_pixels: Whether pixels are measured one by one, by a mask that depends on the picture's place in the image.
+
     Raises:
         InputError: If there is no such fit.
     """
@@ -91,9 +96,10 @@ class AnySize:
         typical = self._typical(sizes, factory)
         if isinstance(typical, Downsampling) and _function(factory) is super_resolution:
             factory = partial(factory, factor=typical.factor)  # the same for pictures of all sizes
-        self.takes_frame = takes_frame(factory)
+        self._takes_frame = takes_frame(factory)
+        self.measures_pixels = self._takes_frame and _function(factory) is not compose
         # a measured picture may be reduced where pixels are measured one by one
-        self._reducible = self.takes_frame or isinstance(typical, Decolorize)
+        self._reducible = self.measures_pixels or isinstance(typical, Decolorize)
         self._multiple = math.lcm(sizes.multiple, multiple_of(typical))
         channels, *size = sizes.image_shape
         share = min(1.0, (sizes.most or max(size)) / max(size))
@@ -148,7 +154,24 @@ class AnySize:
     def physics(self, frame: Frame | None = None) -> Physics:
         """The operator for an image; for one of ``typical_shape`` if left out."""
         size = self.typical_shape[-2:] if frame is None else frame.image_size
-        return self._made((self.typical_shape[0], *size), frame if self.takes_frame else None)
+        return self._made((self.typical_shape[0], *size), frame if self._takes_frame else None)
+
+
+def takes_frame(factory: Callable[..., Physics]) -> bool:
+    """Whether an operator, or one of a composition, depends on the picture's place in the image."""
+    if _function(factory) is compose:
+        operators = factory.keywords.get("operators", ()) if isinstance(factory, partial) else ()
+        return any(takes_frame(each) for each in operators if not isinstance(each, Physics))
+    return "frame" in inspect.signature(factory).parameters
+
+
+def multiple_of(physics: Physics) -> int:
+    """Number of pixels that must divide the sides of the images that an operator takes."""
+    if isinstance(physics, ComposedPhysics):
+        return math.prod(multiple_of(each) for each in physics.physics_list)
+    if isinstance(physics, Downsampling):
+        return physics.factor
+    return 2 if isinstance(physics, Demosaicing) else 1
 
 
 def _only(picture_size: tuple[int, int], size: tuple[int, int]) -> Frame:

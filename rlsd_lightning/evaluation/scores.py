@@ -9,11 +9,12 @@ from torchmetrics.functional.image import structural_similarity_index_measure
 
 from rlsd_lightning.features import SMALLEST_LPIPS
 from rlsd_lightning.functional.metrics import psnr, residual_rms
+from rlsd_lightning.functional.precision import full_precision
 from rlsd_lightning.functional.sets.coverage import vendi_score
 from rlsd_lightning.functional.sets.proper_scores import crps, energy_score
 from rlsd_lightning.measurement import Measurement
 from rlsd_lightning.operators import NullOperator
-from rlsd_lightning.operators.likelihood import data_fit, equivalent_forms
+from rlsd_lightning.operators.likelihood import data_fit, equivalent_forms, measured
 
 __all__ = [
     "SMALLEST_SSIM",
@@ -50,7 +51,8 @@ def pseudo_inverse(physics: Physics, y: Tensor) -> Tensor | None:
     r"""The image :math:`A^+ y`, a reconstruction without a prior; None unless the operator is linear."""
     if not isinstance(physics, LinearPhysics) or isinstance(physics, NullOperator):
         return None
-    return physics.A_dagger(y)
+    with full_precision(y.device):
+        return physics.A_dagger(y)
 
 
 def aligned(images: Tensor, reference: Tensor, physics: Physics) -> Tensor:
@@ -94,7 +96,7 @@ def score(solved: Solved, features: Tensor, lpips: nn.Module | None) -> dict[str
     names = ("psnr_mean", "psnr_best", "psnr_of_mean", "psnr_pseudo_inverse", "ssim_mean", "lpips_mean")
     names += ("crps", "energy_score")
     scores: dict[str, float | None] = dict.fromkeys(names)
-    scores["residual"] = residual_rms(physics.A(images), y).item()
+    scores["residual"] = residual_rms(measured(physics, images), y).item()
     scores |= data_fit(physics, images, y)
     if solved.measurement.truth is not None:
         truth = solved.measurement.truth.to(images)

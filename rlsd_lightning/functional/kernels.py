@@ -118,7 +118,7 @@ def official_repulsion(features: Tensor) -> Tensor:
 
     Here :math:`k_{ij} = \exp(-\|f_i - f_j\|^2 / h_i)` and
     :math:`h_i = \mathrm{median}_{j \ne i} \|f_i - f_j\|^2 / \log(N - 1)`. It points AWAY from the other particles, is
-    not the gradient of a density (:math:`h_i` differs between particles), and is zero for :math:`N \le 2`.
+    not the gradient of a density (:math:`h_i` differs between particles), and is zero for :math:`N \le 2`. Where the median is 0, :math:`h_i` is 1.
 
     Args:
         features: All particles, with shape :math:`(N, D)`.
@@ -129,14 +129,16 @@ def official_repulsion(features: Tensor) -> Tensor:
     count = len(features)
     if count <= 2:
         return torch.zeros_like(features)
-    # all pairs but those on the diagonal, every (N + 1)th: a boolean mask would wait for the device
-    pairs = (features[:, None] - features[None]).flatten(0, 1)[1:].view(count - 1, count + 1, -1)
-    difference = pairs[:, :-1].reshape(count, count - 1, -1)  # (N, N - 1, D)
-    squared = difference.square().sum(-1)  # (N, N - 1)
-    h = squared.median(dim=1, keepdim=True).values / math.log(count - 1)
-    # a constant factor cancels: the softmax stays finite where every kernel value underflows
-    share = torch.softmax(-squared / h, dim=1)
-    return (share[..., None] * 2 * difference / h[..., None]).sum(dim=1)
+    rows = []
+    for index, row in enumerate(features):  # all differences at once would not fit beside networks
+        difference = row - torch.cat((features[:index], features[index + 1 :]))  # (N - 1, D)
+        squared = difference.square().sum(-1)  # (N - 1,)
+        h = squared.median(dim=0).values / math.log(count - 1)
+        h = torch.where(h > 0, h, torch.ones_like(h))  # half of the others coincide with the particle
+        # a constant factor cancels: the softmax stays finite where every kernel value underflows
+        share = torch.softmax(-squared / h, dim=0)
+        rows.append((share[:, None] * 2 * difference / h).sum(dim=0))
+    return torch.stack(rows)
 
 
 def coarse_pixels(images: Tensor, side: int = 32) -> Tensor:

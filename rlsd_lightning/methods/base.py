@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.optim import SGD
 from torch.utils.checkpoint import checkpoint
 
-from rlsd_lightning.checks import calibrated_settings, check_particles, check_trainer, check_types, listed
+from rlsd_lightning.checks import calibrated_settings, check_trainer, check_types, checked_measurements
 from rlsd_lightning.distributed.shard import Shard
 from rlsd_lightning.distributed.strategy import ParticleStrategy
 from rlsd_lightning.features import Features
@@ -19,6 +19,7 @@ from rlsd_lightning.functional.noise import ParticleNoise
 from rlsd_lightning.functional.schedules import add_noise, ddim_timesteps
 from rlsd_lightning.identity import CheckpointIdentity, keep_particles
 from rlsd_lightning.measurement import Measurement, moved_to
+from rlsd_lightning.operators.likelihood import hidden_as_zero
 from rlsd_lightning.operators.medical import as_seen
 from rlsd_lightning.operators.proximal import RESULT_STEPS, ProximalSteps
 from rlsd_lightning.priors import Prior
@@ -30,9 +31,8 @@ __all__ = ["ParticleModule"]
 class ParticleModule(L.LightningModule):
     r"""N particles of each measurement: latents ``z`` and images ``x``, both drawn from :math:`\mathcal{N}(0, I)`.
 
-    Both are Parameters with shape :math:`(M N, \dots)` for M measurements, so a Lightning checkpoint holds them; a measurement's
-    particles are neighbours. Nothing but the networks' batches joins two measurements. A checkpoint holds the identity of
-    the frozen prior, features and operators, not them.
+    Both are Parameters with shape :math:`(M N, \dots)` for M measurements; those of a measurement are neighbours. A Lightning
+    checkpoint holds them, and the identity of prior, features and operators. Only networks' batches join measurements.
 
     Args:
         prior: The latent diffusion prior.
@@ -45,8 +45,8 @@ class ParticleModule(L.LightningModule):
         antithetic: Whether a measurement's particles have noise that sums to zero
             (:class:`~rlsd_lightning.functional.noise.ParticleNoise`); False draws independent noise.
         particle_chunk: Particles that a network sees at a time; the backward pass computes activations again. None: all.
-        decoder_std: Typical distance of :math:`D(z)` from an image, in units of an image in [-1, 1]; 0: latents decode
-            exactly, and the results are :math:`D(z)`. None: the prior's (:class:`~rlsd_lightning.priors.Calibration`).
+        decoder_std: Typical distance of :math:`D(z)` from an image, in units of an image in [-1, 1]. 0 (only DPS, DAPS and
+            the twisted filter take it): the results are :math:`D(z)`. None: the prior's (:class:`~rlsd_lightning.priors.Calibration`).
         min_mu: Least weight of :math:`\mathrm{mean}(x - D(z))^2` beside the misfit, above 0.
 
     Raises:
@@ -74,8 +74,7 @@ class ParticleModule(L.LightningModule):
         self.save_hyperparameters(ignore=["prior", "measurements", "features"])  # of all classes of the chain
         check_types(type(self), {"prior": prior, "features": features, **self.hparams})
         self.save_hyperparameters(calibrated_settings(self.hparams, prior))
-        self.measurements = listed(measurements)
-        check_particles(self.hparams, self.measurements, prior)
+        self.measurements = checked_measurements(measurements, self.hparams, prior)
         self._frozen = {"prior": prior, "features": features}  # a plain dict hides modules from state_dict()
         self.num_particles, self.num_steps, self.seed = num_particles, num_steps, seed
         self.particle_chunk, self.decoder_std = particle_chunk, self.hparams.decoder_std
@@ -92,6 +91,7 @@ class ParticleModule(L.LightningModule):
         self.z, self.x = nn.Parameter(z), nn.Parameter(x, requires_grad=False)
         settings = {"method": type(self).__name__, "timesteps": self.timesteps, **self.hparams, "particle_chunk": None}
         self.identity = CheckpointIdentity(sorted(settings.items()), self._frozen, self.measurements, prior.image_shape)
+        self.measurements = [hidden_as_zero(each) for each in self.measurements]  # of checked shapes
         self.proximal = ProximalSteps(self.measurements, x[0].numel(), min_mu, together=particle_chunk is None)
         self.resumed_at = 0  # timesteps that were taken before this fit
         self.repulsion_ratios: list[Tensor] = []

@@ -160,7 +160,8 @@ class RLSD(ScoreDistillation):
         decoded = self.decoder(z_hat, step)  # D(z_hat)
 
         denoising = towards(z, z_hat)  # SDS denoising loss: its gradient is z - z_hat
-        coupling = self.coupling(t, decoded)  # data fidelity: zeta |x - D(z_hat)|, with x from its proximal step
+        distances = self.distances(t, decoded)  # |x - D(z_hat)|, with x from its proximal step
+        coupling = self.zeta * distances  # data fidelity
         terms = {"denoising": denoising, "coupling": coupling.sum()}
         if guided:
             gradient, repulsion = self.guidance(step, t, z_t, z_hat, decoded, coupling)  # G; gamma log sum k
@@ -177,23 +178,21 @@ class RLSD(ScoreDistillation):
         self.descend(self.optimizers()[0], loss)  # z <- z_hat - G / alpha_s
         moved = (self.z.detach() != before).any()
         if s is not None and step in self.selection.steps:  # copies differ from the next step on
-            self.selection(step, coupling)
+            self.selection(step, distances)
         if s is not None:
             self.renew_noise(step, t, s, eps_hat, moved)
         return loss
 
-    def coupling(self, t: int, decoded: Tensor) -> Tensor:
-        r"""Distances :math:`\zeta \|x - D(\hat z)\|` with shape (n,), after the proximal step that sets :math:`x`.
+    def distances(self, t: int, decoded: Tensor) -> Tensor:
+        r"""Distances :math:`\|x - D(\hat z)\|` with shape (n,), after the proximal step that sets :math:`x`.
 
-        Without the auxiliary variable they are :math:`\zeta \|y - A D(\hat z)\|`.
+        Without the auxiliary variable they are :math:`\|y - A D(\hat z)\|`.
         """
         if self.hparams.augmented:
-            distances = norms(self.solve_images(decoded, self.image_variances[t]) - decoded)
-        else:
-            self.keep_images(decoded, decoded)
-            residuals = [norms(each.y - measured(each.physics, images)) for each, images in self.each_here(decoded)]
-            distances = torch.cat(residuals) if residuals else decoded.new_zeros(0)
-        return self.zeta * distances
+            return norms(self.solve_images(decoded, self.image_variances[t]) - decoded)
+        self.keep_images(decoded, decoded)
+        residuals = [norms(each.y - measured(each.physics, images)) for each, images in self.each_here(decoded)]
+        return torch.cat(residuals) if residuals else decoded.new_zeros(0)
 
     def guidance(
         self, step: int, t: int, z_t: Tensor, z_hat: Tensor, decoded: Tensor, coupling: Tensor

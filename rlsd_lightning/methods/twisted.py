@@ -43,8 +43,7 @@ class TwistedFilter(ParticleModule):
 
     Args:
         latent_std: Standard deviation :math:`\sqrt{v}` of the prior's clean latents; None: the prior's.
-        image_std: Standard deviation of its images about their mean, over all pixels; that of the latents where they are
-            the images.
+        image_std: Standard deviation of its images about their mean, over all pixels; None: the prior's.
         resample_below: Effective sample size over N below which particles are resampled, in [0, 1]; 0: only at the end.
         evidence_values: Number of measured values to which the likelihood is tempered, above 0: a few particles can't
             represent the evidence of thousands. A measurement of fewer values is not tempered.

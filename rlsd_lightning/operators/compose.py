@@ -10,9 +10,8 @@ from functools import partial
 from weakref import WeakKeyDictionary
 
 import torch
-from deepinv.physics import Demosaicing, Downsampling, LinearPhysics, Physics
-from deepinv.physics.forward import ComposedPhysics
-from torch import Tensor
+from deepinv.physics import LinearPhysics, Physics
+from torch import Tensor, nn
 
 from rlsd_lightning.errors import InputError, first_line
 from rlsd_lightning.operators.medical import Scan
@@ -28,10 +27,8 @@ __all__ = [
     "compose",
     "custom",
     "make_physics",
-    "multiple_of",
     "operator_output",
     "probe_operator",
-    "takes_frame",
 ]
 
 INSTEAD = {
@@ -76,20 +73,6 @@ def make_physics(factory: Callable[..., Physics], image_shape: tuple[int, ...], 
     if not isinstance(physics, PerPicture):  # each picture's own is tried later
         probe_operator(physics, image_shape)
     return physics
-
-
-def takes_frame(factory: Callable[..., Physics]) -> bool:
-    """Whether an operator measures pixels one by one and depends on the picture's place in the image."""
-    return "frame" in inspect.signature(factory).parameters
-
-
-def multiple_of(physics: Physics) -> int:
-    """Number of pixels that must divide the sides of the images that an operator takes."""
-    if isinstance(physics, ComposedPhysics):
-        return math.prod(multiple_of(each) for each in physics.physics_list)
-    if isinstance(physics, Downsampling):
-        return physics.factor
-    return 2 if isinstance(physics, Demosaicing) else 1
 
 
 def build_physics(factory: Callable[..., Physics], image_shape: tuple[int, ...], frame: Frame | None = None) -> Physics:
@@ -236,10 +219,22 @@ def _check_adjoint(physics: LinearPhysics, image_shape: tuple[int, ...], y: Tens
         )
 
 
+class _Called(nn.Module):
+    """A function of images without deepinv's other arguments; a network is registered, so that it moves with its operator."""
+
+    def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        # copies of an operator share what a plain function holds
+        self.function = function if isinstance(function, nn.Module) else lambda x: function(x)
+
+    def forward(self, x: Tensor, **kwargs) -> Tensor:
+        return self.function(x)
+
+
 @typed
 def as_physics(operator: Physics | Callable[[Tensor], Tensor]) -> Physics:
     """Noiseless operator from a plain function of images; operators are returned unchanged."""
-    return operator if isinstance(operator, Physics) else Physics(A=lambda x, **kwargs: operator(x))
+    return operator if isinstance(operator, Physics) else Physics(A=_Called(operator))
 
 
 @typed
@@ -269,8 +264,8 @@ def custom(
         ) from error
     noise_model = make_noise(noise, sigma)
     if linear:
-        return LinearPhysics(A=lambda x, **kwargs: called(x), img_size=tuple(image_shape), noise_model=noise_model)
-    return Physics(A=lambda x, **kwargs: called(x), noise_model=noise_model)
+        return LinearPhysics(A=_Called(called), img_size=tuple(image_shape), noise_model=noise_model)
+    return Physics(A=_Called(called), noise_model=noise_model)
 
 
 @typed
@@ -279,11 +274,13 @@ def compose(
     operators: Sequence[Physics | Callable[..., Physics]],
     sigma: float = 0.001,
     noise: str = "gaussian",
+    frame: Frame | None = None,
 ) -> Physics:
     """Composition of operators, with noise at the end only.
 
     Args:
         operators: Operators or their factories, in the order in which they act; their own noise is ignored.
+        frame: Where a picture lies in the image, for masks of the picture's own size.
 
     Raises:
         InputError: If the list is empty, or the shapes do not fit.
@@ -292,7 +289,8 @@ def compose(
         raise InputError("operators must list at least one operator, got none")
     shape, composed = tuple(image_shape), None
     for factory in operators:
-        physics = copy.deepcopy(build_physics(factory, shape))  # its noise is set below, the caller's stays
+        place = frame and frame.at_size(shape[-2:])
+        physics = copy.deepcopy(build_physics(factory, shape, place))  # its noise is set below, the caller's stays
         shape = tuple(operator_output(physics, shape).shape[1:])
         composed = physics if composed is None else physics * composed
     composed.noise_model = make_noise(noise, sigma)

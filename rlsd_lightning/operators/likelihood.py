@@ -11,7 +11,6 @@ from typing import Protocol, runtime_checkable
 
 import torch
 from deepinv.physics import (
-    Demosaicing,
     GaussianNoise,
     Inpainting,
     LaplaceNoise,
@@ -21,11 +20,13 @@ from deepinv.physics import (
     StructuredRandom,
     Tomography,
 )
+from deepinv.physics.forward import ComposedPhysics
 from torch import Tensor
 
 from rlsd_lightning.functional.losses import absolute_misfit, at_least_float32, mean_count, photon_misfit, square_misfit
 from rlsd_lightning.functional.metrics import residual_rms
 from rlsd_lightning.functional.precision import full_precision
+from rlsd_lightning.measurement import Measurement
 from rlsd_lightning.operators.compressive import MaskedSinglePixelCamera
 from rlsd_lightning.operators.medical import CoilMRI, Projections
 from rlsd_lightning.operators.noise import PoissonNoise
@@ -39,6 +40,8 @@ __all__ = [
     "data_fit",
     "equivalent_forms",
     "has_square_misfit",
+    "hidden_as_zero",
+    "last_operator",
     "measured",
     "misfit",
     "noise_std",
@@ -119,16 +122,28 @@ def observed_pixels(physics: Physics, image_shape: tuple[int, ...]) -> Tensor | 
     Returns:
         A boolean tensor of the image's shape, or None if the operator is no mask.
     """
-    if not isinstance(physics, Inpainting | Demosaicing):
+    if not isinstance(physics, Inpainting):
         return None
     return seen_by(physics.mask).expand(image_shape)
 
 
+def last_operator(physics: Physics) -> Physics:
+    """The operator that acts last in a composition; another one itself."""
+    return physics.physics_list[-1] if isinstance(physics, ComposedPhysics) else physics
+
+
 def observed_values(physics: Physics, y: Tensor) -> Tensor:
     """Which values of a measurement were measured: boolean, with the shape of ``y``."""
-    if isinstance(physics, MASKED) and physics.mask is not None:
-        return (physics.mask > 0).expand(y.shape)
+    last = last_operator(physics)
+    if isinstance(last, MASKED) and last.mask is not None:
+        return (last.mask > 0).expand(y.shape)
     return torch.ones_like(y, dtype=torch.bool)
+
+
+def hidden_as_zero(measurement: Measurement) -> Measurement:
+    """The measurement with zeros where nothing is measured, as the operator's own; users may have white there, or noise."""
+    y = measurement.y
+    return measurement._replace(y=torch.where(observed_values(measurement.physics, y), y, 0))
 
 
 def data_fit(physics: Physics, images: Tensor, y: Tensor) -> dict[str, float | None]:

@@ -1,6 +1,7 @@
 r"""Proximal step of the auxiliary image x: data fidelity and distance to D(z)."""
 
 from collections.abc import Iterable
+from functools import partial
 from itertools import groupby
 from typing import Any, Protocol, runtime_checkable
 
@@ -50,7 +51,7 @@ def is_batch_independent(physics: Physics) -> bool:
     if not has_own_step(physics) or not isinstance(physics, LinearPhysics):
         return True
     if isinstance(physics, Downsampling):
-        return physics.padding == "circular"
+        return physics.padding == "circular" and physics.filter is not None
     return isinstance(physics, DecomposablePhysics | RealMRI | NullOperator)
 
 
@@ -82,8 +83,11 @@ def proximal_step(
             gamma = decoded[0].numel() / (y[0].numel() * weight)
             if not isinstance(physics, LinearPhysics):
                 return physics.prox_l2(decoded, y, gamma)
+            # deepinv's closed form needs a filter; without one conjugate gradients end after two steps
+            has_none = isinstance(physics, Downsampling) and physics.filter is None
+            solve = partial(LinearPhysics.prox_l2, physics) if has_none else physics.prox_l2
             # start at zero: some closed forms drop the null space of z
-            return decoded + physics.prox_l2(torch.zeros_like(decoded), y - physics.A(decoded), gamma)
+            return decoded + solve(torch.zeros_like(decoded), y - physics.A(decoded), gamma)
         return _descend(physics, y, decoded, weight, inner_steps, inner_lr)
 
 

@@ -52,7 +52,7 @@ class PipelinePrior(Prior):
 
     Args:
         pretrained: A local folder in the diffusers format, its folder in the hub's cache, one file of the original
-            format (``.safetensors``), the name of a model on the hub, or a pipeline itself.
+            format (``.safetensors``), the name of a model on the hub, or a pipeline itself, which is moved to the CPU.
         prompt: Text that describes the image; the paper uses the empty prompt.
         negative_prompt: Text that guidance moves away from.
         guidance_scale: Strength :math:`g` of classifier-free guidance; 1 is off and costs one network call less.
@@ -111,7 +111,7 @@ class PipelinePrior(Prior):
         allow_pickle: bool = False,
         tiny_decoder: str | Path | None = "auto",
     ) -> None:
-        loaded = pretrained
+        loaded = on_cpu(pretrained)
         if not isinstance(pretrained, DiffusionPipeline):
             settings = (variant, weights, local_files_only, allow_pickle)
             loaded = load_pipeline(self.pipeline, pretrained, self.parts, *settings, **self.left_out)
@@ -273,6 +273,12 @@ def text_and_pooled(pipeline: DiffusionPipeline, guidance_scale: float, **prompt
     if guided:
         text, pooled = torch.cat((negative, text)), torch.cat((negative_pooled, pooled))
     return {"text": text, "pooled": pooled}
+
+
+def on_cpu(pretrained: str | Path | DiffusionPipeline) -> str | Path | DiffusionPipeline:
+    """A pipeline moved to the CPU, where networks are tried before the Trainer moves them; names are returned unchanged."""
+    is_elsewhere = isinstance(pretrained, DiffusionPipeline) and pretrained.device.type != "cpu"
+    return pretrained.to("cpu") if is_elsewhere else pretrained
 
 
 def words_left_out(tokenizer: PreTrainedTokenizerBase, length: int, prompt: str) -> str:

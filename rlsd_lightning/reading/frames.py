@@ -77,6 +77,13 @@ class Frame(NamedTuple):
         """The same place in a picture and an image of both sides divided by a factor."""
         return type(self)(*(tuple(length // factor for length in pair) for pair in self))
 
+    def at_size(self, size: tuple[int, int]) -> Self | None:
+        """The same place in an image of another size; None if both sides are not divided by one factor, without a rest."""
+        factor = max(1, self.image_size[0] // max(1, size[0]))
+        smaller = self.reduced(factor) if factor > 1 else self
+        is_exact = all(length % factor == 0 for length in (*self.picture_size, *self.fitted_size, *self.image_size))
+        return smaller if is_exact and smaller.image_size == tuple(size) else None
+
     def describe(self) -> str:
         """What happens to the picture, for the log."""
         (rows, columns), (height, width) = self.picture_size, self.image_size

@@ -67,6 +67,20 @@ def test_what_needs_float32_has_no_tf32_on_a_gpu(fails: bool) -> None:
     assert (torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32) == ("high", True)
 
 
+@pytest.mark.parametrize("device", [CPU, GPU])
+def test_what_needs_float32_has_no_tf32_with_torchs_newer_settings(device: torch.device) -> None:
+    matmul = torch.backends.cuda.matmul
+    if not hasattr(matmul, "fp32_precision"):
+        pytest.skip("this version of torch has only the older settings")
+    try:
+        matmul.fp32_precision = "tf32"
+        with full_precision(device):
+            assert matmul.fp32_precision == ("ieee" if device == GPU else "tf32")
+        assert matmul.fp32_precision == "tf32"
+    finally:
+        torch.set_float32_matmul_precision("highest")
+
+
 def test_what_needs_float32_has_no_autocast() -> None:
     a = torch.ones(2, 2)
     with torch.autocast("cpu", torch.bfloat16):

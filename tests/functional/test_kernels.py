@@ -185,6 +185,13 @@ def test_published_push_equals_a_double_loop(count: int):
     torch.testing.assert_close(official_repulsion(f), double_loop(f), rtol=1e-10, atol=1e-12)
 
 
+def test_published_push_of_coinciding_particles_is_finite():
+    f = torch.cat([points(1).expand(3, -1), points(1, seed=1)])
+    push = official_repulsion(f)
+    assert torch.isfinite(push).all()
+    assert push[3].norm() > 0
+
+
 @pytest.mark.parametrize("count", [1, 2])
 def test_published_push_is_zero_for_two_or_fewer(count: int):
     # log(N - 1) = 0 makes the bandwidth infinite

@@ -25,6 +25,7 @@ from rlsd_lightning import (
     RLSDPaper,
     StableDiffusionPrior,
     TwistedFilter,
+    solve,
 )
 from rlsd_lightning.distributed.shard import Shard
 from rlsd_lightning.engine.callbacks import FiniteGuard, not_finite
@@ -89,6 +90,15 @@ def test_measurement_that_the_operator_does_not_make_is_refused_with_both_shapes
     physics = super_resolution(tiny_prior.image_shape)
     with pytest.raises(InputError, match=r"\(1, 3, 8, 8\).*\(1, 3, 16, 16\)"):
         RLSD(tiny_prior, Measurement("face", torch.zeros(1, 3, 16, 16), physics), PixelFeatures())
+
+
+@pytest.mark.parametrize("settings", [{"method": LatentDPS}, {"method": RLSD, "augmented": False}])
+def test_values_under_a_mask_change_nothing(tiny_prior: StableDiffusionPrior, measurement: Measurement, settings: dict):
+    y, physics = measurement.y, measurement.physics
+    settings |= {"num_particles": 2, "num_steps": 3, "trainer": {"accelerator": "cpu", "enable_progress_bar": False}}
+    black, white = (solve(each, physics, tiny_prior, **settings) for each in (y, y + (1 - physics.mask)))
+    assert torch.equal(white.particles, black.particles)
+    assert white.metrics["residual"] == black.metrics["residual"]
 
 
 def test_the_callers_operator_stays_where_it_is(tiny_prior: StableDiffusionPrior, measurement: Measurement) -> None:

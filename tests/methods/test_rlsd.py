@@ -242,7 +242,7 @@ def seen(noise_std: float) -> Measurement:
 def test_the_loop_without_a_pull_draws_from_the_prior():
     prior = GaussianMixturePrior([[-2.0, 2.0], [2.0, 0.0], [0.0, -2.0]], std=0.3, weights=[0.2, 0.3, 0.5])
     settings = {"gamma": 0.0, "num_particles": 1000, "refine_share": 0.0, "guidance_scale": 0.0, "num_steps": 500}
-    module = RLSD(prior, seen(0.1), LatentFeatures(), **settings)
+    module = RLSD(prior, seen(0.1), LatentFeatures(), outlier_ratio=None, **settings)
     quiet = {"logger": False, "enable_checkpointing": False, "enable_model_summary": False}
     L.Trainer(max_epochs=1, **QUIET, **quiet).fit(module)
     points = module.z.detach()  # the results would be moved to the measurement

@@ -40,6 +40,12 @@ def test_outliers_take_the_clean_latent_of_the_nearest_particle_and_keep_their_n
     assert (selecting.e[0] - selecting.e[1]).abs().mean() > 0.5  # so that copies part in the next step
 
 
+def test_outliers_are_replaced_without_guidance_too(prior: StableDiffusionPrior):
+    module = make(prior, outlier_ratio=1.0, guidance_scale=0.0, gamma=0.0)
+    take_step(module, STEPS[0])
+    assert torch.equal(module.z, module.z[:1].expand_as(module.z))
+
+
 @pytest.mark.parametrize("step", [step for step in range(20) if step not in STEPS])
 def test_no_other_step_selects(step: int, prior: StableDiffusionPrior):
     selecting, plain = (make(prior, outlier_ratio=ratio) for ratio in (1.0, None))

@@ -1,5 +1,6 @@
 """Laws of all operators over one list, what each is in particular, and what each refuses."""
 
+import copy
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -410,6 +411,17 @@ def test_numbers_of_numpy_are_numbers(make: Callable, settings: dict[str, float]
     of_numpy = {name: np.asarray(value)[()] for name, value in settings.items()}
     x = images(1)
     assert torch.equal(make(SHAPE, **of_numpy).A(x), make(SHAPE, **settings).A(x))
+
+
+@pytest.mark.parametrize("make", [as_physics, partial(operators.custom, SHAPE)])
+def test_a_network_moves_with_its_operator(make: Callable):
+    network = nn.Conv2d(3, 3, 3)
+    physics = make(network)
+    assert {parameter.data_ptr() for parameter in physics.parameters()} == {
+        parameter.data_ptr() for parameter in network.parameters()
+    }
+    moved = copy.deepcopy(physics).to("meta")  # as if it were a GPU
+    assert moved.A(torch.empty(1, *SHAPE, device="meta")).device.type == "meta"
 
 
 def test_solve_takes_a_plain_function(tiny_prior):

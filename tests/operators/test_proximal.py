@@ -4,13 +4,13 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from deepinv.physics import Decolorize, Physics
+from deepinv.physics import Decolorize, Downsampling, Physics
 from support.operator_cases import ITERATED, LINEAR, SHAPE, images
 from torch import Tensor
 
 from rlsd_lightning.functional.losses import photon_misfit
-from rlsd_lightning.operators import denoising, hdr, inpainting, quantization
-from rlsd_lightning.operators.proximal import proximal_step
+from rlsd_lightning.operators import denoising, hdr, inpainting, probe_operator, quantization
+from rlsd_lightning.operators.proximal import is_batch_independent, proximal_step
 
 OPERATORS = pytest.mark.parametrize("make", LINEAR.values(), ids=LINEAR.keys())
 
@@ -50,6 +50,18 @@ def test_inpainting_keeps_what_is_hidden_and_averages_what_is_seen():
     x = proximal_step(physics, y, decoded, mu)
     torch.testing.assert_close(x[:, :, 16:], decoded[:, :, 16:])
     torch.testing.assert_close(x[:, :, :16], (y[:, :, :16] + mu * decoded[:, :, :16]) / (1 + mu))
+
+
+def test_decimation_without_a_filter_averages_what_is_seen():
+    physics, decoded, mu = Downsampling((3, 32, 32), filter=None, factor=2, padding="circular"), images(2), 0.25
+    y = physics.A(images(1, seed=1))
+    x = proximal_step(physics, y, decoded, mu)
+    expected = decoded.clone()
+    weight = mu / 4  # of a pixel beside a measured value: means are over four times as many pixels
+    expected[..., ::2, ::2] = (y + weight * decoded[..., ::2, ::2]) / (1 + weight)
+    torch.testing.assert_close(x, expected, atol=1e-4, rtol=1e-4)
+    probe_operator(physics, (3, 32, 32))
+    assert not is_batch_independent(physics)
 
 
 class ClippedDouble(Physics):

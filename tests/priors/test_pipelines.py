@@ -4,11 +4,16 @@ from pathlib import Path
 
 import pytest
 import torch
-from diffusers import LatentConsistencyModelPipeline, StableDiffusion3Pipeline, StableDiffusionXLPipeline
+from diffusers import (
+    LatentConsistencyModelPipeline,
+    StableDiffusion3Pipeline,
+    StableDiffusionPipeline,
+    StableDiffusionXLPipeline,
+)
 from support.families import edited, load, noisy
 from torch import Tensor
 
-from rlsd_lightning.priors import StableDiffusionXLPrior
+from rlsd_lightning.priors import StableDiffusionPrior, StableDiffusionXLPrior
 
 
 def one_step(pipeline, **settings) -> Tensor:
@@ -40,6 +45,15 @@ def test_velocity_becomes_the_noise_that_diffusers_steps_along(tiny_folders: dic
     clean = (z - prior.sigma(t) * prior.network(z, t)).detach()
     velocity = noise - clean
     torch.testing.assert_close(after, z + (sigmas[1] - sigmas[0]) * velocity, atol=1e-4, rtol=1e-3)
+
+
+def test_a_pipeline_on_a_gpu_is_moved_to_the_cpu(tiny_prior_folder: Path, monkeypatch: pytest.MonkeyPatch):
+    pipeline = StableDiffusionPipeline.from_pretrained(tiny_prior_folder, local_files_only=True)
+    moved_to, moving = [], type(pipeline).to
+    monkeypatch.setattr(type(pipeline), "device", torch.device("cuda"))  # where the networks say they are
+    monkeypatch.setattr(type(pipeline), "to", lambda self, place: moved_to.append(place) or moving(self, place))
+    StableDiffusionPrior(pipeline)
+    assert moved_to == ["cpu"]
 
 
 def test_sdxl_sees_the_same_conditions_as_its_pipeline(tiny_folders: dict[str, Path]):

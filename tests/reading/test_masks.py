@@ -5,11 +5,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from rlsd_lightning import InputError
-from rlsd_lightning.data import measurements
-from rlsd_lightning.operators import compose, denoising, inpainting
+from rlsd_lightning.data import ImageSizes, measurements
+from rlsd_lightning.operators import compose, denoising, gaussian_blur, inpainting, super_resolution
+from rlsd_lightning.operators.likelihood import observed_values
 from rlsd_lightning.operators.pixels import load_mask
 from rlsd_lightning.reading.masks import read_mask
 
@@ -140,6 +142,22 @@ def test_a_measured_picture_takes_a_mask_of_its_own_size_only(tmp_path: Path) ->
     data = measurements(SHAPE, partial(inpainting, mask=tmp_path / "m.png"), measurement=tmp_path / "y.png")
     with pytest.raises(InputError, match=r"a mask of 16x16 pixels .* has 20x20"):
         _ = data[0]
+
+
+@pytest.mark.parametrize(("first", "factor"), [(gaussian_blur, 1), (partial(super_resolution, factor=2), 2)])
+def test_a_mask_at_the_end_of_a_composition_lies_where_its_picture_does(first, factor: int, tmp_path: Path) -> None:
+    seen = np.random.default_rng(0).random((62 // factor, 62 // factor)) < 0.7
+    Image.fromarray(np.where(seen, 100, 255).astype(np.uint8)).save(tmp_path / "y.png")
+    Image.fromarray(seen).save(tmp_path / "m.png")
+    physics = partial(compose, operators=[first, partial(inpainting, mask=tmp_path / "m.png")])
+    (one,) = measurements(ImageSizes((3, 64, 64), multiple=4), physics, measurement=tmp_path / "y.png")
+    assert one.image_shape == (3, 64, 64)
+    expected = torch.from_numpy(np.pad(seen, (0, 2 // factor), mode="symmetric")).expand(3, -1, -1)
+    assert torch.equal(observed_values(one.physics, one.y)[0], expected)
+    torch.testing.assert_close(one.y[0], torch.where(expected, 100 / 127.5 - 1, 0.0))
+    Image.new("L", (20, 20), 255).save(tmp_path / "m.png")
+    with pytest.raises(InputError, match=r"a mask of .* has 20x20"):
+        list(measurements(ImageSizes((3, 64, 64), multiple=4), physics, measurement=tmp_path / "y.png"))
 
 
 @pytest.fixture

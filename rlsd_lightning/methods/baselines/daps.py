@@ -103,7 +103,8 @@ class LatentDAPS(ParticleModule):
     def _langevin(self, start: Tensor, step: int, t: int) -> Tensor:
         z, settings = start, self.hparams
         if not len(z):
-            self.keep_images(self.decode(z), self.decode(z))
+            decoded = self.decode(z)
+            self.keep_images(decoded, decoded)
             return z
         alpha, sigma, variance = self.prior.alpha(t), self.prior.sigma(t), settings.latent_std**2
         posterior_var = sigma**2 * variance / (alpha**2 * variance + sigma**2)
