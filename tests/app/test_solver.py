@@ -182,7 +182,7 @@ def test_the_command_that_is_shown_has_what_the_page_was_started_with(prior: tup
     solve(solver, choice, tmp_path)
     assert (tmp_path / ".hydra" / "command.txt").read_text() == choice.command(tmp_path) + "\n"
     settings = read_settings(tmp_path)
-    assert "Distilled" in settings.method._target_ and "pixels" in settings.features._target_.lower()
+    assert settings.method._target_.endswith(".Distilled") and settings.features._target_.endswith(".PixelFeatures")
 
 
 def test_a_checkpoint_tells_its_family(tiny_folders: dict[str, Path]):
