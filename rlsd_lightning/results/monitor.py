@@ -82,7 +82,18 @@ class Monitor(Callback):
 
 
 class ResumableCSVLogger(CSVLogger):
-    """CSVLogger that keeps what a resumed run logged before; Lightning's own deletes the file."""
+    """CSVLogger that keeps what a resumed run logged before; Lightning's own deletes the file.
+
+    Args:
+        save_dir: Folder of metrics.csv.
+        name: Name of a subfolder; none by default, like ``version``.
+        flush_logs_every_n_steps: Rows that are written together. 1: a killed run keeps all before its checkpoint.
+    """
+
+    def __init__(
+        self, save_dir: str | Path, name: str = "", version: str = "", flush_logs_every_n_steps: int = 1
+    ) -> None:
+        super().__init__(save_dir, name, version, flush_logs_every_n_steps=flush_logs_every_n_steps)
 
     @property
     @rank_zero_experiment

@@ -59,11 +59,11 @@ def whiteness(residuals: Tensor, seen: Tensor, neighbours: bool = True) -> White
     Returns:
         The figures; None for fewer than 50 values.
     """
-    residuals, seen, count = residuals.detach().cpu(), seen.cpu(), int(seen.sum())
+    residuals, seen, count = residuals.detach(), seen.cpu(), int(seen.sum())
     if count < FEWEST:
         return None
     at_once = max(1, MOST_VALUES // seen.numel())
-    found = [_statistics(part.double(), seen) for part in (*residuals.split(at_once), *_simulated(seen, at_once))]
+    found = [_statistics(part.cpu().double(), seen) for part in (*residuals.split(at_once), *_simulated(seen, at_once))]
     size, distance, correlations, powers = map(torch.cat, zip(*found, strict=True))
     chi_square = (size[: len(residuals)].square().pow(1 / 3) - (1 - 2 / (9 * count))) / math.sqrt(2 / (9 * count))
     if not neighbours:
