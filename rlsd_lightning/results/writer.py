@@ -218,8 +218,8 @@ def estimated_error(module: ParticleModule, solved: Solved) -> DecoderError | No
     measurement, variance = solved.measurement, module.decoder_std**2
     try:
         settings = {
-            "at_once": module.particle_chunk
-            or module.num_particles,  # for any number of processes, which round differently
+            # the same for any number of processes, which round differently
+            "at_once": module.particle_chunk or module.num_particles,
             "seed": module.seed,
             "least_var": least_variance(measurement, math.prod(module.prior.latent_shape), variance),
             "largest_var": max(variance, module.prior.calibration.largest_error**2),
