@@ -189,7 +189,7 @@ def table(rows: list[Row]) -> str:
         "prior",
         "method",
         "steps",
-        "10^12 operations",
+        "TFLOP",
         "seconds",
         "PSNR, mean",
         "best",
@@ -221,7 +221,7 @@ def plot(rows: list[Row], path: Path) -> None:
                 arrowprops={"arrowstyle": "-", "linewidth": 0.4, "color": "grey"},
             )  # fmt: skip
         axis.margins(x=0.15)
-        axis.set(xscale="log", xlabel=f"{prior}: 10^12 operations of a run", ylabel="PSNR, dB")
+        axis.set(xscale="log", xlabel=f"{prior}: TFLOP of a run", ylabel="PSNR, dB")
         axis.xaxis.set_minor_formatter(NullFormatter())  # its labels overlap
         axis.legend(fontsize="small")
     figure.savefig(path, dpi=110)

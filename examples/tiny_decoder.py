@@ -1,6 +1,6 @@
 r"""Distils a tiny decoder from a prior's own: ``python -m examples.tiny_decoder --prior data/priors/faces --images FOLDER``.
 
-The tiny decoder is a :class:`~rlsd_lightning.priors.loading.ShuffleDecoder`. It learns the own decoder's images, by the mean
+The tiny decoder is a :class:`~rlsd_lightning.priors.loading.ShuffleDecoder`. It learns the full decoder's images, by the mean
 square error of pixels and of their differences, on latents such as a run meets: encoded pictures, these with some noise, and
 clean latents :math:`\hat z` that the denoiser estimates from noisy pictures and along draws from the prior.
 
@@ -67,7 +67,7 @@ def _draws(prior: Prior, like: Tensor) -> Iterator[Tensor]:
 
 
 def decode_all(prior: Prior, latents: Tensor) -> Tensor:
-    """The own decoder's images, a part at a time."""
+    """The full decoder's images, a part at a time."""
     with torch.no_grad():
         return torch.cat([prior.decode(part) for part in latents.split(AT_A_TIME)])
 

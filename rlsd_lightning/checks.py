@@ -13,8 +13,8 @@ from rlsd_lightning.errors import (
     require_at_least_one,
     require_at_least_zero,
     require_integer,
-    require_part,
     require_positive,
+    require_positive_fraction,
 )
 from rlsd_lightning.measurement import Measurement
 from rlsd_lightning.operators.compose import probe_operator
@@ -102,7 +102,7 @@ def _check_common(settings: Mapping[str, Any], prior: Prior) -> None:
     require_integer(num_steps=num_steps, seed=seed)
     require(lambda value: 1 <= value <= most, f"from 1 to {most}, the prior's schedule", num_steps=num_steps)
     require(lambda value: 0 <= value < 2**64, "from 0 to 2^64 - 1", seed=seed)
-    require_part(warm_share=settings["warm_share"])
+    require_positive_fraction(warm_share=settings["warm_share"])
     require_at_least_zero(decoder_std=settings["decoder_std"])
     require_positive(min_mu=settings["min_mu"])
 

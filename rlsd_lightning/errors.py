@@ -26,11 +26,11 @@ __all__ = [
     "require_all_weights",
     "require_at_least_one",
     "require_at_least_zero",
+    "require_fraction",
     "require_integer",
     "require_one_of",
-    "require_part",
     "require_positive",
-    "require_share",
+    "require_positive_fraction",
 ]
 
 STORAGE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.ENOENT, errno.EIO, errno.ESTALE)
@@ -177,12 +177,12 @@ def require_at_least_one(**settings: int | None) -> None:
     require(lambda value: value is None or value >= 1, "at least 1", **settings)
 
 
-def require_share(**settings: float) -> None:
+def require_fraction(**settings: float) -> None:
     """Raise an InputError for a setting that is not in [0, 1]."""
     require(lambda value: 0 <= value <= 1, "from 0 to 1", **settings)
 
 
-def require_part(**settings: float) -> None:
+def require_positive_fraction(**settings: float) -> None:
     """Raise an InputError for a setting that is not in (0, 1]."""
     require(lambda value: 0 < value <= 1, "above 0 and at most 1", **settings)
 

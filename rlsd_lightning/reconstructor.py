@@ -108,7 +108,7 @@ class Reconstructor(deepinv.models.Reconstructor):
 
     @typed
     def results(self, y: Tensor, physics: Physics | Callable[[Tensor], Tensor]) -> list[Result]:
-        """Results with uncertainty, figures and warnings, one a measurement; arguments are those of :meth:`forward`.
+        """Results with uncertainty, figures and warnings, one for each measurement; arguments are those of :meth:`forward`.
 
         Images of a result are in [-1, 1], whatever ``image_range`` is.
         """
@@ -213,7 +213,7 @@ def _rescaling(
 
 
 def _divided(noise: NoiseModel, factor: float) -> NoiseModel:
-    """Noise whose deviation is divided by a factor; of a kind without known likelihood, which is refused later, itself."""
+    """Noise whose standard deviation is divided by a factor; of a kind without known likelihood, which is refused later, itself."""
     if isinstance(noise, GaussianNoise):
         return GaussianNoise(noise.sigma / factor)
     return LaplaceNoise(noise.b / factor) if isinstance(noise, LaplaceNoise) else noise

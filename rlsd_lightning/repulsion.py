@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from rlsd_lightning.errors import require_at_least_zero, require_one_of, require_share
+from rlsd_lightning.errors import require_at_least_zero, require_fraction, require_one_of
 from rlsd_lightning.functional.kernels import (
     log_density,
     log_density_gradient,
@@ -19,7 +19,7 @@ from rlsd_lightning.functional.kernels import (
     sets_at_a_time,
     sets_in,
 )
-from rlsd_lightning.functional.losses import at_least_float32, square_norms
+from rlsd_lightning.functional.losses import append_dims, at_least_float32, square_norms
 from rlsd_lightning.methods.base import ParticleModule
 
 __all__ = ["DensityGradient", "Repulsion", "density_gradient", "repulsive_steps"]
@@ -56,7 +56,7 @@ class Repulsion:
         self, particles: ParticleModule, gamma: float, gamma_mode: str = "relative", repulsion_until: float = 0.5
     ) -> None:
         require_at_least_zero(gamma=gamma)
-        require_share(repulsion_until=repulsion_until)
+        require_fraction(repulsion_until=repulsion_until)
         require_one_of(("relative", "absolute"), gamma_mode=gamma_mode)
         self.particles, self.gamma, self.relative = particles, gamma, gamma_mode == "relative"
         self.steps = repulsive_steps(repulsion_until, particles.num_steps) - particles.first_step
@@ -76,7 +76,7 @@ class Repulsion:
         value, towards = density_gradient(features.detach(), every, particles.rows, particles.num_particles)
         return DensityGradient(value, torch.autograd.grad(features, leaf, towards)[0])
 
-    def added(self, gradient: Tensor, density: DensityGradient, t: int, zeta: float) -> tuple[Tensor, Tensor]:
+    def add_to(self, gradient: Tensor, density: DensityGradient, t: int, zeta: float) -> tuple[Tensor, Tensor]:
         r"""A data gradient with :math:`\gamma_i \nabla \log q(\phi_i)` added, and the values :math:`\gamma_i \log q(\phi_i)`.
 
         Where nothing is measured, the data gradient counts as the step size :math:`\zeta`.
@@ -89,10 +89,17 @@ class Repulsion:
             gamma = zeta * gamma  # a relative one contains the step size already
         ratio = torch.where(data_norm > 0, gamma * norm / data_norm, 0.0)  # 0 only if guidance_scale is
         particles.repulsion_ratios.append(ratio.sum().detach() / particles.num_particles)
-        return gradient + gamma.view(-1, *[1] * (gradient.ndim - 1)) * density.gradient, gamma * density.value
+        return gradient + append_dims(gamma, gradient.ndim) * density.gradient, gamma * density.value
 
     def strength(self, norms: Tensor, compared: Tensor, sigma: Tensor, scale: Tensor | float = 1.0) -> Tensor:
-        r"""The factors :math:`\gamma_i`, with shape (n,), of gradients with some norms, which are compared with others."""
+        r"""The factors :math:`\gamma_i`, with shape (n,).
+
+        Args:
+            norms: Norms of the repulsion's gradients, with shape (n,).
+            compared: Norms of the gradients that they are compared with, with shape (n,).
+            sigma: Noise level :math:`\sigma_t`.
+            scale: The features' ``gamma_scale``.
+        """
         if not self.relative:
             return self.gamma * sigma * torch.ones_like(norms)
         # two particles in one place have no direction to go

@@ -29,7 +29,7 @@ class Timesteps:
             yield step, self.timesteps[step]
 
     def end_after(self, step: int) -> None:
-        """Make a step that is yet to come the last, for the method too, which then makes its latents clean in it."""
+        """End the schedule after a step that has not begun. The method shares the schedule and makes its latents clean in this step."""
         del self.timesteps[step + 1 :]
 
     def state_dict(self) -> dict[str, int]:

@@ -15,22 +15,19 @@ import lightning as L
 import transformers
 from hydra.utils import instantiate
 from lightning.pytorch.callbacks import Callback
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
 
 from rlsd_lightning.cli.messages import REQUEUE, failure
 from rlsd_lightning.cli.resume import resumed
 from rlsd_lightning.cli.settings import check_settings, keep_settings, make_paths_absolute
-from rlsd_lightning.cli.trainer import check_trainer
+from rlsd_lightning.cli.trainer import check_trainer_settings, trainer_factory
 from rlsd_lightning.data import ImageSizes
 from rlsd_lightning.distributed.environment import runs_on_cpu, stand_alone
 from rlsd_lightning.distributed.processes import Processes
-from rlsd_lightning.engine.checkpoints import AtomicCheckpointIO
-from rlsd_lightning.engine.chosen import chosen, keep_chosen, use_precision
+from rlsd_lightning.engine.chosen import chosen, keep_chosen
 from rlsd_lightning.engine.compiling import compile_if_possible
 from rlsd_lightning.engine.locking import only_run_in
-from rlsd_lightning.engine.pace import Pace
 from rlsd_lightning.engine.runner import run_measurements
 from rlsd_lightning.engine.signals import signals_noted
 from rlsd_lightning.errors import STORAGE, InputError, PeerError, StoppedError
@@ -69,69 +66,6 @@ diffusers.utils.logging.disable_progress_bar()
 transformers.utils.logging.disable_progress_bar()
 
 
-def trainer_factory(
-    cfg: DictConfig,
-    run_folder: Path,
-    processes: Processes,
-    make_network: Callable = instantiate,
-    more: Sequence[Callback] = (),
-) -> Callable[..., L.Trainer]:
-    """Function that makes a new Trainer; arguments as ``make_trainer`` in :func:`run_measurements`."""
-    precision = precision_of(cfg.trainer.precision, run_folder, processes)
-    # once, not for every batch
-    features = make_network(cfg.callbacks.results.features) if cfg.callbacks.get("results") else None
-    logger = None if cfg.get("logger") is None else instantiate(cfg.logger)
-
-    paces: list[Pace] = []
-
-    def make(folder: Path, position: str = "", batches: int = 1, probe: bool = False) -> L.Trainer:
-        checkpoints = str(folder / "checkpoints")
-        own = {
-            "pace": {"batches": batches, "compiles": cfg.compile == "auto"},
-            "progress": {"position": position},
-            "checkpoint": {"dirpath": checkpoints},
-            "results": {"folder": str(run_folder), "features": features},
-            "stop": {"folder": checkpoints},
-        }
-        callbacks = {
-            name: instantiate(callback, **own.get(name, {}))
-            for name, callback in cfg.callbacks.items()
-            if callback and not probe and (name != "progress" or processes.is_first)  # null: switched off
-        }
-        if any(pace.is_known for pace in paces):
-            callbacks.pop("pace", None)
-        paces.extend(callback for callback in callbacks.values() if isinstance(callback, Pace))
-        try:
-            return instantiate(cfg.trainer)(
-                precision=precision,
-                strategy=processes.strategy(),
-                callbacks=[*callbacks.values(), *more],
-                logger=False if probe or logger is None else logger(save_dir=folder),
-                enable_progress_bar="progress" in callbacks,
-                enable_checkpointing="checkpoint" in callbacks,
-                default_root_dir=folder,
-                plugins=[AtomicCheckpointIO(), *processes.environment],
-                **({"max_steps": 1} if probe else {}),
-            )
-        except (MisconfigurationException, ValueError) as error:
-            raise InputError(f"these settings of the trainer can't be used: {error}") from error
-
-    return make
-
-
-def precision_of(asked: str, folder: Path, processes: Processes) -> str:
-    """Precision of the run's Trainers; what ``auto`` has chosen is kept for a resumed run."""
-    precision = use_precision(asked, processes.device)
-    if asked == "auto":
-        kept = processes.broadcast(chosen(folder, "precision") if processes.is_first else None)
-        if kept is None and processes.is_first:
-            keep_chosen(folder, "precision", precision)
-        precision = kept or processes.broadcast(precision)
-    if processes.is_first and processes.device.type == "cpu" and precision == "16-mixed":
-        log.warning("a CPU computes trainer.precision=16-mixed as bf16-mixed")  # Lightning's own warning is not shown
-    return precision
-
-
 def prior_of(cfg: DictConfig, folder: Path, make_network: Callable = instantiate) -> Prior:
     """The prior of a new or a resumed run.
 
@@ -161,11 +95,11 @@ def settings_of(cfg: DictConfig, folder: Path, command: str | None = None) -> Di
     if cfg.resume or cfg.ckpt_path:
         cfg = resumed(cfg)
         check_settings(cfg)
-        check_trainer(cfg)
+        check_trainer_settings(cfg)
         return cfg
     cfg.output_dir = str(folder)
     make_paths_absolute(cfg)
-    check_trainer(cfg)
+    check_trainer_settings(cfg)
     if rank_zero_only.rank == 0:
         keep_settings(cfg, folder, command)
     return cfg

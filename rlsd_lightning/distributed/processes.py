@@ -49,7 +49,7 @@ def groups_of(parallel: str, processes: int, batches: int) -> tuple[int, str]:
 
 
 class Processes:
-    """All processes of a run, one a device, each alone until they form groups.
+    """All processes of a run, one per device, each alone until they form groups.
 
     They are launched before the run's first Trainer, by the launcher of one that never fits: the batch size, the
     output folder and the groups must be agreed on before Trainers are made, of which a group may have any number.

@@ -50,7 +50,7 @@ def _after_agreement(exchange: Callable) -> Callable:
 
 
 class ParticleStrategy(DDPStrategy):
-    """Spreads the particles of a fit over processes, one a device, and averages nothing.
+    """Spreads the particles of a fit over processes, one per device, and averages no gradients.
 
     Each process holds the latents and the optimizer's state of all particles. It evaluates the networks on its own rows
     only, and gathers the other rows' gradients before the optimizer steps. Lightning's launcher, torchrun or SLURM

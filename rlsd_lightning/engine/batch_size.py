@@ -49,10 +49,11 @@ def batch_size(
 
 
 def by_size(measurements: Sequence[Measurement]) -> dict[str, list[Measurement]]:
-    """Measurements whose images have the same size, by this size as ``256x192``; empty where it is the prior's own."""
+    """Measurements whose images have the same size, by this size, WIDTHxHEIGHT; empty where it is the prior's own."""
     parts: dict[str, list[Measurement]] = {}
     for measurement in measurements:
-        size = "x".join(str(length) for length in (measurement.image_shape or ())[:0:-1])
+        shape = measurement.image_shape
+        size = "" if shape is None else f"{shape[2]}x{shape[1]}"
         parts.setdefault(size, []).append(measurement)
     return parts
 

@@ -92,8 +92,8 @@ def stop_if_asked(where: str, shard: Shard | None = None, save: Callable[[], Non
     if not (shard or Shard()).any(StopOnSignal.came is not None):
         return
     save()
-    reason, StopOnSignal.came = StopOnSignal.came.name if StopOnSignal.came else "a signal to another process", None
-    raise StoppedError(f"stopped by {reason} {where}")
+    came, StopOnSignal.came = StopOnSignal.came, None
+    raise StoppedError(f"stopped by {came.name if came else 'a signal to another process'} {where}")
 
 
 @contextmanager

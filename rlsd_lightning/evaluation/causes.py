@@ -2,7 +2,7 @@ r"""Causes of poor results that lie in the data or the checkpoint, looked for be
 
 **The noise.** The residual :math:`y - A(D(z))` holds the noise and the decoder's error :math:`e`, of known size. So
 
-.. math:: s^2 \approx \mathrm{mean}(y - A(D(z)))^2 - \mathrm{mean}(A(D(z) + e) - A(D(z)))^2
+.. math:: s^2 \approx \mathrm{mean}((y - A(D(z)))^2) - \mathrm{mean}((A(D(z) + e) - A(D(z)))^2)
 
 is the noise's variance if the residual has no other part. The test of this is whether the residual is white: what a prior
 can't represent has edges, so neighbours in it are correlated.

@@ -6,7 +6,7 @@ The figure is the error of :math:`v = D(E(u))`, compared with the same of pictur
 
 .. math:: \sqrt{(\mathrm{mean} |y - A(v)|^2 - s^2) \, / \, g^2}
 
-with the noise's deviation :math:`s` and the operator's gain :math:`g`, the root mean square of :math:`A` for white errors. A
+with the noise's standard deviation :math:`s` and the operator's gain :math:`g`, the root mean square of :math:`A` for white errors. A
 prior in pixels has no autoencoder, and gives no warning.
 """
 

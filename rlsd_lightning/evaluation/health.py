@@ -74,7 +74,7 @@ def null_space(physics: Physics, images: Tensor, y: Tensor) -> tuple[float, floa
     r"""Energy and spread of particles in a linear operator's effective null space.
 
     The projection of an image :math:`v` is :math:`B v = v - \arg\min_u \lVert A u - A v \rVert^2 / s^2 + \lVert u \rVert^2`:
-    its part in the null space, and in directions below the noise's deviation :math:`s`.
+    its part in the null space, and in directions below the noise's standard deviation :math:`s`.
 
     Returns:
         :math:`\lVert B c \rVert^2 / \lVert c \rVert^2` in [0, 1] for the mean image :math:`c` without its mean colour; and

@@ -1,11 +1,11 @@
 r"""Calibration of particles: whether they are as far apart as they are from the truth.
 
 If the truth :math:`u` and the :math:`N` particles are draws from one Gaussian, then with the particles' mean :math:`m`
-and unbiased deviation :math:`s`, for every :math:`N \ge 2`,
+and unbiased standard deviation :math:`s`, for every :math:`N \ge 2`,
 
 .. math:: \frac{u - m}{s \sqrt{1 + 1/N}} \sim t_{N - 1}.
 
-Intervals therefore use Student's distribution: with few particles, :math:`s` is not the true deviation.
+Intervals therefore use Student's distribution: with few particles, :math:`s` is not the true standard deviation.
 """
 
 import math
@@ -47,7 +47,7 @@ def student_mass(t: float, degrees: int) -> float:
 
 
 def interval_factor(level: float, count: int) -> float:
-    r"""Half width, in deviations :math:`s`, of the interval that holds a share of truths.
+    r"""Half width, in standard deviations :math:`s`, of the interval that holds a share of truths.
 
     Args:
         level: The share, in (0, 1).
@@ -80,7 +80,7 @@ def calibration(
         ``within_k_std`` for k of 1, 2 and 3, the share of entries whose truth is within :math:`k s` of the mean, and
         ``within_k_std_expected``, the same for exact Gaussian particles; ``coverage_p``, the share in the interval
         that holds p percent for exact Gaussian particles; ``coverage_p_normal``, the share in the interval for a known
-        deviation :math:`s`; ``calibration_error``, the mean distance of ``coverage_p`` from p percent;
+        standard deviation :math:`s`; ``calibration_error``, the mean distance of ``coverage_p`` from p percent;
         ``spread_to_error``, :math:`\sqrt{(1 + 1/N) \, \overline{s^2} / \overline{(u - m)^2}}`, which is 1 if calibrated
         and less if the particles are too alike. All are None for one particle, or where nothing counts.
     """

@@ -1,5 +1,7 @@
-r"""The terms of the objective. Means are over one particle's elements, the sum is over particles,
-so a particle's update depends neither on how many there are nor on which device holds them.
+r"""The terms of the objective.
+
+Means are over one particle's elements, except in :func:`half_square_distance`; the sum is over particles. So a particle's update
+depends neither on how many there are nor on which device holds them.
 """
 
 import math
@@ -12,17 +14,18 @@ from rlsd_lightning.functional.precision import full_precision
 
 __all__ = [
     "absolute_misfit",
+    "append_dims",
     "at_least_float32",
     "coupling",
     "distillation",
     "gradients_of_mean",
     "half_mean_square",
+    "half_square_distance",
     "mean_count",
     "norms",
     "photon_misfit",
     "square_misfit",
     "square_norms",
-    "towards",
 ]
 
 DARKEST = 1e-4
@@ -32,6 +35,11 @@ DARKEST = 1e-4
 def at_least_float32(value: Tensor) -> Tensor:
     """The tensor in float32, or in its own type if that is wider."""
     return value.to(torch.promote_types(value.dtype, torch.float32))
+
+
+def append_dims(values: Tensor, ndim: int) -> Tensor:
+    """Values with shape (n,), with trailing axes of length 1 up to ``ndim``, to multiply particles by."""
+    return values.view(-1, *[1] * (ndim - 1))
 
 
 def _per_particle_mean(value: Tensor) -> Tensor:
@@ -54,7 +62,7 @@ def gradients_of_mean(loss: Tensor, inputs: Sequence[Tensor], count: int) -> lis
 
 
 def norms(value: Tensor) -> Tensor:
-    """Every particle's Euclidean norm, with shape (N,): it has a gradient at zero, and half precision can hold it."""
+    """Every particle's Euclidean norm, with shape (N,), in float32; 1e-12 below the root gives it a gradient at zero."""
     return (_squares(at_least_float32(value).flatten(1)).sum(dim=1) + 1e-12).sqrt()
 
 
@@ -74,7 +82,7 @@ def square_misfit(measured: Tensor, y: Tensor) -> Tensor:
 
 
 def absolute_misfit(measured: Tensor, y: Tensor, std: Tensor | float) -> Tensor:
-    r"""For Laplace noise of deviation :math:`s`: :math:`2 \sqrt{2} \, s \, \mathrm{mean} |y - A(x_i)|`, of shape (N,)."""
+    r"""For Laplace noise of standard deviation :math:`s`: :math:`2 \sqrt{2} \, s \, \mathrm{mean} |y - A(x_i)|`, of shape (N,)."""
     return 2 * math.sqrt(2) * std * _per_particle_mean((y - measured).abs())
 
 
@@ -104,7 +112,7 @@ def mean_count(counted: Tensor) -> Tensor:
 
 
 def coupling(x: Tensor, decoded: Tensor) -> Tensor:
-    r"""Distance of auxiliaries and decoded latents, :math:`\sum_i \frac{1}{2} \mathrm{mean}(x_i - D(z_i))^2`."""
+    r"""Distance of auxiliaries and decoded latents, :math:`\sum_i \frac{1}{2} \mathrm{mean}((x_i - D(z_i))^2)`."""
     return half_mean_square(x - decoded)
 
 
@@ -120,6 +128,6 @@ def distillation(residual: Tensor, z: Tensor) -> Tensor:
     return torch.sum(_per_particle_mean(residual.detach() * z))
 
 
-def towards(z: Tensor, target: Tensor) -> Tensor:
+def half_square_distance(z: Tensor, target: Tensor) -> Tensor:
     r"""The loss :math:`\frac{1}{2} \|z - \mathrm{sg}[z^*]\|^2`; a step of size 1 down its gradient puts the latents at :math:`z^*`."""
     return 0.5 * (z - target.detach()).square().sum()

@@ -18,9 +18,9 @@ __all__ = [
     "cosine_decay",
     "ddim_timesteps",
     "fresh_noise_share",
+    "guidance_factor",
     "image_variances",
     "prior_weight",
-    "pull_factor",
     "reverse_step",
 ]
 
@@ -189,16 +189,16 @@ def image_variances(alphas: Tensor, sigmas: Tensor, image_std: float, decoder_st
     return [image_std**2 * share + decoder_std**2 for share in shares.tolist()]
 
 
-def pull_factor(
+def guidance_factor(
     latent_shape: tuple[int, ...],
     image_shape: tuple[int, ...],
     latent_std: float,
     image_std: float,
     layout_only: bool = False,
 ) -> float:
-    r"""Step size of the data's pull that moves latents by the same share of their norm, whatever their size and scale.
+    r"""Factor of ``guidance_scale`` with which the data's gradient moves latents by the same share of their norm, whatever their size and scale.
 
-    With a decoder that takes latents of deviation :math:`v` to images of deviation :math:`s`, the gradient of a distance has about
+    With a decoder that takes latents of standard deviation :math:`v` to images of standard deviation :math:`s`, the gradient of a distance has about
     the norm :math:`(s / v) \sqrt{d_x / d_z}`, and latents have the norm :math:`v \sqrt{d_z}`. The factor is
     :math:`d_z v^2 / (\sqrt{d_x} \, s)`, in units of the embedded faces'. Where latents are images, :math:`v` is :math:`s`.
 

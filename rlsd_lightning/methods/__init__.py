@@ -1,1 +1,1 @@
-"""Particle methods, one paper a file."""
+"""Particle methods, one file per paper."""

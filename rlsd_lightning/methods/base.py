@@ -32,7 +32,7 @@ class ParticleModule(L.LightningModule):
     r"""N particles of each measurement: latents ``z`` and images ``x``, both drawn from :math:`\mathcal{N}(0, I)`.
 
     Both are Parameters with shape :math:`(M N, \dots)` for M measurements; those of a measurement are neighbours. A Lightning
-    checkpoint holds them, and the identity of prior, features and operators. Only networks' batches join measurements.
+    checkpoint holds them, and the identity of prior, features and operators. Measurements share only networks' batches.
 
     Args:
         prior: The latent diffusion prior.
@@ -47,7 +47,7 @@ class ParticleModule(L.LightningModule):
         particle_chunk: Particles that a network sees at a time; the backward pass computes activations again. None: all.
         decoder_std: Typical distance of :math:`D(z)` from an image, in units of an image in [-1, 1]. 0 (only DPS, DAPS and
             the twisted filter take it): the results are :math:`D(z)`. None: the prior's (:class:`~rlsd_lightning.priors.Calibration`).
-        min_mu: Least weight of :math:`\mathrm{mean}(x - D(z))^2` beside the misfit, above 0.
+        min_mu: Least weight of :math:`\mathrm{mean}((x - D(z))^2)` beside the misfit, above 0.
 
     Raises:
         InputError: If a number is out of range, or an operator does not fit the prior's images.
@@ -107,7 +107,7 @@ class ParticleModule(L.LightningModule):
     def reconstructions(self) -> tuple[Tensor, Tensor]:
         r"""The particles as images, and their decoded latents, both with shape :math:`(M N, *\mathrm{image\_shape})`.
 
-        The images are :math:`\arg\min_x \mathrm{misfit}(A(x), y) + \mu \, \mathrm{mean}(x - D(z))^2` for all methods, so
+        The images are :math:`\arg\min_x \mathrm{misfit}(A(x), y) + \mu \, \mathrm{mean}((x - D(z))^2)` for all methods, so
         that they are compared at an equal residual; the decoded latents if ``decoder_std`` is 0.
         """
         decoded = self.decode(self.z.detach()[self.rows])
@@ -118,7 +118,7 @@ class ParticleModule(L.LightningModule):
         return self.gather(images), self.gather(decoded)
 
     def solve_images(self, decoded: Tensor, image_var: float) -> Tensor:
-        r"""Set this process's images to :math:`x = \arg\min_x \mathrm{misfit}(A(x), y) + \mu \, \mathrm{mean}(x - D(z))^2`.
+        r"""Set this process's images to :math:`x = \arg\min_x \mathrm{misfit}(A(x), y) + \mu \, \mathrm{mean}((x - D(z))^2)`.
 
         The variance of the decoded latents' error sets :math:`\mu` (:class:`~rlsd_lightning.operators.proximal.ProximalSteps`).
         """
@@ -140,7 +140,7 @@ class ParticleModule(L.LightningModule):
     @property
     def name(self) -> str:
         """The measurement's name, or the first and the last of several."""
-        return " to ".join(dict.fromkeys(self.measurements[index].name for index in (0, -1)))
+        return " to ".join(dict.fromkeys((self.measurements[0].name, self.measurements[-1].name)))
 
     @property
     def shard(self) -> Shard:
@@ -158,7 +158,7 @@ class ParticleModule(L.LightningModule):
         return zip(self.measurements, *(value.split(self.num_particles) for value in values), strict=True)
 
     def each_here(self, *values: Tensor) -> Iterator[tuple]:
-        """Every measurement with particles on this process, with these particles' rows of this process's values."""
+        """Every measurement with particles on this process, with its rows of values whose rows are this process's."""
         first = self.rows.start
         for index, start, stop in sets_in(self.rows, self.num_particles):
             yield self.measurements[index], *(value[start - first : stop - first] for value in values)
@@ -176,7 +176,7 @@ class ParticleModule(L.LightningModule):
         return None if self.step_images is None else tuple(map(self.gather, self.step_images))
 
     def final_images(self) -> tuple[Tensor, Tensor]:
-        """The reconstructions, in grey where nothing else was measured; after the last step they are computed once."""
+        """The reconstructions, in grey where a scan is; those after the last step are cached."""
         images = self._final_images or tuple(as_seen(self.each(images)) for images in self.reconstructions())
         if self.steps_done >= len(self.timesteps):
             self._final_images = images
@@ -200,11 +200,11 @@ class ParticleModule(L.LightningModule):
         check_trainer(self.trainer)
         self.identity.check_processes(self.shard)
 
-    def configure_optimizers(self) -> Any:  # plain gradient descent, which follows ``towards`` all the way
+    def configure_optimizers(self) -> Any:  # SGD with step size 1 sets z to the target of half_square_distance
         return SGD([self.z], lr=1.0)
 
     def on_train_batch_start(self, batch: tuple[int, int], batch_idx: int) -> None:
-        if self.logs(batch_idx):
+        if self.is_log_step(batch_idx):
             self.log("noise_level", self.prior.sigma(batch[1]))
 
     def on_train_end(self) -> None:
@@ -263,14 +263,14 @@ class ParticleModule(L.LightningModule):
             return z
         return add_noise(z, self._noise(prior.latent_shape, None, "z_init"), prior.alpha(t).cpu(), prior.sigma(t).cpu())
 
-    def logs(self, batch_idx: int) -> bool:
+    def is_log_step(self, batch_idx: int) -> bool:
         """Whether the Trainer writes this step."""
         every = self._trainer.log_every_n_steps if self._trainer else 0  # 0 is never
         return every > 0 and (batch_idx + 1) % every == 0
 
     def log_terms(self, terms: dict[str, Tensor], batch_idx: int, **figures: Tensor) -> None:
         """Log the terms of the loss, their sum, and figures: sums over particles, means over measurements."""
-        if self.logs(batch_idx):
+        if self.is_log_step(batch_idx):
             every = {"total": sum(terms.values()), **terms}
             values = {f"loss/{name}": value for name, value in every.items()} | figures
             sums = self.shard.sum(torch.stack([value.detach().float().to(self.z.device) for value in values.values()]))

@@ -12,15 +12,15 @@ from deepinv.physics import LinearPhysics
 from torch import Tensor
 from torch.autograd import grad
 
-from rlsd_lightning.functional.losses import square_norms
+from rlsd_lightning.functional.losses import append_dims, square_norms
 from rlsd_lightning.methods.base import ParticleModule
 
 __all__ = ["CorrectedDecoder"]
 
 UPDATES = 10
-"""Updates in a whole run, of which the first half are left out; runs below twice as many steps have one."""
+"""The correction is updated every ``num_steps // UPDATES`` steps in the second half of a run; runs below ``2 * UPDATES`` steps update it once, at the end of the loop."""
 TRIAL = 0.1
-"""Root mean square of the latents' move over which a decoder is taken to be linear, in units of their deviation."""
+"""Root mean square of the latents' move over which a decoder is taken to be linear, in units of their standard deviation."""
 
 
 class CorrectedDecoder:
@@ -28,11 +28,11 @@ class CorrectedDecoder:
 
     Args:
         particles: The method. Its buffer ``correction`` is set here, so that checkpoints hold it.
-        loop: The number of steps before the refinement.
+        loop_steps: The number of steps before the refinement.
     """
 
-    def __init__(self, particles: ParticleModule, loop: int) -> None:
-        self.particles, self.loop = particles, loop
+    def __init__(self, particles: ParticleModule, loop_steps: int) -> None:
+        self.particles, self.loop_steps = particles, loop_steps
         # JPEG and phase retrieval lose by it
         are_linear = all(isinstance(each.physics, LinearPhysics) for each in particles.measurements)
         self.has_tiny = particles.prior.has_tiny_decoder and are_linear
@@ -45,17 +45,17 @@ class CorrectedDecoder:
         if not self.has_tiny:
             return decoded
         correction = self.particles.correction[self.particles.rows]
-        if self.updates(step):
+        if self.is_update_step(step):
             with torch.no_grad():
                 correction.copy_(self.particles.decode(z) - decoded)
         return decoded + correction
 
-    def updates(self, step: int) -> bool:
+    def is_update_step(self, step: int) -> bool:
         """Whether a step updates the correction: the loop's last (without a loop, the first), and in runs of 20 steps or more every tenth part of the second half."""
         num_steps = self.particles.num_steps
         done = self.particles.first_step + step + 1
         is_late = num_steps <= 2 * done < 2 * num_steps and num_steps >= 2 * UPDATES
-        return (is_late and done % (num_steps // UPDATES) == 0) or step + 1 == max(self.loop, 1)
+        return (is_late and done % (num_steps // UPDATES) == 0) or step + 1 == max(self.loop_steps, 1)
 
     def solving_shift(self, z: Tensor) -> Tensor:
         r"""The shift :math:`\ell \, \nabla \tfrac{1}{2} \|D(z) - \mathrm{sg}[x]\|^2` whose length minimises :math:`\|D - x\|` along it.
@@ -80,7 +80,7 @@ class CorrectedDecoder:
         (gradient,) = grad(decoded, z, before)
         with torch.no_grad():
             trial = TRIAL * math.sqrt(z[0].numel()) / square_norms(gradient).clamp_min(least).sqrt()
-            trial = trial.view(-1, *[1] * (z.ndim - 1))
+            trial = append_dims(trial, z.ndim)
             change = before - residuals(particles.decode(z - trial * gradient, tiny=True))
             gain = (before * change).flatten(1).sum(dim=1) / square_norms(change).clamp_min(least)
         return gain.clamp_min(0).view_as(trial) * trial * gradient
@@ -93,7 +93,7 @@ class CorrectedDecoder:
 
     def figures(self, step: int) -> dict[str, Tensor]:
         """Root mean square of the corrections, summed over particles / N; nothing before the first update."""
-        if not self.has_tiny or not any(map(self.updates, range(step + 1))):
+        if not self.has_tiny or not any(map(self.is_update_step, range(step + 1))):
             return {}
         particles = self.particles
         distances = square_norms(particles.correction[particles.rows]).div(particles.x[0].numel()).sqrt()

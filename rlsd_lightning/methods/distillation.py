@@ -1,8 +1,9 @@
-r"""Terms that all methods share whose latents follow score distillation with Adam.
+r"""Terms of the methods that optimise latents by score distillation with Adam.
 
-.. math:: \tfrac{1 + \mu}{2} \mathrm{mean}(x - D(z))^2 + \lambda w(t) \, \mathrm{mean}(\mathrm{sg}[r] \, z)
+.. math:: \tfrac{1 + \mu}{2} \mathrm{mean}((x - D(z))^2) + \lambda w(t) \, \mathrm{mean}(\mathrm{sg}[r] \, z)
 
-with the residual :math:`r = \hat\epsilon(\alpha_t z + \sigma_t \epsilon, t) - \epsilon`.
+with :math:`\mu = 0` in the refinement of :class:`~rlsd_lightning.methods.RLSD`, and the residual
+:math:`r = \hat\epsilon(\alpha_t z + \sigma_t \epsilon, t) - \epsilon`.
 """
 
 from collections.abc import Sequence
@@ -68,7 +69,7 @@ class ScoreDistillation(ParticleModule):
         return self.prior_weight(t) * distillation(residual, z)
 
     def coupling_term(self, decoded: Tensor) -> Tensor:
-        r"""The term :math:`\frac{1 + \mu}{2} \mathrm{mean}(x - D(z))^2`, summed over particles, with :math:`x` set by its proximal step.
+        r"""The term :math:`\frac{1 + \mu}{2} \mathrm{mean}((x - D(z))^2)`, summed over particles, with :math:`x` set by its proximal step.
 
         The images go a share :math:`1 / (1 + \mu)` of the way to the measurement; the factor makes up for it, so that
         latents follow alike at any noise level.

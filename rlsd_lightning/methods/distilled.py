@@ -1,10 +1,10 @@
 r"""Repulsive score distillation in every step: the paper's objective with a proximal step.
 
 .. math::
-    x &= \arg\min_x \mathrm{misfit}(A(x), y) + \mu \, \mathrm{mean}(x - D(z))^2 \\
+    x &= \arg\min_x \mathrm{misfit}(A(x), y) + \mu \, \mathrm{mean}((x - D(z))^2) \\
     r &= \hat\epsilon(\alpha_t z + \sigma_t \epsilon, t) - \epsilon + \gamma_i \nabla_z \log \textstyle\sum_j k(\phi_i, \phi_j),
         \qquad \epsilon \sim \mathcal{N}(0, I) \\
-    z &\leftarrow \mathrm{Adam} \big[ \tfrac{1 + \mu}{2} \mathrm{mean}(x - D(z))^2 + \lambda w(t) \, \mathrm{mean}(\mathrm{sg}[r] z) \big]
+    z &\leftarrow \mathrm{Adam} \big[ \tfrac{1 + \mu}{2} \mathrm{mean}((x - D(z))^2) + \lambda w(t) \, \mathrm{mean}(\mathrm{sg}[r] z) \big]
 
 Without repulsion this is score distillation (SDS).
 
@@ -22,7 +22,7 @@ from torch import Tensor
 from rlsd_lightning.errors import require_at_least_zero
 from rlsd_lightning.features import Features
 from rlsd_lightning.functional.kernels import coarse_pixels, mean_square_difference
-from rlsd_lightning.functional.losses import at_least_float32, square_norms
+from rlsd_lightning.functional.losses import append_dims, at_least_float32, square_norms
 from rlsd_lightning.measurement import Measurement
 from rlsd_lightning.methods.distillation import ScoreDistillation
 from rlsd_lightning.priors import Prior
@@ -102,7 +102,7 @@ class Distilled(ScoreDistillation):
         gamma = self.repulsion.strength(norm * gain, score, self.prior.sigma(t), saturation)
         ratio = torch.where(score > 0, gamma * norm * gain / score, 0.0)
         self.repulsion_ratios.append(ratio.sum().detach() / self.num_particles)
-        weights = (gamma / z[0].numel()).view(-1, *[1] * (density.gradient.ndim - 1))
+        weights = append_dims(gamma / z[0].numel(), density.gradient.ndim)
         return torch.sum(weights * density.gradient * (z if self.features.of_latents else decoded))
 
     def saturation(self, decoded: Tensor) -> Tensor | float:

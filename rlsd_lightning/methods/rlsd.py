@@ -57,10 +57,10 @@ from torch import Tensor
 from torch.autograd import grad
 from torch.optim import SGD, Optimizer
 
-from rlsd_lightning.errors import require, require_at_least_zero, require_positive, require_share
+from rlsd_lightning.errors import require, require_at_least_zero, require_fraction, require_positive
 from rlsd_lightning.features import Features
-from rlsd_lightning.functional.losses import coupling, norms, towards
-from rlsd_lightning.functional.schedules import add_noise, fresh_noise_share, image_variances, pull_factor
+from rlsd_lightning.functional.losses import coupling, half_square_distance, norms
+from rlsd_lightning.functional.schedules import add_noise, fresh_noise_share, guidance_factor, image_variances
 from rlsd_lightning.measurement import Measurement
 from rlsd_lightning.methods.decoding import CorrectedDecoder
 from rlsd_lightning.methods.distillation import ScoreDistillation
@@ -78,13 +78,13 @@ class RLSD(ScoreDistillation):
     r"""N interacting particles that explain a measurement under a latent diffusion prior.
 
     Args:
-        gamma: Strength of the repulsion, at least 0. In relative mode the ratio of its norm to the coupling gradient's, for each
-            particle, times the features' ``gamma_scale``; where nothing is measured that gradient counts as :math:`\zeta`.
+        gamma: Strength of the repulsion, at least 0. In relative mode ``gamma`` times the features' ``gamma_scale`` is the ratio of its norm to
+            the coupling gradient's, for each particle; a coupling gradient of zero counts as :math:`\zeta`.
         gamma_mode: ``relative``, or ``absolute``: :math:`\gamma_i = \zeta \gamma \sigma_t`.
         repulsion_until: Share of all steps, from the first, that have repulsion, in [0, 1]; the refinement has none.
         guidance_scale: Step size of the coupling with the embedded faces in 100 steps, at least 0. In :math:`K` steps
             :math:`\zeta = \mathrm{guidance\_scale} \cdot (100 / K)` times the
-            :func:`~rlsd_lightning.functional.schedules.pull_factor`, so that all steps together move any prior's latents by the same
+            :func:`~rlsd_lightning.functional.schedules.guidance_factor`, so that all steps together move any prior's latents by the same
             share of their norm; with a solving step, which moves details, only the layout by the same share.
         eta: Noise drawn anew in each step of the loop: 0 none (DDIM), 1 the ancestral share (DDPM), infinity all of it (score
             distillation).
@@ -131,7 +131,7 @@ class RLSD(ScoreDistillation):
         require_positive(latent_std=scales[0], image_std=scales[1])
         if refine_share is None:  # where D is the identity, particles would only follow the noise
             refine_share = 0.0 if prior.latent_shape == prior.image_shape else 0.2
-        require_share(refine_share=refine_share)
+        require_fraction(refine_share=refine_share)
         require(lambda value: value is None or value >= 1, "at least 1, or None", outlier_ratio=outlier_ratio)
         self.has_proximal_results = augmented
         self.automatic_optimization = False  # SGD in the loop, Adam in the refinement
@@ -140,8 +140,8 @@ class RLSD(ScoreDistillation):
         self.refine_from = max(0, round((1 - refine_share) * self.num_steps) - self.first_step)
         self.decoder = CorrectedDecoder(self, self.refine_from)
         self.selection = Selection(self, self.decoder, outlier_ratio, self.refine_from)
-        self.solves = augmented and self.decoder.has_tiny
-        factor = pull_factor(prior.latent_shape, prior.image_shape, *scales, layout_only=self.solves)
+        self.has_solving_step = augmented and self.decoder.has_tiny
+        factor = guidance_factor(prior.latent_shape, prior.image_shape, *scales, layout_only=self.has_solving_step)
         self.zeta = 100 * guidance_scale / self.num_steps * factor
         self.image_variances = image_variances(prior.alphas, prior.sigmas, self.hparams.image_std, self.decoder_std)
         t = self.timesteps[0]
@@ -153,49 +153,49 @@ class RLSD(ScoreDistillation):
         step, t, s = self.begin(batch, batch_idx)
         if step >= self.refine_from:
             return self.refine(step, t)
-        guided = s is not None and step + 1 < self.refine_from
-        z, e = self.z[self.rows], self.e[self.rows]
-        z_t = add_noise(z, e, self.prior.alpha(t), self.prior.sigma(t)).detach().requires_grad_(guided)
+        is_last = s is None or step + 1 == self.refine_from  # of the loop
+        z, e = self.z[self.rows], self.e[self.rows]  # of this process
+        z_t = add_noise(z, e, self.prior.alpha(t), self.prior.sigma(t)).detach().requires_grad_(not is_last)
         z_hat, eps_hat = self.denoise(z_t, t)
         decoded = self.decoder(z_hat, step)  # D(z_hat)
 
-        denoising = towards(z, z_hat)  # SDS denoising loss: its gradient is z - z_hat
-        distances = self.distances(t, decoded)  # |x - D(z_hat)|, with x from its proximal step
-        coupling = self.zeta * distances  # data fidelity
-        terms = {"denoising": denoising, "coupling": coupling.sum()}
-        if guided:
-            gradient, repulsion = self.guidance(step, t, z_t, z_hat, decoded, coupling)  # G; gamma log sum k
-            alpha, terms["repulsion"] = self.prior.alpha(s), repulsion.sum()
-            shift = torch.where(alpha > 0, gradient / alpha, 0.0)  # G / alpha_s
-            if self.solves:
-                shift = shift + self.decoder.solving_shift(z_hat - shift)
+        # SDS denoising loss: its gradient in z is z - z_hat = (sigma_t / alpha_t) (eps_hat - e)
+        denoising = half_square_distance(z, z_hat)
+        # data fidelity: x fits y and stays near D(z_hat), which is drawn to x
+        if self.hparams.augmented:
+            x = self.solve_images(decoded, self.image_variances[t])
+            distance = norms(x - decoded)
         else:
+            distance = self.residual_norms(decoded)
+        fidelity = self.zeta * distance
+        terms = {"denoising": denoising, "coupling": fidelity.sum()}
+        if is_last:
             shift = self.last_shift(s, decoded)
+        else:  # kernel repulsion: gamma_i log sum_j k(phi_i, phi_j), whose gradient is added to the data fidelity's
+            gradient, repulsion = self.guidance(step, t, z_t, z_hat, decoded, fidelity)  # G
+            terms["repulsion"] = repulsion.sum()
+            alpha = self.prior.alpha(s)
+            shift = torch.where(alpha > 0, gradient / alpha, 0.0)  # 0 in pure noise
+            if self.has_solving_step:
+                shift = shift + self.decoder.solving_shift(z_hat - shift)
         loss = denoising + torch.sum(shift * z)  # J
 
         self.log_step(step, **terms)
-        before = self.z.detach().clone()
-        self.descend(self.optimizers()[0], loss)  # z <- z_hat - G / alpha_s
-        moved = (self.z.detach() != before).any()
-        if s is not None and step in self.selection.steps:  # copies differ from the next step on
-            self.selection(step, distances)
+        moved = self.descend(self.optimizers()[0], loss)  # z <- z_hat - shift
         if s is not None:
+            if step in self.selection.steps:  # copies differ from the next step on
+                self.selection(step, distance)
             self.renew_noise(step, t, s, eps_hat, moved)
         return loss
 
-    def distances(self, t: int, decoded: Tensor) -> Tensor:
-        r"""Distances :math:`\|x - D(\hat z)\|` with shape (n,), after the proximal step that sets :math:`x`.
-
-        Without the auxiliary variable they are :math:`\|y - A D(\hat z)\|`.
-        """
-        if self.hparams.augmented:
-            return norms(self.solve_images(decoded, self.image_variances[t]) - decoded)
+    def residual_norms(self, decoded: Tensor) -> Tensor:
+        r"""Distances :math:`\|y - A D(\hat z)\|` with shape (n,), for data that act without the auxiliary variable."""
         self.keep_images(decoded, decoded)
         residuals = [norms(each.y - measured(each.physics, images)) for each, images in self.each_here(decoded)]
         return torch.cat(residuals) if residuals else decoded.new_zeros(0)
 
     def guidance(
-        self, step: int, t: int, z_t: Tensor, z_hat: Tensor, decoded: Tensor, coupling: Tensor
+        self, step: int, t: int, z_t: Tensor, z_hat: Tensor, decoded: Tensor, fidelity: Tensor
     ) -> tuple[Tensor, Tensor]:
         r"""The gradient :math:`G` in :math:`z_t`, and the repulsion's values with shape (n,).
 
@@ -204,18 +204,19 @@ class RLSD(ScoreDistillation):
         """
         # a collective call: processes without particles make it too
         density = self.repulsion.gradient(z_hat, decoded) if self.repulsion.acts(step) else None
-        value, of_latents = coupling.new_zeros(len(z_t)), self.features.of_latents
+        value, of_latents = fidelity.new_zeros(len(z_t)), self.features.of_latents
         if not len(z_t):
-            self.repulsion_ratios += [] if density is None else [value.sum()]
+            if density is not None:
+                self.repulsion_ratios.append(value.sum())  # zero, as each process logs one in each step
             return torch.zeros_like(z_t), value
-        (gradient,) = grad(coupling.sum(), decoded)
+        (in_image,) = grad(fidelity.sum(), decoded)
         if density is not None and not of_latents:
-            gradient, value = self.repulsion.added(gradient, density, t, self.zeta)
-        (gradient,) = grad(decoded, z_hat, gradient)
+            in_image, value = self.repulsion.add_to(in_image, density, t, self.zeta)
+        (in_clean,) = grad(decoded, z_hat, in_image)
         if density is not None and of_latents:
-            gradient, value = self.repulsion.added(gradient, density, t, self.zeta)
-        (gradient,) = grad(z_hat, z_t, gradient)
-        return gradient, value
+            in_clean, value = self.repulsion.add_to(in_clean, density, t, self.zeta)
+        (in_noisy,) = grad(z_hat, z_t, in_clean)
+        return in_noisy, value
 
     @torch.no_grad()
     def last_shift(self, s: int | None, decoded: Tensor) -> Tensor:
@@ -229,20 +230,19 @@ class RLSD(ScoreDistillation):
 
     @torch.no_grad()
     def renew_noise(self, step: int, t: int, s: int, eps_hat: Tensor, moved: Tensor) -> None:
-        r"""Set :math:`e` to :math:`\sqrt{1 - \eta_t^2} \, \hat\epsilon + \eta_t n` if the latents have moved.
-
-        Mixed precision skips a step where gradients overflow.
-        """
+        r"""Set :math:`e` to :math:`\sqrt{1 - \eta_t^2} \, \hat\epsilon + \eta_t n` if the latents have moved."""
         prior = self.prior
         eta = fresh_noise_share(prior.alpha(t), prior.sigma(t), prior.alpha(s), prior.sigma(s), self.hparams.eta)
         renewed = (1 - eta.square()).sqrt() * eps_hat + eta * self.noise(step)
         self.e[self.rows] = torch.where(moved, renewed.to(self.e), self.e[self.rows])
 
-    def descend(self, optimizer: LightningOptimizer, loss: Tensor) -> None:
-        """One step of one of the two optimizers."""
+    def descend(self, optimizer: LightningOptimizer, loss: Tensor) -> Tensor:
+        """One step of one of the two optimizers; whether latents moved, as mixed precision skips a step that overflows."""
+        before = self.z.detach().clone()
         self.manual_backward(loss)
         optimizer.step()
         optimizer.zero_grad()  # or the other optimizer's backward pass would exchange these gradients again
+        return (self.z.detach() != before).any()
 
     def refine(self, step: int, t: int) -> Tensor:
         """One step of the refinement: Adam on score distillation and coupling at D(z)."""

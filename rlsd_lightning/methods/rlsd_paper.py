@@ -3,14 +3,14 @@ r"""The published algorithm, as its authors' final runs had it.
 Every step updates the latents, decodes them again, and updates the auxiliaries, each with an Adam of its own:
 
 .. math::
-    z &\leftarrow \mathrm{Adam}\big[ \tfrac{1}{2} \mathrm{mean}(x - D(z))^2 + \lambda \tfrac{\sigma_t}{\alpha_t}
+    z &\leftarrow \mathrm{Adam}\big[ \tfrac{1}{2} \mathrm{mean}((x - D(z))^2) + \lambda \tfrac{\sigma_t}{\alpha_t}
         \mathrm{mean}(\mathrm{sg}[\hat\epsilon - \epsilon - \gamma \sigma_t J^\top g] \, z) \big] \\
-    x &\leftarrow \mathrm{Adam}\big[ \tfrac{1}{2} \mathrm{mean}(y - A(x))^2
-        + \tfrac{\rho}{2} \mathrm{mean}(x - D(z))^2 \big]
+    x &\leftarrow \mathrm{Adam}\big[ \tfrac{1}{2} \mathrm{mean}((y - A(x))^2)
+        + \tfrac{\rho}{2} \mathrm{mean}((x - D(z))^2) \big]
 
-with means over a measurement's particles together, so that step sizes belong to a number of particles, and with the kernel of
-:func:`~rlsd_lightning.functional.kernels.official_repulsion`. One thing differs from the official code: the
-measurement's noise is drawn once, not once per particle.
+with the repulsion :math:`g` of :func:`~rlsd_lightning.functional.kernels.official_repulsion` and the Jacobian :math:`J` of the
+features. Means are over all particles of a measurement, so that the right step sizes depend on their number. One thing differs from
+the official code: the measurement's noise is drawn once, not once per particle.
 """
 
 from collections.abc import Sequence
@@ -21,7 +21,7 @@ from lightning.pytorch.core.optimizer import LightningOptimizer
 from torch import Tensor, nn
 from torch.optim import Adam
 
-from rlsd_lightning.errors import InputError, require_at_least_zero, require_positive, require_share
+from rlsd_lightning.errors import InputError, require_at_least_zero, require_fraction, require_positive
 from rlsd_lightning.features import Features
 from rlsd_lightning.functional.kernels import official_repulsion
 from rlsd_lightning.functional.losses import coupling, distillation, gradients_of_mean, half_mean_square
@@ -72,7 +72,7 @@ class RLSDPaper(ParticleModule):
         **common: Any,
     ) -> None:
         super().__init__(prior, measurements, features, num_steps=num_steps, **common)
-        require_share(repulsion_until=repulsion_until)
+        require_fraction(repulsion_until=repulsion_until)
         require_at_least_zero(gamma=gamma, rho=rho, distillation_weight=distillation_weight)
         require_positive(lr_z=lr_z, lr_x=lr_x)
         self.x.requires_grad_()

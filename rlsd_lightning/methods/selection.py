@@ -38,15 +38,17 @@ class Selection:
         particles: The method. Its buffer ``replaced`` is set here, so that checkpoints hold it: how often each particle was replaced.
         decoder: Its decoder, whose corrections belong to the clean latents.
         ratio: The ratio :math:`r`, at least 1; None: nothing is replaced.
-        loop: The number of steps of the loop.
+        loop_steps: The number of steps of the loop.
     """
 
-    def __init__(self, particles: ParticleModule, decoder: CorrectedDecoder, ratio: float | None, loop: int) -> None:
+    def __init__(
+        self, particles: ParticleModule, decoder: CorrectedDecoder, ratio: float | None, loop_steps: int
+    ) -> None:
         self.particles, self.decoder, self.ratio = particles, decoder, ratio
         is_off = ratio is None or particles.num_particles == 1
         if not is_off:
             particles.register_buffer("replaced", torch.zeros(len(particles.z), dtype=torch.long))
-        self.steps = frozenset() if is_off else frozenset(math.ceil(share * loop) - 1 for share in SHARES)
+        self.steps = frozenset() if is_off else frozenset(math.ceil(share * loop_steps) - 1 for share in SHARES)
 
     @torch.no_grad()
     def __call__(self, step: int, distances: Tensor) -> None:

@@ -21,9 +21,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rlsd_lightning.errors import InputError, require_positive, require_share
+from rlsd_lightning.errors import InputError, require_fraction, require_positive
 from rlsd_lightning.features import Features
-from rlsd_lightning.functional.losses import at_least_float32, square_misfit, towards
+from rlsd_lightning.functional.losses import at_least_float32, half_square_distance, square_misfit
 from rlsd_lightning.functional.noise import keyed_normal, keyed_uniform
 from rlsd_lightning.functional.resampling import effective_share, systematic_ancestors
 from rlsd_lightning.functional.schedules import reverse_step
@@ -73,7 +73,7 @@ class TwistedFilter(ParticleModule):
         **common: Any,
     ) -> None:
         super().__init__(prior, measurements, features, **common)
-        require_share(resample_below=resample_below)
+        require_fraction(resample_below=resample_below)
         stds = {name: self.hparams[name] for name in ("latent_std", "image_std")}
         require_positive(**stds, evidence_values=evidence_values)
         if self.hparams.antithetic:
@@ -83,7 +83,7 @@ class TwistedFilter(ParticleModule):
 
     def training_step(self, batch: tuple[int, int], batch_idx: int) -> Tensor:
         step, t, s = self.begin(batch, batch_idx)
-        return towards(self.z[self.rows], self.advance(step, t, s))
+        return half_square_distance(self.z[self.rows], self.advance(step, t, s))
 
     @torch.no_grad()
     def advance(self, step: int, t: int, s: int | None) -> Tensor:
@@ -98,7 +98,7 @@ class TwistedFilter(ParticleModule):
             clean, shift = self._last_draw(clean, shift, step, t)
         else:
             self._move(step, t, s, z_t, clean, shift, log_twist)
-        if self.logs(step):
+        if self.is_log_step(step):
             self.log("effective_share", shares.mean(), prog_bar=True)
         return clean + shift
 

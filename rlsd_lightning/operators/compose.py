@@ -58,7 +58,7 @@ def make_physics(factory: Callable[..., Physics], image_shape: tuple[int, ...], 
     """Makes an operator for images of one shape, and tries it on one.
 
     Our own functions take ``image_shape``. A ``deepinv.physics`` class, or a user's, gets the shape as ``img_size`` and
-    ``img_width`` if it takes these. Noise of deviation ``sigma`` becomes its ``noise_model``.
+    ``img_width`` if it takes these. Noise of standard deviation ``sigma`` becomes its ``noise_model``.
 
     Args:
         factory: A function or class, or a :func:`functools.partial` of one.

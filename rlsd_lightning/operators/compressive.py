@@ -7,7 +7,7 @@ from deepinv.physics import SinglePixelCamera, StructuredRandom
 from deepinv.physics.functional import dst1
 from torch import Tensor
 
-from rlsd_lightning.errors import InputError, require_part
+from rlsd_lightning.errors import InputError, require_positive_fraction
 from rlsd_lightning.operators.noise import make_noise
 from rlsd_lightning.signatures import typed
 
@@ -38,7 +38,7 @@ def compressed_sensing(
     Raises:
         InputError: If the ratio is out of range.
     """
-    require_part(ratio=ratio)
+    require_positive_fraction(ratio=ratio)
     channels, height, width = image_shape
     kept = (channels, max(1, round(height * ratio**0.5)), max(1, round(width * ratio**0.5)))
     signs = torch.randint(0, 2, image_shape, generator=torch.Generator().manual_seed(operator_seed)) * 2.0 - 1
@@ -65,7 +65,7 @@ def single_pixel(
     Raises:
         InputError: If the ratio is out of range or a side is not a power of two.
     """
-    require_part(ratio=ratio)
+    require_positive_fraction(ratio=ratio)
     height, width = image_shape[-2:]
     if height & (height - 1) or width & (width - 1):
         raise InputError(

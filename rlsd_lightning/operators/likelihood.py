@@ -3,7 +3,7 @@ r"""Likelihood of a measurement: misfits by the kind of noise, and fit in units 
 Everything is in units of a squared error: the misfit of a particle is
 :math:`-2 s^2 \log p(y \mid A(x)) / m`, up to a constant that makes its minimum zero, with the standard deviation
 :math:`s` of the noise and the number :math:`m` of measured values. For Gaussian noise that is
-:math:`\mathrm{mean}(y - A(x))^2`.
+:math:`\mathrm{mean}((y - A(x))^2)`.
 """
 
 import math
@@ -77,7 +77,7 @@ def measured(physics: Physics, images: Tensor) -> Tensor:
 def noise_std(noise_model: NoiseModel, y: Tensor) -> float:
     """Standard deviation of the noise, in units of the measurement; zero if unknown.
 
-    Complex Gaussian noise of deviation sigma has this as the deviation of its real and of its imaginary part.
+    Complex Gaussian noise of standard deviation sigma has this as the standard deviation of its real and of its imaginary part.
 
     Args:
         noise_model: The noise.
@@ -104,7 +104,7 @@ def misfit(noise_model: NoiseModel, measured: Tensor, y: Tensor, std: float | No
         noise_model: The noise.
         measured: The particles' measurements :math:`A(x_i)`, with shape :math:`(N, ...)`.
         y: The measurement, with shape :math:`(1, ...)`.
-        std: The deviation :math:`s`; None: the noise's own.
+        std: The standard deviation :math:`s`; None: the noise's own.
 
     Returns:
         Misfits, with shape :math:`(N,)`.

@@ -33,7 +33,7 @@ class HasProx(Protocol):
 def noise_share(measurement: Measurement, num_values: int) -> float:
     r"""Noise variance in units of the misfit's mean, :math:`n / m \cdot s^2`; divided by a variance, a proximal weight.
 
-    The measurement has :math:`m` values and noise of deviation :math:`s`; images have :math:`n` values.
+    The measurement has :math:`m` values and noise of standard deviation :math:`s`; images have :math:`n` values.
     """
     return num_values / measurement.y[0].numel() * noise_std(measurement.physics.noise_model, measurement.y) ** 2
 
@@ -59,7 +59,7 @@ def is_batch_independent(physics: Physics) -> bool:
 def proximal_step(
     physics: Physics, y: Tensor, decoded: Tensor, weight: float, inner_steps: int = 20, inner_lr: float = 0.05
 ) -> Tensor:
-    r"""Solves :math:`\arg\min_x \mathrm{misfit}(A(x), y) + \mu \, \mathrm{mean}(x - D(z))^2` for every particle.
+    r"""Solves :math:`\arg\min_x \mathrm{misfit}(A(x), y) + \mu \, \mathrm{mean}((x - D(z))^2)` for every particle.
 
     The misfit is :func:`~rlsd_lightning.operators.likelihood.misfit`. For a squared error the operator's ``prox_l2`` is
     used if it has one (closed form or conjugate gradients). Otherwise Adam starts from :math:`D(z)`.

@@ -69,7 +69,7 @@ class PipelinePrior(Prior):
         allow_pickle: Also load weights in pickle files, which can run code.
         tiny_decoder: A folder of diffusers' ``AutoencoderTiny``, or a model's name such as ``madebyollin/taesd``, whose decoder
             makes the images that gradients go through; ``auto``: the folder ``tiny_decoder`` in the pipeline's, else
-            :attr:`usual_tiny_decoder` if it can be fetched; None: the own decoder makes all images.
+            :attr:`usual_tiny_decoder` if it can be fetched; None: the full decoder makes all images.
 
     Raises:
         InputError: If there is no such pipeline at ``pretrained``, it is of another kind (inpainting, class labels, a

@@ -76,7 +76,7 @@ def thumbnails(images: Tensor) -> Tensor:
 
 
 def write_evolution(path: Path, moments: Sequence[tuple[int, Tensor]], num_particles: int) -> None:
-    """Write a filmstrip, one row a particle.
+    """Write a filmstrip, one row per particle.
 
     Args:
         path: File to write.

@@ -69,7 +69,7 @@ class Monitor(Callback):
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: ParticleModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        if not pl_module.logs(batch_idx):
+        if not pl_module.is_log_step(batch_idx):
             return
         done = batch_idx + 1
         step, start = self._last_timing

@@ -199,7 +199,7 @@ def mean_figures(rows: Sequence[Mapping]) -> dict[str, float]:
 
 
 def write_summary(folder: Path, rows: Sequence[Mapping]) -> None:
-    """Write summary.csv: one row a measurement, then the means; lists are left out. An old one goes if there are no rows."""
+    """Write summary.csv: one row per measurement, then the means; lists are left out. An old one goes if there are no rows."""
     if not rows:
         (folder / "summary.csv").unlink(missing_ok=True)
         return

@@ -13,7 +13,7 @@ from support.command import train
 from support.trainers import assert_same_bits, fit, trainer_with
 
 from rlsd_lightning import RLSD, LatentFeatures
-from rlsd_lightning.cli.train import precision_of
+from rlsd_lightning.cli.trainer import precision_of
 from rlsd_lightning.engine import pace
 from rlsd_lightning.engine.chosen import chosen, keep_chosen, use_precision
 from rlsd_lightning.engine.pace import Pace, duration

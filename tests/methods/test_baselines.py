@@ -19,7 +19,7 @@ from rlsd_lightning import (
     solve,
 )
 from rlsd_lightning.functional.metrics import mode_total_variation
-from rlsd_lightning.functional.schedules import pull_factor
+from rlsd_lightning.functional.schedules import guidance_factor
 from rlsd_lightning.methods.baselines.dwgf import mixture_mean
 from rlsd_lightning.operators import inpainting, nonlinear_blur
 from rlsd_lightning.results.density import exact_posterior
@@ -73,7 +73,7 @@ def test_gluing_is_more_guidance_where_latents_are_images_and_the_operator_a_mas
     # there |z - P z| is |y - A z|
     settings = {"num_steps": 20, "num_particles": 5}
     scales = mixture().calibration
-    scale = pull_factor((2,), (2,), scales.latent_std, scales.image_std)  # of the guidance, not of the gluing
+    scale = guidance_factor((2,), (2,), scales.latent_std, scales.image_std)  # of the guidance, not of the gluing
     glued = draws(LatentDPS, mixture(), seen(0.5, 0.1), guidance_scale=0.2 / scale, gluing=0.1, **settings)
     guided = draws(LatentDPS, mixture(), seen(0.5, 0.1), guidance_scale=0.3 / scale, **settings)
     torch.testing.assert_close(glued, guided, rtol=1e-4, atol=1e-4)

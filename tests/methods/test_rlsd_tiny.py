@@ -35,7 +35,7 @@ def with_tiny(prior: StableDiffusionPrior, tmp_path: Path) -> StableDiffusionPri
 def pull_only(prior: StableDiffusionPrior) -> RLSD:
     """A colourisation of steps with one gradient, without repulsion."""
     module = make(prior, operator=colorization, gamma=0.0)
-    module.solves = False
+    module.has_solving_step = False
     return module
 
 
@@ -54,15 +54,15 @@ def test_the_pull_moves_the_layout_only_where_a_solving_step_follows(operator, s
     without = copy.deepcopy(with_tiny)
     without.tiny = None
     expected = make(without, operator=operator, **settings).zeta
-    if module.solves:
+    if module.has_solving_step:
         expected *= 1024 / module.z[0].numel()
     assert module.z[0].numel() != 1024
-    assert module.solves == (operator is colorization and not settings)
+    assert module.has_solving_step == (operator is colorization and not settings)
     assert module.zeta == pytest.approx(expected)
 
 
 def expected_step(module: RLSD, step: int, correction: Tensor | None) -> Tensor:
-    """The gradient of a step with these corrections, or those of the own decoder if they are left out."""
+    """The gradient of a step with these corrections, or those of the full decoder if they are left out."""
     z_t = noisy(module, step)
     clean = denoised(module, z_t, step)
     rough = module.prior.tiny(clean)
@@ -95,22 +95,24 @@ def test_an_update_corrects_the_steps_after_it(with_tiny):
 )
 def test_updates_end_every_tenth_of_the_second_half_and_the_loop(num_steps: int, updates: list[int], with_tiny):
     module = make(with_tiny, num_steps=num_steps)
-    assert [step for step in range(num_steps) if module.decoder.updates(step)] == updates
+    assert [step for step in range(num_steps) if module.decoder.is_update_step(step)] == updates
     module = make(with_tiny, num_steps=num_steps, refine_share=0.0)
-    assert [step for step in range(num_steps) if module.decoder.updates(step)] == sorted({*updates, num_steps - 1})
+    assert [step for step in range(num_steps) if module.decoder.is_update_step(step)] == sorted(
+        {*updates, num_steps - 1}
+    )
 
 
 @pytest.mark.parametrize(("num_steps", "end"), [(19, 14), (14, 10), (1, 0)])
 def test_few_steps_update_once(num_steps: int, end: int, with_tiny):
     module = make(with_tiny, num_steps=num_steps)
-    assert [step for step in range(num_steps) if module.decoder.updates(step)] == [end]
+    assert [step for step in range(num_steps) if module.decoder.is_update_step(step)] == [end]
     module = make(with_tiny, num_steps=num_steps, refine_share=0.0)
-    assert [step for step in range(num_steps) if module.decoder.updates(step)] == [num_steps - 1]
+    assert [step for step in range(num_steps) if module.decoder.is_update_step(step)] == [num_steps - 1]
 
 
 def test_without_a_loop_the_first_step_updates(with_tiny):
     module = make(with_tiny, num_steps=14, refine_share=1.0)
-    assert [step for step in range(14) if module.decoder.updates(step)] == [0]
+    assert [step for step in range(14) if module.decoder.is_update_step(step)] == [0]
 
 
 def test_repulsion_goes_through_the_tiny_decoder_too(with_tiny, monkeypatch: pytest.MonkeyPatch):
@@ -188,7 +190,7 @@ def test_steps_go_on_to_the_nearest_image_along_the_decoders_gradient(step: int,
     affine = nn.ConvTranspose2d(4, 3, with_tiny.stride, with_tiny.stride).double().requires_grad_(False)
     with_tiny.tiny = affine
     solving, plain = (make(with_tiny, operator=operator, num_steps=14) for _ in range(2))
-    plain.solves = False
+    plain.has_solving_step = False
     gradient = take_step(plain, step)
     shift = take_step(solving, step) - gradient
     assert (norms(shift) > 0).all()
@@ -215,4 +217,4 @@ def test_steps_go_on_to_the_nearest_image_along_the_decoders_gradient(step: int,
     ],
 )
 def test_operators_that_are_not_linear_have_no_solving_step(settings: dict, solves: bool, with_tiny):
-    assert make(with_tiny, **settings).solves == solves
+    assert make(with_tiny, **settings).has_solving_step == solves

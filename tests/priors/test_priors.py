@@ -16,7 +16,7 @@ from support.steps import take_step
 from torch._dynamo.testing import CompileCounter
 
 from rlsd_lightning import RLSD, Distilled, GaussianMixturePrior, InputError, LatentFeatures, Measurement
-from rlsd_lightning.functional.schedules import pull_factor
+from rlsd_lightning.functional.schedules import guidance_factor
 from rlsd_lightning.operators import inpainting
 from rlsd_lightning.priors import (
     PixelPrior,
@@ -96,7 +96,7 @@ def test_the_pull_is_that_of_a_linear_decoder_of_the_measured_scales(family: str
     # steps whose gradient has the norm (s / v) sqrt(d_x / d_z) move latents by this share of their norm v sqrt(d_z)
     latent_std = scales.image_std if family == "pixel" else scales.latent_std
     gradient = scales.image_std / latent_std * math.sqrt(image / latent)
-    factor = pull_factor(prior.latent_shape, prior.image_shape, scales.latent_std, scales.image_std)
+    factor = guidance_factor(prior.latent_shape, prior.image_shape, scales.latent_std, scales.image_std)
     share = factor * gradient / (latent_std * math.sqrt(latent))
     faces = 0.467 * math.sqrt(12288 / 1024) / math.sqrt(1024)
     assert share == pytest.approx(faces)
@@ -111,7 +111,7 @@ def test_the_pull_on_the_layout_moves_brightness_alike_at_any_size(side: int, st
     at_latents = torch.full((latents,), stride**2 * s / v / math.sqrt(pixels))
     covariance = v**2 * torch.ones(latents, latents)
     move = alpha / sigma**2 * covariance @ at_latents
-    factor = pull_factor((1, side, side), (1, side * stride, side * stride), v, s, layout_only=True)
+    factor = guidance_factor((1, side, side), (1, side * stride, side * stride), v, s, layout_only=True)
     at_the_faces_size = v**2 / s * 0.467 * math.sqrt(12288) * alpha / sigma**2 * v * s
     torch.testing.assert_close(factor * move, torch.full((latents,), at_the_faces_size), rtol=1e-4, atol=0)
 

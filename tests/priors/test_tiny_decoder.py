@@ -124,7 +124,7 @@ def test_auto_asks_no_one_for_a_decoder_of_other_latents(pipeline_folder: Path, 
         ({"seed": 2, "latent_magnitude": 5}, "belongs to the latents of another model"),
         ({"seed": 0, "scaling_factor": 1.0, "shift_factor": 9.0}, "belongs to the latents of another model"),
         ({"channels": 16}, "latents of 4 channels, as the prior's have, got one for 16"),
-        ({"stages": 4}, "images of 32 pixels, as the own decoder does of the same latents, got 64"),
+        ({"stages": 4}, "images of 32 pixels, as the full decoder does of the same latents, got 64"),
     ],
     ids=str,
 )

@@ -72,7 +72,7 @@ def truth_free_checks(
 ) -> list[Check]:
     """All checks that apply to one measurement's particles.
 
-    The Stein check evaluates the networks twice a particle, forward and backward: two steps of the default.
+    The Stein check evaluates the networks twice for each particle, forward and backward: two steps of the default.
 
     Args:
         module: Method.

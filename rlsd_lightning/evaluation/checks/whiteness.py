@@ -49,7 +49,7 @@ class Whiteness(NamedTuple):
 
 @torch.no_grad()
 def whiteness(residuals: Tensor, seen: Tensor, neighbours: bool = True) -> Whiteness | None:
-    """Compare residuals with white noise of deviation 1.
+    """Compare residuals with white noise of variance 1.
 
     Args:
         residuals: Values with shape :math:`(n, C, H, W)`; neighbours are along the last two axes.

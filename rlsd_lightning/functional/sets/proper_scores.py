@@ -14,6 +14,8 @@ References:
 import torch
 from torch import Tensor
 
+from rlsd_lightning.functional.losses import append_dims
+
 __all__ = ["brier_score", "crps", "energy_score", "rank_band", "ranks"]
 
 
@@ -32,7 +34,7 @@ def crps(particles: Tensor, truth: Tensor) -> Tensor:
     count = len(particles)
     # sum_{i<j} |x_i - x_j| of sorted values is a weighted sum of them
     weights = 2 * torch.arange(count).to(particles) - count + 1
-    between = (weights.view(-1, *[1] * (particles.ndim - 1)) * particles.sort(dim=0).values).sum(dim=0)
+    between = (append_dims(weights, particles.ndim) * particles.sort(dim=0).values).sum(dim=0)
     return (particles - truth).abs().mean(dim=0) - between / (count * (count - 1))
 
 

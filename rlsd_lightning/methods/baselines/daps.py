@@ -22,7 +22,7 @@ from torch import Tensor
 
 from rlsd_lightning.errors import InputError, require_at_least_one, require_at_least_zero, require_positive
 from rlsd_lightning.features import Features
-from rlsd_lightning.functional.losses import towards
+from rlsd_lightning.functional.losses import append_dims, half_square_distance
 from rlsd_lightning.functional.schedules import add_noise
 from rlsd_lightning.measurement import Measurement
 from rlsd_lightning.methods.base import ParticleModule
@@ -43,7 +43,7 @@ class LatentDAPS(ParticleModule):
         step_size: The step size :math:`\eta` over :math:`(1 / r_t^2 + d / s^2)^{-1}`, the variance that a decoder of
             gain :math:`\sqrt d` and noise level :math:`s` leave.
         gain: The squared gain :math:`d` of the measured decoder :math:`A D` in its steepest directions.
-        likelihood_std: The noise level :math:`s`, for a measurement with less noise.
+        likelihood_std: Least noise level :math:`s` of the likelihood; a measurement with more noise has its own.
         latent_std: Standard deviation :math:`\sqrt{v}` of the prior's clean latents; None: the prior's.
         common: See :class:`~rlsd_lightning.methods.base.ParticleModule`, also for the positional arguments.
 
@@ -87,7 +87,7 @@ class LatentDAPS(ParticleModule):
         z = self._langevin(start, step, t)
         if s is not None:
             self.z_t[self.rows] = add_noise(z, self.noise(step), self.prior.alpha(s), self.prior.sigma(s))
-        return towards(self.z[self.rows], z)
+        return half_square_distance(self.z[self.rows], z)
 
     @torch.no_grad()
     def _ode_solution(self, z_t: Tensor, t: int) -> Tensor:
@@ -109,10 +109,10 @@ class LatentDAPS(ParticleModule):
         alpha, sigma, variance = self.prior.alpha(t), self.prior.sigma(t), settings.latent_std**2
         posterior_var = sigma**2 * variance / (alpha**2 * variance + sigma**2)
         precisions = [
-            particles.new_full((len(particles), *[1] * (z.ndim - 1)), settings.gain / self.stds[measurement.name] ** 2)
+            particles.new_full((len(particles),), settings.gain / self.stds[measurement.name] ** 2)
             for measurement, particles in self.each_here(z)
         ]
-        step_size = settings.step_size / (1 / posterior_var + torch.cat(precisions))
+        step_size = settings.step_size / (1 / posterior_var + append_dims(torch.cat(precisions), z.ndim))
         noise = self.noise(step, "langevin", (settings.langevin_steps,))
         for inner in range(settings.langevin_steps):
             z = z.detach().requires_grad_()

@@ -21,9 +21,9 @@ from torch import Tensor
 
 from rlsd_lightning.errors import InputError, require_at_least_zero, require_positive
 from rlsd_lightning.features import Features
-from rlsd_lightning.functional.losses import norms, towards
+from rlsd_lightning.functional.losses import half_square_distance, norms
 from rlsd_lightning.functional.precision import full_precision
-from rlsd_lightning.functional.schedules import pull_factor, reverse_step
+from rlsd_lightning.functional.schedules import guidance_factor, reverse_step
 from rlsd_lightning.measurement import Measurement
 from rlsd_lightning.methods.base import ParticleModule
 from rlsd_lightning.operators.likelihood import measured
@@ -40,7 +40,7 @@ class LatentDPS(ParticleModule):
 
     Args:
         guidance_scale: Step size :math:`\zeta` of the residual with the embedded faces, the same for any number of steps;
-            :func:`~rlsd_lightning.functional.schedules.pull_factor` scales it to other priors.
+            :func:`~rlsd_lightning.functional.schedules.guidance_factor` scales it to other priors.
         gluing: Step size :math:`\gamma` of the gluing term, for linear operators only: 0 in DPS, 0.1 in PSLD.
         latent_std: See :class:`~rlsd_lightning.RLSD`.
         image_std: See :class:`~rlsd_lightning.RLSD`.
@@ -72,7 +72,7 @@ class LatentDPS(ParticleModule):
         require_at_least_zero(guidance_scale=guidance_scale, gluing=gluing)
         scales = self.hparams.latent_std, self.hparams.image_std
         require_positive(latent_std=scales[0], image_std=scales[1])
-        self.zeta = guidance_scale * pull_factor(prior.latent_shape, prior.image_shape, *scales)
+        self.zeta = guidance_scale * guidance_factor(prior.latent_shape, prior.image_shape, *scales)
         self.register_buffer("z_t", self.noisy_start())
         for measurement in self.measurements if gluing else []:
             if not isinstance(measurement.physics, LinearPhysics):
@@ -95,7 +95,7 @@ class LatentDPS(ParticleModule):
         elif len(z_t):
             self.z_t[self.rows] = self.ancestral_draw(step, t, s, z_t.detach(), z_hat) - gradient
         self.log_terms({"guidance": distance}, batch_idx)
-        return towards(self.z[self.rows], z_hat)
+        return half_square_distance(self.z[self.rows], z_hat)
 
     def ancestral_draw(self, step: int, t: int, s: int, z_t: Tensor, z_hat: Tensor) -> Tensor:
         r"""A draw of the next timestep's noisy latents :math:`z_s` given :math:`z_t` and the clean ones."""

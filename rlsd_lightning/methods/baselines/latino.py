@@ -20,7 +20,7 @@ from torch import Tensor
 
 from rlsd_lightning.errors import require_at_least_one, require_positive
 from rlsd_lightning.features import Features
-from rlsd_lightning.functional.losses import towards
+from rlsd_lightning.functional.losses import half_square_distance
 from rlsd_lightning.functional.schedules import add_noise, image_variances
 from rlsd_lightning.measurement import Measurement
 from rlsd_lightning.methods.base import ParticleModule
@@ -75,7 +75,7 @@ class LATINO(ParticleModule):
         z = self.clean_latents(t)
         if s is not None:
             self.z_t[self.rows] = add_noise(z, self.noise(step), self.prior.alpha(s), self.prior.sigma(s))
-        return towards(self.z[self.rows], z)
+        return half_square_distance(self.z[self.rows], z)
 
     @torch.no_grad()
     def clean_latents(self, t: int) -> Tensor:

@@ -111,7 +111,7 @@ def check_white(white: float | None) -> None:
 def log_noise_unit(white: float | None, scale: float = 1.0) -> None:
     """Log what the noise of a file is in units of an image in [-1, 1]."""
     if white is not None:
-        log.info("white=%g: noise of deviation s in the file is sigma = %.4g s", white, 2 / (white * scale))
+        log.info("white=%g: noise of standard deviation s in the file is sigma = %.4g s", white, 2 / (white * scale))
 
 
 def in_image_units(scan: Tensor, of_white: Tensor, white: float | None) -> Tensor:

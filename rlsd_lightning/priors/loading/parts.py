@@ -171,7 +171,7 @@ def encoded_latents(autoencoder: nn.Module, images: Tensor) -> Tensor:
 def latent_scale(autoencoder: nn.Module) -> tuple[float | Tensor, float | Tensor]:
     """Scale and shift of latents: the network's are (latents - shift) * scale.
 
-    Means and deviations of the channels count if the autoencoder has them, with shape (1, C, 1, 1); else one shift.
+    Means and standard deviations of the channels count if the autoencoder has them, with shape (1, C, 1, 1); else one shift.
     """
     config = autoencoder.config
     means, stds = config.get("latents_mean"), config.get("latents_std")

@@ -1,4 +1,4 @@
-"""Tiny decoders: approximate images of latents, whose gradient costs a fraction of the own decoder's."""
+"""Tiny decoders: approximate images of latents, whose gradient costs a fraction of the full decoder's."""
 
 import logging
 from pathlib import Path
@@ -24,7 +24,7 @@ TRIALS = 4
 FIELDS = 4
 """Height and width of the random colours that such a picture blends."""
 MOST_UNEXPLAINED = 0.5
-"""Share of the variance of the own decoder's images that the tiny decoder's may miss."""
+"""Share of the variance of the full decoder's images that the tiny decoder's may miss."""
 REMEDY = "choose the one that was distilled from this model, or set tiny_decoder=null"
 
 
@@ -102,7 +102,8 @@ class TinyDecoder(nn.Module):
         super().__init__()
         tiny = pretrained if isinstance(pretrained, ModelMixin) else _load(pretrained, local_files_only)
         decoder = tiny.decoder if isinstance(tiny, AutoencoderTiny) else tiny
-        self.decoder = decoder.to(dtype=dtype, memory_format=torch.channels_last)
+        # diffusers' own `to` warns of modules kept in float32, though there are none
+        self.decoder = nn.Module.to(decoder, dtype=dtype, memory_format=torch.channels_last)
         self.channels = tiny.config.latent_channels
         self.scaling, self.shift = float(tiny.config.scaling_factor), float(tiny.config.shift_factor)
 
@@ -136,7 +137,7 @@ def _load(pretrained: str, local_files_only: bool) -> ModelMixin:
 def find_tiny(
     prior: Prior, tiny_decoder: str | None, pretrained: object, usual: str | None = None, **settings: Any
 ) -> TinyDecoder | None:
-    """The tiny decoder that a setting asks for; None: the own decoder.
+    """The tiny decoder that a setting asks for; None: the full decoder.
 
     ``auto`` is the one in the pipeline's folder, else the usual one if it can be fetched and fits.
 
@@ -158,17 +159,17 @@ def find_tiny(
     try:
         found = None if usual is None else load_tiny(prior, usual, **settings)
     except InputError as error:
-        log.info("the own decoder makes the images of all steps, which takes longer: %s", error)
+        log.info("no tiny decoder, so every step uses the full decoder, which is slower: %s", error)
         return None
     if found is not None:
-        log.info("gradients go through the tiny decoder %s; tiny_decoder=null chooses the own one", usual)
+        log.info("gradients go through the tiny decoder %s; tiny_decoder=null chooses the full decoder", usual)
     return found
 
 
 def load_tiny(
     prior: Prior, pretrained: str, side: int, dtype: torch.dtype = torch.float32, local_files_only: bool = False
 ) -> TinyDecoder:
-    """The tiny decoder of a prior, frozen, which makes about the same images of a few latents as the own decoder.
+    """The tiny decoder of a prior, frozen, which makes about the same images of a few latents as the full decoder.
 
     Args:
         prior: The prior, on the CPU.
@@ -188,13 +189,13 @@ def load_tiny(
     own, rough = _both_decodes(prior, tiny, side)
     if own.shape != rough.shape:
         raise InputError(
-            f"tiny_decoder must make images of {own.shape[-1]} pixels, as the own decoder does of the same latents, got "
+            f"tiny_decoder must make images of {own.shape[-1]} pixels, as the full decoder does of the same latents, got "
             f"{rough.shape[-1]}: it belongs to another kind of model; {REMEDY}"
         )
     unexplained = ((rough - own).square().mean() / own.var()).item()
     if not unexplained <= MOST_UNEXPLAINED:
         raise InputError(
-            "tiny_decoder must make the own decoder's images of the same latents, but misses "
+            "tiny_decoder must make the full decoder's images of the same latents, but misses "
             f"{unexplained:.0%} of their variance, more than {MOST_UNEXPLAINED:.0%}: it belongs to the latents of another "
             f"model; {REMEDY}"
         )

@@ -182,7 +182,7 @@ def save_calibration(origin: Path, image_shape: tuple[int, ...], calibration: Ca
 
 
 def size_name(image_shape: tuple[int, ...]) -> str:
-    """Height and width as ``64x48``, by which calibrations are kept."""
+    """Size as HEIGHTxWIDTH, the key of a calibration in its file."""
     return "x".join(map(str, image_shape[-2:]))
 
 
