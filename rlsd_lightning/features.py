@@ -93,7 +93,7 @@ class VAEFeatures(Features):
 
     Args:
         pretrained: A local folder in the diffusers format with a ``vae``, or the name of a model on the hub.
-        variant: Weights' variant on the hub, such as ``fp16``.
+        variant: Variant of the weights, such as ``fp16``; None: those without one, or the only one in a folder.
         local_files_only: Never download from the hub.
         gamma_scale: See :class:`Features`.
 
@@ -110,11 +110,19 @@ class VAEFeatures(Features):
         gamma_scale: float = 0.3,
     ) -> None:
         super().__init__(gamma_scale)
-        from diffusers import AutoencoderKL  # takes seconds to import, and pixels and latents don't need it
+        # these take seconds to import, and pixels and latents don't need them
+        from diffusers import AutoencoderKL
 
+        from rlsd_lightning.priors.loading.folders import pipeline_folder, variant_of
+
+        folder = Path(pretrained)
+        if folder.is_dir():
+            folder = pipeline_folder(folder)
+            if variant is None and (folder / "vae").is_dir():
+                variant = variant_of(folder, ["vae"], allow_pickle=False)
         try:
             vae, found = AutoencoderKL.from_pretrained(
-                pretrained,
+                str(folder) if folder.is_dir() else pretrained,
                 subfolder="vae",
                 variant=variant,
                 use_safetensors=True,
@@ -185,6 +193,8 @@ class LPIPSFeatures(Features):
 
 class ViTFeatures(Features):
     """The class token of a vision transformer from a transformers folder: DINO, or the embedded one for faces.
+
+    Images in [-1, 1] are its input as they are, as in the official code, whatever DINO's own normalisation.
 
     Args:
         pretrained: A local folder, or the name of a model on the hub such as ``facebook/dino-vits16``.

@@ -149,3 +149,15 @@ def test_a_prior_without_a_vae_has_no_vae_features(tiny_pixel_folder: Path, tmp_
     assert code == 1, printed
     assert "features.pretrained must be a diffusers folder with a vae in safetensors, or a model's name, got" in printed
     assert str(tiny_pixel_folder) in printed
+
+
+def test_vae_features_read_the_folders_that_priors_read(tiny_prior_folder: Path, tmp_path: Path) -> None:
+    """A folder with weights of one variant only, in a cache of the hub."""
+    snapshot = tmp_path / "models--a--b" / "snapshots" / "0"
+    shutil.copytree(tiny_prior_folder, snapshot)
+    for file in snapshot.rglob("*.safetensors"):
+        file.rename(file.with_suffix(".fp16.safetensors"))
+    plain = VAEFeatures(tiny_prior_folder, local_files_only=True)
+    for folder in (snapshot, tmp_path / "models--a--b"):
+        features = VAEFeatures(str(folder), local_files_only=True)
+        assert torch.equal(features.encoder.conv_in.weight, plain.encoder.conv_in.weight)

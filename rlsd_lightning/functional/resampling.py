@@ -6,7 +6,7 @@ from torch import Tensor
 __all__ = ["ancestors_of_outliers", "effective_share", "systematic_ancestors"]
 
 
-def ancestors_of_outliers(distances: Tensor, ratio: float, uniform: Tensor) -> Tensor:
+def ancestors_of_outliers(distances: Tensor, ratios: Tensor, uniform: Tensor) -> Tensor:
     r"""Ancestors of M sets of N particles: outliers have :math:`d_i > r q`, and all others are their own ancestors.
 
     The lower quartile :math:`q` of a set's distances is the least of up to four, as interpolation would mix it with outliers. The
@@ -14,14 +14,14 @@ def ancestors_of_outliers(distances: Tensor, ratio: float, uniform: Tensor) -> T
 
     Args:
         distances: At least 0, with shape :math:`(M, N)`.
-        ratio: The ratio :math:`r`, at least 1.
+        ratios: The ratio :math:`r` of each set, at least 1, with shape :math:`(M, 1)`; infinity: no outliers.
         uniform: One draw from :math:`[0, 1)` for each set, with shape :math:`(M,)`.
 
     Returns:
         Indices of rows from 0 to :math:`M N - 1`, with shape :math:`(M N,)`.
     """
     quartile = distances.sort(dim=1).values[:, [(distances.shape[1] - 1) // 4]]
-    is_outlier = distances > ratio * quartile
+    is_outlier = distances > ratios * quartile
     others_first = is_outlier.byte().argsort(dim=1, stable=True)
     count = (~is_outlier).sum(dim=1, keepdim=True)
     first = (uniform.unsqueeze(1) * count).long()

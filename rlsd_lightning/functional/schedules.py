@@ -24,6 +24,8 @@ __all__ = [
     "reverse_step",
 ]
 
+FEW_STEPS = 4
+"""Number of leading timesteps from which the first is near pure noise, where particles start."""
 PREDICTION_TYPES = ("epsilon", "v_prediction", "sample", "flow")
 PRIOR_WEIGHTS = {
     "linear": lambda ratio: ratio,
@@ -100,7 +102,7 @@ def ddim_timesteps(num_train_timesteps: int, num_steps: int, offset: int = 1, sp
         num_train_timesteps: Length :math:`T` of the training schedule.
         num_steps: How many timesteps :math:`K` to return, from 1 to :math:`T`.
         offset: Added to every leading timestep, 1 in Stable Diffusion; the result never exceeds :math:`T - 1`.
-        spacing: ``leading``: :math:`k T / K + \mathrm{offset}`, the least noise included; ``trailing``:
+        spacing: ``leading``: :math:`k T / K + \mathrm{offset}`, the least noise included, and below 4 steps also the most; ``trailing``:
             :math:`(k + 1) T / K - 1`, the most noise included.
 
     Raises:
@@ -120,7 +122,8 @@ def ddim_timesteps(num_train_timesteps: int, num_steps: int, offset: int = 1, sp
     if spacing == "trailing":
         return [k * num_train_timesteps // num_steps - 1 for k in range(num_steps, 0, -1)]
     spaced = (k * num_train_timesteps // num_steps + offset for k in reversed(range(num_steps)))
-    return [min(t, num_train_timesteps - 1) for t in spaced]
+    timesteps = [min(t, num_train_timesteps - 1) for t in spaced]
+    return [num_train_timesteps - 1, *timesteps[1:]] if num_steps < FEW_STEPS else timesteps
 
 
 def clean_and_noise(

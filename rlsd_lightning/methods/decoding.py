@@ -15,12 +15,22 @@ from torch.autograd import grad
 from rlsd_lightning.functional.losses import append_dims, square_norms
 from rlsd_lightning.methods.base import ParticleModule
 
-__all__ = ["CorrectedDecoder"]
+__all__ = ["CorrectedDecoder", "encoded_difference"]
 
 UPDATES = 10
 """The correction is updated every ``num_steps // UPDATES`` steps in the second half of a run; runs below ``2 * UPDATES`` steps update it once, at the end of the loop."""
 TRIAL = 0.1
-"""Root mean square of the latents' move over which a decoder is taken to be linear, in units of their standard deviation."""
+"""Root mean square of the latents' move over which a decoder is taken to be linear; latents have one of about 1."""
+
+
+def encoded_difference(particles: ParticleModule, images: Tensor, others: Tensor) -> Tensor:
+    r""":math:`E(x) - E(x')` of two images for each particle: what the autoencoder loses is in both, and cancels.
+
+    Without autocast, as the difference is of the size of half precision's rounding.
+    """
+    with torch.autocast(images.device.type, enabled=False):
+        encoded, other = (particles.chunked(particles.prior.encode, each) for each in (images, others))
+        return encoded - other
 
 
 class CorrectedDecoder:

@@ -62,7 +62,7 @@ from rlsd_lightning.features import Features
 from rlsd_lightning.functional.losses import coupling, half_square_distance, norms
 from rlsd_lightning.functional.schedules import add_noise, fresh_noise_share, guidance_factor, image_variances
 from rlsd_lightning.measurement import Measurement
-from rlsd_lightning.methods.decoding import CorrectedDecoder
+from rlsd_lightning.methods.decoding import CorrectedDecoder, encoded_difference
 from rlsd_lightning.methods.distillation import ScoreDistillation
 from rlsd_lightning.methods.selection import Selection
 from rlsd_lightning.operators.likelihood import measured, misfit
@@ -220,13 +220,10 @@ class RLSD(ScoreDistillation):
 
     @torch.no_grad()
     def last_shift(self, s: int | None, decoded: Tensor) -> Tensor:
-        r""":math:`E(D(\hat z)) - E(x)` before the refinement, as gradients of low noise overshoot; zero in the last of all steps.
-
-        The autoencoder's error is in both encoded images, so that it cancels.
-        """
+        r""":math:`E(D(\hat z)) - E(x)` before the refinement, as gradients of low noise overshoot; zero in the last of all steps."""
         if s is None or not self.hparams.augmented or not len(decoded):
             return torch.zeros_like(self.z[self.rows])
-        return self.chunked(self.prior.encode, decoded) - self.chunked(self.prior.encode, self.x[self.rows])
+        return encoded_difference(self, decoded, self.x[self.rows])
 
     @torch.no_grad()
     def renew_noise(self, step: int, t: int, s: int, eps_hat: Tensor, moved: Tensor) -> None:

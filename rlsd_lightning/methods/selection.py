@@ -6,7 +6,8 @@ the lower quartile of a measurement's distances, the least of up to four. The pa
 the next step on.
 
 This is the selection of a particle filter, without its weights: distances of thousands of correlated values would leave one
-particle. Where the data leave much open, distances are more alike and fewer particles are replaced.
+particle. Distances of few values differ by chance (by a share of about :math:`1 / \sqrt{2 m}` for :math:`m` values), so nothing is
+replaced where fewer than 300 are measured.
 
 References:
     | Feynman-Kac Formulae (Del Moral, 2004)
@@ -24,11 +25,14 @@ from rlsd_lightning.functional.noise import keyed_uniform
 from rlsd_lightning.functional.resampling import ancestors_of_outliers
 from rlsd_lightning.methods.base import ParticleModule
 from rlsd_lightning.methods.decoding import CorrectedDecoder
+from rlsd_lightning.operators.likelihood import observed_values
 
 __all__ = ["Selection"]
 
 SHARES = (0.3, 0.5, 0.7)
 """Shares of the loop after which particles are replaced: the layout is known, and enough steps remain for copies to differ."""
+LEAST_VALUES = 300
+"""Fewest measured values with selection: four particles of one distribution are then replaced in below 1 % of cases."""
 
 
 class Selection:
@@ -44,11 +48,13 @@ class Selection:
     def __init__(
         self, particles: ParticleModule, decoder: CorrectedDecoder, ratio: float | None, loop_steps: int
     ) -> None:
-        self.particles, self.decoder, self.ratio = particles, decoder, ratio
+        self.particles, self.decoder = particles, decoder
         is_off = ratio is None or particles.num_particles == 1
         if not is_off:
             particles.register_buffer("replaced", torch.zeros(len(particles.z), dtype=torch.long))
         self.steps = frozenset() if is_off else frozenset(math.ceil(share * loop_steps) - 1 for share in SHARES)
+        counts = [observed_values(each.physics, each.y).sum() for each in particles.measurements]
+        self.ratios = torch.tensor([[math.inf if is_off or count < LEAST_VALUES else ratio] for count in counts])
 
     @torch.no_grad()
     def __call__(self, step: int, distances: Tensor) -> None:
@@ -61,7 +67,7 @@ class Selection:
             )
             for each in particles.measurements
         ]
-        ancestors = ancestors_of_outliers(distances, self.ratio, torch.tensor(draws).to(distances))
+        ancestors = ancestors_of_outliers(distances, self.ratios.to(distances), torch.tensor(draws).to(distances))
         particles.z.copy_(particles.z[ancestors])
         particles.replaced += ancestors != torch.arange(len(ancestors), device=ancestors.device)
         self.decoder.follow(ancestors)

@@ -29,6 +29,7 @@ from rlsd_lightning.functional.resampling import effective_share, systematic_anc
 from rlsd_lightning.functional.schedules import reverse_step
 from rlsd_lightning.measurement import Measurement
 from rlsd_lightning.methods.base import ParticleModule
+from rlsd_lightning.methods.decoding import encoded_difference
 from rlsd_lightning.operators.likelihood import has_square_misfit, measured, misfit, noise_std
 from rlsd_lightning.operators.proximal import proximal_step
 from rlsd_lightning.priors import Prior
@@ -121,10 +122,7 @@ class TwistedFilter(ParticleModule):
         self.keep_images(decoded + toward.to(decoded), decoded)
         if not len(clean):
             return clean, log_twist
-        # the difference of two encoded images: what coding loses is in both, but not what half precision rounds
-        with torch.autocast(decoded.device.type, enabled=False):
-            moved, still = (self.chunked(self.prior.encode, each) for each in (decoded + toward.to(decoded), decoded))
-            return moved - still, log_twist
+        return encoded_difference(self, decoded + toward.to(decoded), decoded), log_twist
 
     def _proximal(self, decoded: Tensor, image_var: Tensor, ys: list[Tensor]) -> tuple[Tensor, Tensor]:
         r""":math:`x^* - D(\hat z)`, and the tempered :math:`-J(x^*)`, of this process's particles."""

@@ -14,8 +14,9 @@ from deepinv.physics import LinearPhysics, Physics
 from torch import Tensor, nn
 
 from rlsd_lightning.errors import InputError, first_line
+from rlsd_lightning.operators.likelihood import NOT_PICTURES, last_operator
 from rlsd_lightning.operators.medical import Scan
-from rlsd_lightning.operators.noise import check_noise, make_noise
+from rlsd_lightning.operators.noise import NO_PHOTONS, PoissonNoise, check_noise, make_noise
 from rlsd_lightning.operators.pixels import PerPicture
 from rlsd_lightning.operators.proximal import has_own_step, proximal_step
 from rlsd_lightning.reading.frames import Frame
@@ -171,6 +172,8 @@ def probe_operator(physics: Physics, image_shape: tuple[int, ...], like: Tensor 
     if _PASSED.get(physics) == tuple(image_shape):
         return
     y = operator_output(physics, image_shape, like)
+    if isinstance(physics.noise_model, PoissonNoise) and isinstance(last_operator(physics), NOT_PICTURES):
+        raise InputError(NO_PHOTONS)
     images = torch.zeros(2, *image_shape, device=y.device)
     with torch.random.fork_rng(devices=[]), _trial(physics, "can't draw its noise"):
         noisy = physics(images[:1])

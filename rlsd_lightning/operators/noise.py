@@ -37,6 +37,9 @@ NOISES = {
     "poisson": PoissonNoise,
 }
 
+NO_PHOTONS = "noise=poisson counts the photons of an image, but this operator does not measure images; choose gaussian or laplace"
+"""Message for Poisson noise of another measurement than an image."""
+
 
 @typed
 def make_noise(noise: str, sigma: float, of_images: bool = True) -> NoiseModel:
@@ -56,10 +59,7 @@ def make_noise(noise: str, sigma: float, of_images: bool = True) -> NoiseModel:
     else:
         require(lambda value: value > 0, f"above 0 for {noise} noise", sigma=sigma)
     if noise == "poisson" and not of_images:
-        raise InputError(
-            "noise=poisson counts the photons of an image, but this operator does not measure images; "
-            "choose gaussian or laplace"
-        )
+        raise InputError(NO_PHOTONS)
     return NOISES[noise](float(sigma))
 
 

@@ -121,7 +121,7 @@ class PipelinePrior(Prior):
         check_conditions(network, self.network_class)
         check_channels(network, vae, self.packing**2)
         stride, own_size = latent_stride(vae), self.own_size(loaded)
-        unit = stride * self.packing * network.config.get("patch_size", 1)
+        unit = stride * self.unit_of(network)
         height, width = checked_image_size(image_size, own_size, stride, unit)
         levels, prediction_type, offset = self.schedule(loaded, (height // unit) * (width // unit))
         latent_shape = (network.config.in_channels // self.packing**2, height // stride, width // stride)
@@ -138,6 +138,8 @@ class PipelinePrior(Prior):
             conditions = self.conditions(loaded, prompt, negative_prompt, guidance_scale)
         self.condition_names = tuple(conditions)
         self.computed_names = (*self.computed_names, *conditions)
+        if negative_prompt and all(len(value) < 2 for value in conditions.values()):
+            self.warn("negative_prompt has no effect, as there is no classifier-free guidance with these settings")
         for name, value in conditions.items():
             self.register_buffer(name, value.detach())
         self.denoiser = network
@@ -179,6 +181,10 @@ class PipelinePrior(Prior):
                 f"decoder_checkpointing: an autoencoder that can recompute its activations is expected, got {type(vae).__name__}; "
                 "set decoder_checkpointing=false, and particle_chunk=1 to save memory"
             ) from error
+
+    def unit_of(self, network: ModelMixin) -> int:
+        """What the height and width of the network's latents must be multiples of."""
+        return self.packing * network.config.get("patch_size", 1)
 
     def denoiser_of(self, pipeline: DiffusionPipeline) -> ModelMixin:
         """The pipeline's network."""

@@ -18,7 +18,7 @@ from rlsd_lightning.evaluation.scores import Solved, aligned, pseudo_inverse
 from rlsd_lightning.functional.sets.clustering import k_medoids
 from rlsd_lightning.images import to_pil
 from rlsd_lightning.measurement import Measurement
-from rlsd_lightning.operators.likelihood import NOT_PICTURES, HasEquivalents, observed_pixels
+from rlsd_lightning.operators.likelihood import NOT_PICTURES, HasEquivalents, last_operator, observed_pixels
 from rlsd_lightning.results.grid import write_directions, write_evolution, write_grid
 from rlsd_lightning.results.store import in_short, remove_result, write_metrics, write_particles
 from rlsd_lightning.signatures import typed
@@ -257,7 +257,7 @@ def _at_full_size(measurement: Measurement, images: dict[str, Tensor]) -> dict[s
 
 
 def _is_picture(y: Tensor, physics: Physics) -> bool:
-    return y.ndim == 4 and y.shape[1] in (1, 3) and not isinstance(physics, NOT_PICTURES)
+    return y.ndim == 4 and y.shape[1] in (1, 3) and not isinstance(last_operator(physics), NOT_PICTURES)
 
 
 def _optional_tensors(solved: Solved, shared: Tensor | None) -> dict[str, Tensor]:

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from lightning.pytorch.callbacks import Callback
+from support.families import CLASSES, load
 from support.trainers import StopAt, StopError, Visited, assert_same_bits, trainer_with
 
 from rlsd_lightning import (
@@ -186,6 +187,25 @@ def test_computed_tensors_agree_up_to_their_types_rounding(dtype: torch.dtype, a
     assert same_tensors(one, {"prompt": (one["prompt"].double() * (1 + accepted)).to(dtype)}, same_output)
     assert not same_tensors(one, {"prompt": one["prompt"] * 1.2}, same_output)
     assert not same_tensors(one, {}, same_output)
+
+
+@pytest.mark.parametrize("family", sorted(CLASSES))
+def test_a_checkpoint_belongs_to_the_prior_that_made_it(family: str, tiny_folders: dict[str, Path]) -> None:
+    """Masks of prompts are whole numbers, and so may a guidance scale be that was given as one."""
+    guided = {} if family in ("ldm", "pixel") else {"prompt": "a beard", "guidance_scale": 3}
+    saved: dict = {"state_dict": {}}
+
+    def made(**settings) -> RLSD:
+        prior = load(tiny_folders, family, **settings)
+        physics = operators.denoising(prior.image_shape)
+        measurement = Measurement("grey", torch.zeros(1, *prior.image_shape), physics)
+        return RLSD(prior, measurement, LatentFeatures(), num_particles=2, num_steps=4)
+
+    made(**guided).identity.save(saved)
+    made(**guided).identity.check(saved)
+    if guided:
+        with pytest.raises(InputError, match="belongs to measurement 'grey'"):
+            made(**{**guided, "prompt": "a light face"}).identity.check(saved)
 
 
 def test_a_checkpoint_of_another_feature_network_is_refused(tiny_prior, tiny_features, measurement) -> None:

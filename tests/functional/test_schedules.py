@@ -19,7 +19,7 @@ from rlsd_lightning.functional.schedules import (
 
 
 @pytest.mark.parametrize("spacing", ["leading", "trailing"])
-@pytest.mark.parametrize("num_steps", [1, 4, 50, 200, 500])
+@pytest.mark.parametrize("num_steps", [4, 50, 200, 500])
 def test_timesteps_are_those_of_diffusers_where_its_stride_is_exact(num_steps: int, spacing: str):
     scheduler = DDIMScheduler(num_train_timesteps=1000, timestep_spacing=spacing, steps_offset=1)
     scheduler.set_timesteps(num_steps)
@@ -165,3 +165,11 @@ def test_the_cosine_falls_from_one_to_zero():
     assert [cosine_decay(step, 4) for step in range(5)] == pytest.approx(
         [1, 0.5 + 0.125**0.5, 0.5, 0.5 - 0.125**0.5, 0]
     )
+
+
+@pytest.mark.parametrize("num_steps", [1, 2, 3])
+def test_few_steps_start_where_particles_are_pure_noise(num_steps: int):
+    steps = ddim_timesteps(1000, num_steps)
+    assert len(steps) == num_steps
+    assert steps[0] == 999
+    assert steps == sorted(set(steps), reverse=True)

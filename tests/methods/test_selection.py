@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from deepinv.physics import GaussianNoise, Inpainting
 from support.problems import half, make
 from support.steps import take_step
 
@@ -129,3 +130,14 @@ def test_few_steps_leave_no_equal_particles(num_steps: int, prior: StableDiffusi
     for step in range(num_steps):
         take_step(module, step)
     assert len(module.z.flatten(1).unique(dim=0)) == len(module.z)
+
+
+@pytest.mark.parametrize(("columns", "selects"), [(3, False), (4, True)])
+def test_few_measured_values_replace_nothing(columns: int, selects: bool, prior: StableDiffusionPrior):
+    """Distances of few values differ by chance: 3 x 32 values a column, above 300 with four."""
+    mask = torch.zeros(prior.image_shape).index_fill(2, torch.arange(columns), 1.0)
+    module = make(
+        prior, operator=lambda shape: Inpainting(shape, mask, noise_model=GaussianNoise(0.1)), outlier_ratio=1.0
+    )
+    take_step(module, STEPS[0])
+    assert bool(module.replaced.sum()) == selects

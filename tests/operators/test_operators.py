@@ -9,7 +9,7 @@ import deepinv
 import numpy as np
 import pytest
 import torch
-from deepinv.physics import LinearPhysics, Physics
+from deepinv.physics import LinearPhysics, Physics, SinglePixelCamera
 from PIL import Image
 from support.operator_cases import EVERY, ITERATED, LINEAR, SHAPE, SMOOTH, STEPS, images
 from torch import Tensor, nn
@@ -21,6 +21,7 @@ from rlsd_lightning.operators.filters import draw_motion_kernel
 from rlsd_lightning.operators.likelihood import data_fit, noise_std, observed_pixels
 from rlsd_lightning.operators.pixels import load_mask
 
+NO_PICTURE = [operators.gaussian_blur, operators.phase_retrieval]
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
 
 
@@ -464,6 +465,14 @@ def test_solve_takes_a_plain_function(tiny_prior):
         (lambda: operators.denoising(SHAPE, noise="pink"), r"gaussian, laplace, poisson, got 'pink'"),
         (lambda: operators.mri(SHAPE, noise="poisson"), r"counts the photons of an image"),
         (lambda: operators.phase_retrieval(SHAPE, noise="poisson"), r"counts the photons of an image"),
+        (
+            lambda: make_physics(partial(operators.compose, operators=NO_PICTURE, noise="poisson"), SHAPE),
+            r"counts the photons of an image",
+        ),
+        (
+            lambda: make_physics(partial(SinglePixelCamera, m=20, noise="poisson", sigma=0.1), SHAPE),
+            r"counts the photons of an image",
+        ),
         (lambda: operators.compose(SHAPE, []), r"at least one operator"),
         (lambda: operators.custom(SHAPE, "no_module.f"), r"dotted path .*'no_module\.f'"),
         (lambda: make_physics(nn.Identity, SHAPE), r"made a Identity; .*custom"),

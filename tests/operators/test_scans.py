@@ -566,3 +566,10 @@ def test_the_truth_of_a_simulated_scan_is_what_it_can_tell(grey: bool, tmp_path:
     expected = [-1 / 3] * 3 if grey else [1.0, -1.0, -1.0]
     assert simulated.truth[0, :, 0, 0].tolist() == pytest.approx(expected)
     torch.testing.assert_close(simulated.physics.A(simulated.truth), simulated.y)
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("acceleration", [2, 7, 8, 12, 25, 32])
+def test_mri_measures_the_share_that_is_asked_for(acceleration: int):
+    mask = operators.mri((3, 16, 64), acceleration=acceleration).mask
+    assert mask.mean().item() == pytest.approx(64 // acceleration / 64)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from rlsd_lightning import RLSD, InputError, LatentFeatures, Measurement
 from rlsd_lightning.operators import inpainting
-from rlsd_lightning.priors import FluxPrior, Prior, SanaPrior
+from rlsd_lightning.priors import FluxPrior, LatentDiffusionPrior, Prior, SanaPrior, StableDiffusionPrior
 
 STEPS = 4
 
@@ -217,3 +217,45 @@ def test_an_autoencoder_that_keeps_its_activations_says_so(tiny_folders: dict[st
         InputError, match=r"^decoder_checkpointing: .* got AutoencoderDC; set decoder_checkpointing=false"
     ):
         load(tiny_folders, "sana", decoder_checkpointing=True)
+
+
+def test_ldm_takes_the_sizes_that_its_levels_can_halve(tiny_folders: dict[str, Path]):
+    pipeline = LDMPipeline.from_pretrained(tiny_folders["ldm"], local_files_only=True)
+    deep = {
+        "block_out_channels": (8,) * 4,
+        "down_block_types": ["DownBlock2D"] * 4,
+        "up_block_types": ["UpBlock2D"] * 4,
+    }
+    pipeline.register_modules(unet=type(pipeline.unet).from_config({**pipeline.unet.config, **deep}).eval())
+    prior = LatentDiffusionPrior(pipeline, image_size=(64, 96))
+    assert prior.multiple == 4 * 8
+    z = noisy(prior, 1)
+    assert prior.network(z, 500).shape == z.shape
+    with pytest.raises(InputError, match="multiple"):
+        LatentDiffusionPrior(pipeline, image_size=(64, 172))
+
+
+@pytest.mark.parametrize(
+    ("family", "settings", "warns"),
+    [
+        ("faces", {}, True),
+        ("faces", {"guidance_scale": 2.0}, False),
+        ("lcm", {"guidance_scale": 8.0}, True),
+        ("flux", {"guidance_scale": 3.5}, True),
+        ("sdxl", {"guidance_scale": 2.0}, False),
+    ],
+)
+def test_a_negative_prompt_without_effect_is_warned_of(
+    family: str, settings: dict[str, float], warns: bool, tiny_folders: dict[str, Path]
+):
+    prior = load(tiny_folders, family, negative_prompt="a face", **settings)
+    assert any("negative_prompt has no effect" in warning for warning in prior.warnings) == warns
+
+
+def test_a_full_memory_is_not_blamed_on_the_checkpoint(tiny_folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch):
+    def full(*_: object, **__: object) -> None:
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 1 bytes.")
+
+    monkeypatch.setattr(StableDiffusionPrior, "evaluate", full)
+    with pytest.raises(RuntimeError, match="can't allocate memory"):
+        load(tiny_folders, "faces")

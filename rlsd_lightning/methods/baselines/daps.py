@@ -95,8 +95,7 @@ class LatentDAPS(ParticleModule):
         count = self.hparams.ode_steps
         levels = sorted({t - k * t // count for k in range(count)}, reverse=True)
         for level, following in pairwise(levels):
-            clean, _ = self.denoise(z_t, level)
-            noise = (z_t - self.prior.alpha(level) * clean) / self.prior.sigma(level)
+            clean, noise = self.denoise(z_t, level)
             z_t = add_noise(clean, noise, self.prior.alpha(following), self.prior.sigma(following))
         return self.denoise(z_t, levels[-1])[0]
 

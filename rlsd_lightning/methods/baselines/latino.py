@@ -12,7 +12,6 @@ pixels that sparse data correct, and one step brings the latents a part of the w
 """
 
 from collections.abc import Sequence
-from functools import partial
 from typing import Any
 
 import torch
@@ -24,6 +23,7 @@ from rlsd_lightning.functional.losses import half_square_distance
 from rlsd_lightning.functional.schedules import add_noise, image_variances
 from rlsd_lightning.measurement import Measurement
 from rlsd_lightning.methods.base import ParticleModule
+from rlsd_lightning.methods.decoding import encoded_difference
 from rlsd_lightning.priors import Prior
 
 __all__ = ["LATINO"]
@@ -80,10 +80,10 @@ class LATINO(ParticleModule):
     @torch.no_grad()
     def clean_latents(self, t: int) -> Tensor:
         r"""Latents after the proximal steps that set :math:`x`: :math:`E(x)` after the first."""
-        z, encode = self.denoise(self.z_t[self.rows], t)[0], partial(self.chunked, self.prior.encode)
+        z = self.denoise(self.z_t[self.rows], t)[0]
         for step in range(self.hparams.data_steps):
             decoded = self.decode(z)
             x = self.solve_images(decoded, self.image_variances[t])
             if len(x):
-                z = encode(x) if step == 0 else z + encode(x) - encode(decoded)
+                z = self.chunked(self.prior.encode, x) if step == 0 else z + encoded_difference(self, x, decoded)
         return z

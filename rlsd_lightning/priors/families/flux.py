@@ -57,7 +57,7 @@ class FluxPrior(PipelinePrior):
         is_distilled = pipeline.transformer.config.guidance_embeds
         texts = [prompt] if guidance_scale == 1 or is_distilled else [negative_prompt, prompt]
         text, pooled, _ = pipeline.encode_prompt(texts, max_sequence_length=TEXT_LENGTH)
-        guidance = {"guidance": torch.tensor([guidance_scale])} if is_distilled else {}
+        guidance = {"guidance": torch.tensor([float(guidance_scale)])} if is_distilled else {}
         return {"text": text, "pooled": pooled, **guidance}
 
     def evaluate(self, z_t: Tensor, t: Tensor, text: Tensor, pooled: Tensor, guidance: Tensor | None = None) -> Tensor:

@@ -62,6 +62,9 @@ class LatentDiffusionPrior(PipelinePrior):
             tiny_decoder=tiny_decoder,
         )
 
+    def unit_of(self, network: UNet2DModel) -> int:
+        return 2 ** (len(network.config.block_out_channels) - 1)  # its levels halve and join latents without padding
+
     def autoencoder_of(self, pipeline: LDMPipeline) -> ModelMixin:
         return pipeline.vqvae
 

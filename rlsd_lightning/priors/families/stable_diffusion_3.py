@@ -5,12 +5,16 @@ from typing import Any
 
 from diffusers import SD3Transformer2DModel, StableDiffusion3Pipeline
 from torch import Tensor
+from transformers import PreTrainedTokenizerBase
 
 from rlsd_lightning.priors.latent import PipelinePrior, text_and_pooled
 from rlsd_lightning.priors.loading import flow_levels
 from rlsd_lightning.signatures import typed
 
 __all__ = ["StableDiffusion3Prior"]
+
+T5_LENGTH = 256
+"""Tokens that diffusers' pipeline gives to the third text encoder."""
 
 
 class StableDiffusion3Prior(PipelinePrior):
@@ -39,6 +43,9 @@ class StableDiffusion3Prior(PipelinePrior):
 
     def denoiser_of(self, pipeline: StableDiffusion3Pipeline) -> SD3Transformer2DModel:
         return pipeline.transformer
+
+    def tokenizer_of(self, pipeline: StableDiffusion3Pipeline) -> tuple[PreTrainedTokenizerBase, int]:
+        return super().tokenizer_of(pipeline) if pipeline.tokenizer_3 is None else (pipeline.tokenizer_3, T5_LENGTH)
 
     def schedule(self, pipeline: StableDiffusion3Pipeline, tokens: int) -> tuple[tuple[Tensor, Tensor], str, int]:
         return flow_levels(pipeline.scheduler, tokens)

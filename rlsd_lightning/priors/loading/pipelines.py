@@ -11,7 +11,7 @@ from diffusers.loaders import FromSingleFileMixin
 from safetensors import SafetensorError, safe_open
 from torch import nn
 
-from rlsd_lightning.errors import InputError, fetch_remedy, first_line
+from rlsd_lightning.errors import InputError, fetch_remedy, first_line, is_out_of_memory
 from rlsd_lightning.priors.loading.folders import (
     INDEX,
     ONE_FILE,
@@ -92,6 +92,8 @@ def _from_folder(
             **options,
         )
     except Exception as error:  # diffusers, transformers and the formats' readers raise errors of many kinds
+        if is_out_of_memory(error):
+            raise
         remedy = (
             _folder_remedy(folder, kind, variant, allow_pickle) if is_local else _hub_remedy(pretrained, allow_pickle)
         )
@@ -159,6 +161,8 @@ def _from_one_file(
     try:
         return kind.from_single_file(str(file), **beside, **options)
     except Exception as error:  # diffusers, transformers and the formats' readers raise errors of many kinds
+        if is_out_of_memory(error):
+            raise
         raise InputError(
             f"pretrained: '{file}' can't be read as a whole {kind.__name__} ({first_line(error)}); if it is one, then "
             f"where the hub can be reached {needed}"

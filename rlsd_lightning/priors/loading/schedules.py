@@ -20,7 +20,7 @@ DIFFUSION = frozenset(
         *("DDIM", "DDIMInverse", "DDIMParallel", "DDPM", "DDPMParallel", "DEISMultistep", "DPMSolverMultistep"),
         *("DPMSolverMultistepInverse", "DPMSolverSDE", "DPMSolverSinglestep", "EulerAncestralDiscrete"),
         *("EulerDiscrete", "HeunDiscrete", "KDPM2AncestralDiscrete", "KDPM2Discrete", "LCM", "LMSDiscrete", "PNDM"),
-        *("RePaint", "SASolver", "TCD", "UnCLIP", "UniPCMultistep"),
+        *("RePaint", "SASolver", "TCD", "UniPCMultistep"),
     )
 )
 """Schedulers whose betas give signal and noise levels with alpha^2 + sigma^2 = 1."""

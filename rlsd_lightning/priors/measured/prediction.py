@@ -12,7 +12,7 @@ do: a network that knows little else than faces takes a foreign picture for nois
 import torch
 from torch import Tensor
 
-from rlsd_lightning.errors import InputError, first_line
+from rlsd_lightning.errors import InputError, first_line, is_out_of_memory
 from rlsd_lightning.functional.schedules import add_noise, clean_and_noise
 from rlsd_lightning.priors.base import Prior
 
@@ -46,6 +46,8 @@ def try_networks(prior: Prior, shape: tuple[int, ...]) -> None:
     try:
         outputs = {"network": prior.network(z, prior.num_train_timesteps // 2), "decoder": prior.decode(z)}
     except Exception as error:  # networks raise errors of many kinds
+        if is_out_of_memory(error):
+            raise
         raise InputError(
             f"pretrained: the networks of this checkpoint do not fit together ({first_line(error)}); fetch the whole "
             "checkpoint again, or choose another"
