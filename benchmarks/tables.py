@@ -227,7 +227,7 @@ def photographs(made: dict) -> str:
         [
             (
                 task,
-                f"`{form}`",
+                "no prior" if form == "bicubic" else f"`{form}`",
                 *(mean_and_error(values(rows, figure)) for figure in psnrs),
                 *(mean(rows, figure, places) for figure, places in digits.items()),
             )

@@ -191,3 +191,11 @@ def test_an_embedded_tiny_decoder_is_small_fast_and_near_the_own_one(folder: Pat
             counts.append(counter.get_total_flops())
     assert counts[1] <= counts[0] / 5
     assert psnr(decoded[1].clamp(-1, 1), decoded[0].clamp(-1, 1)).min() > 24
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_embedded_tiny_decoders_load_without_a_word(dtype: torch.dtype, capfd: pytest.CaptureFixture):
+    for name in ("faces", "photos"):
+        decoder = TinyDecoder(str(PRIORS / name / "tiny_decoder"), dtype, local_files_only=True)
+        assert {parameter.dtype for parameter in decoder.parameters()} == {dtype}
+    assert capfd.readouterr() == ("", "")
