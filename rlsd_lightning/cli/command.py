@@ -65,6 +65,9 @@ def hydra_app() -> None:
             print(help_text([argument for argument in sys.argv[1:] if not argument.startswith("-")]))
             return
         compose_and_run()
+    except KeyboardInterrupt:  # before a run, which handles its own
+        print("stopped", file=sys.stderr)
+        sys.exit(130)
     except Exception as error:
         said = explain(error)
         if said is None:

@@ -37,11 +37,17 @@ def as_typed(arguments: Sequence[str]) -> list[str]:
     """Arguments in which the values of paths and texts are quoted for Hydra's grammar, where it would change them.
 
     ``null``, lists in brackets, values in quotes and interpolations keep their meaning; in lists this holds for each
-    element. All arguments of a multirun keep Hydra's grammar.
+    element. All arguments of a multirun and of a study keep Hydra's grammar, except that ``~`` is the home folder.
     """
-    if not set(MULTIRUN).isdisjoint(arguments):
-        return list(arguments)
-    return [_as_typed(argument) for argument in arguments]
+    in_turn = not set(MULTIRUN).isdisjoint(arguments) or any(each.startswith("experiment=study/") for each in arguments)
+    return [(_with_home if in_turn else _as_typed)(argument) for argument in arguments]
+
+
+def _with_home(argument: str) -> str:
+    setting = SETTING.fullmatch(argument)
+    if not setting or setting[2] not in PATHS or not setting[3].startswith("~"):
+        return argument
+    return f"{setting[1]}{setting[2]}={os.path.expanduser(setting[3])}"
 
 
 def _as_typed(argument: str) -> str:

@@ -112,7 +112,9 @@ def make_paths_absolute(cfg: DictConfig) -> None:
     for name in INPUTS:
         value = OmegaConf.select(cfg, name)
         is_file = isinstance(value, str) and not (
-            (name == "physics.mask" and value in MASKS) or (name in NUMBERS and LISTED.fullmatch(value))
+            (name == "physics.mask" and value in MASKS)
+            or (name == "prior.tiny_decoder" and value == "auto")
+            or (name in NUMBERS and LISTED.fullmatch(value))
         )
         if is_file and (split_key(value)[0].exists() or glob.has_magic(value)):
             OmegaConf.update(cfg, name, absolute(value))
@@ -228,15 +230,21 @@ def keep_settings(cfg: DictConfig, folder: Path, command: str | None = None) -> 
     """
     if printable(str(folder)) != str(folder):
         raise InputError(f"output_dir must be a name in UTF-8, which TensorBoard needs, got '{folder}'; choose another")
+    from rlsd_lightning.engine.chosen import CHOSEN  # with torch
+    from rlsd_lightning.results.store import write_atomically
+
     saved = folder / SETTINGS
-    if saved.is_file() and read_yaml(saved) != cfg:
+    is_same, has_begun = saved.is_file() and read_yaml(saved) == cfg, (folder / CHOSEN).is_file()
+    if is_same and has_begun:
+        return  # nothing can go wrong with a file that is not written again
+    if saved.is_file() and not is_same and (has_begun or any(folder.glob("*/metrics.json"))):
         raise InputError(
             f"'{folder}' holds a run with other settings; give another output_dir, or resume that run by "
             f"{shlex.quote(f'resume={folder}')}"
         )
     saved.parent.mkdir(exist_ok=True)
-    OmegaConf.save(cfg, saved)
     OmegaConf.save(HydraConfig.get().runtime.choices, folder / CHOICES)
+    write_atomically(saved, OmegaConf.to_yaml(cfg))
     OmegaConf.save(HydraConfig.get().overrides.task, saved.with_name("overrides.yaml"))
     command = command or shlex.join([*program().split(), *sys.argv[1:]])
     saved.with_name("command.txt").write_bytes(f"{command}\n".encode(errors="surrogateescape"))

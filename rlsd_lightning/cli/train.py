@@ -221,7 +221,9 @@ def main(cfg: DictConfig) -> int:
             return run(cfg, folder)
     except PeerError:
         return 0  # the first process says what has failed
-    except (Exception, KeyboardInterrupt) as error:
+    except (Exception, KeyboardInterrupt, SystemExit) as error:
+        if isinstance(error, SystemExit):
+            error = KeyboardInterrupt()  # Lightning ends its process on a second Ctrl-C
         said = failure(error, cfg, "" if is_first else f"process {rank}: ")
         if said is None:
             raise

@@ -45,6 +45,11 @@ def runs_on_cpu(accelerator: str) -> bool:
     return accelerator == "cpu" or not (torch.cuda.is_available() or torch.backends.mps.is_available())
 
 
+def lone_device(accelerator: str) -> torch.device:
+    """The device of a run on one, with a Trainer's accelerator."""
+    return torch.device("cpu") if runs_on_cpu(accelerator) else torch.accelerator.current_accelerator()
+
+
 def stand_alone(devices: int | str | Sequence[int], num_nodes: int) -> Alone | None:
     """Environment of a run on one device, None for several; this process then has rank 0."""
     return Alone() if is_one_device(devices, num_nodes) and not TorchElasticEnvironment.detect() else None

@@ -6,10 +6,12 @@ particles of a batch, see :class:`~rlsd_lightning.distributed.strategy.ParticleS
 
 import json
 import logging
+import os
 import re
 from collections.abc import Callable, Sequence
 
 import lightning as L
+from lightning.pytorch.plugins.environments import TorchElasticEnvironment
 from lightning.pytorch.strategies import Strategy
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import distributed
@@ -58,7 +60,7 @@ class Processes:
         patience: Timeout of exchanges and of the heartbeat, in seconds, at least 1; the others are the Trainer's.
 
     Raises:
-        InputError: If these devices don't exist, or not all processes were started.
+        InputError: If these devices don't exist, or not all processes were started, or torchrun has started another number.
     """
 
     def __init__(
@@ -84,6 +86,12 @@ class Processes:
                 enable_progress_bar=False,
                 enable_model_summary=False,
             )
+            started = int(os.environ["WORLD_SIZE"]) if TorchElasticEnvironment.detect() else trainer.world_size
+            if started != trainer.world_size:
+                raise InputError(
+                    f"trainer.devices and trainer.num_nodes must ask for as many processes as torchrun has started, {started}, "
+                    f"got {trainer.world_size}; set trainer.devices to torchrun's --nproc-per-node"
+                )
             self.rank, self.size, self.device = trainer.global_rank, trainer.world_size, trainer.strategy.root_device
             self._store = self._strategy.launcher.launch(self._strategy.rendezvous) if self.size > 1 else None
         except InputError:

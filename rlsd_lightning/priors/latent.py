@@ -136,8 +136,7 @@ class PipelinePrior(Prior):
         self.guidance_scale = 1.0  # guided outputs explain noise less well than those of the trial
         with torch.no_grad():
             conditions = self.conditions(loaded, prompt, negative_prompt, guidance_scale)
-        self.condition_names = tuple(conditions)
-        self.computed_names = (*self.computed_names, *conditions)
+        self.condition_names, self.computed_names = tuple(conditions), (*self.computed_names, *conditions)
         if negative_prompt and all(len(value) < 2 for value in conditions.values()):
             self.warn("negative_prompt has no effect, as there is no classifier-free guidance with these settings")
         for name, value in conditions.items():

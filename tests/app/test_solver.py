@@ -189,3 +189,9 @@ def test_a_checkpoint_tells_its_family(tiny_folders: dict[str, Path]):
     for name, folder in tiny_folders.items():
         kind = "sd15" if name in ("faces", "photos", "sd21-base") else name
         assert Solver.family(str(folder)) == kind
+
+
+@pytest.mark.parametrize("setting", ["trainer.devices=2", "trainer.num_nodes=2", "trainer.devices=-1"])
+def test_an_app_of_several_devices_is_refused(setting: str) -> None:
+    with pytest.raises(InputError, match=r"trainer.devices and trainer.num_nodes must be 1 in the app"):
+        Solver([setting])

@@ -446,3 +446,11 @@ def test_a_table_that_can_not_be_written_is_known_before_the_work(option: str, t
     assert evaluate.main(["nowhere", option, str(tmp_path / "no" / "table")]) == 1
     (line,) = capsys.readouterr().err.splitlines()
     assert f"there is no '{tmp_path / 'no'}'" in line
+
+
+def test_files_beside_runs_are_left_out(tmp_path: Path, scored) -> None:
+    """As ``multirun/DATE/TIME/*`` has multirun.yaml among its runs."""
+    (tmp_path / "multirun.yaml").write_text("hydra: {}")
+    printed, written, _ = scored(tmp_path / "multirun.yaml")
+    assert list(written["runs"]) == ["run"]
+    assert "left out" in printed and "multirun.yaml': no finished measurement is in it" in printed

@@ -133,6 +133,14 @@ def test_names_of_masks_are_no_files(tmp_path: Path, monkeypatch: pytest.MonkeyP
         assert inpainting((3, 16, 16), mask=mask).mask.mean() < 1
 
 
+def test_auto_is_no_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "auto").mkdir()
+    cfg = OmegaConf.create({"prior": {"tiny_decoder": "auto"}})
+    make_paths_absolute(cfg)
+    assert cfg.prior.tiny_decoder == "auto"
+
+
 def test_a_tilde_is_the_home_folder_of_paths_only(composed: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", "/home/ä b")
     cfg = composed(
@@ -145,10 +153,12 @@ def test_a_tilde_is_the_home_folder_of_paths_only(composed: Callable, monkeypatc
     assert cfg.physics["mask"] == ["/home/ä b/a", "b"]
 
 
-@pytest.mark.parametrize("flag", ["-m", "--multirun", "hydra.mode=MULTIRUN"])
-def test_a_multirun_keeps_the_grammar(flag: str) -> None:
-    arguments = [flag, "data.images=a.png,b.png", "prior.prompt=1984"]
+@pytest.mark.parametrize("flag", ["-m", "--multirun", "hydra.mode=MULTIRUN", "experiment=study/steps"])
+def test_a_multirun_and_a_study_keep_the_grammar(flag: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/me")
+    arguments = [flag, "data.images=a.png,b.png", "prior.prompt=1984", "physics.mask=half,box", "prior.prompt=~"]
     assert as_typed(arguments) == arguments
+    assert as_typed([flag, "data.images=~/photos"]) == [flag, "data.images=/home/me/photos"]
 
 
 @pytest.mark.parametrize(

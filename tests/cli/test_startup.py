@@ -3,12 +3,14 @@
 import subprocess
 import sys
 from pathlib import Path
+from unittest import mock
 
 import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 from support.command import PROJECT, TRAIN, train
 
+from rlsd_lightning.cli import command as cli
 from rlsd_lightning.cli import program
 from rlsd_lightning.cli.help import GROUPS, OTHER_GROUPS, comments_of, help_text
 from rlsd_lightning.resources import CONFIGS
@@ -154,3 +156,12 @@ def test_comments_of_a_file(tmp_path: Path) -> None:
         "p.part": "of the part",
         "p.part.c": "deep and long",
     }
+
+
+def test_ctrl_c_before_a_run_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
+    monkeypatch.setattr(sys, "argv", ["rlsd", "task=inpaint"])
+    monkeypatch.setattr(cli, "compose_and_run", mock.Mock(side_effect=KeyboardInterrupt))
+    with pytest.raises(SystemExit) as stop:
+        cli.hydra_app()
+    assert stop.value.code == 130
+    assert capsys.readouterr().err == "stopped\n"

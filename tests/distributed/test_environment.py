@@ -1,6 +1,7 @@
 """One device runs alone, whatever a scheduler's variables say; several are launched where srun did not."""
 
 import os
+import re
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from support.command import train
 from rlsd_lightning import LatentFeatures, StableDiffusionPrior, solve
 from rlsd_lightning.distributed.environment import Alone, cluster_environment, is_one_device
 from rlsd_lightning.distributed.processes import Processes
+from rlsd_lightning.errors import InputError
 from rlsd_lightning.operators import denoising
 
 NOTEBOOK = {"SLURM_NTASKS": "1", "SLURM_JOB_ID": "7", "SLURM_JOB_NAME": "spawner-jupyter"}
@@ -99,3 +101,16 @@ def test_tasks_of_srun_and_processes_of_torchrun_stay_theirs(monkeypatch: pytest
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "run")
     assert cluster_environment(4, 1) == cluster_environment(1, 1) == []
     assert os.environ["SLURM_PROCID"] == "2"
+
+
+@pytest.mark.parametrize(
+    ("devices", "said"),
+    [(1, "as torchrun has started, 2, got 1; set trainer.devices"), (3, "does not match the world size")],
+)
+def test_another_number_of_processes_than_torchrun_has_started_is_refused(
+    devices: int, said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in {"TORCHELASTIC_RUN_ID": "run", "WORLD_SIZE": "2", "RANK": "0", "LOCAL_RANK": "0"}.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(InputError, match=re.escape(said)):
+        Processes("cpu", devices)

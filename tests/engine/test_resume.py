@@ -4,6 +4,7 @@ import json
 import re
 import shutil
 import signal
+import time
 from pathlib import Path
 
 import pytest
@@ -56,12 +57,14 @@ def test_a_killed_run_goes_on_to_the_same_bits(small: list[str], whole: Path, tm
     assert [row.split(",")[0] for row in rows] == ["name", "000", "001", "mean"]
 
 
-def interrupted(small: list[str], run: Path) -> tuple[int, str]:
+def interrupted(small: list[str], run: Path, *settings: str, times: int = 1) -> tuple[int, str]:
     """Runs the command as a process of its own, which gets Ctrl-C at a moment that nothing of it chose."""
-    process = start_train(*small, "num_steps=20", SLOW, f"output_dir={run}", PYTHONPATH=TESTS)
+    process = start_train(*small, "num_steps=20", SLOW, *settings, f"output_dir={run}", PYTHONPATH=TESTS)
     try:
         wait_for((run / "000" / "checkpoints" / "last.ckpt").is_file, process)
-        process.send_signal(signal.SIGINT)
+        for _ in range(times):
+            process.send_signal(signal.SIGINT)
+            time.sleep(0.3)  # two at once are one
         printed, _ = process.communicate(timeout=60)
     finally:
         process.kill()
@@ -89,6 +92,29 @@ def test_a_signal_stops_between_steps_and_asks_to_be_started_again(
     assert "Traceback" not in printed
     assert train(f"resume={stopped}")[0] == 0  # from the step after the signal, which does not come again
     assert_same_bits(stopped / "000", whole / "000")
+
+
+@pytest.mark.parametrize(
+    ("settings", "times"),
+    [(["+callbacks.slow.seconds=5"], 2), (["callbacks.stop=null"], 1)],
+    ids=["twice", "lightnings"],
+)
+def test_ctrl_c_that_ends_a_step_asks_to_be_started_again_too(
+    settings: list[str], times: int, small: list[str], tmp_path: Path
+) -> None:
+    code, printed = interrupted(small, tmp_path / "run", *settings, times=times)
+    assert code == 75, printed
+    assert re.search(r"^stopped; resume with: .* resume=", printed, re.MULTILINE), printed
+    assert "Traceback" not in printed
+
+
+def test_a_refused_run_leaves_its_folder_to_the_next(small: list[str], tmp_path: Path) -> None:
+    run, folder = [*small, "num_steps=5"], f"output_dir={tmp_path / 'run'}"
+    for mistake in (["data.images=nowhere"], ["physics.mask=nowhere.png"]):
+        code, printed = train(*run, *mistake, folder)
+        assert code == 1 and "nowhere" in printed and "holds a run" not in printed
+    assert train(*run, folder)[0] == 0
+    assert "holds a run with other settings" in train(*run, "num_steps=6", folder)[1]
 
 
 def test_a_second_run_in_the_same_folder_is_refused(small: list[str], tmp_path: Path) -> None:

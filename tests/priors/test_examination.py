@@ -207,3 +207,9 @@ def test_samples_that_memory_does_not_hold_do_not_end_the_other_checks(
     monkeypatch.setattr("rlsd_lightning.priors.measure", full)
     code, printed = train("calibrate", "prior=sd15", f"prior.pretrained={tiny_prior_folder}")
     assert (code, printed.count("error: memory is too small (CUDA out of memory.); set prior.weights=")) == (1, 1)
+
+
+def test_settings_that_the_self_test_would_ignore_are_refused() -> None:
+    code, printed = train("doctor", "data.images=nowhere")
+    assert code == 1
+    assert "prior must be named with other settings, such as prior=sd15, got data.images" in printed

@@ -58,12 +58,20 @@ class Solver:
     """
 
     def __init__(self, given: Sequence[str] = ()) -> None:
+        from rlsd_lightning.distributed.environment import is_one_device  # with torch
+
         given = without_null_groups(with_present_names(list(given)))
         self.given = tuple(item for item in given if _group(item) != "prior")
         """Settings of all runs, without those of the prior."""
         self.prior = tuple(item for item in given if _group(item) == "prior")
         self._networks: dict[str, Any] = {}
-        self.gamma = float(self._composed([*self.given, *self.prior]).method.gamma)
+        cfg = self._composed([*self.given, *self.prior])
+        if not is_one_device(cfg.trainer.devices, cfg.trainer.num_nodes):
+            raise InputError(
+                f"trainer.devices and trainer.num_nodes must be 1 in the app, got {cfg.trainer.devices} and "
+                f"{cfg.trainer.num_nodes}; start one app for each device"
+            )
+        self.gamma = float(cfg.method.gamma)
         """Strength of the repulsion by default."""
 
     def __call__(

@@ -26,6 +26,7 @@ def calibrate(cfg: DictConfig, given: list[str]) -> int:
         raise InputError("prior must be named, such as prior=sd15: its calibration.json is written anew")
     from hydra.utils import instantiate  # with torch, as all that follows
 
+    from rlsd_lightning.distributed.environment import lone_device
     from rlsd_lightning.priors import measure, save_calibration
 
     prior = instantiate(cfg.prior)
@@ -38,7 +39,7 @@ def calibrate(cfg: DictConfig, given: list[str]) -> int:
         limit = cfg.data.limit if "data.limit" in given else None
         data = instantiate(cfg.data, limit=limit, fit="crop")(prior.image_shape, instantiate(cfg.physics))
         pictures = (data[index].truth for index in range(len(data)))
-    found = measure(_on_device(prior), pictures)
+    found = measure(prior.to(lone_device(cfg.trainer.accelerator)), pictures)
     file = save_calibration(prior.origin, prior.image_shape, found)
     for name, value in found._asdict().items():
         if name != "weights":  # a digest, known to the file only
@@ -46,12 +47,6 @@ def calibrate(cfg: DictConfig, given: list[str]) -> int:
     height, width = prior.image_shape[-2:]
     print(f"kept for images of {height}x{width} in {file}")
     return 0
-
-
-def _on_device(prior):
-    import torch
-
-    return prior.to(torch.accelerator.current_accelerator() or "cpu") if torch.accelerator.is_available() else prior
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -5,6 +5,7 @@ import logging
 import os
 import platform
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
@@ -18,6 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
 from rlsd_lightning.data import measure
+from rlsd_lightning.distributed.environment import lone_device
 from rlsd_lightning.engine.pace import peak_memory
 from rlsd_lightning.errors import InputError, first_line
 from rlsd_lightning.images import find_images, load_image, with_channels
@@ -46,6 +48,7 @@ MOST_SIGMAS = 3.0
 diffusers.utils.logging.disable_progress_bar()
 transformers.utils.logging.disable_progress_bar()
 logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+warnings.filterwarnings("ignore", message=".*LeafSpec.*")  # Lightning's own
 
 
 def system_lines() -> Iterator[str]:
@@ -78,8 +81,7 @@ def prior_checks(cfg: DictConfig, own_pictures: bool) -> Iterator[Finding]:
     start = time.perf_counter()
     try:
         prior = instantiate(cfg.prior)
-        device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
-        prior.to(device)
+        prior.to(lone_device(cfg.trainer.accelerator))
     except Exception as error:  # noqa: BLE001  the reason is what the user wants to see
         yield Finding("load", False, _reason(error))
         return

@@ -14,15 +14,22 @@ import logging
 from omegaconf import DictConfig
 
 from rlsd_lightning.cli.subcommands.composition import has_pictures, run_composed
+from rlsd_lightning.errors import InputError
 
 __all__ = ["main"]
 
 
 def examine(cfg: DictConfig, given: list[str]) -> int:
-    """Print the findings and return the exit code."""
+    """Print the findings and return the exit code.
+
+    Raises:
+        InputError: If there are settings but no prior.
+    """
     from rlsd_lightning.cli.subcommands.checkup import prior_checks, self_test, system_lines  # with torch
 
     has_prior, ok = any(name.split(".")[0] == "prior" for name in given), True
+    if given and not has_prior:
+        raise InputError(f"prior must be named with other settings, such as prior=sd15, got {given[0]} without it")
     log = logging.getLogger("rlsd_lightning")
     level = log.level
     log.setLevel(logging.ERROR)  # findings have what matters of the warnings

@@ -165,8 +165,8 @@ def main(arguments: list[str] | None = None) -> int:
                 f"a file in an existing folder is expected, but there is no '{file.parent}'; make it first"
             )
     alike = len({run.resolve().name for run in args.runs}) < len(args.runs)
-    # runs that were refused or stopped early lie beside the others in outputs/
-    folders = [run for run in args.runs if not run.is_dir() or finished(run)] or args.runs
+    # refused and stopped runs lie beside the others in outputs/, and files in the folder of a multirun
+    folders = [run for run in args.runs if not run.exists() or finished(run)] or args.runs
     runs = {str(run) if alike else run.resolve().name: load_run(run) for run in folders}
     networks, notes = load_networks(args.features, args.protocol)
     notes += [f"left out '{run}': no finished measurement is in it" for run in args.runs if run not in folders]
