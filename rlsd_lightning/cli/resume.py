@@ -9,6 +9,7 @@ from rlsd_lightning.cli.literal import INPUTS
 from rlsd_lightning.cli.settings import (
     CHOICES,
     OLDER,
+    SETTINGS,
     make_paths_absolute,
     move_older,
     overridden,
@@ -18,7 +19,7 @@ from rlsd_lightning.cli.settings import (
 )
 from rlsd_lightning.errors import InputError
 
-__all__ = ["resumed"]
+__all__ = ["changed_inputs", "resumed"]
 
 FIXED = (
     "method",
@@ -83,6 +84,16 @@ def resumed(cfg: DictConfig) -> DictConfig:
             OmegaConf.update(started, name, asked, force_add=True)
     started.output_dir = str(folder)
     return started
+
+
+def changed_inputs(cfg: DictConfig, folder: Path) -> list[Path]:
+    """Files of a run's settings that are newer than the run, if it has results: these are of the files before."""
+    saved = folder / SETTINGS
+    if not saved.is_file() or not any(folder.glob("*/metrics.json")):
+        return []
+    given = [Path(value) for name in INPUTS if isinstance(value := OmegaConf.select(cfg, name), str)]
+    files = [file for place in given for file in (place.iterdir() if place.is_dir() else [place]) if file.is_file()]
+    return [file for file in files if file.stat().st_mtime > saved.stat().st_mtime]
 
 
 def _is_file(value: object) -> bool:

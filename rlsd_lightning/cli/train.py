@@ -19,7 +19,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
 
 from rlsd_lightning.cli.messages import REQUEUE, failure
-from rlsd_lightning.cli.resume import resumed
+from rlsd_lightning.cli.resume import changed_inputs, resumed
 from rlsd_lightning.cli.settings import check_settings, keep_settings, make_paths_absolute
 from rlsd_lightning.cli.trainer import check_trainer_settings, trainer_factory
 from rlsd_lightning.data import ImageSizes
@@ -96,12 +96,17 @@ def settings_of(cfg: DictConfig, folder: Path, command: str | None = None) -> Di
         cfg = resumed(cfg)
         check_settings(cfg)
         check_trainer_settings(cfg)
-        return cfg
-    cfg.output_dir = str(folder)
-    make_paths_absolute(cfg)
-    check_trainer_settings(cfg)
+    else:
+        cfg.output_dir = str(folder)
+        make_paths_absolute(cfg)
+        check_trainer_settings(cfg)
+        if rank_zero_only.rank == 0:
+            keep_settings(cfg, folder, command)
     if rank_zero_only.rank == 0:
-        keep_settings(cfg, folder, command)
+        for file in changed_inputs(cfg, Path(cfg.output_dir)):
+            log.warning(
+                "'%s' is newer than this run, whose finished results stay; another output_dir solves it anew", file
+            )
     return cfg
 
 

@@ -1,6 +1,7 @@
 """A run that was stopped anywhere goes on to the bits of one that never was."""
 
 import json
+import os
 import re
 import shutil
 import signal
@@ -106,6 +107,22 @@ def test_ctrl_c_that_ends_a_step_asks_to_be_started_again_too(
     assert code == 75, printed
     assert re.search(r"^stopped; resume with: .* resume=", printed, re.MULTILINE), printed
     assert "Traceback" not in printed
+
+
+@pytest.mark.parametrize("again", ["same command", "resume"])
+def test_inputs_that_changed_after_a_result_are_named(again: str, small: list[str], tmp_path: Path) -> None:
+    picture, mask, run = tmp_path / "photo.png", tmp_path / "mask.png", tmp_path / "run"
+    Image.new("RGB", (32, 32), "red").save(picture)
+    Image.new("L", (32, 32), 255).save(mask)
+    command = [*small, "num_steps=3", f"data.images={picture}", f"physics.mask={mask}", f"output_dir={run}"]
+    assert train(*command)[0] == 0
+    for changed in ([], [mask], [mask, picture]):
+        for file in changed:
+            os.utime(file, (time.time() + 60,) * 2)
+        code, printed = train(*(command if again == "same command" else [f"resume={run}"]))
+        assert code == 0 and "finished before" in printed
+        assert printed.count("is newer than this run, whose finished results stay") == len(changed)
+        assert all(f"'{file}' is newer" in printed for file in changed)
 
 
 def test_a_refused_run_leaves_its_folder_to_the_next(small: list[str], tmp_path: Path) -> None:
