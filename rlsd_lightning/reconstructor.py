@@ -108,7 +108,7 @@ class Reconstructor(deepinv.models.Reconstructor):
 
     @typed
     def results(self, y: Tensor, physics: Physics | Callable[[Tensor], Tensor]) -> list[Result]:
-        """Results with uncertainty, figures and warnings, one for each measurement; arguments are those of :meth:`forward`.
+        """Results with uncertainty, metrics and warnings, one for each measurement; arguments are those of :meth:`forward`.
 
         Images of a result are in [-1, 1], whatever ``image_range`` is.
         """

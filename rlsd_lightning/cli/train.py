@@ -202,9 +202,9 @@ def run(
 
 
 def log_results(folder: Path, finished: int, asked: int) -> None:
-    """Log the mean figures, where the results are, and which measurements have failed."""
+    """Log the mean metrics, where the results are, and which measurements have failed."""
     if figures := mean_line(folder / "summary.csv"):
-        log.info("mean figures: %s", figures)
+        log.info("mean metrics: %s", figures)
     log.info("results of %d of %d measurements: %s", finished, asked, folder / ("report.html" if finished else ""))
     failures = read_failures(folder) if asked > 1 else []  # the only one was named when it failed
     for row in failures[:SHOWN_FAILURES]:

@@ -2,7 +2,7 @@ r"""Terms of the methods that optimise latents by score distillation with Adam.
 
 .. math:: \tfrac{1 + \mu}{2} \mathrm{mean}((x - D(z))^2) + \lambda w(t) \, \mathrm{mean}(\mathrm{sg}[r] \, z)
 
-with :math:`\mu = 0` in the refinement of :class:`~rlsd_lightning.methods.RLSD`, and the residual
+with :math:`\mu = 0` in the refinement of :class:`~rlsd_lightning.RLSD`, and the residual
 :math:`r = \hat\epsilon(\alpha_t z + \sigma_t \epsilon, t) - \epsilon`.
 """
 

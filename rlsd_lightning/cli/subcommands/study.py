@@ -65,7 +65,7 @@ def gather(folder: Path) -> list[dict[str, Any]]:
 
 
 def _row(summary: Path, axes: Sequence[str]) -> dict[str, Any]:
-    """A run's varied settings and mean figures; empty if it is no run of the study or has no result."""
+    """A run's varied settings and mean metrics; empty if it is no run of the study or has no result."""
     overrides = summary.parent / ".hydra" / "overrides.yaml"
     chosen = dict(line.partition("=")[::2] for line in (read_yaml(overrides) if overrides.is_file() else ()))
     with summary.open(encoding="utf-8") as file:
