@@ -18,7 +18,7 @@ from rlsd_lightning.cli.settings import (
 )
 from rlsd_lightning.errors import InputError
 
-__all__ = ["resumed"]
+__all__ = ["MAY_CHANGE", "resumed"]
 
 FIXED = (
     "method",
