@@ -168,6 +168,14 @@ def test_runs_of_two_places_are_alike(name: str, tmp_path: Path, capsys: pytest.
         assert f"{group} differs" in capsys.readouterr().err
 
 
+def test_models_of_two_owners_differ(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    first, second = (
+        run(tmp_path / owner, measurements(10, 0.5), prior={"pretrained": f"{owner}/model"}) for owner in ("one", "two")
+    )
+    assert conformal.main([str(first), str(second)]) == 1
+    assert "prior differs" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("older", OLDER)
 def test_a_run_with_older_names_is_alike(older: str, tmp_path: Path) -> None:
     name, present = older.removeprefix("data."), OLDER[older].removeprefix("physics.")

@@ -80,7 +80,7 @@ def _settings(folder: Path) -> dict[str, Any]:
             chosen.pop(last, None)
     for name in INPUTS:
         value = OmegaConf.select(settings, name, throw_on_resolution_failure=False)
-        if isinstance(value, str):
+        if isinstance(value, str) and Path(value).is_absolute():  # another one is a model to be fetched
             file, key = split_key(value)
             OmegaConf.update(settings, name, f"{file.name}:{key}" if key else file.name)
     whole = OmegaConf.to_container(settings, resolve=False)
