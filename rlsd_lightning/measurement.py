@@ -1,7 +1,7 @@
 """A measurement and its operator: one inverse problem."""
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple, Protocol, runtime_checkable
 
 import torch
@@ -18,8 +18,8 @@ __all__ = ["Measurement", "MeasurementList", "Measurements", "Original", "SavedM
 class Original(Protocol):
     """The picture of a measurement at its own size, which is not that of the image that is solved."""
 
-    def with_image(self, images: list[Image.Image], physics: Physics) -> list[Image.Image]:
-        """Solved images at the picture's size, in it where only a part is solved or missing.
+    def with_image(self, images: Iterable[Image.Image], physics: Physics) -> Iterable[Image.Image]:
+        """Solved images at the picture's size, in it where only a part is solved or missing; best one after the other.
 
         Raises:
             InputError: If the picture can't be read any more.

@@ -1,7 +1,9 @@
 """Pictures of any size: nothing is cropped unless asked for, and results come back at the picture's own size."""
 
+import weakref
 from functools import partial
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -11,6 +13,9 @@ from support.command import train
 
 from rlsd_lightning import InputError
 from rlsd_lightning.data import ImageSizes, measurements
+from rlsd_lightning.data.original import FilePicture
+from rlsd_lightning.evaluation.scores import Solved
+from rlsd_lightning.images import Reader
 from rlsd_lightning.operators import (
     colorization,
     compose,
@@ -23,6 +28,7 @@ from rlsd_lightning.operators import (
 )
 from rlsd_lightning.priors import StableDiffusionPrior
 from rlsd_lightning.reading.frames import Frame
+from rlsd_lightning.results.result import Result, image_result
 
 SIZES = ImageSizes((3, 64, 64), multiple=4, trained=32)
 PHOTO = Path(__file__).resolve().parents[1] / "data" / "photos" / "china.jpg"
@@ -146,7 +152,7 @@ def test_a_small_photograph_is_taken_as_it_is(size: tuple[int, int], factor: int
         assert one.image_shape == (3, factor * height, factor * width)
     else:
         image = Image.new("RGB", one.image_shape[:0:-1])
-        assert one.original.with_image([image], one.physics)[0].size == (factor * width, factor * height)
+        assert next(one.original.with_image([image], one.physics)).size == (factor * width, factor * height)
 
 
 @pytest.mark.parametrize("nothing", [0, 255])
@@ -213,6 +219,50 @@ def test_own_brightness_stays_where_it_is_measured(tmp_path: Path) -> None:
     inside = (made > 0).all(axis=-1) & (made < 255).all(axis=-1)
     assert inside.mean() > 0.4
     assert np.abs(made.mean(axis=-1) - own.mean(axis=-1))[inside].max() <= 1
+
+
+@pytest.fixture
+def large(tmp_path: Path) -> Result:
+    """Particles of a photograph with a hole, which is larger than they are."""
+    photo(tmp_path / "a.png", 320, 200)
+    (one,) = measurements(SIZES, partial(inpainting, mask="half"), images=tmp_path / "a.png")
+    particles = torch.linspace(-1, 1, 5)[:, None, None, None].expand(5, *one.image_shape)
+    return image_result(Solved(one, particles, particles, particles))
+
+
+def test_pictures_of_the_own_size_are_made_one_at_a_time(large: Result, tmp_path: Path) -> None:
+    alive, most, made = weakref.WeakValueDictionary(), 0, FilePicture._in_picture
+
+    def counted(*arguments: object) -> Image.Image:
+        nonlocal most
+        picture = made(*arguments)
+        alive[id(picture)] = picture
+        most = max(most, len(alive))
+        return picture
+
+    with (
+        mock.patch.object(FilePicture, "_in_picture", counted),
+        mock.patch.object(Reader, "picture", autospec=True, side_effect=Reader.picture) as read,
+    ):
+        large.save(tmp_path / "out")
+    assert most <= 2 and read.call_count == 1
+    names = ["00", "01", "02", "03", "04", "mean"]
+    assert list(large.full_size) == names == sorted(file.stem for file in (tmp_path / "out" / "full_size").iterdir())
+    own, shades = np.asarray(Image.open(tmp_path / "a.png")), dict(zip(names, (0, 64, 128, 191, 255, 128), strict=True))
+    for name in names:
+        written = np.asarray(Image.open(tmp_path / "out" / "full_size" / f"{name}.png"))
+        assert np.array_equal(written, large.full_size[name]) and np.array_equal(written[:99], own[:99])
+        assert np.ptp(written[110:]) == 0 and abs(int(written[110, 0, 0]) - shades[name]) <= 1
+
+
+def test_a_file_that_is_gone_costs_the_pictures_of_the_own_size_only(
+    large: Result, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "a.png").unlink()
+    large.save(tmp_path / "out")
+    assert "out: there are no results of the picture's own size, as " in caplog.text
+    assert (tmp_path / "out" / "metrics.json").is_file() and (tmp_path / "out" / "particles" / "04.png").is_file()
+    assert not (tmp_path / "out" / "full_size").exists()
 
 
 def test_a_resized_prior_shares_its_networks(tiny_prior: StableDiffusionPrior) -> None:

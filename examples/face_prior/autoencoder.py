@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 from torch.utils.data import DataLoader
 
+from examples.face_prior.classifier import load_classifier
 from examples.face_prior.faces import Faces
 from examples.face_prior.training import cosine_adamw, fit, parser
-from rlsd_lightning.evaluation.attributes import load_classifier
 
 __all__ = ["Autoencoder", "PerceptualDistance", "whiten"]
 

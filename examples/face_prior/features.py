@@ -11,9 +11,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from transformers import ViTConfig, ViTModel
 
+from examples.face_prior.classifier import HEADS_FILE, AttributeClassifier
 from examples.face_prior.faces import Faces
 from examples.face_prior.training import cosine_adamw, fit, loss_and_accuracy, parser
-from rlsd_lightning.evaluation.attributes import HEADS_FILE, AttributeClassifier
 
 
 class _Training(L.LightningModule):

@@ -14,9 +14,9 @@ from diffusers import StableDiffusionPipeline
 from torch import Tensor
 from torchvision.utils import make_grid
 
+from examples.face_prior.classifier import AttributeClassifier, load_classifier
 from examples.face_prior.faces import ATTRIBUTES, Faces
 from rlsd_lightning.evaluation import distances
-from rlsd_lightning.evaluation.attributes import AttributeClassifier, load_classifier
 from rlsd_lightning.evaluation.distances import vit_network
 from rlsd_lightning.functional.metrics import psnr
 from rlsd_lightning.images import find_images, load_image, to_pil

@@ -1,6 +1,7 @@
 """The page's layout, and what its controls do."""
 
 import os
+import socket
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -13,7 +14,7 @@ from rlsd_lightning.app.examples import EXAMPLES, Example
 from rlsd_lightning.app.layout import CSS, NOTHING_YET, THEME, Layout
 from rlsd_lightning.app.runs import Queue, Solve, State
 from rlsd_lightning.app.tabs import Tab, Tabs
-from rlsd_lightning.errors import InputError
+from rlsd_lightning.errors import InputError, first_line
 
 __all__ = ["Page", "Solver", "serve"]
 
@@ -224,8 +225,9 @@ class Page:
         """Serve the page; returns its address.
 
         Raises:
-            InputError: If the port is taken.
+            InputError: If nothing can listen there.
         """
+        _check_free(host, port)
         try:
             _, address, _ = self.blocks.launch(
                 server_name=host,
@@ -242,9 +244,30 @@ class Page:
                 **more,
             )
         except OSError as error:
-            raise InputError(f"port {port} is not free; choose another by --port") from error
+            raise _not_free(host, port, error) from error
         self.tabs.keep_cached()
         return address
+
+
+def _check_free(host: str, port: int) -> None:
+    """Check that a server can listen at an address, and at this machine's own, where gradio looks for it.
+
+    Raises:
+        InputError: With the reason, which gradio does not tell.
+    """
+    for each in (host.strip("[]"), LOCAL[0]):
+        try:
+            family, kind, _, _, address = socket.getaddrinfo(each, port, type=socket.SOCK_STREAM)[0]
+            with socket.socket(family, kind) as probe:
+                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                probe.bind(address)
+        except (OSError, UnicodeError) as error:
+            raise _not_free(host, port, error) from error
+
+
+def _not_free(host: str, port: int, error: Exception) -> InputError:
+    reason = getattr(error, "strerror", None) or first_line(error)
+    return InputError(f"can't listen on {host}:{port} ({reason}); choose another --port or --host")
 
 
 def serve(solver: Solver, root: Path, host: str, port: int) -> None:

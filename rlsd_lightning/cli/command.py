@@ -22,7 +22,7 @@ from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from rlsd_lightning.cli.help import help_text
+from rlsd_lightning.cli.help import help_text, overrides_of
 from rlsd_lightning.cli.literal import as_typed
 from rlsd_lightning.cli.messages import REQUEUE, explain
 from rlsd_lightning.cli.settings import check_settings, move_older, overridden, with_present_names, without_null_groups
@@ -62,7 +62,7 @@ def hydra_app() -> None:
     try:
         sys.argv[1:] = as_typed(without_null_groups(with_present_names(sys.argv[1:])))
         if {"--help", "-h"} & set(sys.argv):
-            print(help_text([argument for argument in sys.argv[1:] if not argument.startswith("-")]))
+            print(help_text(overrides_of(sys.argv[1:])))
             return
         compose_and_run()
     except KeyboardInterrupt:  # before a run, which handles its own

@@ -3,23 +3,28 @@
 The comments in ``configs/`` are the documentation, which is read from there.
 """
 
+import argparse
+import itertools
 import json
+import os
 import re
 import shutil
 import textwrap
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import yaml
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
+from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from rlsd_lightning.cli import program
+from rlsd_lightning.cli.literal import quoted
 from rlsd_lightning.resources import CONFIGS, PROJECT
 
-__all__ = ["GROUPS", "OTHER_GROUPS", "comments_of", "help_text", "options_of"]
+__all__ = ["GROUPS", "OTHER_GROUPS", "comments_of", "help_text", "options_of", "overrides_of"]
 
 COMMANDS = {
     "task=inpaint": "the embedded prior and one held-out face",
@@ -50,6 +55,26 @@ LEFT = 44
 """Width of the names' column; the comment of a longer name starts on the next line."""
 
 
+def overrides_of(arguments: Sequence[str]) -> list[str]:
+    """Overrides of a command line, with the folder of ``--config-dir`` in Hydra's search path; other options are left out.
+
+    Raises:
+        HydraException: If there is no such folder.
+    """
+    options = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    options.add_argument("--config-dir", "-cd", metavar="FOLDER")
+    try:
+        known, others = options.parse_known_args(arguments)
+    except argparse.ArgumentError as error:
+        raise HydraException(f"{error}; give a folder of groups, such as --config-dir conf") from None
+    overrides = [argument for argument in others if not argument.startswith("-")]
+    if known.config_dir is None:
+        return overrides
+    if not os.path.isdir(known.config_dir):
+        raise HydraException(f"--config-dir must be a folder of groups, but there is no folder '{known.config_dir}'")
+    return [*overrides, f"hydra.searchpath=[{quoted(f'file://{os.path.abspath(known.config_dir)}')}]"]
+
+
 def help_text(overrides: list[str]) -> str:
     """Help on the composition of these overrides.
 
@@ -58,31 +83,34 @@ def help_text(overrides: list[str]) -> str:
     """
     with initialize_config_dir(str(CONFIGS), version_base="1.3"):
         cfg = compose("train", overrides, return_hydra_config=True)
-        defaults = (
-            GlobalHydra.instance().config_loader().compute_defaults_list("train", overrides, RunMode.RUN).defaults
-        )
+        loader = GlobalHydra.instance().config_loader()
+        defaults = loader.compute_defaults_list("train", overrides, RunMode.RUN).defaults
+    folders = [Path(source.path) for source in cfg.hydra.runtime.config_sources if source.schema == "file"]
     comments: dict[str, str] = {}
     for one in defaults:
-        if one.config_path and not one.config_path.startswith("hydra/"):
-            comments |= comments_of(CONFIGS / f"{one.config_path}.yaml", (one.package or "").replace("_global_", ""))
+        files = [folder / f"{one.config_path}.yaml" for folder in folders]
+        for file in [file for file in files if file.is_file()][:1]:  # as in Hydra, the first folder's
+            comments |= comments_of(file, (one.package or "").replace("_global_", ""))
     return "\n".join(
         [
             "Draws particles for measurements under a latent diffusion prior.",
             *_section("Commands to copy", ((f"{program()} {one}", said) for one, said in COMMANDS.items()), 76),
-            *_choices(dict(cfg.hydra.runtime.choices)),
+            *_choices(dict(cfg.hydra.runtime.choices), folders),
             *_settings(cfg, comments),
         ]
     )
 
 
-def _choices(chosen: dict[str, str | None]) -> Iterator[str]:
+def _choices(chosen: dict[str, str | None], folders: Sequence[Path]) -> Iterator[str]:
     """A section for each group, with a line for each option."""
     for group, meaning in GROUPS.items():
-        rows = ((f"{group}={name}", _first_sentence(_header(file))) for name, file in options_of(group).items())
+        rows = (
+            (f"{group}={name}", _first_sentence(_header(file))) for name, file in options_of(group, folders).items()
+        )
         yield from _section(f"{group}: {meaning} (now {chosen.get(group) or 'none'})", rows)
     yield from _section(
         "Other choices",
-        ((f"{group}={', '.join(options_of(group))}", meaning) for group, meaning in OTHER_GROUPS.items()),
+        ((f"{group}={', '.join(options_of(group, folders))}", meaning) for group, meaning in OTHER_GROUPS.items()),
     )
 
 
@@ -99,10 +127,14 @@ def _settings(cfg: DictConfig, comments: dict[str, str]) -> Iterator[str]:
         yield from _section(f"{part}: {_first_sentence(comments.get(part, ''))}", rows)
 
 
-def options_of(group: str) -> dict[str, Path]:
-    """Files of a group's options by name, without the bases of others."""
-    files = sorted((CONFIGS / group).rglob("[!_]*.yaml"))
-    return {file.relative_to(CONFIGS / group).with_suffix("").as_posix(): file for file in files}
+def options_of(group: str, folders: Sequence[Path] = (CONFIGS,)) -> dict[str, Path]:
+    """Files of a group's options by name, without the bases of others; of one name, the first folder's."""
+    files = {
+        file.relative_to(folder / group).with_suffix("").as_posix(): file
+        for folder in reversed(folders)
+        for file in (folder / group).rglob("[!_]*.yaml")
+    }
+    return dict(sorted(files.items()))
 
 
 def comments_of(file: Path, package: str) -> dict[str, str]:
@@ -134,7 +166,7 @@ def comments_of(file: Path, package: str) -> dict[str, str]:
 def _header(file: Path) -> str:
     """A file's first comment."""
     lines = file.read_text(encoding="utf-8").splitlines()
-    return _joined(lines[: next(i for i, line in enumerate(lines) if not line.startswith("#"))])
+    return _joined(itertools.takewhile(lambda line: line.startswith("#"), lines))
 
 
 def _joined(comment: Iterable[str]) -> str:

@@ -9,7 +9,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Quote, QuotedString
 from hydra.errors import HydraException
 
-__all__ = ["INPUTS", "MASKS", "NUMBERS", "as_typed", "corrected"]
+__all__ = ["INPUTS", "MASKS", "NUMBERS", "as_typed", "corrected", "quoted"]
 
 INPUTS = (
     *("data.images", "data.measurement", "prior.pretrained", "prior.lora", "prior.tiny_decoder"),
@@ -73,7 +73,7 @@ def _literal(value: str, is_path: bool) -> str:
     if is_path and value.startswith("~"):
         value = os.path.expanduser(value)
         read = _read(value)
-    return value if read == value and isinstance(read, str) else _quoted(value)
+    return value if read == value and isinstance(read, str) else quoted(value)
 
 
 def _read(value: str) -> object:
@@ -84,7 +84,8 @@ def _read(value: str) -> object:
         return None
 
 
-def _quoted(value: str) -> str:
+def quoted(value: str) -> str:
+    """A text as Hydra's grammar takes it, whatever is in it."""
     # a backslash before ${ keeps OmegaConf from looking for a setting of that name
     escaped = re.sub(r"(\\*)\$\{", r"\1\1\\${", value)
     quote = Quote.single if '"' in escaped else Quote.double  # shells quote the other kind without effort
@@ -95,7 +96,7 @@ def corrected(argument: str, arguments: Sequence[str]) -> str:
     """What to type instead of an argument that Hydra's grammar refuses, ready to be copied to a shell."""
     setting = SETTING.fullmatch(argument)
     if setting:
-        return shlex.quote(f"{setting[1]}{setting[2]}={_quoted(setting[3])}")
+        return shlex.quote(f"{setting[1]}{setting[2]}={quoted(setting[3])}")
     if argument not in arguments:
         return ""
     # words of a value that the shell has split

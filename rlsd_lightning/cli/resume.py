@@ -19,7 +19,7 @@ from rlsd_lightning.cli.settings import (
 )
 from rlsd_lightning.errors import InputError
 
-__all__ = ["changed_inputs", "resumed"]
+__all__ = ["MAY_CHANGE", "changed_inputs", "resumed"]
 
 FIXED = (
     "method",

@@ -1,4 +1,4 @@
-"""Arrays from files: numpy, torch, MATLAB, HDF5, DICOM and NIfTI."""
+"""Arrays from files: numpy, torch, safetensors, MATLAB, HDF5, DICOM and NIfTI."""
 
 import importlib
 from collections.abc import Callable, Mapping
@@ -8,6 +8,7 @@ from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 import torch
+from safetensors import safe_open
 from torch import Tensor
 
 from rlsd_lightning.errors import InputError
@@ -50,7 +51,8 @@ def load_array(path: str | Path, complex_allowed: bool = False) -> np.ndarray:
     """Array of real numbers, or of complex ones where these are allowed, from a file.
 
     Args:
-        path: A .npy, .npz, .pt, .mat, .h5, DICOM or NIfTI file; ``file.h5:key`` chooses one of several arrays.
+        path: A .npy, .npz, .pt, .safetensors, .mat, .h5, DICOM or NIfTI file; ``file.h5:key`` chooses one of several
+            arrays.
         complex_allowed: Whether the numbers may be complex.
 
     Raises:
@@ -86,8 +88,18 @@ def _torch(path: Path, key: str | None) -> Array:
         loaded = tensors[_chosen(path, key, tensors, lambda name: tuple(tensors[name].shape))]
     if not isinstance(loaded, Tensor):
         raise InputError(f"a tensor is expected, but '{path}' holds a {type(loaded).__name__}; save one")
-    loaded = loaded.detach()
-    return Array((loaded.float() if loaded.dtype == torch.bfloat16 else loaded.resolve_conj()).numpy())
+    return _of_tensor(loaded)
+
+
+def _of_tensor(tensor: Tensor) -> Array:
+    tensor = tensor.detach()
+    return Array((tensor.float() if tensor.dtype == torch.bfloat16 else tensor.resolve_conj()).numpy())
+
+
+def _safetensors(path: Path, key: str | None) -> Array:
+    with safe_open(path, framework="pt") as file:
+        shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118 no mapping
+        return _of_tensor(file.get_tensor(_chosen(path, key, shapes, lambda name: shapes[name])))
 
 
 def _hdf5(path: Path, key: str | None, of_matlab: bool = False) -> Array:
@@ -173,6 +185,7 @@ _READERS: dict[str, Callable[[Path, str | None], Array]] = {
     ".npz": _numpy,
     ".pt": _torch,
     ".pth": _torch,
+    ".safetensors": _safetensors,
     ".mat": _matlab,
     ".h5": _hdf5,
     ".hdf5": _hdf5,

@@ -11,7 +11,7 @@ from rlsd_lightning.reading.arrays import read_array
 from rlsd_lightning.reading.frames import Frame
 from rlsd_lightning.reading.paths import is_array, split_key
 from rlsd_lightning.reading.pictures import ALPHA, DEEP, alpha_of, open_upright
-from rlsd_lightning.reading.shapes import as_pages
+from rlsd_lightning.reading.shapes import CHANNELS, as_pages
 from rlsd_lightning.reading.values import check_finite
 
 __all__ = ["read_mask", "read_whole_mask"]
@@ -100,14 +100,15 @@ def _cut(values: np.ndarray) -> tuple[np.ndarray, float]:
 def _array_values(path: Path, key: str | None) -> np.ndarray:
     values, axes, _ = read_array(path, key)
     check_finite(values, path)
-    while values.ndim > 3 and values.shape[0] == 1:
-        values, axes = values[0], None
-    if values.ndim == 3 and axes is None and values.shape[0] == 3 and (values == values[:1]).all():
-        values = values[0]  # one mask for each channel, all alike
-    pages = as_pages(values, axes, path)
-    if len(pages) != 1:
+    plane = values if axes is None else as_pages(values, axes, path)
+    while plane.ndim > 3 and plane.shape[0] == 1:
+        plane = plane[0]
+    for axis in (0, -1) if axes is None else (-1,):  # of channels, if all are alike
+        if plane.ndim == 3 and plane.shape[axis] in CHANNELS and (plane == plane.take([0], axis)).all():
+            plane = plane.take(0, axis)
+    if plane.ndim != 2 or not plane.size:
         raise InputError(f"one mask of shape (H, W) is expected, but '{path}' has {values.shape}; save one mask a file")
-    return pages[0].mean(axis=-1)
+    return plane
 
 
 def _picture_values(path: Path) -> np.ndarray:

@@ -32,7 +32,10 @@ PICTURES = (
     *(".jp2", ".ppm", ".pgm", ".pbm", ".pnm", ".tga", ".avif"),
 )
 """Suffixes of the files that Pillow reads."""
-ARRAYS = (".npy", ".npz", ".pt", ".pth", ".mat", ".h5", ".hdf5", ".dcm", ".dicom", ".nii", ".nii.gz")
+ARRAYS = (
+    *(".npy", ".npz", ".pt", ".pth", ".safetensors", ".mat", ".h5", ".hdf5"),
+    *(".dcm", ".dicom", ".nii", ".nii.gz"),
+)
 """Suffixes of the files that hold arrays."""
 CONVERSIONS = {
     (".mp4", ".mov", ".avi", ".mkv", ".webm", ".m4v"): "take its frames out: ffmpeg -i FILE frames/%04d.png",
@@ -47,7 +50,7 @@ CONVERSIONS = {
     (".zip", ".tar", ".gz", ".7z", ".rar"): "unpack it and give the folder",
 }
 """What to do with files of other kinds, by their suffixes."""
-KEYED = re.compile(r"(?P<file>.+\.(?:npz|pt|pth|mat|h5|hdf5)):(?P<key>[^:\\]+)", re.IGNORECASE)
+KEYED = re.compile(r"(?P<file>.+\.(?:npz|pt|pth|safetensors|mat|h5|hdf5)):(?P<key>[^:\\]+)", re.IGNORECASE)
 """A file and the key of an array in it, such as ``scan.h5:group/kspace``."""
 
 

@@ -25,8 +25,10 @@ DEEP = ("I", "F")
 """First letters of Pillow's modes with more than 8 bits: integers and real numbers."""
 ALPHA = ("RGBA", "LA", "PA", "RGBa", "La")
 """Pillow's modes with transparency."""
-ANIMATED = (".gif", ".webp", ".tif", ".tiff", ".apng")
+ANIMATED = (".gif", ".webp", ".tif", ".tiff", ".apng", ".avif")
 """Suffixes of files with several pictures."""
+PROFILE = "icc_profile"
+"""Pillow's name of a picture's colour profile."""
 BITS_PER_SAMPLE = 258
 """The tag of a TIFF that says its bits."""
 ORIENTATION = 0x0112
@@ -44,7 +46,7 @@ TURNS = {
 
 
 def frames_of(path: Path) -> int:
-    """Number of pictures in a file: pages of a TIFF, frames of a GIF, WebP or APNG; 1 for files of other kinds.
+    """Number of pictures in a file: pages of a TIFF, frames of a GIF, WebP, APNG or AVIF; 1 for files of other kinds.
 
     Raises:
         InputError: If the file can't be read.
@@ -145,7 +147,10 @@ def _rgb(image: Image.Image) -> Image.Image:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
     image.load()  # before the file is closed
-    return image if image.mode == "RGB" else image.convert("RGB")
+    image = image if image.mode == "RGB" else image.convert("RGB")
+    if (image.info.get(PROFILE) or b"")[16:20] != b"RGB ":  # one of ink or grey, which other programs would not take
+        image.info.pop(PROFILE, None)
+    return image
 
 
 def _is_deep_colour(image: Image.Image) -> bool:

@@ -4,7 +4,7 @@ import numpy as np
 
 from rlsd_lightning.errors import InputError
 
-__all__ = ["as_pages", "check_axes"]
+__all__ = ["CHANNELS", "as_pages", "check_axes"]
 
 CHANNELS = (1, 3)
 """Numbers of channels: grey and colour."""

@@ -12,12 +12,12 @@ from deepinv.physics import Physics
 from PIL import Image
 from torch import Tensor
 
+from rlsd_lightning.data.original import FullSize
 from rlsd_lightning.errors import InputError, require_at_least_one
 from rlsd_lightning.evaluation.checks import principal_directions
 from rlsd_lightning.evaluation.scores import Solved, aligned, pseudo_inverse
 from rlsd_lightning.functional.sets.clustering import k_medoids
 from rlsd_lightning.images import to_pil
-from rlsd_lightning.measurement import Measurement
 from rlsd_lightning.operators.likelihood import NOT_PICTURES, HasEquivalents, last_operator, observed_pixels
 from rlsd_lightning.results.grid import write_directions, write_evolution, write_grid
 from rlsd_lightning.results.store import in_short, remove_result, write_metrics, write_particles
@@ -79,8 +79,8 @@ class Result:
         panels: Pictures of the grid.
         tensors: Content of particles.safetensors.
         moments: Numbers of steps taken, and thumbnails after them; the filmstrip.
-        full_size: Pictures of the particles and their mean at the size of the user's own picture, by their file names; empty
-            if that is the size that was solved.
+        full_size: Pictures of the particles and their mean at the size of the user's own picture, by their file names, made
+            from the user's file when they are asked for; empty if that is the size that was solved.
         alike: Particles in their equivalent forms nearest to the first one; None: ``particles``.
         is_first: Whether :meth:`save` writes; False in all processes but the first of a group.
     """
@@ -132,9 +132,7 @@ class Result:
             write_directions(folder / "directions.png", self.mean, self.tensors["directions"], self.metrics[SHARES])
         if self.moments:
             write_evolution(folder / "filmstrip.png", self.moments, len(self.particles))
-        for name, picture in self.full_size.items():
-            (folder / FULL_SIZE).mkdir(exist_ok=True)
-            picture.save(folder / FULL_SIZE / f"{name}.png", compress_level=1)  # of many pixels: fast before small
+        _write_full_size(folder, self.full_size)
         write_particles(folder, self.tensors)
         write_metrics(folder, self.metrics)  # last: it marks a finished measurement
 
@@ -218,14 +216,15 @@ def image_result(
     if directions is not None:
         tensors["directions"] = directions.deviations
         chosen[SHARES] = [round(share, 4) for share in directions.shares.tolist()]
+    particles = images.float().cpu()
     return Result(
-        particles=images.float().cpu(),
+        particles=particles,
         mean=mean,
         std=std,
         decoded=solved.decoded.detach().float().cpu(),
         metrics={**(metrics or {}), **chosen},
         panels=_panels(solved, mean),
-        full_size=_at_full_size(measurement, {**{f"{i:02d}": image for i, image in enumerate(images)}, "mean": mean}),
+        full_size=FullSize(measurement, {**{f"{i:02d}": image for i, image in enumerate(particles)}, "mean": mean}),
         tensors={name: value.detach().cpu() for name, value in tensors.items()},
         moments=moments,
         alike=alike,
@@ -244,16 +243,14 @@ def _panels(solved: Solved, mean: Tensor) -> list[Panel]:
     return [(name, title, to_pil(pixels)) for name, title, pixels in [*pictures, ("mean", "mean", mean)]]
 
 
-def _at_full_size(measurement: Measurement, images: dict[str, Tensor]) -> dict[str, Image.Image]:
-    """Images at the size of the user's own picture; none if that is the size that was solved."""
-    if measurement.original is None:
-        return {}
+def _write_full_size(folder: Path, pictures: Mapping[str, Image.Image]) -> None:
+    """Write pictures one at a time; a file that can't be read any more costs these pictures only, and is logged."""
     try:
-        pictures = measurement.original.with_image([to_pil(image) for image in images.values()], measurement.physics)
+        for name, picture in pictures.items():
+            (folder / FULL_SIZE).mkdir(exist_ok=True)
+            picture.save(folder / FULL_SIZE / f"{name}.png", compress_level=1)  # of many pixels: fast before small
     except InputError as error:
-        log.warning("%s: there are no results of the picture's own size, as %s", measurement.name, error)
-        return {}
-    return dict(zip(images, pictures, strict=True))
+        log.warning("%s: there are no results of the picture's own size, as %s", folder.name, error)
 
 
 def _is_picture(y: Tensor, physics: Physics) -> bool:

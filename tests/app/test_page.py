@@ -1,5 +1,6 @@
 """The page without a browser: its pictures, its tabs and its start."""
 
+import errno
 import json
 import logging
 import os
@@ -187,11 +188,23 @@ def test_without_gradio_one_line_says_how_to_get_it(monkeypatch: pytest.MonkeyPa
 
 
 @pytest.mark.usefixtures("restored")
-def test_a_taken_port_is_one_line(capsys: pytest.CaptureFixture):
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "0.0.0.0"])
+def test_a_taken_port_is_one_line(host: str, capsys: pytest.CaptureFixture):
     pytest.importorskip("gradio")
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = taken.getsockname()[1]
-        assert app.main(["--port", str(port)]) == 1
-    assert capsys.readouterr().err == f"error: port {port} is not free; choose another by --port\n"
+        assert app.main(["--port", str(port), "--host", host]) == 1
+    said = f"error: can't listen on {host}:{port} ({os.strerror(errno.EADDRINUSE)}); choose another --port or --host\n"
+    assert capsys.readouterr().err == said
+
+
+@pytest.mark.usefixtures("restored")
+@pytest.mark.parametrize("host", ["10.99.99.99", "no.such.host.invalid", "a..b", "x" * 70, "::2"])
+def test_a_host_that_is_not_this_machine_is_one_line(host: str, capsys: pytest.CaptureFixture):
+    pytest.importorskip("gradio")
+    assert app.main(["--host", host]) == 1
+    said = capsys.readouterr().err
+    assert said.startswith(f"error: can't listen on {host}:7860 (") and said.count("\n") == 1
+    assert said.endswith("); choose another --port or --host\n") and "in use" not in said

@@ -8,6 +8,9 @@ import torch
 import yaml
 from torch import Tensor
 
+from rlsd_lightning.cli.literal import INPUTS
+from rlsd_lightning.cli.resume import MAY_CHANGE
+from rlsd_lightning.cli.settings import OLDER
 from rlsd_lightning.cli.subcommands import conformal
 from rlsd_lightning.errors import InputError
 from rlsd_lightning.evaluation.checks.intervals import (
@@ -109,10 +112,12 @@ def test_only_hidden_values_count() -> None:
     )
 
 
-def run(folder: Path, saved: list[SavedMeasurement], truths: bool = True, **settings: int) -> Path:
+def run(folder: Path, saved: list[SavedMeasurement], truths: bool = True, **settings: object) -> Path:
     """A finished run as a folder."""
     (folder / ".hydra").mkdir(parents=True)
-    (folder / ".hydra" / "config.yaml").write_text(yaml.safe_dump({"num_particles": 4, "num_steps": 5, **settings}))
+    (folder / ".hydra" / "config.yaml").write_text(
+        yaml.safe_dump({"num_particles": 4, "num_steps": 5, "data": {}, **settings})
+    )
     for one in saved:
         place = folder / one.name
         place.mkdir()
@@ -147,6 +152,36 @@ def test_another_setting_is_refused(changed: dict[str, int], tmp_path: Path, cap
     assert conformal.main([str(calibration), str(other)]) == 1
     assert f"{next(iter(changed))} differ" in capsys.readouterr().err.replace("differs", "differ")
     assert not (other / "000" / "lower.png").exists()
+
+
+@pytest.mark.parametrize("name", [name for name in (*INPUTS, *MAY_CHANGE) if not name.startswith("callbacks.")])
+def test_runs_of_two_places_are_alike(name: str, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    group, _, last = name.rpartition(".")
+    places = ("/one/a.npz:key", "/two/a.npz:key") if name in INPUTS else (None, 4)
+    first, second = (run(tmp_path / str(i), measurements(10, 0.5), **{group: {last: places[i]}}) for i in range(2))
+    assert conformal.main([str(first), str(second)]) == 0
+    if name not in INPUTS or group == "data":
+        return
+    for index, other in enumerate(("/one/b.npz:key", "/one/a.npz:other", None)):
+        another = run(tmp_path / f"other{index}", measurements(1, 0.5), **{group: {last: other}})
+        assert conformal.main([str(first), str(another)]) == 1
+        assert f"{group} differs" in capsys.readouterr().err
+
+
+def test_models_of_two_owners_differ(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    first, second = (
+        run(tmp_path / owner, measurements(10, 0.5), prior={"pretrained": f"{owner}/model"}) for owner in ("one", "two")
+    )
+    assert conformal.main([str(first), str(second)]) == 1
+    assert "prior differs" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("older", OLDER)
+def test_a_run_with_older_names_is_alike(older: str, tmp_path: Path) -> None:
+    name, present = older.removeprefix("data."), OLDER[older].removeprefix("physics.")
+    before = run(tmp_path / "before", measurements(10, 0.5), data={name: "/one/a.png"}, physics={})
+    after = run(tmp_path / "after", measurements(1, 0.5), physics={present: "/two/a.png"})
+    assert conformal.main([str(before), str(after)]) == 0
 
 
 @pytest.mark.parametrize("level", ["0", "1", "1.5"])

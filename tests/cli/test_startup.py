@@ -107,6 +107,38 @@ def test_help_on_what_does_not_compose_is_one_line() -> None:
     )
 
 
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A user's own options, in a folder whose name Hydra's grammar would not take."""
+    (tmp_path / "my, conf's" / "task").mkdir(parents=True)
+    (tmp_path / "my, conf's" / "task" / "holes.yaml").write_text(
+        "# @package _global_\n# Holes of my own.\ndefaults:\n  - inpaint\nphysics:\n  # my noise\n  sigma: 0.07\n"
+    )
+    (tmp_path / "my, conf's" / "task" / "bare.yaml").write_text("# @package _global_\n")
+    return tmp_path / "my, conf's"
+
+
+@pytest.mark.parametrize("given", ["--config-dir {}", "--config-dir={}", "-cd {}", "-cd={}"])
+def test_help_knows_the_options_of_ones_own_folder(given: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(folder.parent)
+    for where in (folder, folder.name):  # absolute or not
+        code, printed = train(*(part.format(where) for part in given.split()), "task=holes", "num_steps=7", "--help")
+        assert code == 0, printed
+        for line in ("task: what to solve (now holes)", "  num_steps=7 ", "  physics.sigma=0.07 "):
+            assert f"\n{line}" in printed
+        assert printed.count("Holes of my own") == printed.count("my noise") == 1
+        assert "\n  task=bare\n" in printed and "\n  task=inpaint " in printed
+        code, printed = train(*(part.format(where) for part in given.split()), "task=bare", "-h")
+        assert code == 0 and "(now bare)" in printed
+
+
+@pytest.mark.parametrize("given", [["--config-dir", "nowhere"], ["-cd=nowhere"], ["--config-dir"]])
+def test_a_wrong_folder_of_options_is_one_line(given: list[str]) -> None:
+    code, printed = train("--help", *given)
+    assert code == 2
+    assert printed.startswith("error: ") and printed.count("\n") == 1 and "--config-dir" in printed
+
+
 COMPOSITIONS = [
     [],
     ["task=inpaint_box", "num_steps=7", "method.gamma=0.5"],

@@ -14,8 +14,9 @@ from safetensors.torch import load_file
 from transformers import CLIPTokenizer
 
 from examples.face_prior import autoencoder, diffusion, features, report
+from examples.face_prior.classifier import load_classifier
 from examples.face_prior.faces import Faces, partial_caption
-from rlsd_lightning.evaluation.attributes import ATTRIBUTES, load_classifier
+from rlsd_lightning.evaluation.attributes import ATTRIBUTES
 from rlsd_lightning.features import ViTFeatures
 
 SIZE = 32

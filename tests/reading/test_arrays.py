@@ -6,12 +6,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from rlsd_lightning import InputError
-from rlsd_lightning.data import ImageMeasurements
+from rlsd_lightning.data import ImageMeasurements, measurements
 from rlsd_lightning.images import load_image
 from rlsd_lightning.operators import denoising
 from rlsd_lightning.reading.arrays import load_array
+from rlsd_lightning.results.store import write_particles
 
 SHAPE = (3, 8, 8)
 Y = np.arange(64, dtype=np.float32).reshape(8, 8) / 63
@@ -39,9 +41,14 @@ def write_matlab_5(path: Path, **arrays: np.ndarray) -> None:
     pytest.importorskip("scipy.io").savemat(path, arrays)
 
 
+def tensors(arrays: dict[str, np.ndarray]) -> dict[str, torch.Tensor]:
+    return {name: torch.from_numpy(each) for name, each in arrays.items()}
+
+
 WRITERS: dict[str, Callable[..., None]] = {
     "a.npz": np.savez,
-    "a.pt": lambda path, **arrays: torch.save({name: torch.from_numpy(each) for name, each in arrays.items()}, path),
+    "a.pt": lambda path, **arrays: torch.save(tensors(arrays), path),
+    "a.safetensors": lambda path, **arrays: save_file(tensors(arrays), path),
     "a.h5": write_h5,
     "a.mat": write_matlab_7_3,
     "old.mat": write_matlab_5,
@@ -85,6 +92,19 @@ def test_complex_numbers_are_taken_where_they_are_allowed(file: tuple[Path, Call
 def test_a_plain_tensor_is_read(tmp_path: Path) -> None:
     torch.save(torch.from_numpy(Y).bfloat16().requires_grad_(), tmp_path / "y.pt")
     assert load_array(tmp_path / "y.pt") == pytest.approx(Y, abs=1e-2)
+
+
+def test_tensors_of_any_precision_are_read(tmp_path: Path) -> None:
+    for kind in (torch.bfloat16, torch.float16, torch.float64, torch.uint8, torch.bool):
+        save_file({"y": torch.ones(2, 2, dtype=kind)}, tmp_path / "y.safetensors")
+        assert (load_array(tmp_path / "y.safetensors") == 1).all()
+
+
+def test_a_runs_own_tensors_are_a_measurement(tmp_path: Path) -> None:
+    y = torch.linspace(-1, 1, 192).reshape(1, *SHAPE)
+    write_particles(tmp_path, {"x": torch.zeros(4, *SHAPE), "y": y})
+    (one,) = measurements(SHAPE, denoising, measurement=f"{tmp_path / 'particles.safetensors'}:y")
+    torch.testing.assert_close(one.y, y)
 
 
 @pytest.mark.parametrize("layout", ["csc_array", "csr_matrix", "coo_array"])

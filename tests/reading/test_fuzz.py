@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
+from safetensors.torch import save_file
 
 from rlsd_lightning import InputError
 from rlsd_lightning.data import measurements
@@ -20,7 +21,13 @@ from rlsd_lightning.reading.frames import FITS
 SHAPE = (3, 16, 16)
 COMBINATIONS = 1000
 FORMATS = ("png", "jpg", "tif", "gif", "webp", "bmp")
-ARRAYS = ("npy", "npz", "pt")
+WRITERS: dict[str, Callable[[Path, np.ndarray], None]] = {
+    "npy": np.save,
+    "npz": np.savez,
+    "pt": lambda path, values: torch.save(torch.from_numpy(values), path),
+    "safetensors": lambda path, values: save_file({"values": torch.from_numpy(values)}, path),
+}
+ARRAYS = tuple(WRITERS)
 DTYPES = ("bool", "uint8", "int8", "uint16", "int16", "int64", "float16", "float32", "float64", "complex64")
 SHAPES = (
     (16, 16),
@@ -77,8 +84,7 @@ def draw_file(rng: np.random.Generator, path: Path) -> tuple[Path, bool]:
     """A picture or an array, and whether it is whole."""
     if rng.random() < 0.5:
         path = path.with_suffix(f".{pick(rng, ARRAYS)}")
-        values, write = draw_array(rng), {"npy": np.save, "npz": np.savez}.get(path.suffix[1:])
-        write(path, values) if write else torch.save(torch.from_numpy(values), path)
+        WRITERS[path.suffix[1:]](path, draw_array(rng))
     else:
         path = path.with_suffix(f".{pick(rng, FORMATS)}")
         try:

@@ -32,7 +32,10 @@ def test_the_brighter_of_any_two_values_is_seen(low: int, high: int, tmp_path: P
 
 @pytest.mark.parametrize(
     "values",
-    [SEEN, SEEN.astype(int), np.where(SEEN, 1.0, -1.0), SEEN[None] * 255, SEEN[None, None] * 1.0, np.stack([SEEN] * 3)],
+    [
+        *(SEEN, SEEN.astype(int), np.where(SEEN, 1.0, -1.0), SEEN[None] * 255, SEEN[None, None] * 1.0),
+        *(np.stack([SEEN] * 3), np.stack([SEEN] * 3, axis=-1), np.stack([SEEN] * 3)[None], SEEN[..., None]),
+    ],
 )
 def test_an_array_is_a_mask(values: np.ndarray, tmp_path: Path) -> None:
     np.save(tmp_path / "m.npy", values)
@@ -113,6 +116,18 @@ def test_an_array_that_is_no_mask_is_refused(values: np.ndarray, tmp_path: Path)
     np.save(tmp_path / "m.npy", values)
     with pytest.raises(InputError, match=r"m\.npy"):
         load_mask(tmp_path / "m.npy", 16, 16)
+
+
+@pytest.mark.parametrize(
+    "shape",
+    [(3, 16, 16), (16, 16, 3), (1, 3, 16, 16), (1, 16, 16, 3), (2, 16, 16), (16, 16, 4), (2, 1, 16, 16), (0, 16)],
+)
+def test_several_masks_in_place_of_one_are_refused(shape: tuple[int, ...], tmp_path: Path) -> None:
+    np.save(tmp_path / "m.npy", np.random.default_rng(0).random(shape) < 0.5)
+    with pytest.raises(InputError) as said:
+        read_mask(tmp_path / "m.npy", 16, 16)
+    start = f"one mask of shape (H, W) is expected, but '{tmp_path / 'm.npy'}' has {shape}; save one mask a file"
+    assert str(said.value) == start
 
 
 @pytest.mark.parametrize("fit", ["keep", "crop", "pad"])

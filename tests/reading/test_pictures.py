@@ -3,18 +3,19 @@
 import os
 import struct
 import zlib
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, features
 from PIL.TiffImagePlugin import ImageFileDirectory_v2
 
 from rlsd_lightning import InputError
-from rlsd_lightning.data import ImageMeasurements
+from rlsd_lightning.data import ImageMeasurements, ImageSizes, measurements
 from rlsd_lightning.images import find_images, load_image
-from rlsd_lightning.operators import denoising
+from rlsd_lightning.operators import denoising, inpainting
 from rlsd_lightning.reading.pictures import frames_of, open_picture, open_upright, read_picture
 
 SHAPE = (3, 16, 16)
@@ -176,11 +177,32 @@ def test_what_is_no_picture_is_one_line_with_the_files_name(tmp_path: Path) -> N
         load_image(tmp_path / "broken.png", 16, 16)
 
 
-@pytest.mark.parametrize("suffix", ["tif", "gif", "webp"])
+def profile_of(space: bytes) -> bytes:
+    """The header of a colour profile, with its colour space."""
+    return b"\0" * 16 + space + b"XYZ " + b"\0" * 104
+
+
+@pytest.mark.parametrize("space", [b"RGB ", b"CMYK", b"GRAY", b"Lab ", b""])
+@pytest.mark.parametrize(
+    ("mode", "suffix"), [("CMYK", "jpg"), ("L", "jpg"), ("RGB", "jpg"), ("L", "png"), ("P", "png")]
+)
+def test_a_colour_picture_has_a_profile_of_colours_or_none(
+    mode: str, suffix: str, space: bytes, tmp_path: Path
+) -> None:
+    file = tmp_path / f"a.{suffix}"
+    Image.new("RGB", (20, 24), "white").convert(mode).save(file, icc_profile=profile_of(space))
+    assert ("icc_profile" in read_picture(file).info) is (space == b"RGB ")
+    (one,) = measurements(ImageSizes(SHAPE), partial(inpainting, mask="half"), images=file)
+    (whole,) = one.original.with_image([Image.new("RGB", one.image_shape[:0:-1])], one.physics)
+    whole.save(tmp_path / "whole.png")
+    assert ("icc_profile" in Image.open(tmp_path / "whole.png").info) is (space == b"RGB ")
+
+
+@pytest.mark.parametrize("suffix", ["tif", "gif", "webp", "avif"])
 @pytest.mark.parametrize("what", ["images", "measurement"])
 def test_pages_and_frames_are_pictures_of_their_own(tmp_path: Path, suffix: str, what: str) -> None:
-    from rlsd_lightning.data import measurements
-
+    if suffix == "avif" and not features.check("avif"):
+        pytest.skip("this Pillow has no AVIF")
     shades = [Image.new("L", (16, 16), shade) for shade in (0, 128, 255)]
     shades[0].save(tmp_path / f"a.{suffix}", save_all=True, append_images=shades[1:])
     data = measurements(SHAPE, lambda image_shape: denoising(SHAPE, sigma=0), **{what: tmp_path / f"a.{suffix}"})

@@ -4,19 +4,23 @@ rlsd conformal outputs/inpaint/CALIBRATION
 rlsd conformal outputs/inpaint/CALIBRATION outputs/inpaint/RUN --level 0.9
 
 The first run is the calibration: its conformal.json keeps the intervals' factor. The other runs need no truths. They must
-have the calibration's settings, and get lower.png and upper.png, figures in metrics.json, and a new report.html.
+have the calibration's settings and files of the same names, and get lower.png and upper.png, figures in metrics.json, and
+a new report.html.
 """
 
 from pathlib import Path
 from typing import Any
 
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
-from rlsd_lightning.cli.settings import read_settings
+from rlsd_lightning.cli.literal import INPUTS
+from rlsd_lightning.cli.resume import MAY_CHANGE
+from rlsd_lightning.cli.settings import move_older, read_settings
 from rlsd_lightning.cli.subcommands.parser import Parser, in_one_line
 from rlsd_lightning.errors import InputError
 from rlsd_lightning.evaluation.checks.intervals import Conformal, conformal_calibration, interval
 from rlsd_lightning.images import to_pil
+from rlsd_lightning.reading.paths import split_key
 from rlsd_lightning.results.report import write_report
 from rlsd_lightning.results.store import (
     finished,
@@ -66,9 +70,21 @@ def give_intervals(folder: Path, found: Conformal) -> tuple[int, float, float | 
 
 
 def _settings(folder: Path) -> dict[str, Any]:
-    """Settings of a run that a calibration holds for."""
-    settings = OmegaConf.to_container(read_settings(folder), resolve=False)
-    return {name: settings.get(name) for name in ALIKE}
+    """Settings of a run that a calibration holds for: files by their names, without ways of computing the same results."""
+    settings = read_settings(folder)
+    move_older(settings)
+    for name in MAY_CHANGE:
+        group, _, last = name.rpartition(".")
+        chosen = OmegaConf.select(settings, group)
+        if name not in INPUTS and isinstance(chosen, DictConfig):
+            chosen.pop(last, None)
+    for name in INPUTS:
+        value = OmegaConf.select(settings, name, throw_on_resolution_failure=False)
+        if isinstance(value, str) and Path(value).is_absolute():  # another one is a model to be fetched
+            file, key = split_key(value)
+            OmegaConf.update(settings, name, f"{file.name}:{key}" if key else file.name)
+    whole = OmegaConf.to_container(settings, resolve=False)
+    return {name: whole.get(name) for name in ALIKE}
 
 
 def check_alike(calibration: Path, run: Path) -> None:
