@@ -89,8 +89,8 @@ class Processes:
             started = int(os.environ["WORLD_SIZE"]) if TorchElasticEnvironment.detect() else trainer.world_size
             if started != trainer.world_size:
                 raise InputError(
-                    f"trainer.devices and trainer.num_nodes must ask for as many processes as torchrun has started, {started}, "
-                    f"got {trainer.world_size}; set trainer.devices to torchrun's --nproc-per-node"
+                    f"devices and num_nodes of the Trainer must ask for as many processes as torchrun has started, {started}, "
+                    f"got {trainer.world_size}; set devices to torchrun's --nproc-per-node"
                 )
             self.rank, self.size, self.device = trainer.global_rank, trainer.world_size, trainer.strategy.root_device
             self._store = self._strategy.launcher.launch(self._strategy.rendezvous) if self.size > 1 else None

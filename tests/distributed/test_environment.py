@@ -105,7 +105,7 @@ def test_tasks_of_srun_and_processes_of_torchrun_stay_theirs(monkeypatch: pytest
 
 @pytest.mark.parametrize(
     ("devices", "said"),
-    [(1, "as torchrun has started, 2, got 1; set trainer.devices"), (3, "does not match the world size")],
+    [(1, "as torchrun has started, 2, got 1; set devices to"), (3, "does not match the world size")],
 )
 def test_another_number_of_processes_than_torchrun_has_started_is_refused(
     devices: int, said: str, monkeypatch: pytest.MonkeyPatch

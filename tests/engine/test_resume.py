@@ -95,6 +95,9 @@ def test_a_signal_stops_between_steps_and_asks_to_be_started_again(
     assert_same_bits(stopped / "000", whole / "000")
 
 
+@pytest.mark.skipif(
+    signal.getsignal(signal.SIGINT) is signal.SIG_IGN, reason="where tests run in the background Ctrl-C is ignored"
+)
 @pytest.mark.parametrize(
     ("settings", "times"),
     [(["+callbacks.slow.seconds=5"], 2), (["callbacks.stop=null"], 1)],
