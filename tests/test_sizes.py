@@ -1,6 +1,7 @@
 """Pictures of any size: nothing is cropped unless asked for, and results come back at the picture's own size."""
 
 import weakref
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from unittest import mock
@@ -307,3 +308,27 @@ def test_pictures_of_several_sizes_are_one_run(album: Path, small: list[str], tm
     assert code == 0 and printed.count("finished before") == 4
     report = (tmp_path / "run" / "report.html").read_text()
     assert all(name in report for name in ("phone", "screen", "x", "y"))
+
+
+@pytest.mark.parametrize(
+    ("task", "size", "said"),
+    [
+        (
+            denoising,
+            (160, 96),
+            "solved at 160x96, as this measurement can't be reduced; that takes about 15 times as long",
+        ),
+        (partial(super_resolution, factor=4), (40, 24), "solved at 160x96"),
+        (denoising, (40, 32), None),
+        (colorization, (160, 96), None),  # whose pixels may be averaged
+    ],
+)
+def test_a_measurement_that_can_not_be_reduced_is_said_to_take_long(
+    task: Callable, size: tuple[int, int], said: str | None, tmp_path: Path, caplog: pytest.LogCaptureFixture
+):
+    caplog.set_level("INFO", "rlsd_lightning")
+    Image.new("L", size, 100).save(tmp_path / "shot.png")
+    sizes = ImageSizes((3, 32, 32), 4, 32)
+    measurements(sizes, task, measurement=str(tmp_path / "shot.png"))[0]
+    assert ("takes about" in caplog.text) == (said is not None)
+    assert said is None or said in caplog.text

@@ -1,6 +1,7 @@
 """Measured data without a truth."""
 
 import logging
+import math
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -30,6 +31,9 @@ from rlsd_lightning.signatures import typed
 __all__ = ["MeasuredData", "load_measured"]
 
 log = logging.getLogger(__name__)
+
+SLOW = 2.0
+"""Pixels of an image over those of the largest that a picture becomes, from which a warning says so."""
 
 
 class MeasuredData(FileMeasurements):
@@ -116,6 +120,12 @@ class MeasuredData(FileMeasurements):
         self._reader.notes(source.path, limits.note)
         if frame.fitted_size != frame.picture_size:
             self._reader.notes(source.path, frame.describe())
+        elif (ratio := math.prod(frame.image_size) / math.prod(self.operators.largest)) > SLOW:
+            (height, width), (usual_height, usual_width) = frame.image_size, self.operators.largest
+            said = f"solved at {width}x{height}, as this measurement can't be reduced; that takes about {ratio:.0f} times as long"
+            self._reader.notes(
+                source.path, f"{said} as {usual_width}x{usual_height}; crop it if it is too long", logging.WARNING
+            )
         y = torch.from_numpy(scaled(values, limits)).movedim(-1, 0)[None]
         y = self._with_channels(y, source)
         if not frame.is_trivial:

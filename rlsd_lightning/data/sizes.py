@@ -47,6 +47,7 @@ class OneSize:
 
     def __init__(self, image_shape: tuple[int, ...], physics: Physics) -> None:
         self.typical_shape, self._physics = tuple(image_shape), physics
+        self.largest = self.typical_shape[-2:]
 
     def frame(self, picture_size: tuple[int, int]) -> Frame:
         """Where a picture of some height and width lies in the image."""
@@ -76,6 +77,7 @@ class AnySize:
             reduced to fit into the largest size, and continued to it by their mirror image.
 
     Attributes:
+        largest: Height and width of the largest image that a picture becomes; that of a measurement may be larger.
         measures_pixels: Whether pixels are measured one by one, by a mask that depends on the picture's place in the image.
 
     Raises:
@@ -103,7 +105,7 @@ class AnySize:
         self._multiple = math.lcm(sizes.multiple, multiple_of(typical))
         channels, *size = sizes.image_shape
         share = min(1.0, (sizes.most or max(size)) / max(size))
-        self._largest = tuple(self._within(share * length) for length in size)
+        self.largest = tuple(self._within(share * length) for length in size)
         self.typical_shape = (channels, *map(self._within, size))
         self._made = functools.lru_cache(KEPT)(partial(make_physics, factory))
 
@@ -126,16 +128,16 @@ class AnySize:
     def frame(self, picture_size: tuple[int, int]) -> Frame:
         """Where a picture of some height and width lies in the image."""
         if self._fit == "crop":
-            return Frame.cropped(picture_size, self._largest)
-        fitting = min(most / length for most, length in zip(self._largest, picture_size, strict=True))
+            return Frame.cropped(picture_size, self.largest)
+        fitting = min(most / length for most, length in zip(self.largest, picture_size, strict=True))
         scale = min(fitting, max(1.0, (self._trained or 1) / max(picture_size)))
         if self._fit == "pad":
             return Frame.whole(
-                picture_size, tuple(max(1, round(scale * length)) for length in picture_size), self._largest
+                picture_size, tuple(max(1, round(scale * length)) for length in picture_size), self.largest
             )
         size = [
             min(max(1, round(scale * length / self._multiple)) * self._multiple, most)
-            for length, most in zip(picture_size, self._largest, strict=True)
+            for length, most in zip(picture_size, self.largest, strict=True)
         ]
         return Frame.whole(picture_size, tuple(size))
 
@@ -147,7 +149,7 @@ class AnySize:
         """
         if self._one_size:
             return _only(picture_size, self.typical_shape[-2:])
-        if self._reducible and any(length > most for length, most in zip(picture_size, self._largest, strict=True)):
+        if self._reducible and any(length > most for length, most in zip(picture_size, self.largest, strict=True)):
             return self.frame(picture_size)
         return Frame.extended(picture_size, self._multiple)
 
