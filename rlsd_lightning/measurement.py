@@ -19,7 +19,7 @@ class Original(Protocol):
     """The picture of a measurement at its own size, which is not that of the image that is solved."""
 
     def with_image(self, images: Iterable[Image.Image], physics: Physics) -> Iterable[Image.Image]:
-        """Solved images at the picture's size, in it where only a part is solved or missing; best one after the other.
+        """Solved images at the picture's size, in it where only a part is solved or missing; they may be made one at a time.
 
         Raises:
             InputError: If the picture can't be read any more.

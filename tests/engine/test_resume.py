@@ -101,7 +101,7 @@ def test_a_signal_stops_between_steps_and_asks_to_be_started_again(
 @pytest.mark.parametrize(
     ("settings", "times"),
     [(["+callbacks.slow.seconds=5"], 2), (["callbacks.stop=null"], 1)],
-    ids=["twice", "lightnings"],
+    ids=["twice", "without_stop"],
 )
 def test_ctrl_c_that_ends_a_step_asks_to_be_started_again_too(
     settings: list[str], times: int, small: list[str], tmp_path: Path
